@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What can go wrong in a model, and how it is told to stop.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+/// Why a model did not deliver. Each text says what was tried and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The [`Cancel`] token was set, or the [`Sink`](super::Sink) takes nothing more.
+    #[error("cancelled")]
+    Cancelled,
+    /// The model asked for cannot run here.
+    #[error("{model} cannot run: {why}; {instead}")]
+    Unavailable {
+        /// The model's name.
+        model: String,
+        /// What is missing.
+        why: String,
+        /// What to do.
+        instead: String,
+    },
+    /// A setting that cannot be used.
+    #[error("{setting}={value} cannot be used: {why}; {instead}")]
+    Setting {
+        /// The setting's name.
+        setting: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+        /// What to do.
+        instead: String,
+    },
+    /// The system has no memory for a frame.
+    #[error(
+        "no memory for a frame of {width}×{height} ({bytes} bytes); use a smaller up-scale, a smaller \
+         input, or a machine with more memory"
+    )]
+    OutOfMemory {
+        /// Width of the frame in pixels.
+        width: usize,
+        /// Height of the frame in pixels.
+        height: usize,
+        /// What was asked for.
+        bytes: usize,
+    },
+    /// A frame could not be resized.
+    #[error("resizing a frame from {from:?} to {to:?} failed: {why}; please report this")]
+    Resize {
+        /// Width and height before.
+        from: (usize, usize),
+        /// Width and height after.
+        to: (usize, usize),
+        /// What the resizer said.
+        why: String,
+    },
+}
+
+/// Asks a computation to stop; clones share one flag, and setting it takes no lock.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Asks all holders of this token to stop.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// [`Error::Cancelled`] once [`cancel`](Self::cancel) was called.
+    pub fn check(&self) -> Result<(), Error> {
+        match self.0.load(Ordering::Acquire) {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The sizes and rates of the output, as every model keeps them.
+
+use std::ops::RangeInclusive;
+
+/// The most frames made between two neighbours: nine times the rate.
+pub const MAX_MADE_FRAMES: usize = 8;
+
+/// The length in pixels of a side after scaling: floor(side·scale/2)·2, at least 2; `side` itself
+/// at scale 1.
+///
+/// Encoders want even sides. Source: the reference's own rule for sizes.
+pub fn scaled_side(side: usize, scale: f64) -> usize {
+    if scale == 1.0 {
+        return side;
+    }
+    // Through a float, as the reference does.
+    ((side as f64 * scale / 2.0).floor() as usize * 2).max(2)
+}
+
+/// The lengths that [`scaled_side`] turns into one within `sides`, or none.
+pub fn unscaled_sides(sides: RangeInclusive<usize>, scale: f64) -> Option<RangeInclusive<usize>> {
+    // scaled_side never decreases, so two searches find the ends; rounding takes at most one off.
+    let most = sides.end().saturating_add(1);
+    let first = partition(most, |side| scaled_side(side, scale) >= *sides.start());
+    let after = partition(most, |side| scaled_side(side, scale) > *sides.end());
+    (first < after).then(|| first..=after - 1)
+}
+
+/// The smallest of 1..=most for which `holds` is true, given that it stays true from there on;
+/// most + 1 if there is none.
+fn partition(most: usize, holds: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (1, most.saturating_add(1));
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if holds(middle) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    low
+}
+
+/// Frames to make between two neighbours: min(max(round_half_even(target/input) − 1, 0), 8).
+///
+/// Rates are (numerator, denominator) in frames a second. A target of 0 keeps the rate.
+/// Source: the reference's own rule.
+pub fn made_frames(target: (u32, u32), input: (u32, u32)) -> usize {
+    let dividend = u64::from(target.0) * u64::from(input.1);
+    let divisor = u64::from(target.1) * u64::from(input.0);
+    if divisor == 0 {
+        return 0;
+    }
+    let (whole, rest) = (dividend / divisor, dividend % divisor);
+    let up = match (rest * 2).cmp(&divisor) {
+        std::cmp::Ordering::Less => false,
+        std::cmp::Ordering::Equal => whole % 2 == 1,
+        std::cmp::Ordering::Greater => true,
+    };
+    (whole + u64::from(up))
+        .saturating_sub(1)
+        .min(MAX_MADE_FRAMES as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sides_are_even_and_exact_at_scale_one() {
+        assert_eq!(scaled_side(480, 2.5), 1200);
+        assert_eq!(scaled_side(33, 3.0), 98);
+        assert_eq!(scaled_side(33, 1.0), 33);
+        assert_eq!(scaled_side(1, 1.5), 2);
+    }
+
+    #[test]
+    fn the_sides_before_scaling_are_exactly_those_that_scale_to_it() {
+        for scale in [1.0, 1.3, 1.5, 2.0, 3.0, 4.0, 8.0] {
+            for side in 1..=200 {
+                let sides: Vec<_> = (1..=side + 2)
+                    .filter(|&s| scaled_side(s, scale) == side)
+                    .collect();
+                let found = unscaled_sides(side..=side, scale);
+                assert_eq!(
+                    found.map(Vec::from_iter).unwrap_or_default(),
+                    sides,
+                    "{side} / {scale}"
+                );
+            }
+        }
+        assert_eq!(unscaled_sides(641..=641, 2.0), None);
+        assert_eq!(unscaled_sides(100..=200, 2.0), Some(50..=100));
+    }
+
+    #[test]
+    fn the_rate_grows_by_the_nearest_whole_factor_ties_to_even() {
+        let k = |target, input| made_frames(target, input);
+        assert_eq!(k((24, 1), (8, 1)), 2);
+        assert_eq!(k((24, 1), (30, 1)), 0);
+        assert_eq!(k((24, 1), (24000, 1001)), 0);
+        assert_eq!(k((24000, 1001), (8, 1)), 2);
+        assert_eq!(k((25, 1), (10, 1)), 1, "2.5 rounds to 2");
+        assert_eq!(k((35, 1), (10, 1)), 3, "3.5 rounds to 4");
+        assert_eq!(k((240, 1), (1, 1)), 8);
+        assert_eq!(k((0, 1), (10, 1)), 0);
+        assert_eq!(k((24, 1), (0, 1)), 0);
+        assert_eq!(k((u32::MAX >> 1, 1), (1, u32::MAX >> 1)), 8);
+    }
+}

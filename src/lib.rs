@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The GStreamer plugin `venhance`: its element of the same name makes video larger and smoother.
+//!
+//! # Map of the crate
+//!
+//! Frames flow one way; a room imports only from rooms below it in the list.
+//!
+//! ```text
+//! buffers ─► venhance ─► [ Enhancer ] ─► venhance ─► buffers
+//!                             ▲ built by models
+//!                       lite ─┘ implements engine's trait
+//! ```
+//!
+//! | room | knows | never knows |
+//! |---|---|---|
+//! | this file | the plugin's definition, this map | |
+//! | `venhance` | GStreamer: negotiation (`caps`), properties (`settings`), what arrives (`intake`), progress and latency (`meter`), times (`timeline`), formats (`frames`), queue and threads (`worker`), the element itself (`imp`) | networks |
+//! | [`models`] | all models and devices; chooses one and puts it together | GStreamer |
+//! | [`lite`] | the enhancer inside the plugin | |
+//! | [`engine`] | the contract: plain data, and the trait that every model implements | everything else |
+//!
+//! The rooms of the diffusion models (`weights`, `networks`, `wavefront`, `ops`) come with them.
+#![deny(missing_docs)]
+
+pub mod engine;
+pub mod lite;
+pub mod models;
+mod venhance;
+
+use gst::glib;
+
+pub use plugin::plugin_register_static;
+pub use venhance::{Model, Solver, VEnhance};
+
+fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
+    venhance::register(plugin)
+}
+
+#[allow(missing_docs, reason = "the macro's items have none")]
+mod plugin {
+    use super::plugin_init;
+
+    gst::plugin_define!(
+        venhance,
+        env!("CARGO_PKG_DESCRIPTION"),
+        plugin_init,
+        concat!(env!("CARGO_PKG_VERSION"), "-", env!("COMMIT_ID")),
+        // The crate is MIT OR Apache-2.0; this is the one of the two that GStreamer knows by name.
+        "MIT/X11",
+        env!("CARGO_PKG_NAME"),
+        env!("CARGO_PKG_NAME"),
+        env!("CARGO_PKG_NAME"),
+        env!("BUILD_REL_DATE")
+    );
+}

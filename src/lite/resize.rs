@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Lanczos resize of one frame, in bands of rows on all cores.
+
+use fast_image_resize::{
+    FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer,
+    images::{Image, ImageRef},
+};
+use rayon::prelude::*;
+
+use crate::engine::{Cancel, Error, Frame};
+
+/// Output pixels of a band: some milliseconds' work, enough to hide the kernels made for each. The
+/// bands do not depend on the number of cores, so neither does the result.
+const BAND_PIXELS: usize = 1 << 18;
+
+/// Resizes to `size` (width, height) with a three-lobed Lanczos kernel.
+///
+/// With `alpha`, colours are weighted by it, so that what is transparent does not bleed.
+pub(super) fn resize(
+    frame: &Frame,
+    size: (usize, usize),
+    alpha: bool,
+    cancel: &Cancel,
+) -> Result<Frame, Error> {
+    let failed = |why: &dyn std::fmt::Display| Error::Resize {
+        from: (frame.width(), frame.height()),
+        to: size,
+        why: why.to_string(),
+    };
+    let side = |side: usize| u32::try_from(side).map_err(|e| failed(&e));
+    let source = ImageRef::new(
+        side(frame.width())?,
+        side(frame.height())?,
+        frame.as_ref(),
+        PixelType::U16x4,
+    )
+    .map_err(|e| failed(&e))?;
+
+    let mut out = Frame::new(size.0, size.1)?;
+    let band_rows = BAND_PIXELS.div_ceil(size.0);
+    let row = size.0 * Frame::COMPONENTS;
+    let rows_per_row = frame.height() as f64 / size.1 as f64;
+    out.pixels_mut()
+        .par_chunks_mut(band_rows * row)
+        .enumerate()
+        .try_for_each(|(i, band)| {
+            cancel.check()?;
+            let rows = band.len() / row;
+            let mut target = Image::from_slice_u8(
+                side(size.0)?,
+                side(rows)?,
+                bytemuck::cast_slice_mut(band),
+                PixelType::U16x4,
+            )
+            .map_err(|e| failed(&e))?;
+            // The kernel reaches beyond the crop: only positions come from it.
+            let options = ResizeOptions::new()
+                .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
+                .use_alpha(alpha)
+                .crop(
+                    0.0,
+                    (i * band_rows) as f64 * rows_per_row,
+                    frame.width() as f64,
+                    rows as f64 * rows_per_row,
+                );
+            Resizer::new()
+                .resize(&source, &mut target, &options)
+                .map_err(|e| failed(&e))
+        })?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture(width: usize, height: usize) -> Frame {
+        let mut frame = Frame::new(width, height).unwrap();
+        for (i, value) in frame.pixels_mut().iter_mut().enumerate() {
+            let (x, y, c) = (i / 4 % width, i / 4 / width, i % 4);
+            *value = ((x * 523 + y * 911 + x * y * 7 + c * 13000) % 60000) as u16;
+        }
+        frame
+    }
+
+    #[test]
+    fn bands_join_without_a_seam() {
+        let frame = picture(300, 190);
+        let size = (1800, 1140);
+        let bands = resize(&frame, size, false, &Cancel::default()).unwrap();
+        let source = ImageRef::new(300, 190, frame.as_ref(), PixelType::U16x4).unwrap();
+        let mut whole = Image::new(size.0 as u32, size.1 as u32, PixelType::U16x4);
+        let options = ResizeOptions::new()
+            .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
+            .use_alpha(false);
+        Resizer::new()
+            .resize(&source, &mut whole, &options)
+            .unwrap();
+        let whole: &[u16] = bytemuck::cast_slice(whole.buffer());
+        let off = bands
+            .pixels()
+            .iter()
+            .zip(whole)
+            .map(|(a, b)| a.abs_diff(*b))
+            .max();
+        assert!(off <= Some(1), "{off:?} of 65535");
+    }
+
+    #[test]
+    fn the_kernel_is_lanczos_3() {
+        // An impulse on black, enlarged twice: its middle row is the kernel at (i/2 + 1/4).
+        let mut frame = Frame::new(31, 31).unwrap();
+        let at = (15 * 31 + 15) * 4;
+        frame.pixels_mut()[at..at + 4].fill(u16::MAX);
+        let out = resize(&frame, (62, 62), false, &Cancel::default()).unwrap();
+        let sinc = |x: f64| {
+            if x == 0.0 {
+                1.0
+            } else {
+                (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI)
+            }
+        };
+        let lanczos = |x: f64| {
+            if x.abs() < 3.0 {
+                sinc(x) * sinc(x / 3.0)
+            } else {
+                0.0
+            }
+        };
+        let weight = |i: usize| {
+            let position = (i as f64 + 0.5) / 2.0 - 0.5;
+            let sum: f64 = (0..31).map(|j| lanczos(position - f64::from(j))).sum();
+            lanczos(position - 15.0) / sum
+        };
+        for x in 20..42 {
+            let ideal = (65535.0 * weight(x) * weight(31)).max(0.0);
+            let got = f64::from(out.pixels()[(31 * 62 + x) * 4]);
+            assert!((got - ideal).abs() < 8.0, "at {x}: {got}, not {ideal}");
+        }
+    }
+
+    #[test]
+    fn transparent_pixels_do_not_bleed_into_their_neighbours() {
+        let mut frame = Frame::new(8, 8).unwrap();
+        for (i, pixel) in frame.pixels_mut().chunks_exact_mut(4).enumerate() {
+            let opaque = i % 8 < 4;
+            pixel.copy_from_slice(if opaque {
+                &[40000, 30000, 20000, 65535]
+            } else {
+                &[0, 0, 0, 0]
+            });
+        }
+        let out = resize(&frame, (16, 16), true, &Cancel::default()).unwrap();
+        for pixel in out.pixels().chunks_exact(4).filter(|pixel| pixel[3] > 2000) {
+            // Where alpha overshoots it is cut, so colours may come out brighter, but never darker.
+            let (red, blue) = (f64::from(pixel[0]), f64::from(pixel[2]));
+            assert!((39_700.0..46_000.0).contains(&red), "{pixel:?}");
+            assert!((red / blue - 2.0).abs() < 0.01, "{pixel:?}");
+        }
+    }
+}

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which caps go in and come out: formats, sizes, rates and colour.
+
+use std::ops::RangeInclusive;
+
+use gst::{glib, prelude::*};
+use gst_video::{
+    VideoColorMatrix, VideoColorRange, VideoColorimetry, VideoFormat, VideoFormatInfo,
+};
+use once_cell::sync::Lazy;
+
+use super::settings::Settings;
+use crate::engine::{MAX_MADE_FRAMES, made_frames, scaled_side, unscaled_sides};
+
+/// What decoders give and encoders take.
+const FORMATS: [VideoFormat; 22] = [
+    VideoFormat::I420,
+    VideoFormat::Yv12,
+    VideoFormat::Nv12,
+    VideoFormat::Y42b,
+    VideoFormat::Y444,
+    VideoFormat::I42010le,
+    VideoFormat::P01010le,
+    VideoFormat::I42210le,
+    VideoFormat::Y44410le,
+    VideoFormat::Gray8,
+    VideoFormat::Rgb,
+    VideoFormat::Bgr,
+    VideoFormat::Rgbx,
+    VideoFormat::Bgrx,
+    VideoFormat::Xrgb,
+    VideoFormat::Xbgr,
+    VideoFormat::Rgba,
+    VideoFormat::Bgra,
+    VideoFormat::Argb,
+    VideoFormat::Abgr,
+    VideoFormat::Gbr,
+    VideoFormat::Gbr10le,
+];
+
+static FORMAT_LIST: Lazy<gst::List> =
+    Lazy::new(|| gst::List::new(FORMATS.map(|format| format.to_str().as_str())));
+
+/// What both pads can take.
+pub(super) fn template() -> gst::Caps {
+    gst_video::VideoCapsBuilder::new()
+        .format_list(FORMATS)
+        .build()
+}
+
+/// Why caps that fit the template are refused all the same; `None` if they are not.
+pub(super) fn refusal(caps: &gst::CapsRef) -> Option<&'static str> {
+    let structure = caps.structure(0)?;
+    let field = |name| structure.get::<&str>(name).ok();
+    if field("interlace-mode").is_some_and(|mode| mode != "progressive") {
+        return Some("interlaced video cannot be enhanced: put deinterlace before venhance");
+    }
+    let multiview = field("multiview-mode").is_some_and(|mode| mode != "mono")
+        || structure.get::<i32>("views").is_ok_and(|views| views > 1);
+    multiview.then_some(
+        "multiview video cannot be enhanced: split it into its views before venhance, each with a \
+         venhance of its own",
+    )
+}
+
+/// The rate (numerator, denominator) as the engine takes it.
+pub(super) fn rate(fps: gst::Fraction) -> (u32, u32) {
+    (fps.numer().max(0) as u32, fps.denom().max(1) as u32)
+}
+
+/// The caps possible on the other pad for those on the pad of `direction`.
+pub(super) fn transform(
+    settings: &Settings,
+    direction: gst::PadDirection,
+    caps: &gst::CapsRef,
+) -> gst::Caps {
+    let mut out = gst::Caps::new_empty();
+    for (structure, features) in caps.iter_with_features() {
+        // Only system memory can be read and written here.
+        if !features.is_equal(gst::CapsFeatures::new_empty().as_ref())
+            && !features.is_equal(gst::CAPS_FEATURES_MEMORY_SYSTEM_MEMORY.as_ref())
+        {
+            continue;
+        }
+        if let Some(structure) = transform_structure(settings, direction, structure) {
+            out.merge_structure(structure);
+        }
+    }
+    out
+}
+
+fn transform_structure(
+    settings: &Settings,
+    direction: gst::PadDirection,
+    structure: &gst::StructureRef,
+) -> Option<gst::Structure> {
+    let scale = settings.up_scale;
+    let mut out = structure.to_owned();
+    for field in ["width", "height"] {
+        if let Ok(value) = structure.value(field) {
+            let value = match direction {
+                gst::PadDirection::Sink => map_ints(value, &|sides| {
+                    Some(scaled_side(*sides.start(), scale)..=scaled_side(*sides.end(), scale))
+                }),
+                _ => map_ints(value, &|sides| unscaled_sides(sides, scale)),
+            };
+            out.set_value(field, value?);
+        }
+    }
+    if let Ok(value) = structure.value("framerate") {
+        let value = match direction {
+            gst::PadDirection::Sink => {
+                map_rates(value, settings, &|fps| vec![output_rate(settings, fps)])
+            }
+            _ => map_rates(value, settings, &|fps| input_rates(settings, fps)),
+        };
+        out.set_value("framerate", value?);
+    }
+    // The format is converted, with what describes its colour; the rest of the fields stays,
+    // mastering display data included.
+    out.set_value("format", FORMAT_LIST.to_send_value());
+    out.remove_fields(["colorimetry", "chroma-site", "max-framerate"]);
+    Some(out)
+}
+
+/// The output's rate for one input's; 0/1 (variable) stays.
+fn output_rate(settings: &Settings, fps: gst::Fraction) -> gst::Fraction {
+    let made = made_frames(rate(settings.target_fps), rate(fps));
+    fps * (made as i32 + 1)
+}
+
+/// The rates that [`output_rate`] turns into `fps`.
+fn input_rates(settings: &Settings, fps: gst::Fraction) -> Vec<gst::Fraction> {
+    let mut rates: Vec<_> = (0..=MAX_MADE_FRAMES as i32)
+        .map(|made| fps / (made + 1))
+        .filter(|&input| output_rate(settings, input) == fps)
+        .collect();
+    rates.dedup();
+    rates
+}
+
+/// Maps an int, a range or a list of them; `None` when nothing is left.
+fn map_ints(
+    value: &glib::SendValue,
+    map: &dyn Fn(RangeInclusive<usize>) -> Option<RangeInclusive<usize>>,
+) -> Option<glib::SendValue> {
+    let map = |low: i32, high: i32| {
+        let sides = map(low.max(1) as usize..=high.max(1) as usize)?;
+        let clamp = |side: usize| i32::try_from(side).unwrap_or(i32::MAX);
+        let (low, high) = (clamp(*sides.start()), clamp(*sides.end()));
+        Some(match low == high {
+            true => low.to_send_value(),
+            false => gst::IntRange::new(low, high).to_send_value(),
+        })
+    };
+    if let Ok(side) = value.get::<i32>() {
+        map(side, side)
+    } else if let Ok(range) = value.get::<gst::IntRange<i32>>() {
+        map(range.min(), range.max())
+    } else {
+        let list = value.get::<gst::List>().ok()?;
+        let sides: Vec<i32> = list.iter().filter_map(|side| side.get().ok()).collect();
+        one_or_list(
+            sides
+                .into_iter()
+                .filter_map(|side| map(side, side))
+                .collect(),
+        )
+    }
+}
+
+/// Maps a fraction, a range or a list of them; `None` when nothing is left.
+fn map_rates(
+    value: &glib::SendValue,
+    settings: &Settings,
+    map: &dyn Fn(gst::Fraction) -> Vec<gst::Fraction>,
+) -> Option<glib::SendValue> {
+    let values = |rates: Vec<gst::Fraction>| {
+        one_or_list(rates.into_iter().map(|rate| rate.to_send_value()).collect())
+    };
+    if let Ok(fps) = value.get::<gst::Fraction>() {
+        values(map(fps))
+    } else if value.is::<gst::FractionRange>() {
+        let any =
+            gst::FractionRange::new(gst::Fraction::new(0, 1), gst::Fraction::new(i32::MAX, 1));
+        Some(match settings.target_fps.numer() {
+            0 => value.clone(),
+            _ => any.to_send_value(),
+        })
+    } else {
+        let list = value.get::<gst::List>().ok()?;
+        values(
+            list.iter()
+                .filter_map(|rate| rate.get().ok())
+                .flat_map(map)
+                .collect(),
+        )
+    }
+}
+
+fn one_or_list(mut values: Vec<glib::SendValue>) -> Option<glib::SendValue> {
+    match values.len() {
+        0 => None,
+        1 => values.pop(),
+        _ => Some(gst::List::new(values).to_send_value()),
+    }
+}
+
+/// Picks from `candidates` the caps nearest to the input's.
+pub(super) fn fixate(input: &gst_video::VideoInfo, candidates: &gst::CapsRef) -> gst::Caps {
+    let best = candidates
+        .iter()
+        .flat_map(|structure| {
+            formats(structure)
+                .into_iter()
+                .map(move |format| (structure, format))
+        })
+        .min_by_key(|(_, format)| loss(input.format_info(), VideoFormatInfo::from_format(*format)));
+    let Some((structure, format)) = best else {
+        return gst::Caps::new_empty();
+    };
+    let mut out = structure.to_owned();
+    out.set("format", format.to_str().as_str());
+    out.fixate();
+    let height = out.get::<i32>("height").unwrap_or(1) as u32;
+    set_unless_fixed(
+        &mut out,
+        structure,
+        "colorimetry",
+        colorimetry(input, format, height),
+    );
+
+    let (from, to) = (input.format_info(), VideoFormatInfo::from_format(format));
+    let same_chroma =
+        from.is_yuv() && to.is_yuv() && from.w_sub() == to.w_sub() && from.h_sub() == to.h_sub();
+    let chroma_site = same_chroma.then(|| input.chroma_site().to_str().to_string());
+    set_unless_fixed(&mut out, structure, "chroma-site", chroma_site);
+    gst::Caps::builder_full().structure(out).build()
+}
+
+/// Sets a field to the wanted value, if downstream leaves it open or lists it.
+fn set_unless_fixed(
+    out: &mut gst::Structure,
+    candidates: &gst::StructureRef,
+    field: &str,
+    wanted: Option<String>,
+) {
+    let Some(wanted) = wanted else { return };
+    let open = match candidates.value(field) {
+        Err(_) => true,
+        Ok(value) => value
+            .get::<gst::List>()
+            .is_ok_and(|list| list.iter().any(|value| value.get::<&str>() == Ok(&wanted))),
+    };
+    if open {
+        out.set(field, wanted);
+    }
+}
+
+fn formats(structure: &gst::StructureRef) -> Vec<VideoFormat> {
+    let Ok(value) = structure.value("format") else {
+        return Vec::new();
+    };
+    let names: Vec<String> = match value.get::<String>() {
+        Ok(name) => vec![name],
+        Err(_) => value
+            .get::<gst::List>()
+            .map(|list| list.iter().filter_map(|name| name.get().ok()).collect())
+            .unwrap_or_default(),
+    };
+    names
+        .into_iter()
+        .map(|name| VideoFormat::from_string(&name))
+        .filter(|format| FORMATS.contains(format))
+        .collect()
+}
+
+/// What a conversion between formats takes away, worst first, then what it adds without need.
+fn loss(from: VideoFormatInfo, to: VideoFormatInfo) -> impl Ord {
+    let depth = |info: VideoFormatInfo| info.depth()[0];
+    let subsampling = |info: VideoFormatInfo| match info.is_yuv() {
+        true => info.w_sub()[1] + info.h_sub()[1],
+        false => 0,
+    };
+    // From what has no chroma planes to what has: 4:2:0, because High 4:4:4 plays almost nowhere.
+    let wanted = match from.is_yuv() || !to.is_yuv() {
+        true => subsampling(from),
+        false => 2,
+    };
+    (
+        to.is_gray() && !from.is_gray(),
+        from.has_alpha() && !to.has_alpha(),
+        depth(from).saturating_sub(depth(to)),
+        from.is_rgb() != to.is_rgb(),
+        subsampling(to).saturating_sub(wanted),
+        wanted.saturating_sub(subsampling(to)),
+        depth(to).saturating_sub(depth(from)),
+        to.has_alpha() && !from.has_alpha(),
+        from.format() != to.format(),
+        from.n_planes().abs_diff(to.n_planes()),
+    )
+}
+
+/// The output's colorimetry: the input's, as far as the output format can have it.
+fn colorimetry(input: &gst_video::VideoInfo, format: VideoFormat, height: u32) -> Option<String> {
+    let colour = input.colorimetry();
+    let to = VideoFormatInfo::from_format(format);
+    let colour = match (input.format_info().is_rgb(), to.is_rgb()) {
+        (true, true) | (false, false) => colour,
+        (false, true) => VideoColorimetry::new(
+            VideoColorRange::Range0_255,
+            VideoColorMatrix::Rgb,
+            colour.transfer(),
+            colour.primaries(),
+        ),
+        (true, false) => {
+            let default = gst_video::VideoInfo::builder(format, 16, height)
+                .build()
+                .ok()?
+                .colorimetry();
+            VideoColorimetry::new(
+                default.range(),
+                default.matrix(),
+                colour.transfer(),
+                colour.primaries(),
+            )
+        }
+    };
+    Some(colour.to_string())
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What arrives at the sink pad: cuts the stream into clips and turns buffers into queue items.
+
+use gst::ClockTime;
+use gst_video::VideoInfo;
+
+use super::{
+    caps,
+    frames::{Error, Unpacker},
+    settings::Settings,
+    timeline::{Cadence, Place, Timeline},
+    worker::{Item, Stamp},
+};
+use crate::engine::{Format, Frame, made_frames};
+
+/// Frames whose intervals tell the rate of a stream that does not name it.
+const RATE_FRAMES: usize = 5;
+
+/// The state of the sink pad between two caps.
+pub(super) struct Intake {
+    info: VideoInfo,
+    target_fps: gst::Fraction,
+    format: Format,
+    unpacker: Unpacker,
+    timeline: Timeline,
+    /// `None` while it is not known, then every frame is a clip.
+    cadence: Option<Cadence>,
+    /// While the rate is being measured, what waits for it.
+    measuring: Option<Vec<Waiting>>,
+}
+
+/// A frame with what its buffer says, or an event, that waits for the rate.
+enum Waiting {
+    Frame(Frame, Note),
+    Event(gst::Event),
+}
+
+/// What a buffer says beside its picture.
+struct Note {
+    pts: Option<ClockTime>,
+    duration: Option<ClockTime>,
+    flags: gst::BufferFlags,
+    metas: Option<gst::Buffer>,
+}
+
+impl Intake {
+    /// For input as `info`, output of `size` (width, height).
+    pub(super) fn new(
+        info: VideoInfo,
+        settings: &Settings,
+        size: (usize, usize),
+    ) -> Result<Self, Error> {
+        let rate = caps::rate(info.fps());
+        let made = made_frames(caps::rate(settings.target_fps), rate);
+        Ok(Self {
+            format: Format {
+                input: (info.width() as usize, info.height() as usize),
+                output: size,
+                made,
+                alpha: info.has_alpha(),
+            },
+            unpacker: Unpacker::new(info.clone())?,
+            timeline: Timeline::default(),
+            cadence: (rate.0 > 0).then(|| Cadence::new(rate, made)),
+            measuring: (rate.0 == 0).then(Vec::new),
+            target_fps: settings.target_fps,
+            info,
+        })
+    }
+
+    pub(super) fn info(&self) -> &VideoInfo {
+        &self.info
+    }
+
+    /// What the compute thread must know before the first frame; nothing while the rate is measured.
+    pub(super) fn format(&self) -> Option<Item> {
+        self.measuring
+            .is_none()
+            .then_some(Item::Format(self.format, self.cadence))
+    }
+
+    /// The duration of a frame, if it is known.
+    pub(super) fn frame_duration(&self) -> Option<ClockTime> {
+        self.cadence.map(|cadence| cadence.frame())
+    }
+
+    /// Takes a frame; `start` is the time of one that has none and is the first.
+    ///
+    /// `flags` are those that the output shall have.
+    pub(super) fn frame(
+        &mut self,
+        buffer: &gst::BufferRef,
+        flags: gst::BufferFlags,
+        start: ClockTime,
+    ) -> Result<Vec<Item>, Error> {
+        let frame = self.unpacker.unpack(buffer)?;
+        let note = Note {
+            pts: buffer.pts(),
+            duration: buffer.duration(),
+            flags,
+            metas: metas(buffer),
+        };
+        let Some(waiting) = &mut self.measuring else {
+            let mut items = Vec::with_capacity(2);
+            self.place(frame, note, start, &mut items);
+            return Ok(items);
+        };
+        waiting.push(Waiting::Frame(frame, note));
+        let frames = waiting
+            .iter()
+            .filter(|item| matches!(item, Waiting::Frame(..)))
+            .count();
+        Ok(if frames < RATE_FRAMES {
+            Vec::new()
+        } else {
+            self.settle(start)
+        })
+    }
+
+    /// Takes an event that leaves the clip as it is.
+    pub(super) fn event(&mut self, event: gst::Event) -> Option<Item> {
+        match &mut self.measuring {
+            Some(waiting) if !waiting.is_empty() => {
+                waiting.push(Waiting::Event(event));
+                None
+            }
+            _ => Some(Item::Event(event)),
+        }
+    }
+
+    /// Ends the clip; the next frame begins one.
+    pub(super) fn end_clip(&mut self, start: ClockTime) -> Vec<Item> {
+        let mut items = self.settle(start);
+        self.timeline.cut();
+        items.push(Item::EndOfClip);
+        items
+    }
+
+    /// Forgets all frames.
+    pub(super) fn flush(&mut self) {
+        self.timeline.cut();
+        if let Some(waiting) = &mut self.measuring {
+            waiting.clear();
+        }
+    }
+
+    /// Takes the median of the intervals seen as the rate, and lets go what has waited for it.
+    fn settle(&mut self, start: ClockTime) -> Vec<Item> {
+        let mut items = Vec::new();
+        match &self.measuring {
+            Some(waiting) if !waiting.is_empty() => {}
+            _ => return items,
+        }
+        let waiting = self.measuring.take().unwrap_or_default();
+        let times: Vec<ClockTime> = waiting
+            .iter()
+            .filter_map(|item| match item {
+                Waiting::Frame(_, note) => note.pts,
+                Waiting::Event(_) => None,
+            })
+            .collect();
+        let mut intervals: Vec<ClockTime> = times
+            .windows(2)
+            .filter_map(|pair| {
+                pair[1]
+                    .checked_sub(pair[0])
+                    .filter(|interval| !interval.is_zero())
+            })
+            .collect();
+        intervals.sort();
+        if let Some(&median) = intervals.get(intervals.len().saturating_sub(1) / 2) {
+            let rate = (
+                *ClockTime::SECOND as u32,
+                u32::try_from(*median).unwrap_or(u32::MAX),
+            );
+            self.format.made = made_frames(caps::rate(self.target_fps), rate);
+            self.cadence = Some(Cadence::new(rate, self.format.made));
+        }
+        items.push(Item::Format(self.format, self.cadence));
+        for item in waiting {
+            match item {
+                Waiting::Frame(frame, note) => self.place(frame, note, start, &mut items),
+                Waiting::Event(event) => items.push(Item::Event(event)),
+            }
+        }
+        items
+    }
+
+    /// Gives a frame its time and its clip.
+    fn place(&mut self, frame: Frame, note: Note, start: ClockTime, items: &mut Vec<Item>) {
+        if note.flags.contains(gst::BufferFlags::DISCONT) {
+            self.timeline.cut();
+        }
+        let moment = match self.timeline.place(note.pts, start, self.cadence) {
+            Place::Next(moment) => moment,
+            Place::First(moment) => {
+                items.push(Item::EndOfClip);
+                moment
+            }
+        };
+        items.push(Item::Frame(
+            frame,
+            Stamp {
+                moment,
+                duration: note.duration,
+                flags: note.flags,
+                metas: note.metas,
+            },
+        ));
+    }
+}
+
+/// The metas that may go on to the output, in a buffer without memory: those of the input's memory
+/// and colours mean nothing there, and would keep the input alive.
+fn metas(buffer: &gst::BufferRef) -> Option<gst::Buffer> {
+    let mut carrier = gst::Buffer::new();
+    let target = carrier.get_mut()?;
+    let mut any = false;
+    for meta in buffer.iter_meta::<gst::Meta>() {
+        let bound = meta.has_tag::<gst::meta::tags::Memory>()
+            || meta.has_tag::<gst::meta::tags::MemoryReference>()
+            || meta.has_tag::<gst_video::video_meta::tags::Colorspace>();
+        if !bound {
+            any |= meta
+                .transform(target, &gst::meta::MetaTransformCopy::new(..))
+                .is_ok();
+        }
+    }
+    any.then_some(carrier)
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the element says of itself while it works: progress and latency.
+
+use std::time::{Duration, Instant};
+
+use gst::ClockTime;
+
+use crate::engine::Progress;
+
+/// Counts and times of one run from start to stop.
+#[derive(Default)]
+pub(super) struct Meter {
+    pub(super) frames_in: u64,
+    pub(super) frames_out: u64,
+    /// What the model counts, and the time that the last one took.
+    unit: Option<(String, Duration)>,
+    /// Since when the current segment is worked on, and the times that it spans.
+    segment: Option<(Instant, ClockTime, Option<ClockTime>)>,
+    /// Time left, by the part of the segment that is done.
+    eta: Option<Duration>,
+    /// Duration of an input frame.
+    frame: Option<ClockTime>,
+    /// Frames that the model holds back.
+    lookahead: usize,
+    /// The longest time an input frame took in each stage: reading, computing, writing.
+    stages: [Duration; 3],
+}
+
+/// A part of the work on an input frame.
+#[derive(Clone, Copy)]
+pub(super) enum Stage {
+    Read,
+    Compute,
+    Write,
+}
+
+impl Meter {
+    /// Begins a segment from `start` to `stop`.
+    pub(super) fn start_segment(&mut self, start: ClockTime, stop: Option<ClockTime>) {
+        self.segment = Some((Instant::now(), start, stop));
+        self.eta = None;
+    }
+
+    /// New caps: frames of this duration, times not known yet.
+    pub(super) fn start_format(&mut self, frame: Option<ClockTime>) {
+        self.frame = frame;
+        self.stages = Default::default();
+    }
+
+    pub(super) fn set_lookahead(&mut self, lookahead: usize) {
+        self.lookahead = lookahead;
+    }
+
+    /// Notes how long an input frame took in a stage, and says whether the latency has changed.
+    pub(super) fn took(&mut self, stage: Stage, took: Duration) -> bool {
+        let before = self.latency();
+        let longest = &mut self.stages[stage as usize];
+        *longest = took.max(*longest);
+        self.latency() != before
+    }
+
+    /// The time that a frame spends here in live use: the frames held back, and the work.
+    ///
+    /// A machine that keeps up works at most one frame's duration on a frame, so that much is
+    /// reserved from the start, and more once more was measured.
+    pub(super) fn latency(&self) -> ClockTime {
+        let frame = self.frame.unwrap_or(ClockTime::ZERO);
+        let work =
+            ClockTime::try_from(self.stages.iter().sum::<Duration>()).unwrap_or(ClockTime::ZERO);
+        frame * self.lookahead as u64 + frame.max(work)
+    }
+
+    /// Notes a finished unit of work, with the output come to `position`.
+    pub(super) fn progress(&mut self, progress: Progress, position: Option<ClockTime>) {
+        self.unit = Some((progress.unit, progress.took));
+        if let (Some((since, start, Some(stop))), Some(position)) = (self.segment, position) {
+            let done = position.saturating_sub(start).seconds_f64();
+            let left = stop.saturating_sub(position).seconds_f64();
+            self.eta = (done > 0.0)
+                .then(|| {
+                    Duration::try_from_secs_f64(since.elapsed().as_secs_f64() * left / done).ok()
+                })
+                .flatten();
+        }
+    }
+
+    /// The `progress` property and the `venhance-progress` message.
+    pub(super) fn structure(&self) -> gst::Structure {
+        let (unit, took) = match &self.unit {
+            Some((unit, took)) => (unit.as_str(), took.as_secs_f64()),
+            None => ("", -1.0),
+        };
+        gst::Structure::builder("venhance-progress")
+            .field("frames-in", self.frames_in)
+            .field("frames-out", self.frames_out)
+            .field("unit", unit)
+            .field("seconds-per-unit", took)
+            .field(
+                "eta-seconds",
+                self.eta.map_or(-1.0, |eta| eta.as_secs_f64()),
+            )
+            .build()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latency_is_the_lookahead_and_one_frame_or_the_work_if_that_takes_longer() {
+        let frame = ClockTime::from_mseconds(100);
+        let mut meter = Meter::default();
+        meter.start_format(Some(frame));
+        assert_eq!(meter.latency(), frame);
+        meter.set_lookahead(1);
+        assert_eq!(meter.latency(), frame * 2);
+        assert!(!meter.took(Stage::Compute, Duration::from_millis(60)));
+        assert!(!meter.took(Stage::Read, Duration::from_millis(40)));
+        assert!(meter.took(Stage::Write, Duration::from_millis(50)));
+        assert_eq!(meter.latency(), ClockTime::from_mseconds(250));
+        assert!(!meter.took(Stage::Write, Duration::from_millis(5)));
+    }
+
+    #[test]
+    fn the_time_left_follows_from_the_part_done_and_is_unknown_without_an_end() {
+        let progress = || Progress {
+            unit: "frame".into(),
+            took: Duration::from_millis(20),
+        };
+        let eta = |meter: &Meter| meter.structure().get::<f64>("eta-seconds").unwrap();
+        gst::init().unwrap();
+        let mut meter = Meter::default();
+        assert_eq!(eta(&meter), -1.0);
+        meter.start_segment(ClockTime::ZERO, None);
+        meter.progress(progress(), Some(ClockTime::SECOND));
+        assert_eq!(eta(&meter), -1.0);
+        meter.start_segment(ClockTime::SECOND, Some(ClockTime::from_seconds(5)));
+        std::thread::sleep(Duration::from_millis(20));
+        meter.progress(progress(), Some(ClockTime::from_seconds(2)));
+        assert!(eta(&meter) >= 0.06);
+        meter.progress(progress(), Some(ClockTime::from_seconds(5)));
+        assert_eq!(eta(&meter), 0.0);
+        assert_eq!(
+            meter.structure().get::<f64>("seconds-per-unit").unwrap(),
+            0.02
+        );
+    }
+}
