@@ -108,6 +108,7 @@ impl Queue {
         state.cancel = Cancel::default();
         state.flow = Ok(gst::FlowSuccess::Ok);
         state.barriers = (0, 0);
+        state.stopping = false;
         self.changed.notify_all();
     }
 
