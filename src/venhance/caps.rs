@@ -207,35 +207,37 @@ fn one_or_list(mut values: Vec<glib::SendValue>) -> Option<glib::SendValue> {
 }
 
 /// Picks from `candidates` the caps nearest to the input's.
-pub(super) fn fixate(input: &gst_video::VideoInfo, candidates: &gst::CapsRef) -> gst::Caps {
-    let best = candidates
-        .iter()
-        .flat_map(|structure| {
-            formats(structure)
-                .into_iter()
-                .map(move |format| (structure, format))
-        })
-        .min_by_key(|(_, format)| loss(input.format_info(), VideoFormatInfo::from_format(*format)));
-    let Some((structure, format)) = best else {
-        return gst::Caps::new_empty();
-    };
-    let mut out = structure.to_owned();
-    out.set("format", format.to_str().as_str());
-    out.fixate();
-    let height = out.get::<i32>("height").unwrap_or(1) as u32;
-    set_unless_fixed(
-        &mut out,
-        structure,
-        "colorimetry",
-        colorimetry(input, format, height),
-    );
+pub(super) fn fixate(input: &gst::CapsRef, candidates: &gst::CapsRef) -> gst::Caps {
+    let picked = || {
+        let info = gst_video::VideoInfo::from_caps(input).ok()?;
+        let (structure, format) = candidates
+            .iter()
+            .flat_map(|structure| {
+                formats(structure)
+                    .into_iter()
+                    .map(move |format| (structure, format))
+            })
+            .min_by_key(|(_, to)| loss(info.format_info(), VideoFormatInfo::from_format(*to)))?;
+        let mut out = structure.to_owned();
+        out.set("format", format.to_str().as_str());
+        out.fixate();
+        let height = out.get::<i32>("height").ok()? as u32;
+        set_unless_fixed(
+            &mut out,
+            structure,
+            "colorimetry",
+            colorimetry(&info, format, height),
+        );
 
-    let (from, to) = (input.format_info(), VideoFormatInfo::from_format(format));
-    let same_chroma =
-        from.is_yuv() && to.is_yuv() && from.w_sub() == to.w_sub() && from.h_sub() == to.h_sub();
-    let chroma_site = same_chroma.then(|| input.chroma_site().to_str().to_string());
-    set_unless_fixed(&mut out, structure, "chroma-site", chroma_site);
-    gst::Caps::builder_full().structure(out).build()
+        // Where chroma lies is a matter of its subsampling, and stays open where the input leaves it.
+        let (from, to) = (info.format_info(), VideoFormatInfo::from_format(format));
+        if (from.is_yuv(), from.w_sub(), from.h_sub()) == (to.is_yuv(), to.w_sub(), to.h_sub()) {
+            let chroma_site = input.structure(0)?.get::<String>("chroma-site").ok();
+            set_unless_fixed(&mut out, structure, "chroma-site", chroma_site);
+        }
+        Some(gst::Caps::builder_full().structure(out).build())
+    };
+    picked().unwrap_or_else(gst::Caps::new_empty)
 }
 
 /// Sets a field to the wanted value, if downstream leaves it open or lists it.
@@ -301,7 +303,8 @@ fn loss(from: VideoFormatInfo, to: VideoFormatInfo) -> impl Ord {
     )
 }
 
-/// The output's colorimetry: the input's, as far as the output format can have it.
+/// The output's colorimetry: the input's, as far as the output format can have it; `None` if nothing
+/// is known of it.
 fn colorimetry(input: &gst_video::VideoInfo, format: VideoFormat, height: u32) -> Option<String> {
     let colour = input.colorimetry();
     let to = VideoFormatInfo::from_format(format);
@@ -326,5 +329,9 @@ fn colorimetry(input: &gst_video::VideoInfo, format: VideoFormat, height: u32) -
             )
         }
     };
-    Some(colour.to_string())
+    let known = colour.range() != VideoColorRange::Unknown
+        || colour.matrix() != VideoColorMatrix::Unknown
+        || colour.transfer() != gst_video::VideoTransferFunction::Unknown
+        || colour.primaries() != gst_video::VideoColorPrimaries::Unknown;
+    known.then(|| colour.to_string())
 }

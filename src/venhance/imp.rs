@@ -259,8 +259,8 @@ impl BaseTransformImpl for VEnhance {
         caps: &gst::Caps,
         mut othercaps: gst::Caps,
     ) -> gst::Caps {
-        match VideoInfo::from_caps(caps) {
-            Ok(info) if direction == gst::PadDirection::Sink => caps::fixate(&info, &othercaps),
+        match direction {
+            gst::PadDirection::Sink => caps::fixate(caps, &othercaps),
             _ => {
                 othercaps.fixate();
                 othercaps

@@ -98,6 +98,8 @@ pub(super) enum Place {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Timeline {
     last: Option<Moment>,
+    /// The time that the last frame came with.
+    given: Option<ClockTime>,
 }
 
 impl Timeline {
@@ -106,16 +108,19 @@ impl Timeline {
         self.last = None;
     }
 
-    /// Places a frame with the time `pts`. Without one it comes right after the last frame, or at
-    /// `start`. Without a `cadence`, every frame is a clip.
+    /// Places a frame with the time `pts`. Without one, or with that of the frame before (libav's GIFs
+    /// stand still), it comes right after the last frame, or at `start`. Without a `cadence`, every
+    /// frame is a clip.
     pub(super) fn place(
         &mut self,
         pts: Option<ClockTime>,
         start: ClockTime,
         cadence: Option<Cadence>,
     ) -> Place {
+        let repeated = pts.is_some() && pts == self.given;
+        self.given = pts;
         let place = match (self.last, cadence) {
-            (Some(last), Some(cadence)) => follow(last, pts, cadence),
+            (Some(last), Some(cadence)) => follow(last, pts.filter(|_| !repeated), cadence),
             _ => Place::First(Moment::first(pts.unwrap_or(start))),
         };
         let (Place::Next(moment) | Place::First(moment)) = place;
@@ -218,18 +223,19 @@ mod tests {
         };
         assert!(matches!(place(0, 150), Place::Next(_)));
         assert!(matches!(place(0, 151), Place::First(_)));
-        assert!(matches!(place(500, 500), Place::First(_)));
         assert!(matches!(place(500, 400), Place::First(_)));
     }
 
     #[test]
-    fn frames_without_times_follow_each_other() {
+    fn frames_without_times_or_all_with_the_same_follow_each_other() {
         let cadence = Cadence::new((25, 1), 0);
-        let mut timeline = Timeline::default();
-        for n in 0..5 {
-            let (Place::First(moment) | Place::Next(moment)) =
-                timeline.place(None, ms(7), Some(cadence));
-            assert_eq!(moment.pts, ms(7 + n * 40));
+        for pts in [None, Some(ms(7))] {
+            let mut timeline = Timeline::default();
+            for n in 0..5 {
+                let (Place::First(moment) | Place::Next(moment)) =
+                    timeline.place(pts, ms(7), Some(cadence));
+                assert_eq!(moment.pts, ms(7 + n * 40));
+            }
         }
     }
 }

@@ -1,0 +1,453 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Real files of real codecs, through the pipelines that people write.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{Video, decode, run, try_run, wait_for};
+use gst::{ClockTime, prelude::*};
+use gst_video::VideoFormat;
+
+/// A folder with a file made by `pipeline`, which ends in a muxer.
+fn sample(pipeline: &str, name: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(name);
+    run(&format!(
+        "{pipeline} ! filesink location={}",
+        file.display()
+    ));
+    (dir, file)
+}
+
+/// 20 frames at 8 fps in a format.
+fn source(format: &str) -> String {
+    format!(
+        "videotestsrc num-buffers=20 pattern=ball ! video/x-raw,format={format},width=160,height=120,framerate=8/1"
+    )
+}
+
+/// The README's line with these elements in its middle.
+fn enhance(file: &Path, elements: &str) -> (Video, Vec<gst::Structure>) {
+    let out = file.with_extension("out.mp4");
+    let messages = run(&format!(
+        "filesrc location={} ! decodebin ! {elements} ! x264enc ! mp4mux ! filesink location={}",
+        file.display(),
+        out.display()
+    ));
+    (decode(&out), messages)
+}
+
+/// 20 frames at 8 fps have become 58 at 24, each four times as wide and as high.
+fn assert_enhanced(video: &Video, format: VideoFormat) {
+    let info = video.info();
+    assert_eq!(
+        (info.width(), info.height(), info.format()),
+        (640, 480, format)
+    );
+    assert_eq!(info.fps(), gst::Fraction::new(24, 1));
+    assert_eq!(video.times.len(), 58);
+    let first = video.times[0];
+    for (n, time) in video.times.iter().enumerate() {
+        let exact = ClockTime::SECOND.mul_div_floor(n as u64, 24).unwrap();
+        let off = (*time - first).nseconds().abs_diff(exact.nseconds());
+        assert!(
+            off < 20_000,
+            "frame {n} at {time}: a muxer's clock is not that coarse"
+        );
+    }
+}
+
+#[test]
+fn h264_of_8_bits() {
+    let (_dir, file) = sample(&format!("{} ! x264enc ! mp4mux", source("I420")), "in.mp4");
+    let (video, messages) = enhance(&file, "venhance up-scale=4 target-fps=24");
+    assert_enhanced(&video, VideoFormat::I420);
+    let progress = messages.iter().filter(|m| m.has_name("venhance-progress"));
+    assert_eq!(progress.clone().count(), 20);
+    let last = progress.last().unwrap();
+    assert_eq!(last.get::<u64>("frames-in"), Ok(20));
+    assert_eq!(last.get::<&str>("unit"), Ok("frame"));
+    assert!(last.get::<f64>("seconds-per-unit").unwrap() > 0.0);
+    assert!(last.get::<f64>("eta-seconds").unwrap() >= 0.0);
+}
+
+#[test]
+fn h264_of_10_bits() {
+    let (_dir, file) = sample(
+        &format!("{} ! x264enc ! mp4mux", source("I420_10LE")),
+        "in.mp4",
+    );
+    let (video, _) = enhance(&file, "venhance up-scale=4 target-fps=24");
+    assert_enhanced(&video, VideoFormat::I42010le);
+}
+
+#[test]
+fn h264_with_full_chroma() {
+    let (_dir, file) = sample(&format!("{} ! x264enc ! mp4mux", source("Y444")), "in.mp4");
+    let (video, _) = enhance(&file, "venhance up-scale=4 target-fps=24");
+    assert_enhanced(&video, VideoFormat::Y444);
+}
+
+#[test]
+fn vp9_in_webm() {
+    let (_dir, file) = sample(
+        &format!("{} ! vp9enc deadline=1 ! webmmux", source("I420")),
+        "in.webm",
+    );
+    let (video, _) = enhance(&file, "venhance up-scale=4 target-fps=24");
+    assert_enhanced(&video, VideoFormat::I420);
+}
+
+#[test]
+fn gif_becomes_h264_of_4_2_0() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("in.gif");
+    let palette = [0, 0, 0, 255, 255, 255];
+    let mut encoder =
+        gif::Encoder::new(std::fs::File::create(&file).unwrap(), 64, 48, &palette).unwrap();
+    for n in 0..10 {
+        let pixels: Vec<u8> = (0..64 * 48).map(|i| u8::from(i % 64 / 4 == n)).collect();
+        let frame = gif::Frame {
+            delay: 10,
+            ..gif::Frame::from_indexed_pixels(64, 48, pixels, None)
+        };
+        encoder.write_frame(&frame).unwrap();
+    }
+    drop(encoder);
+    // GStreamer 1.22 with ffmpeg 5.1 never ends a GIF, with or without this element.
+    let (video, _) = enhance(
+        &file,
+        "identity eos-after=10 ! venhance up-scale=2 target-fps=20",
+    );
+    let info = video.info();
+    assert_eq!(
+        (info.width(), info.height(), info.format()),
+        (128, 96, VideoFormat::I420)
+    );
+    assert_eq!(video.times.len(), 19);
+}
+
+#[test]
+fn odd_sizes_come_out_even_and_can_be_encoded() {
+    let (_dir, file) = sample(
+        "videotestsrc num-buffers=5 ! video/x-raw,format=Y444,width=51,height=37,framerate=8/1 ! x264enc ! mp4mux",
+        "in.mp4",
+    );
+    let (video, _) = enhance(&file, "venhance up-scale=2.5 target-fps=0/1");
+    assert_eq!((video.info().width(), video.info().height()), (126, 92));
+    assert_eq!(
+        (video.info().fps(), video.times.len()),
+        (gst::Fraction::new(8, 1), 5)
+    );
+}
+
+#[test]
+fn sound_stays_in_sync_beside_an_element_that_holds_frames() {
+    let (_dir, file) = sample(
+        &format!(
+            "{} ! x264enc ! queue ! mp4mux name=m \
+             audiotestsrc num-buffers=107 ! audio/x-raw,rate=44100,channels=2 ! avenc_aac ! queue ! m. m.",
+            source("I420")
+        ),
+        "in.mp4",
+    );
+    let out = file.with_extension("out.mp4");
+    run(&format!(
+        "filesrc location={} ! decodebin name=d \
+         d. ! venhance up-scale=2 target-fps=24 ! x264enc ! mp4mux name=m ! filesink location={} \
+         d. ! queue max-size-time=0 max-size-bytes=0 max-size-buffers=0 ! audioconvert ! avenc_aac ! m.",
+        file.display(),
+        out.display()
+    ));
+    let (before, after) = (decode(&file), decode(&out));
+    assert_eq!((before.times.len(), after.times.len()), (20, 58));
+    // How far the sound is behind the picture, where both begin.
+    let lag = |video: &Video| video.audio[0].0.nseconds() as i64 - video.times[0].nseconds() as i64;
+    let frame = (ClockTime::SECOND / 24).nseconds() as i64;
+    assert!(
+        (lag(&before) - lag(&after)).abs() <= frame,
+        "{} {}",
+        lag(&before),
+        lag(&after)
+    );
+    let end = |video: &Video| {
+        video
+            .audio
+            .iter()
+            .map(|(start, length)| *start + *length)
+            .max()
+            .unwrap()
+    };
+    assert!(end(&before).nseconds().abs_diff(end(&after).nseconds()) < 100_000_000);
+}
+
+#[test]
+fn a_variable_rate_keeps_the_time_of_every_key_frame() {
+    // Intervals around and far from the nominal 1/30 s, with a jump of a second.
+    let intervals = [33, 33, 45, 21, 33, 47, 40, 1000, 33, 70, 33, 28, 33, 33];
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("in.mp4");
+    common::init();
+    let pipeline = gst::parse::launch(&format!(
+        "videotestsrc num-buffers={} ! video/x-raw,format=I420,width=64,height=48,framerate=30/1 \
+         ! identity name=i ! x264enc tune=zerolatency ! mp4mux ! filesink location={}",
+        intervals.len() + 1,
+        file.display()
+    ))
+    .unwrap()
+    .downcast::<gst::Pipeline>()
+    .unwrap();
+    let times: Vec<ClockTime> = std::iter::once(0)
+        .chain(intervals)
+        .scan(0, |time, interval| {
+            *time += interval;
+            Some(ClockTime::from_mseconds(*time))
+        })
+        .collect();
+    let pad = pipeline.by_name("i").unwrap().static_pad("src").unwrap();
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        if let Some(gst::PadProbeData::Buffer(buffer)) = &mut info.data {
+            let n = buffer.offset() as usize;
+            let buffer = buffer.make_mut();
+            buffer.set_pts(times[n]);
+            buffer.set_duration(
+                times
+                    .get(n + 1)
+                    .map_or(ClockTime::from_mseconds(33), |next| *next - times[n]),
+            );
+        }
+        gst::PadProbeReturn::Ok
+    });
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let ends = [gst::MessageType::Eos, gst::MessageType::Error];
+    let end = pipeline
+        .bus()
+        .unwrap()
+        .timed_pop_filtered(ClockTime::from_seconds(30), &ends)
+        .unwrap();
+    assert_eq!(end.type_(), gst::MessageType::Eos);
+    pipeline.set_state(gst::State::Null).unwrap();
+
+    // Not through the encoder, whose clock rounds: as they leave the element.
+    let keys = decode(&file).times;
+    assert_eq!(keys.len(), intervals.len() + 1);
+    let times = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = times.clone();
+    let pipeline = gst::parse::launch(&format!(
+        "filesrc location={} ! decodebin ! venhance name=v up-scale=1 target-fps=60 ! fakesink",
+        file.display()
+    ))
+    .unwrap()
+    .downcast::<gst::Pipeline>()
+    .unwrap();
+    let nominal = std::sync::Arc::new(std::sync::Mutex::new(None));
+    let rate = nominal.clone();
+    let element = pipeline.by_name("v").unwrap();
+    element
+        .static_pad("src")
+        .unwrap()
+        .add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            if let Some(gst::PadProbeData::Buffer(buffer)) = &info.data {
+                log.lock().unwrap().push(buffer.pts().unwrap());
+            }
+            gst::PadProbeReturn::Ok
+        });
+    element
+        .static_pad("sink")
+        .unwrap()
+        .add_probe(gst::PadProbeType::BUFFER, move |pad, _| {
+            let caps = pad.current_caps().unwrap();
+            *rate.lock().unwrap() = caps
+                .structure(0)
+                .unwrap()
+                .get::<gst::Fraction>("framerate")
+                .ok();
+            gst::PadProbeReturn::Ok
+        });
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let end = pipeline
+        .bus()
+        .unwrap()
+        .timed_pop_filtered(ClockTime::from_seconds(30), &ends)
+        .unwrap();
+    assert_eq!(end.type_(), gst::MessageType::Eos);
+    pipeline.set_state(gst::State::Null).unwrap();
+
+    let times = times.lock().unwrap().clone();
+    let fps = nominal.lock().unwrap().unwrap();
+    let frame = ClockTime::SECOND
+        .mul_div_floor(fps.denom() as u64, fps.numer() as u64)
+        .unwrap();
+    assert!(
+        times.is_sorted() && times.windows(2).all(|pair| pair[0] < pair[1]),
+        "{times:?}"
+    );
+    let rounding = ClockTime::from_mseconds(1);
+    for key in &keys {
+        let off = times
+            .iter()
+            .map(|time| *time.max(key) - *time.min(key))
+            .min()
+            .unwrap();
+        assert!(
+            off <= rounding,
+            "the key frame at {key} has moved by {off}: {times:?}"
+        );
+    }
+    // One frame is made in every interval of at most 1.5 frames, none in the others.
+    let made = keys
+        .windows(2)
+        .filter(|pair| (pair[1] - pair[0]) * 2 <= frame * 3)
+        .count();
+    assert!(made > 5 && made < intervals.len());
+    assert_eq!(times.len(), keys.len() + made, "{fps} {times:?}");
+}
+
+#[test]
+fn two_elements_work_in_one_pipeline() {
+    let (_dir, file) = sample(&format!("{} ! x264enc ! mp4mux", source("I420")), "in.mp4");
+    let out = file.with_extension("out.mp4");
+    run(&format!(
+        "filesrc location={} ! decodebin ! venhance up-scale=2 target-fps=16 ! venhance up-scale=2 target-fps=32 \
+         ! x264enc ! mp4mux ! filesink location={}",
+        file.display(),
+        out.display()
+    ));
+    let video = decode(&out);
+    assert_eq!(
+        (video.info().width(), video.info().fps()),
+        (640, gst::Fraction::new(32, 1))
+    );
+    assert_eq!(video.times.len(), 77);
+}
+
+#[test]
+fn upstream_learns_the_size_and_rate_that_downstream_wants() {
+    common::init();
+    let pipeline = gst::parse::launch(
+        "videotestsrc num-buffers=3 ! venhance name=v up-scale=2.5 target-fps=24 \
+         ! video/x-raw,width=400,height=300,framerate=24/1 ! fakesink",
+    )
+    .unwrap()
+    .downcast::<gst::Pipeline>()
+    .unwrap();
+    let bus = pipeline.bus().unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let ends = [gst::MessageType::Eos, gst::MessageType::Error];
+    let end = bus
+        .timed_pop_filtered(ClockTime::from_seconds(30), &ends)
+        .unwrap();
+    assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
+    let caps = pipeline
+        .by_name("v")
+        .unwrap()
+        .static_pad("sink")
+        .unwrap()
+        .current_caps()
+        .unwrap();
+    let info = gst_video::VideoInfo::from_caps(&caps).unwrap();
+    assert_eq!((info.width(), info.height()), (160, 120));
+    pipeline.set_state(gst::State::Null).unwrap();
+}
+
+#[test]
+fn interlaced_and_multiview_video_is_refused_with_what_to_do() {
+    for (caps, advice) in [
+        (
+            "interlace-mode=interleaved",
+            "put deinterlace before venhance",
+        ),
+        ("interlace-mode=mixed", "put deinterlace before venhance"),
+        ("multiview-mode=side-by-side", "multiview"),
+    ] {
+        let (_, error) = try_run(&format!(
+            "videotestsrc num-buffers=3 ! video/x-raw,format=I420 ! capssetter caps=video/x-raw,{caps} ! venhance ! fakesink"
+        ));
+        let error = error.unwrap();
+        assert!(error.contains(advice), "{caps}: {error}");
+    }
+}
+
+#[test]
+fn a_truncated_file_gives_what_can_be_read_and_the_decoders_error() {
+    let (_dir, file) = sample(
+        &format!(
+            "{} ! x264enc key-int-max=4 tune=zerolatency ! matroskamux",
+            source("I420")
+        ),
+        "in.mkv",
+    );
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() * 2 / 3]).unwrap();
+    let out = file.with_extension("out.mkv");
+    let (_, _error) = try_run(&format!(
+        "filesrc location={} ! decodebin ! venhance up-scale=2 target-fps=24 ! x264enc ! matroskamux ! filesink location={}",
+        file.display(),
+        out.display()
+    ));
+    let frames = decode(&out).times.len();
+    assert!(frames > 20, "{frames}");
+}
+
+#[test]
+fn a_live_source_is_never_late_at_the_latency_reported() {
+    common::init();
+    let pipeline = gst::parse::launch(
+        "videotestsrc is-live=true num-buffers=25 ! video/x-raw,format=I420,width=160,height=120,framerate=10/1 \
+         ! venhance name=v up-scale=2 target-fps=30 ! fakesink name=sink sync=true",
+    )
+    .unwrap()
+    .downcast::<gst::Pipeline>()
+    .unwrap();
+    let late = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = late.clone();
+    let weak = pipeline.downgrade();
+    let sink = pipeline
+        .by_name("sink")
+        .unwrap()
+        .static_pad("sink")
+        .unwrap();
+    sink.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+        let (Some(pipeline), Some(gst::PadProbeData::Buffer(buffer))) =
+            (weak.upgrade(), &info.data)
+        else {
+            return gst::PadProbeReturn::Ok;
+        };
+        let now = pipeline.current_running_time().unwrap();
+        let event = pad.sticky_event::<gst::event::Segment>(0).unwrap();
+        let segment = event.segment().downcast_ref::<ClockTime>().unwrap().clone();
+        let mut latency = gst::query::Latency::new();
+        assert!(pad.peer_query(&mut latency));
+        let due = segment.to_running_time(buffer.pts().unwrap()).unwrap() + latency.result().1;
+        log.lock()
+            .unwrap()
+            .push((now.nseconds() as i64 - due.nseconds() as i64) / 1_000_000);
+        gst::PadProbeReturn::Ok
+    });
+    let bus = pipeline.bus().unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    loop {
+        let message = bus.timed_pop(ClockTime::from_seconds(30)).unwrap();
+        match message.view() {
+            gst::MessageView::Latency(_) => pipeline.recalculate_latency().unwrap(),
+            gst::MessageView::Eos(_) => break,
+            gst::MessageView::Error(e) => panic!("{e:?}"),
+            _ => {}
+        }
+    }
+    let mut latency = gst::query::Latency::new();
+    assert!(pipeline.query(&mut latency));
+    let (live, min, max) = latency.result();
+    assert!(
+        live && min >= ClockTime::from_mseconds(200) && max.is_none_or(|max| max >= min),
+        "{min} {max:?}"
+    );
+    wait_for("all frames", || late.lock().unwrap().len() == 73);
+    let late = late.lock().unwrap().clone();
+    assert!(
+        late.iter().all(|ms| *ms <= 0),
+        "milliseconds late: {late:?}"
+    );
+    pipeline.set_state(gst::State::Null).unwrap();
+}
