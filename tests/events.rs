@@ -21,9 +21,7 @@ fn discont(buffer: &gst::Buffer) -> bool {
 
 fn tag(title: &str) -> gst::Event {
     let mut tags = gst::TagList::new();
-    tags.get_mut()
-        .unwrap()
-        .add::<gst::tags::Title>(&title, gst::TagMergeMode::Append);
+    tags.get_mut().unwrap().add::<gst::tags::Title>(&title, gst::TagMergeMode::Append);
     gst::event::Tag::new(tags)
 }
 
@@ -33,19 +31,14 @@ fn tags_and_custom_events_come_after_the_frames_before_them_and_split_no_clip() 
     rig.push(2);
     rig.event(tag("one"));
     rig.push(1);
-    rig.event(gst::event::CustomDownstream::new(
-        gst::Structure::new_empty("custom"),
-    ));
+    rig.event(gst::event::CustomDownstream::new(gst::Structure::new_empty("custom")));
     rig.event(gst::event::StreamStart::new("the same frames"));
     rig.push(1);
     let seen = rig.finish();
     assert_eq!(times(&seen), tripled(0, 4));
     let order = order(&seen);
     let place = |word: &str| order.iter().position(|w| w == word).unwrap();
-    assert!(
-        place("100") < place("tag") && place("tag") < place("200"),
-        "{order:?}"
-    );
+    assert!(place("100") < place("tag") && place("tag") < place("200"), "{order:?}");
     assert!(place("200") < place("custom-downstream") && place("stream-start") < place("300"));
     assert_eq!(frames(&seen).iter().filter(|f| discont(f)).count(), 1);
 }
@@ -57,10 +50,8 @@ fn caps_of_the_same_picture_pass_in_order_and_split_no_clip() {
     let mut caps = caps("GRAY8", 32, 16, (10, 1));
     rig.event(gst::event::Caps::new(&caps));
     rig.push(1);
-    caps.make_mut().set(
-        "mastering-display-info",
-        "17000:8500:13250:34500:7500:3000:15635:16450:10000000:1",
-    );
+    caps.make_mut()
+        .set("mastering-display-info", "17000:8500:13250:34500:7500:3000:15635:16450:10000000:1");
     rig.event(gst::event::Caps::new(&caps));
     rig.push(1);
     let seen = rig.finish();
@@ -68,12 +59,7 @@ fn caps_of_the_same_picture_pass_in_order_and_split_no_clip() {
     let order = order(&seen);
     let last = order.iter().rposition(|w| w == "caps").unwrap();
     assert!(order[..last].contains(&"200".into()) && order[last..].contains(&"300".into()));
-    let out = rig
-        .element
-        .static_pad("src")
-        .unwrap()
-        .current_caps()
-        .unwrap();
+    let out = rig.element.static_pad("src").unwrap().current_caps().unwrap();
     let out = out.structure(0).unwrap();
     assert!(out.has_field("mastering-display-info"));
     assert_eq!(out.get::<i32>("width"), Ok(64));
@@ -152,19 +138,14 @@ fn a_rate_below_zero_is_refused_with_an_error() {
     segment.set_rate(-1.0);
     rig.harness.push_event(gst::event::Segment::new(&segment));
     let error = rig.error().unwrap();
-    assert!(
-        error.contains("backwards") && error.contains("rate above 0"),
-        "{error}"
-    );
+    assert!(error.contains("backwards") && error.contains("rate above 0"), "{error}");
 }
 
 #[test]
 fn a_segment_that_is_not_in_time_is_refused_with_an_error() {
     let mut rig = Rig::new();
     rig.harness
-        .push_event(gst::event::Segment::new(&gst::FormattedSegment::<
-            gst::format::Bytes,
-        >::new()));
+        .push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::format::Bytes>::new()));
     assert!(rig.error().unwrap().contains("frames need times"));
 }
 
@@ -200,11 +181,7 @@ fn a_hole_in_the_times_ends_the_clip_and_nothing_is_made_across() {
     }
     let seen = rig.finish();
     assert_eq!(times(&seen), [tripled(0, 2), tripled(1100, 2)].concat());
-    assert_eq!(
-        frames(&seen).iter().filter(|f| discont(f)).count(),
-        1,
-        "a hole is no DISCONT"
-    );
+    assert_eq!(frames(&seen).iter().filter(|f| discont(f)).count(), 1, "a hole is no DISCONT");
 }
 
 #[test]
@@ -212,19 +189,13 @@ fn a_discont_ends_the_clip_and_marks_its_first_output_and_nothing_else() {
     let mut rig = Rig::new();
     rig.push(2);
     let mut frame = rig.frame();
-    frame
-        .get_mut()
-        .unwrap()
-        .set_flags(gst::BufferFlags::DISCONT);
+    frame.get_mut().unwrap().set_flags(gst::BufferFlags::DISCONT);
     rig.harness.push(frame).unwrap();
     rig.push(2);
     let seen = rig.finish();
     assert_eq!(times(&seen), [tripled(0, 2), tripled(200, 3)].concat());
-    let marked: Vec<_> = frames(&seen)
-        .iter()
-        .filter(|f| discont(f))
-        .map(|f| f.pts().unwrap().mseconds())
-        .collect();
+    let marked: Vec<_> =
+        frames(&seen).iter().filter(|f| discont(f)).map(|f| f.pts().unwrap().mseconds()).collect();
     assert_eq!(marked, [0, 200]);
 }
 
@@ -246,15 +217,8 @@ fn flagged_buffers_are_frames_and_corrupted_stays_on_the_key_frame() {
     assert_eq!(times(&seen), tripled(0, 4));
     for frame in frames(&seen) {
         let corrupted = frame.flags().contains(gst::BufferFlags::CORRUPTED);
-        assert_eq!(
-            corrupted,
-            frame.pts() == Some(ClockTime::from_mseconds(100))
-        );
-        assert!(
-            !frame
-                .flags()
-                .intersects(gst::BufferFlags::GAP | gst::BufferFlags::DROPPABLE)
-        );
+        assert_eq!(corrupted, frame.pts() == Some(ClockTime::from_mseconds(100)));
+        assert!(!frame.flags().intersects(gst::BufferFlags::GAP | gst::BufferFlags::DROPPABLE));
     }
 }
 
@@ -288,9 +252,7 @@ fn a_flush_drops_the_frames_and_the_stream_begins_anew() {
         Err(gst::FlowError::Flushing)
     );
     rig.event(gst::event::FlushStop::new(true));
-    rig.event(gst::event::Segment::new(
-        &gst::FormattedSegment::<ClockTime>::new(),
-    ));
+    rig.event(gst::event::Segment::new(&gst::FormattedSegment::<ClockTime>::new()));
     for ms in [5000, 5100] {
         rig.push_at(ms);
     }
@@ -356,22 +318,13 @@ fn a_seek_in_a_file_restarts_at_the_right_time() {
             )
             .unwrap();
         pipeline.set_state(gst::State::Playing).unwrap();
-        let ends = [
-            gst::MessageType::Eos,
-            gst::MessageType::SegmentDone,
-            gst::MessageType::Error,
-        ];
-        let end = pipeline
-            .bus()
-            .unwrap()
-            .timed_pop_filtered(ClockTime::from_seconds(30), &ends)
-            .unwrap();
+        let ends = [gst::MessageType::Eos, gst::MessageType::SegmentDone, gst::MessageType::Error];
+        let end =
+            pipeline.bus().unwrap().timed_pop_filtered(ClockTime::from_seconds(30), &ends).unwrap();
         assert_ne!(end.type_(), gst::MessageType::Error, "{end:?}");
         let expected: Vec<u64> = (0..19).map(|j| 2000 + j * 50).collect();
         // A demuxer says that the segment is done when it has sent the last packet.
-        wait_for("all frames", || {
-            times.lock().unwrap().len() >= expected.len()
-        });
+        wait_for("all frames", || times.lock().unwrap().len() >= expected.len());
         let times = times.lock().unwrap().clone();
         assert_eq!(times, expected, "{flags:?}");
         let position = pipeline.query_position::<ClockTime>().unwrap();
@@ -400,9 +353,7 @@ fn stopping_drops_everything_and_the_next_start_is_clean() {
     rig.event(gst::event::StreamStart::new("again"));
     let caps = caps("GRAY8", 32, 16, (10, 1));
     rig.event(gst::event::Caps::new(&caps));
-    rig.event(gst::event::Segment::new(
-        &gst::FormattedSegment::<ClockTime>::new(),
-    ));
+    rig.event(gst::event::Segment::new(&gst::FormattedSegment::<ClockTime>::new()));
     for ms in [0, 100] {
         rig.push_at(ms);
     }
@@ -417,8 +368,7 @@ fn a_change_of_scale_or_rate_while_playing_finishes_the_frames_held_then_sends_n
     rig.push(2);
     rig.element.set_property("up-scale", 3.0);
     rig.push(2);
-    rig.element
-        .set_property("target-fps", gst::Fraction::new(20, 1));
+    rig.element.set_property("target-fps", gst::Fraction::new(20, 1));
     rig.push(2);
     let seen = rig.finish();
     let mut expected = words(&tripled(0, 2));
@@ -436,10 +386,7 @@ fn a_change_of_scale_or_rate_while_playing_finishes_the_frames_held_then_sends_n
 fn a_request_to_renegotiate_that_changes_nothing_splits_no_clip() {
     let mut rig = Rig::new();
     rig.push(2);
-    assert!(
-        rig.harness
-            .push_upstream_event(gst::event::Reconfigure::new())
-    );
+    assert!(rig.harness.push_upstream_event(gst::event::Reconfigure::new()));
     rig.push(2);
     assert_eq!(times(&rig.finish()), tripled(0, 4));
 }
@@ -449,17 +396,11 @@ fn quality_of_service_events_go_upstream_and_drop_nothing() {
     let mut rig = Rig::new();
     rig.push(2);
     let late = ClockTime::from_seconds(100);
-    let qos = gst::event::Qos::new(
-        gst::QOSType::Underflow,
-        5.0,
-        late.nseconds() as i64,
-        ClockTime::ZERO,
-    );
+    let qos =
+        gst::event::Qos::new(gst::QOSType::Underflow, 5.0, late.nseconds() as i64, ClockTime::ZERO);
     assert!(rig.harness.push_upstream_event(qos));
     wait_for("the QoS event", || {
-        rig.harness
-            .try_pull_upstream_event()
-            .is_some_and(|e| e.type_() == gst::EventType::Qos)
+        rig.harness.try_pull_upstream_event().is_some_and(|e| e.type_() == gst::EventType::Qos)
     });
     rig.push(2);
     assert_eq!(times(&rig.finish()), tripled(0, 4));
@@ -501,16 +442,10 @@ fn metas_go_to_the_key_frame_once_regions_scaled_and_those_of_the_memory_are_lef
                 .collect::<Vec<_>>()
         })
         .collect();
-    assert_eq!(
-        captions,
-        [vec![vec![0, 7, 8]], vec![], vec![], vec![vec![1, 7, 8]]]
-    );
+    assert_eq!(captions, [vec![vec![0, 7, 8]], vec![], vec![], vec![vec![1, 7, 8]]]);
     let frames = frames(&seen);
     assert_eq!(
-        frames[3]
-            .meta::<gst_video::VideoRegionOfInterestMeta>()
-            .unwrap()
-            .rect(),
+        frames[3].meta::<gst_video::VideoRegionOfInterestMeta>().unwrap().rect(),
         (8, 12, 20, 10)
     );
     assert!(frames[0].meta::<gst::ReferenceTimestampMeta>().is_some());
@@ -557,19 +492,16 @@ fn errors_from_downstream_reach_upstream_with_the_next_buffer() {
 fn an_error_from_downstream_after_the_end_of_stream_is_on_the_bus() {
     let mut rig = Rig::new();
     let errors = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    rig.element
-        .static_pad("src")
-        .unwrap()
-        .add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-            // The stream ends before the frame gets anywhere.
-            while !errors.load(std::sync::atomic::Ordering::Relaxed) {
-                std::thread::sleep(std::time::Duration::from_millis(50));
-                errors.store(true, std::sync::atomic::Ordering::Relaxed);
-            }
-            info.flow_res = Err(gst::FlowError::Error);
-            info.data = None;
-            gst::PadProbeReturn::Handled
-        });
+    rig.element.static_pad("src").unwrap().add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        // The stream ends before the frame gets anywhere.
+        while !errors.load(std::sync::atomic::Ordering::Relaxed) {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            errors.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        info.flow_res = Err(gst::FlowError::Error);
+        info.data = None;
+        gst::PadProbeReturn::Handled
+    });
     rig.push(2);
     rig.event(gst::event::Eos::new());
     wait_for("an error", || rig.error().is_some());
@@ -616,9 +548,7 @@ fn the_stream_goes_on_after_downstream_had_enough_of_the_last_one() {
     }
     src.remove_probe(probe.unwrap());
     rig.event(gst::event::StreamStart::new("next"));
-    rig.event(gst::event::Segment::new(
-        &gst::FormattedSegment::<ClockTime>::new(),
-    ));
+    rig.event(gst::event::Segment::new(&gst::FormattedSegment::<ClockTime>::new()));
     let before = rig.frames().len();
     rig.push(2);
     rig.wait_for_frames(before + 4);

@@ -21,22 +21,14 @@ impl Frame {
     /// # Errors
     /// [`Error::OutOfMemory`] when there is no memory for it.
     pub fn new(width: usize, height: usize) -> Result<Self, Error> {
-        let out_of_memory = |bytes| Error::OutOfMemory {
-            width,
-            height,
-            bytes,
-        };
+        let out_of_memory = |bytes| Error::OutOfMemory { width, height, bytes };
         let bytes = width
             .checked_mul(height)
             .and_then(|n| n.checked_mul(Self::COMPONENTS * size_of::<u16>()))
             .ok_or_else(|| out_of_memory(usize::MAX))?;
         let pixels = bytemuck::allocation::try_zeroed_slice_box(bytes / size_of::<u16>())
             .map_err(|()| out_of_memory(bytes))?;
-        Ok(Self {
-            width,
-            height,
-            pixels: pixels.into_vec(),
-        })
+        Ok(Self { width, height, pixels: pixels.into_vec() })
     }
 
     /// Width in pixels.
@@ -79,10 +71,7 @@ mod tests {
     #[test]
     fn a_frame_that_no_machine_can_hold_is_an_error_that_says_what_to_do() {
         let error = Frame::new(1 << 31, 1 << 31).unwrap_err();
-        assert!(
-            error.to_string().contains("use a smaller up-scale"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("use a smaller up-scale"), "{error}");
         assert!(Frame::new(usize::MAX, 2).is_err());
     }
 }

@@ -58,9 +58,7 @@ pub fn made_frames(target: (u32, u32), input: (u32, u32)) -> usize {
         std::cmp::Ordering::Equal => whole % 2 == 1,
         std::cmp::Ordering::Greater => true,
     };
-    (whole + u64::from(up))
-        .saturating_sub(1)
-        .min(MAX_MADE_FRAMES as u64) as usize
+    (whole + u64::from(up)).saturating_sub(1).min(MAX_MADE_FRAMES as u64) as usize
 }
 
 #[cfg(test)]
@@ -79,9 +77,8 @@ mod tests {
     fn the_sides_before_scaling_are_exactly_those_that_scale_to_it() {
         for scale in [1.0, 1.3, 1.5, 2.0, 3.0, 4.0, 8.0] {
             for side in 1..=200 {
-                let sides: Vec<_> = (1..=side + 2)
-                    .filter(|&s| scaled_side(s, scale) == side)
-                    .collect();
+                let sides: Vec<_> =
+                    (1..=side + 2).filter(|&s| scaled_side(s, scale) == side).collect();
                 let found = unscaled_sides(side..=side, scale);
                 assert_eq!(
                     found.map(Vec::from_iter).unwrap_or_default(),

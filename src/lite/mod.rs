@@ -55,10 +55,7 @@ impl Enhancer for Lite {
             }
         }
         sink.frame(key)?;
-        sink.progress(Progress {
-            unit: "frame".into(),
-            took,
-        });
+        sink.progress(Progress { unit: "frame".into(), took });
         Ok(())
     }
 
@@ -120,14 +117,7 @@ mod tests {
     fn enhance(values: &[u16], format: Format) -> Vec<Arc<Frame>> {
         let sink = Arc::new(Collect::default());
         let mut lite = Lite::default();
-        lite.start(
-            format,
-            Clip {
-                sink: sink.clone(),
-                cancel: Cancel::default(),
-            },
-        )
-        .unwrap();
+        lite.start(format, Clip { sink: sink.clone(), cancel: Cancel::default() }).unwrap();
         for &value in values {
             lite.push(flat(value, format.input)).unwrap();
         }
@@ -138,12 +128,7 @@ mod tests {
     #[test]
     fn a_clip_of_any_length_gives_n_plus_k_times_n_minus_1_frames_that_fade_evenly() {
         for made in 0..=8 {
-            let format = Format {
-                input: (6, 4),
-                output: (12, 8),
-                made,
-                alpha: true,
-            };
+            let format = Format { input: (6, 4), output: (12, 8), made, alpha: true };
             for length in 0..5u16 {
                 let values: Vec<u16> = (0..length).map(|i| i * 9000).collect();
                 let output = enhance(&values, format);
@@ -153,10 +138,7 @@ mod tests {
                     let ideal = i as f64 * 9000.0 / (made + 1) as f64;
                     assert_eq!((frame.width(), frame.height()), format.output);
                     for &value in frame.pixels() {
-                        assert!(
-                            (f64::from(value) - ideal).abs() <= 1.0,
-                            "{value} is not {ideal}"
-                        );
+                        assert!((f64::from(value) - ideal).abs() <= 1.0, "{value} is not {ideal}");
                     }
                 }
             }
@@ -177,17 +159,9 @@ mod tests {
 
     #[test]
     fn a_cancelled_clip_stops_and_the_next_one_works() {
-        let format = Format {
-            input: (6, 4),
-            output: (12, 8),
-            made: 1,
-            alpha: false,
-        };
+        let format = Format { input: (6, 4), output: (12, 8), made: 1, alpha: false };
         let mut lite = Lite::default();
-        let clip = Clip {
-            sink: Arc::new(Collect::default()),
-            cancel: Cancel::default(),
-        };
+        let clip = Clip { sink: Arc::new(Collect::default()), cancel: Cancel::default() };
         lite.start(format, clip.clone()).unwrap();
         clip.cancel.cancel();
         assert_eq!(lite.push(flat(1, (6, 4))), Err(Error::Cancelled));

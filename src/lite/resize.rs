@@ -40,33 +40,28 @@ pub(super) fn resize(
     let band_rows = BAND_PIXELS.div_ceil(size.0);
     let row = size.0 * Frame::COMPONENTS;
     let rows_per_row = frame.height() as f64 / size.1 as f64;
-    out.pixels_mut()
-        .par_chunks_mut(band_rows * row)
-        .enumerate()
-        .try_for_each(|(i, band)| {
-            cancel.check()?;
-            let rows = band.len() / row;
-            let mut target = Image::from_slice_u8(
-                side(size.0)?,
-                side(rows)?,
-                bytemuck::cast_slice_mut(band),
-                PixelType::U16x4,
-            )
-            .map_err(|e| failed(&e))?;
-            // The kernel reaches beyond the crop: only positions come from it.
-            let options = ResizeOptions::new()
-                .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
-                .use_alpha(alpha)
-                .crop(
-                    0.0,
-                    (i * band_rows) as f64 * rows_per_row,
-                    frame.width() as f64,
-                    rows as f64 * rows_per_row,
-                );
-            Resizer::new()
-                .resize(&source, &mut target, &options)
-                .map_err(|e| failed(&e))
-        })?;
+    out.pixels_mut().par_chunks_mut(band_rows * row).enumerate().try_for_each(|(i, band)| {
+        cancel.check()?;
+        let rows = band.len() / row;
+        let mut target = Image::from_slice_u8(
+            side(size.0)?,
+            side(rows)?,
+            bytemuck::cast_slice_mut(band),
+            PixelType::U16x4,
+        )
+        .map_err(|e| failed(&e))?;
+        // The kernel reaches beyond the crop: only positions come from it.
+        let options = ResizeOptions::new()
+            .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
+            .use_alpha(alpha)
+            .crop(
+                0.0,
+                (i * band_rows) as f64 * rows_per_row,
+                frame.width() as f64,
+                rows as f64 * rows_per_row,
+            );
+        Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))
+    })?;
     Ok(out)
 }
 
@@ -93,16 +88,9 @@ mod tests {
         let options = ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
             .use_alpha(false);
-        Resizer::new()
-            .resize(&source, &mut whole, &options)
-            .unwrap();
+        Resizer::new().resize(&source, &mut whole, &options).unwrap();
         let whole: &[u16] = bytemuck::cast_slice(whole.buffer());
-        let off = bands
-            .pixels()
-            .iter()
-            .zip(whole)
-            .map(|(a, b)| a.abs_diff(*b))
-            .max();
+        let off = bands.pixels().iter().zip(whole).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(off <= Some(1), "{off:?} of 65535");
     }
 
@@ -121,11 +109,7 @@ mod tests {
             }
         };
         let lanczos = |x: f64| {
-            if x.abs() < 3.0 {
-                sinc(x) * sinc(x / 3.0)
-            } else {
-                0.0
-            }
+            if x.abs() < 3.0 { sinc(x) * sinc(x / 3.0) } else { 0.0 }
         };
         let weight = |i: usize| {
             let position = (i as f64 + 0.5) / 2.0 - 0.5;

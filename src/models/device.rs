@@ -32,10 +32,9 @@ impl Device {
                 let ordinal = ordinal.parse().unwrap_or_default();
                 match cuda_usable(ordinal) {
                     Ok(()) => Ok(Self::Cuda(ordinal)),
-                    Err(why) => Err(wrong(
-                        format!("{part} is not usable ({why})"),
-                        "use device=auto",
-                    )),
+                    Err(why) => {
+                        Err(wrong(format!("{part} is not usable ({why})"), "use device=auto"))
+                    }
                 }
             }
             _ => Err(wrong(
@@ -43,10 +42,7 @@ impl Device {
                 "use auto, cpu, cuda:0 or a list such as cuda:0,cuda:1",
             )),
         };
-        text.split(',')
-            .map(|part| device(part.trim()))
-            .collect::<Result<_, _>>()
-            .map(Some)
+        text.split(',').map(|part| device(part.trim())).collect::<Result<_, _>>().map(Some)
     }
 }
 
@@ -55,9 +51,7 @@ pub(super) fn cuda_usable(ordinal: usize) -> Result<(), String> {
     if !candle_core::utils::cuda_is_available() {
         return Err("this plugin was built without CUDA".into());
     }
-    candle_core::Device::new_cuda(ordinal)
-        .map(drop)
-        .map_err(|e| e.to_string())
+    candle_core::Device::new_cuda(ordinal).map(drop).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
@@ -70,10 +64,7 @@ mod tests {
         assert_eq!(Device::parse("cpu"), Ok(Some(vec![Device::Cpu])));
         for text in ["", "gpu", "cuda", "cuda:", "cuda:x", "cpu,,cpu", "cuda:-1"] {
             let error = Device::parse(text).unwrap_err().to_string();
-            assert!(
-                error.contains("is no device") && error.contains("cuda:0"),
-                "{error}"
-            );
+            assert!(error.contains("is no device") && error.contains("cuda:0"), "{error}");
         }
     }
 

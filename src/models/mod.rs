@@ -36,19 +36,12 @@ pub fn choose(options: &Options) -> Result<Choice, Error> {
                 }
             ),
         },
-        Some(model) => Choice {
-            model,
-            reason: format!("model={model} was asked for"),
-        },
+        Some(model) => Choice { model, reason: format!("model={model} was asked for") },
     };
     if choice.model != Model::Lite {
         return Err(not_built(choice.model));
     }
-    if devices
-        .iter()
-        .flatten()
-        .any(|device| *device != Device::Cpu)
-    {
+    if devices.iter().flatten().any(|device| *device != Device::Cpu) {
         return Err(Error::Setting {
             setting: "device",
             value: options.device.clone(),

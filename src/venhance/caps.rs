@@ -43,9 +43,7 @@ static FORMAT_LIST: Lazy<gst::List> =
 
 /// What both pads can take.
 pub(super) fn template() -> gst::Caps {
-    gst_video::VideoCapsBuilder::new()
-        .format_list(FORMATS)
-        .build()
+    gst_video::VideoCapsBuilder::new().format_list(FORMATS).build()
 }
 
 /// Why caps that fit the template are refused all the same; `None` if they are not.
@@ -160,12 +158,7 @@ fn map_ints(
     } else {
         let list = value.get::<gst::List>().ok()?;
         let sides: Vec<i32> = list.iter().filter_map(|side| side.get().ok()).collect();
-        one_or_list(
-            sides
-                .into_iter()
-                .filter_map(|side| map(side, side))
-                .collect(),
-        )
+        one_or_list(sides.into_iter().filter_map(|side| map(side, side)).collect())
     }
 }
 
@@ -189,12 +182,7 @@ fn map_rates(
         })
     } else {
         let list = value.get::<gst::List>().ok()?;
-        values(
-            list.iter()
-                .filter_map(|rate| rate.get().ok())
-                .flat_map(map)
-                .collect(),
-        )
+        values(list.iter().filter_map(|rate| rate.get().ok()).flat_map(map).collect())
     }
 }
 
@@ -213,21 +201,14 @@ pub(super) fn fixate(input: &gst::CapsRef, candidates: &gst::CapsRef) -> gst::Ca
         let (structure, format) = candidates
             .iter()
             .flat_map(|structure| {
-                formats(structure)
-                    .into_iter()
-                    .map(move |format| (structure, format))
+                formats(structure).into_iter().map(move |format| (structure, format))
             })
             .min_by_key(|(_, to)| loss(info.format_info(), VideoFormatInfo::from_format(*to)))?;
         let mut out = structure.to_owned();
         out.set("format", format.to_str().as_str());
         out.fixate();
         let height = out.get::<i32>("height").ok()? as u32;
-        set_unless_fixed(
-            &mut out,
-            structure,
-            "colorimetry",
-            colorimetry(&info, format, height),
-        );
+        set_unless_fixed(&mut out, structure, "colorimetry", colorimetry(&info, format, height));
 
         // Where chroma lies is a matter of its subsampling, and stays open where the input leaves it.
         let (from, to) = (info.format_info(), VideoFormatInfo::from_format(format));
@@ -299,7 +280,7 @@ fn loss(from: VideoFormatInfo, to: VideoFormatInfo) -> impl Ord {
         depth(to).saturating_sub(depth(from)),
         to.has_alpha() && !from.has_alpha(),
         from.format() != to.format(),
-        from.n_planes().abs_diff(to.n_planes()),
+        FORMATS.iter().position(|format| *format == to.format()),
     )
 }
 
@@ -317,10 +298,8 @@ fn colorimetry(input: &gst_video::VideoInfo, format: VideoFormat, height: u32) -
             colour.primaries(),
         ),
         (true, false) => {
-            let default = gst_video::VideoInfo::builder(format, 16, height)
-                .build()
-                .ok()?
-                .colorimetry();
+            let default =
+                gst_video::VideoInfo::builder(format, 16, height).build().ok()?.colorimetry();
             VideoColorimetry::new(
                 default.range(),
                 default.matrix(),

@@ -163,16 +163,18 @@ impl ElementImpl for VEnhance {
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
         static TEMPLATES: Lazy<Vec<gst::PadTemplate>> = Lazy::new(|| {
-            [
-                ("sink", gst::PadDirection::Sink),
-                ("src", gst::PadDirection::Src),
-            ]
-            .into_iter()
-            .filter_map(|(name, direction)| {
-                gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps::template())
+            [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
+                .into_iter()
+                .filter_map(|(name, direction)| {
+                    gst::PadTemplate::new(
+                        name,
+                        direction,
+                        gst::PadPresence::Always,
+                        &caps::template(),
+                    )
                     .ok()
-            })
-            .collect()
+                })
+                .collect()
         });
         &TEMPLATES
     }
@@ -201,10 +203,7 @@ impl BaseTransformImpl for VEnhance {
         self.announce(&choice);
 
         *lock(&self.meter) = Meter::default();
-        *lock(&self.input) = Input {
-            discont: true,
-            ..Input::default()
-        };
+        *lock(&self.input) = Input { discont: true, ..Input::default() };
         *lock(&self.pushed) = Pushed::default();
         self.queue.restart();
 
@@ -212,15 +211,9 @@ impl BaseTransformImpl for VEnhance {
         let thread = {
             let (imp, cancel) = (self.ref_counted(), cancel.clone());
             let work = move || imp.compute(&choice, &cancel);
-            std::thread::Builder::new()
-                .name("venhance".into())
-                .spawn(work)
-                .map_err(|error| {
-                    gst::error_msg!(
-                        gst::ResourceError::Failed,
-                        ("no thread can be started: {error}")
-                    )
-                })?
+            std::thread::Builder::new().name("venhance".into()).spawn(work).map_err(|error| {
+                gst::error_msg!(gst::ResourceError::Failed, ("no thread can be started: {error}"))
+            })?
         };
         *lock(&self.compute) = Some((thread, cancel));
         self.start_task()
@@ -273,9 +266,7 @@ impl BaseTransformImpl for VEnhance {
         let fail = |error: &dyn std::fmt::Display| gst::loggable_error!(CAT, "{error}");
         let input = VideoInfo::from_caps(incaps).map_err(|e| fail(&e))?;
         let output = VideoInfo::from_caps(outcaps).map_err(|e| fail(&e))?;
-        self.end_clip()
-            .and_then(|_| self.queue.drain())
-            .map_err(|e| fail(&e))?;
+        self.end_clip().and_then(|_| self.queue.drain()).map_err(|e| fail(&e))?;
 
         let settings = lock(&self.settings).clone();
         let size = (output.width() as usize, output.height() as usize);
@@ -284,11 +275,7 @@ impl BaseTransformImpl for VEnhance {
         gst::info!(CAT, imp = self, "{incaps} becomes {outcaps}");
 
         lock(&self.meter).start_format(intake.frame_duration());
-        lock(&self.pushed).pack = Some(Arc::new(Pack {
-            packer,
-            input,
-            output,
-        }));
+        lock(&self.pushed).pack = Some(Arc::new(Pack { packer, input, output }));
         let format = intake.format();
         lock(&self.input).intake = Some(intake);
         self.enter(format).map(drop).map_err(|e| fail(&e))
@@ -301,9 +288,8 @@ impl BaseTransformImpl for VEnhance {
                 if direction == gst::PadDirection::Src && q.format() == gst::Format::Time =>
             {
                 let pushed = lock(&self.pushed);
-                let Some(position) = pushed
-                    .position
-                    .and_then(|time| pushed.segment.to_stream_time(time))
+                let Some(position) =
+                    pushed.position.and_then(|time| pushed.segment.to_stream_time(time))
                 else {
                     return false;
                 };
@@ -370,10 +356,7 @@ impl BaseTransformImpl for VEnhance {
             EventView::Segment(e) => self.segment(e.segment().clone(), event),
             EventView::Gap(e) => {
                 let (_, duration) = e.get();
-                let frame = lock(&self.input)
-                    .intake
-                    .as_ref()
-                    .and_then(Intake::frame_duration);
+                let frame = lock(&self.input).intake.as_ref().and_then(Intake::frame_duration);
                 let long = duration.is_none_or(|gap| frame.is_none_or(|frame| gap * 2 > frame * 3));
                 (!long || self.end_clip().is_ok()) && self.pass(event)
             }
@@ -428,10 +411,7 @@ impl BaseTransformImpl for VEnhance {
         let pool = pool.unwrap_or_else(|| gst_video::VideoBufferPool::new().upcast());
         let mut config = pool.config();
         config.set_params(Some(&caps), size, min, max);
-        if query
-            .find_allocation_meta::<gst_video::VideoMeta>()
-            .is_some()
-        {
+        if query.find_allocation_meta::<gst_video::VideoMeta>().is_some() {
             config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
         }
         pool.set_config(config)?;
@@ -448,12 +428,10 @@ impl BaseTransformImpl for VEnhance {
         buffer: gst::Buffer,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
         if !self.obj().reconfigure() {
-            return Err(
-                match self.src_pad().pad_flags().contains(gst::PadFlags::FLUSHING) {
-                    true => gst::FlowError::Flushing,
-                    false => gst::FlowError::NotNegotiated,
-                },
-            );
+            return Err(match self.src_pad().pad_flags().contains(gst::PadFlags::FLUSHING) {
+                true => gst::FlowError::Flushing,
+                false => gst::FlowError::NotNegotiated,
+            });
         }
         self.queue.flow()?;
         self.start_segment();
@@ -468,16 +446,12 @@ impl BaseTransformImpl for VEnhance {
                 gst::BufferFlags::DISCONT,
                 std::mem::take(&mut input.discont) || flags.contains(gst::BufferFlags::DISCONT),
             );
-            intake
-                .frame(
-                    &buffer,
-                    flags,
-                    input.segment.start().unwrap_or(ClockTime::ZERO),
-                )
-                .map_err(|error| {
+            intake.frame(&buffer, flags, input.segment.start().unwrap_or(ClockTime::ZERO)).map_err(
+                |error| {
                     gst::element_imp_error!(self, gst::StreamError::Decode, ("{error}"));
                     gst::FlowError::Error
-                })?
+                },
+            )?
         };
         // Upstream may have few of them.
         drop(buffer);
@@ -502,9 +476,7 @@ impl VEnhance {
         &self,
         items: impl IntoIterator<Item = Item>,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        items
-            .into_iter()
-            .try_fold(gst::FlowSuccess::Ok, |_, item| self.queue.enter(item))
+        items.into_iter().try_fold(gst::FlowSuccess::Ok, |_, item| self.queue.enter(item))
     }
 
     /// Lets an event go in its place between the frames.
@@ -521,11 +493,7 @@ impl VEnhance {
         let items = {
             let input = &mut *lock(&self.input);
             let start = input.segment.start().unwrap_or(ClockTime::ZERO);
-            input
-                .intake
-                .as_mut()
-                .map(|intake| intake.end_clip(start))
-                .unwrap_or_default()
+            input.intake.as_mut().map(|intake| intake.end_clip(start)).unwrap_or_default()
         };
         self.enter(items)
     }
@@ -542,14 +510,7 @@ impl VEnhance {
             .current_caps()
             .filter(|_| same && !self.src_pad().needs_reconfigure())?;
         let mut out = caps.structure(0)?.to_owned();
-        for field in [
-            "format",
-            "width",
-            "height",
-            "framerate",
-            "colorimetry",
-            "chroma-site",
-        ] {
+        for field in ["format", "width", "height", "framerate", "colorimetry", "chroma-site"] {
             match current.structure(0)?.value(field) {
                 Ok(value) => out.set_value(field, value.clone()),
                 Err(_) => out.remove_field(field),
@@ -606,9 +567,7 @@ impl VEnhance {
         };
         let start = segment.start().unwrap_or(ClockTime::ZERO);
         let duration = || self.obj().sink_pad().peer_query_duration::<ClockTime>();
-        let stop = segment
-            .stop()
-            .or_else(|| segment.position_from_stream_time(duration()?));
+        let stop = segment.stop().or_else(|| segment.position_from_stream_time(duration()?));
         lock(&self.meter).start_segment(start, stop);
     }
 }
@@ -658,10 +617,7 @@ impl VEnhance {
             }
         };
         self.src_pad().start_task(step).map_err(|error| {
-            gst::error_msg!(
-                gst::ResourceError::Failed,
-                ("no task can be started: {error}")
-            )
+            gst::error_msg!(gst::ResourceError::Failed, ("no task can be started: {error}"))
         })
     }
 
@@ -727,17 +683,8 @@ impl VEnhance {
     }
 
     fn push_frame(&self, output: Output) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let Output {
-            frame,
-            pts,
-            duration,
-            flags,
-            metas,
-        } = output;
-        let pack = lock(&self.pushed)
-            .pack
-            .clone()
-            .ok_or(gst::FlowError::NotNegotiated)?;
+        let Output { frame, pts, duration, flags, metas } = output;
+        let pack = lock(&self.pushed).pack.clone().ok_or(gst::FlowError::NotNegotiated)?;
         let mut buffer = self.acquire(&pack)?;
         let start = Instant::now();
         {
@@ -745,7 +692,7 @@ impl VEnhance {
             buffer.set_pts(pts);
             buffer.set_duration(duration);
             buffer.set_flags(flags);
-            pack.packer.pack(frame, buffer).map_err(|error| {
+            pack.packer.pack(&frame, buffer).map_err(|error| {
                 gst::element_imp_error!(self, gst::StreamError::Encode, ("{error}"));
                 gst::FlowError::Error
             })?;
@@ -765,10 +712,7 @@ impl VEnhance {
             gst::element_imp_error!(
                 self,
                 gst::ResourceError::NoSpaceLeft,
-                (
-                    "no memory for an output buffer of {} bytes: {error}",
-                    pack.output.size()
-                )
+                ("no memory for an output buffer of {} bytes: {error}", pack.output.size())
             );
             gst::FlowError::Error
         };
@@ -840,21 +784,14 @@ impl VEnhance {
     ) -> Result<Box<dyn engine::Enhancer>, engine::Error> {
         let say = |kind, text: String| {
             let obj = self.obj();
-            let message = gst::message::Progress::builder(kind, "load-model", &text)
-                .src(&*obj)
-                .build();
+            let message =
+                gst::message::Progress::builder(kind, "load-model", &text).src(&*obj).build();
             let _ = obj.post_message(message);
         };
-        say(
-            gst::ProgressType::Start,
-            format!("Loading model {}", choice.model),
-        );
+        say(gst::ProgressType::Start, format!("Loading model {}", choice.model));
         let enhancer = models::build(choice, cancel);
         match &enhancer {
-            Ok(_) => say(
-                gst::ProgressType::Complete,
-                format!("Model {} is loaded", choice.model),
-            ),
+            Ok(_) => say(gst::ProgressType::Complete, format!("Model {} is loaded", choice.model)),
             Err(engine::Error::Cancelled) => {
                 say(gst::ProgressType::Canceled, "Loading was cancelled".into())
             }

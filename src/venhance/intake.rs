@@ -74,9 +74,7 @@ impl Intake {
 
     /// What the compute thread must know before the first frame; nothing while the rate is measured.
     pub(super) fn format(&self) -> Option<Item> {
-        self.measuring
-            .is_none()
-            .then_some(Item::Format(self.format, self.cadence))
+        self.measuring.is_none().then_some(Item::Format(self.format, self.cadence))
     }
 
     /// The duration of a frame, if it is known.
@@ -94,27 +92,16 @@ impl Intake {
         start: ClockTime,
     ) -> Result<Vec<Item>, Error> {
         let frame = self.unpacker.unpack(buffer)?;
-        let note = Note {
-            pts: buffer.pts(),
-            duration: buffer.duration(),
-            flags,
-            metas: metas(buffer),
-        };
+        let note =
+            Note { pts: buffer.pts(), duration: buffer.duration(), flags, metas: metas(buffer) };
         let Some(waiting) = &mut self.measuring else {
             let mut items = Vec::with_capacity(2);
             self.place(frame, note, start, &mut items);
             return Ok(items);
         };
         waiting.push(Waiting::Frame(frame, note));
-        let frames = waiting
-            .iter()
-            .filter(|item| matches!(item, Waiting::Frame(..)))
-            .count();
-        Ok(if frames < RATE_FRAMES {
-            Vec::new()
-        } else {
-            self.settle(start)
-        })
+        let frames = waiting.iter().filter(|item| matches!(item, Waiting::Frame(..))).count();
+        Ok(if frames < RATE_FRAMES { Vec::new() } else { self.settle(start) })
     }
 
     /// Takes an event that leaves the clip as it is.
@@ -161,18 +148,11 @@ impl Intake {
             .collect();
         let mut intervals: Vec<ClockTime> = times
             .windows(2)
-            .filter_map(|pair| {
-                pair[1]
-                    .checked_sub(pair[0])
-                    .filter(|interval| !interval.is_zero())
-            })
+            .filter_map(|pair| pair[1].checked_sub(pair[0]).filter(|interval| !interval.is_zero()))
             .collect();
         intervals.sort();
         if let Some(&median) = intervals.get(intervals.len().saturating_sub(1) / 2) {
-            let rate = (
-                *ClockTime::SECOND as u32,
-                u32::try_from(*median).unwrap_or(u32::MAX),
-            );
+            let rate = (*ClockTime::SECOND as u32, u32::try_from(*median).unwrap_or(u32::MAX));
             self.format.made = made_frames(caps::rate(self.target_fps), rate);
             self.cadence = Some(Cadence::new(rate, self.format.made));
         }
@@ -200,12 +180,7 @@ impl Intake {
         };
         items.push(Item::Frame(
             frame,
-            Stamp {
-                moment,
-                duration: note.duration,
-                flags: note.flags,
-                metas: note.metas,
-            },
+            Stamp { moment, duration: note.duration, flags: note.flags, metas: note.metas },
         ));
     }
 }
@@ -221,9 +196,7 @@ fn metas(buffer: &gst::BufferRef) -> Option<gst::Buffer> {
             || meta.has_tag::<gst::meta::tags::MemoryReference>()
             || meta.has_tag::<gst_video::video_meta::tags::Colorspace>();
         if !bound {
-            any |= meta
-                .transform(target, &gst::meta::MetaTransformCopy::new(..))
-                .is_ok();
+            any |= meta.transform(target, &gst::meta::MetaTransformCopy::new(..)).is_ok();
         }
     }
     any.then_some(carrier)

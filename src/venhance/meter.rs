@@ -95,10 +95,7 @@ impl Meter {
             .field("frames-out", self.frames_out)
             .field("unit", unit)
             .field("seconds-per-unit", took)
-            .field(
-                "eta-seconds",
-                self.eta.map_or(-1.0, |eta| eta.as_secs_f64()),
-            )
+            .field("eta-seconds", self.eta.map_or(-1.0, |eta| eta.as_secs_f64()))
             .build()
     }
 }
@@ -124,10 +121,7 @@ mod tests {
 
     #[test]
     fn the_time_left_follows_from_the_part_done_and_is_unknown_without_an_end() {
-        let progress = || Progress {
-            unit: "frame".into(),
-            took: Duration::from_millis(20),
-        };
+        let progress = || Progress { unit: "frame".into(), took: Duration::from_millis(20) };
         let eta = |meter: &Meter| meter.structure().get::<f64>("eta-seconds").unwrap();
         gst::init().unwrap();
         let mut meter = Meter::default();
@@ -141,9 +135,6 @@ mod tests {
         assert!(eta(&meter) >= 0.06);
         meter.progress(progress(), Some(ClockTime::from_seconds(5)));
         assert_eq!(eta(&meter), 0.0);
-        assert_eq!(
-            meter.structure().get::<f64>("seconds-per-unit").unwrap(),
-            0.02
-        );
+        assert_eq!(meter.structure().get::<f64>("seconds-per-unit").unwrap(), 0.02);
     }
 }

@@ -2,6 +2,7 @@
 //! The element `venhance`: everything that knows GStreamer.
 
 mod caps;
+mod colour;
 mod frames;
 mod imp;
 mod intake;
@@ -21,19 +22,13 @@ use crate::engine;
 pub enum Model {
     /// The best model that this machine can run.
     #[default]
-    #[enum_value(
-        name = "Auto: v1 where a CUDA device is usable, else lite",
-        nick = "auto"
-    )]
+    #[enum_value(name = "Auto: v1 where a CUDA device is usable, else lite", nick = "auto")]
     Auto,
     /// VEnhancer as published with its paper.
     #[enum_value(name = "VEnhancer v1: creative (not built yet)", nick = "v1")]
     V1,
     /// VEnhancer's second version.
-    #[enum_value(
-        name = "VEnhancer v2: keeps texture and identity (not built yet)",
-        nick = "v2"
-    )]
+    #[enum_value(name = "VEnhancer v2: keeps texture and identity (not built yet)", nick = "v2")]
     V2,
     /// The small enhancer inside the plugin.
     #[enum_value(name = "Lite: embedded, for any CPU", nick = "lite")]
@@ -70,10 +65,7 @@ pub enum Solver {
     #[enum_value(name = "Fast: 14 evaluations on a fixed schedule", nick = "fast")]
     Fast,
     /// See [`engine::Solver::Normal`].
-    #[enum_value(
-        name = "Normal: DPM-Solver++ with a free number of steps",
-        nick = "normal"
-    )]
+    #[enum_value(name = "Normal: DPM-Solver++ with a free number of steps", nick = "normal")]
     Normal,
     /// See [`engine::Solver::Heun`].
     #[enum_value(name = "Heun: two evaluations a step", nick = "heun")]
@@ -112,10 +104,5 @@ pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
         Model::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
         Solver::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     }
-    gst::Element::register(
-        Some(plugin),
-        "venhance",
-        gst::Rank::NONE,
-        VEnhance::static_type(),
-    )
+    gst::Element::register(Some(plugin), "venhance", gst::Rank::NONE, VEnhance::static_type())
 }

@@ -19,11 +19,7 @@ pub(super) struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            up_scale: 4.0,
-            target_fps: gst::Fraction::new(24, 1),
-            options: Options::default(),
-        }
+        Self { up_scale: 4.0, target_fps: gst::Fraction::new(24, 1), options: Options::default() }
     }
 }
 
@@ -34,11 +30,7 @@ const ANY_TIME: &str = "Can change in PLAYING: the frames held are finished as a
     new caps follow";
 
 pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
-    let Settings {
-        up_scale,
-        target_fps,
-        options,
-    } = Settings::default();
+    let Settings { up_scale, target_fps, options } = Settings::default();
     let int = |name, low, high, default: u32, text: &str| {
         glib::ParamSpecInt::builder(name)
             .minimum(low)
@@ -175,11 +167,7 @@ impl Settings {
             "seed" => options.seed.to_value(),
             "min-height" => options.min_height.to_value(),
             "max-pixels" => options.max_pixels.to_value(),
-            "model-dir" => options
-                .model_dir
-                .as_ref()
-                .and_then(|path| path.to_str())
-                .to_value(),
+            "model-dir" => options.model_dir.as_ref().and_then(|path| path.to_str()).to_value(),
             "device" => options.device.to_value(),
             _ => unreachable!("no such property: {name}"),
         }
@@ -188,7 +176,5 @@ impl Settings {
 
 /// The value of a property, whose type GObject has checked.
 fn get<'a, T: glib::value::FromValue<'a>>(value: &'a glib::Value) -> T {
-    value
-        .get()
-        .unwrap_or_else(|_| unreachable!("GObject checks the type of a property"))
+    value.get().unwrap_or_else(|_| unreachable!("GObject checks the type of a property"))
 }

@@ -77,11 +77,7 @@ pub(super) struct Moment {
 
 impl Moment {
     fn first(pts: ClockTime) -> Self {
-        Self {
-            pts,
-            base: pts,
-            n: 0,
-        }
+        Self { pts, base: pts, n: 0 }
     }
 }
 
@@ -131,11 +127,7 @@ impl Timeline {
 
 fn follow(last: Moment, pts: Option<ClockTime>, cadence: Cadence) -> Place {
     let on_cadence = last.base + cadence.offset(last.n + 1, 0);
-    let next = Moment {
-        pts: on_cadence,
-        base: last.base,
-        n: last.n + 1,
-    };
+    let next = Moment { pts: on_cadence, base: last.base, n: last.n + 1 };
     let Some(pts) = pts else {
         return Place::Next(next);
     };
@@ -144,11 +136,7 @@ fn follow(last: Moment, pts: Option<ClockTime>, cadence: Cadence) -> Place {
     }
     let off = pts.max(on_cadence) - pts.min(on_cadence);
     let rounding = ROUNDING.min(cadence.frame() / 2);
-    Place::Next(if off <= rounding {
-        next
-    } else {
-        Moment::first(pts)
-    })
+    Place::Next(if off <= rounding { next } else { Moment::first(pts) })
 }
 
 #[cfg(test)]
@@ -176,11 +164,7 @@ mod tests {
                 };
                 if let Some(key) = key {
                     for part in 1..=made {
-                        assert_eq!(
-                            *cadence.between(key, moment, part),
-                            exact(part),
-                            "{n} {part}"
-                        );
+                        assert_eq!(*cadence.between(key, moment, part), exact(part), "{n} {part}");
                     }
                     assert_eq!(*moment.pts, exact(made + 1), "{n}");
                 }
@@ -197,10 +181,7 @@ mod tests {
         for at in [0, 33, 67, 107, 150, 170, 219] {
             let place = timeline.place(Some(ms(at)), ClockTime::ZERO, Some(cadence));
             let (Place::First(moment) | Place::Next(moment)) = place;
-            assert!(
-                moment.pts.max(ms(at)) - moment.pts.min(ms(at)) < ms(1),
-                "{at}"
-            );
+            assert!(moment.pts.max(ms(at)) - moment.pts.min(ms(at)) < ms(1), "{at}");
             if let Some(last) = last {
                 assert!(matches!(place, Place::Next(_)), "{at}");
                 let middle = cadence.between(last, moment, 1);

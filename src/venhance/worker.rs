@@ -165,9 +165,8 @@ impl Queue {
 
     /// The next thing to push; `None` once nothing flows.
     pub(super) fn take(&self) -> Option<Ready> {
-        let mut state = self.wait_while(self.lock(), |state| {
-            state.flow.is_ok() && state.ready.is_empty()
-        });
+        let mut state =
+            self.wait_while(self.lock(), |state| state.flow.is_ok() && state.ready.is_empty());
         self.changed.notify_all();
         match state.flow {
             Ok(_) => state.ready.pop_front(),
@@ -341,13 +340,7 @@ impl Desk<'_> {
             parts: format.made as u64 + 1,
             line: Mutex::default(),
         });
-        self.enhancer.start(
-            format,
-            Clip {
-                sink: clip.clone(),
-                cancel: self.cancel.clone(),
-            },
-        )?;
+        self.enhancer.start(format, Clip { sink: clip.clone(), cancel: self.cancel.clone() })?;
         self.clip = Some(clip.clone());
         Ok(clip)
     }
@@ -418,12 +411,7 @@ impl Line {
         let Some(Pending::Key(stamp)) = self.pending.pop_front() else {
             return None;
         };
-        let Stamp {
-            moment,
-            duration,
-            flags,
-            metas,
-        } = stamp;
+        let Stamp { moment, duration, flags, metas } = stamp;
         self.key = Some(moment);
         let duration = match cadence {
             // The frame before a gap lasts through it, as the input says.
@@ -432,13 +420,7 @@ impl Line {
             }
             _ => duration,
         };
-        Some(Output {
-            frame,
-            pts: moment.pts,
-            duration,
-            flags,
-            metas,
-        })
+        Some(Output { frame, pts: moment.pts, duration, flags, metas })
     }
 
     /// The output of a frame made between the last key frame and the next one.

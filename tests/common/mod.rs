@@ -71,28 +71,17 @@ impl Rig {
         let kinds = gst::PadProbeType::BUFFER
             | gst::PadProbeType::EVENT_DOWNSTREAM
             | gst::PadProbeType::EVENT_FLUSH;
-        element
-            .static_pad("src")
-            .unwrap()
-            .add_probe(kinds, move |_, info| {
-                log.lock().unwrap().push(match &info.data {
-                    Some(gst::PadProbeData::Buffer(buffer)) => Seen::Frame(buffer.clone()),
-                    Some(gst::PadProbeData::Event(event)) => Seen::Event(event.clone()),
-                    _ => unreachable!(),
-                });
-                gst::PadProbeReturn::Ok
+        element.static_pad("src").unwrap().add_probe(kinds, move |_, info| {
+            log.lock().unwrap().push(match &info.data {
+                Some(gst::PadProbeData::Buffer(buffer)) => Seen::Frame(buffer.clone()),
+                Some(gst::PadProbeData::Event(event)) => Seen::Event(event.clone()),
+                _ => unreachable!(),
             });
-        let info = gst_video::VideoInfo::builder(gst_video::VideoFormat::Gray8, 1, 1)
-            .build()
-            .unwrap();
-        Self {
-            harness,
-            element,
-            bus,
-            info,
-            seen,
-            next: 0,
-        }
+            gst::PadProbeReturn::Ok
+        });
+        let info =
+            gst_video::VideoInfo::builder(gst_video::VideoFormat::Gray8, 1, 1).build().unwrap();
+        Self { harness, element, bus, info, seen, next: 0 }
     }
 
     pub fn set_caps(&mut self, caps: &gst::Caps) {
@@ -132,10 +121,8 @@ impl Rig {
     }
 
     pub fn push_at(&mut self, ms: u64) {
-        let frame = self.frame_at(
-            gst::ClockTime::from_mseconds(ms),
-            gst::ClockTime::from_mseconds(100),
-        );
+        let frame =
+            self.frame_at(gst::ClockTime::from_mseconds(ms), gst::ClockTime::from_mseconds(100));
         self.harness.push(frame).unwrap();
     }
 
@@ -190,10 +177,7 @@ pub fn frames(seen: &[Seen]) -> Vec<gst::Buffer> {
 
 /// PTS in milliseconds, rounded down.
 pub fn times(seen: &[Seen]) -> Vec<u64> {
-    frames(seen)
-        .iter()
-        .map(|frame| frame.pts().unwrap().mseconds())
-        .collect()
+    frames(seen).iter().map(|frame| frame.pts().unwrap().mseconds()).collect()
 }
 
 /// The order of frames (by PTS in milliseconds) and events (by name), the beginning of the stream
@@ -206,10 +190,7 @@ pub fn order(seen: &[Seen]) -> Vec<String> {
             Seen::Event(event) => event.type_().name().to_string(),
         })
         .collect();
-    let begin = words
-        .iter()
-        .position(|word| word.parse::<u64>().is_ok())
-        .unwrap_or(words.len());
+    let begin = words.iter().position(|word| word.parse::<u64>().is_ok()).unwrap_or(words.len());
     words[begin..].to_vec()
 }
 
@@ -243,9 +224,7 @@ pub fn try_run(pipeline: &str) -> (Vec<gst::Structure>, Option<String>) {
     let (mut messages, mut failure) = (Vec::new(), None);
     loop {
         let timeout = gst::ClockTime::try_from(TIMEOUT).unwrap();
-        let message = bus
-            .timed_pop(timeout)
-            .unwrap_or_else(|| panic!("the pipeline hangs"));
+        let message = bus.timed_pop(timeout).unwrap_or_else(|| panic!("the pipeline hangs"));
         match message.view() {
             gst::MessageView::Eos(_) => break,
             gst::MessageView::Error(error) => {
@@ -280,55 +259,41 @@ impl Video {
 /// Decodes a file.
 pub fn decode(file: &Path) -> Video {
     init();
-    let pipeline = gst::parse::launch(&format!(
-        "filesrc location={} ! decodebin name=d",
-        file.display()
-    ))
-    .unwrap()
-    .downcast::<gst::Pipeline>()
-    .unwrap();
+    let pipeline =
+        gst::parse::launch(&format!("filesrc location={} ! decodebin name=d", file.display()))
+            .unwrap()
+            .downcast::<gst::Pipeline>()
+            .unwrap();
     let video = Arc::new(Mutex::new(Video::default()));
     let (found, weak) = (video.clone(), pipeline.downgrade());
-    pipeline
-        .by_name("d")
-        .unwrap()
-        .connect_pad_added(move |_, pad| {
-            let Some(pipeline) = weak.upgrade() else {
-                return;
+    pipeline.by_name("d").unwrap().connect_pad_added(move |_, pad| {
+        let Some(pipeline) = weak.upgrade() else {
+            return;
+        };
+        let sink = gst::ElementFactory::make("fakesink").property("sync", false).build().unwrap();
+        pipeline.add(&sink).unwrap();
+        sink.sync_state_with_parent().unwrap();
+        pad.link(&sink.static_pad("sink").unwrap()).unwrap();
+        let found = found.clone();
+        pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+            let Some(gst::PadProbeData::Buffer(buffer)) = &info.data else { unreachable!() };
+            let caps = pad.current_caps().unwrap();
+            let segment = pad.sticky_event::<gst::event::Segment>(0).unwrap();
+            let segment = segment.segment().downcast_ref::<gst::ClockTime>().unwrap().clone();
+            let Some(time) = segment.to_running_time(buffer.pts().unwrap()) else {
+                return gst::PadProbeReturn::Ok;
             };
-            let sink = gst::ElementFactory::make("fakesink")
-                .property("sync", false)
-                .build()
-                .unwrap();
-            pipeline.add(&sink).unwrap();
-            sink.sync_state_with_parent().unwrap();
-            pad.link(&sink.static_pad("sink").unwrap()).unwrap();
-            let found = found.clone();
-            pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
-                let Some(gst::PadProbeData::Buffer(buffer)) = &info.data else {
-                    unreachable!()
-                };
-                let caps = pad.current_caps().unwrap();
-                let segment = pad.sticky_event::<gst::event::Segment>(0).unwrap();
-                let segment = segment
-                    .segment()
-                    .downcast_ref::<gst::ClockTime>()
-                    .unwrap()
-                    .clone();
-                let Some(time) = segment.to_running_time(buffer.pts().unwrap()) else {
-                    return gst::PadProbeReturn::Ok;
-                };
-                let mut found = found.lock().unwrap();
-                match caps.structure(0).unwrap().name().starts_with("video") {
-                    true => {
-                        found.times.push(time);
-                        found.caps = Some(caps);
-                    }
-                    false => found.audio.push((time, buffer.duration().unwrap())),
+            let mut found = found.lock().unwrap();
+            match caps.structure(0).unwrap().name().starts_with("video") {
+                true => {
+                    found.times.push(time);
+                    found.caps = Some(caps);
                 }
-                gst::PadProbeReturn::Ok
-            });
+                false => found.audio.push((time, buffer.duration().unwrap())),
+            }
+            gst::PadProbeReturn::Ok
         });
+    });
     let bus = pipeline.bus().unwrap();
     pipeline.set_state(gst::State::Playing).unwrap();
     let end = bus.timed_pop_filtered(
@@ -337,11 +302,6 @@ pub fn decode(file: &Path) -> Video {
     );
     pipeline.set_state(gst::State::Null).unwrap();
     let end = end.unwrap_or_else(|| panic!("decoding {} hangs", file.display()));
-    assert_eq!(
-        end.type_(),
-        gst::MessageType::Eos,
-        "{}: {end:?}",
-        file.display()
-    );
+    assert_eq!(end.type_(), gst::MessageType::Eos, "{}: {end:?}", file.display());
     std::mem::take(&mut *video.lock().unwrap())
 }
