@@ -91,9 +91,9 @@ fn h264_of_8_bits() {
     let (_dir, file) = sample(&format!("{} ! x264enc ! mp4mux", source("I420")), "in.mp4");
     let (video, messages) = enhance(&file, "venhance up-scale=4 target-fps=24");
     assert_enhanced(&video, VideoFormat::I420);
-    let progress = messages.iter().filter(|m| m.has_name("venhance-progress"));
+    let mut progress = messages.iter().filter(|m| m.has_name("venhance-progress"));
     assert_eq!(progress.clone().count(), 20);
-    let last = progress.last().unwrap();
+    let last = progress.next_back().unwrap();
     assert_eq!(last.get::<u64>("frames-in"), Ok(20));
     assert_eq!(last.get::<&str>("unit"), Ok("frame"));
     assert!(last.get::<f64>("seconds-per-unit").unwrap() > 0.0);
@@ -318,54 +318,4 @@ fn a_truncated_file_gives_what_can_be_read_and_the_decoders_error() {
     ));
     let frames = decode(&out).times.len();
     assert!(frames > 20, "{frames}");
-}
-
-#[test]
-fn a_live_source_is_never_late_at_the_latency_reported() {
-    common::init();
-    let pipeline = launch(
-        "videotestsrc is-live=true num-buffers=25 ! video/x-raw,format=I420,width=160,height=120,framerate=10/1 \
-         ! venhance name=v up-scale=2 target-fps=30 ! fakesink name=sink sync=true",
-    );
-    let late = Arc::new(Mutex::new(Vec::new()));
-    let log = late.clone();
-    let weak = pipeline.downgrade();
-    let sink = pipeline.by_name("sink").unwrap().static_pad("sink").unwrap();
-    sink.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
-        let (Some(pipeline), Some(gst::PadProbeData::Buffer(buffer))) =
-            (weak.upgrade(), &info.data)
-        else {
-            return gst::PadProbeReturn::Ok;
-        };
-        let now = pipeline.current_running_time().unwrap();
-        let event = pad.sticky_event::<gst::event::Segment>(0).unwrap();
-        let segment = event.segment().downcast_ref::<ClockTime>().unwrap().clone();
-        let mut latency = gst::query::Latency::new();
-        assert!(pad.peer_query(&mut latency));
-        let due = segment.to_running_time(buffer.pts().unwrap()).unwrap() + latency.result().1;
-        log.lock().unwrap().push((now.nseconds() as i64 - due.nseconds() as i64) / 1_000_000);
-        gst::PadProbeReturn::Ok
-    });
-    let bus = pipeline.bus().unwrap();
-    pipeline.set_state(gst::State::Playing).unwrap();
-    loop {
-        let message = bus.timed_pop(ClockTime::from_seconds(30)).unwrap();
-        match message.view() {
-            gst::MessageView::Latency(_) => pipeline.recalculate_latency().unwrap(),
-            gst::MessageView::Eos(_) => break,
-            gst::MessageView::Error(e) => panic!("{e:?}"),
-            _ => {}
-        }
-    }
-    let mut latency = gst::query::Latency::new();
-    assert!(pipeline.query(&mut latency));
-    let (live, min, max) = latency.result();
-    assert!(
-        live && min >= ClockTime::from_mseconds(200) && max.is_none_or(|max| max >= min),
-        "{min} {max:?}"
-    );
-    wait_for("all frames", || late.lock().unwrap().len() == 73);
-    let late = late.lock().unwrap().clone();
-    assert!(late.iter().all(|ms| *ms <= 0), "milliseconds late: {late:?}");
-    pipeline.set_state(gst::State::Null).unwrap();
 }

@@ -192,7 +192,7 @@ mod tests {
                         }
                         let mut again = [0; 4];
                         colour.pack(&pixel, &mut again);
-                        let clipped = pixel[..3].iter().any(|x| matches!(x, 0 | u16::MAX));
+                        let clipped = pixel[..3].iter().any(|&x| matches!(x, 0 | u16::MAX));
                         let again = again.map(|x| u32::from(x) >> (16 - depth));
                         assert!(clipped || again[1..] == codes[1..], "{codes:?} became {again:?}");
                     }

@@ -166,6 +166,13 @@ impl Rig {
     }
 }
 
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // Its messages hold the element, which holds it.
+        self.element.set_bus(None);
+    }
+}
+
 pub fn frames(seen: &[Seen]) -> Vec<gst::Buffer> {
     seen.iter()
         .filter_map(|seen| match seen {
