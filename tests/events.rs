@@ -265,6 +265,8 @@ fn a_flush_drops_the_frames_and_the_stream_begins_anew() {
         .cloned()
         .collect();
     assert_eq!(times(&after), tripled(5000, 2));
+    let loads = std::iter::from_fn(|| rig.bus.pop_filtered(&[gst::MessageType::Progress])).count();
+    assert_eq!(loads, 2, "one start, one complete: the model is kept");
     let marks: Vec<_> = frames(&after).iter().map(discont).collect();
     assert_eq!(marks, [true, false, false, false]);
 }

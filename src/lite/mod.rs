@@ -42,7 +42,7 @@ impl Enhancer for Lite {
         cancel.check()?;
         let key = match format.input == format.output {
             true => Arc::new(frame),
-            false => Arc::new(resize(&frame, format.output, format.alpha, cancel)?),
+            false => Arc::new(resize(frame, format.output, format.alpha, cancel)?),
         };
         let mut took = start.elapsed();
 

@@ -2,8 +2,7 @@
 //! Lanczos resize of one frame, in bands of rows on all cores.
 
 use fast_image_resize::{
-    FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer,
-    images::{Image, ImageRef},
+    FilterType, MulDiv, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image,
 };
 use rayon::prelude::*;
 
@@ -17,52 +16,52 @@ const BAND_PIXELS: usize = 1 << 18;
 ///
 /// With `alpha`, colours are weighted by it, so that what is transparent does not bleed.
 pub(super) fn resize(
-    frame: &Frame,
+    mut frame: Frame,
     size: (usize, usize),
     alpha: bool,
     cancel: &Cancel,
 ) -> Result<Frame, Error> {
-    let failed = |why: &dyn std::fmt::Display| Error::Resize {
-        from: (frame.width(), frame.height()),
-        to: size,
-        why: why.to_string(),
-    };
-    let side = |side: usize| u32::try_from(side).map_err(|e| failed(&e));
-    let source = ImageRef::new(
-        side(frame.width())?,
-        side(frame.height())?,
-        frame.as_ref(),
-        PixelType::U16x4,
-    )
-    .map_err(|e| failed(&e))?;
+    let from = (frame.width(), frame.height());
+    let failed = |why: String| Error::Resize { from, to: size, why };
+    if alpha {
+        let mut whole = image(frame.pixels_mut(), from).map_err(failed)?;
+        MulDiv::new().multiply_alpha_inplace(&mut whole).map_err(|e| failed(e.to_string()))?;
+    }
+    let source = image(frame.pixels_mut(), from).map_err(failed)?;
 
     let mut out = Frame::new(size.0, size.1)?;
     let band_rows = BAND_PIXELS.div_ceil(size.0);
     let row = size.0 * Frame::COMPONENTS;
-    let rows_per_row = frame.height() as f64 / size.1 as f64;
+    let rows_per_row = from.1 as f64 / size.1 as f64;
     out.pixels_mut().par_chunks_mut(band_rows * row).enumerate().try_for_each(|(i, band)| {
         cancel.check()?;
         let rows = band.len() / row;
-        let mut target = Image::from_slice_u8(
-            side(size.0)?,
-            side(rows)?,
-            bytemuck::cast_slice_mut(band),
-            PixelType::U16x4,
-        )
-        .map_err(|e| failed(&e))?;
+        let mut target = image(band, (size.0, rows)).map_err(failed)?;
         // The kernel reaches beyond the crop: only positions come from it.
         let options = ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
-            .use_alpha(alpha)
+            .use_alpha(false)
             .crop(
                 0.0,
                 (i * band_rows) as f64 * rows_per_row,
-                frame.width() as f64,
+                from.0 as f64,
                 rows as f64 * rows_per_row,
             );
-        Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))
+        Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(e.to_string()))?;
+        if alpha {
+            MulDiv::new().divide_alpha_inplace(&mut target).map_err(|e| failed(e.to_string()))?;
+        }
+        Ok(())
     })?;
     Ok(out)
+}
+
+/// Pixels [h, w, 4] as the resizer takes them.
+fn image(pixels: &mut [u16], (width, height): (usize, usize)) -> Result<Image<'_>, String> {
+    let side = |side: usize| u32::try_from(side).map_err(|e| e.to_string());
+    let bytes = bytemuck::cast_slice_mut(pixels);
+    Image::from_slice_u8(side(width)?, side(height)?, bytes, PixelType::U16x4)
+        .map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
@@ -80,10 +79,10 @@ mod tests {
 
     #[test]
     fn bands_join_without_a_seam() {
-        let frame = picture(300, 190);
+        let mut frame = picture(300, 190);
         let size = (1800, 1140);
-        let bands = resize(&frame, size, false, &Cancel::default()).unwrap();
-        let source = ImageRef::new(300, 190, frame.as_ref(), PixelType::U16x4).unwrap();
+        let bands = resize(frame.clone(), size, false, &Cancel::default()).unwrap();
+        let source = image(frame.pixels_mut(), (300, 190)).unwrap();
         let mut whole = Image::new(size.0 as u32, size.1 as u32, PixelType::U16x4);
         let options = ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
@@ -100,7 +99,7 @@ mod tests {
         let mut frame = Frame::new(31, 31).unwrap();
         let at = (15 * 31 + 15) * 4;
         frame.pixels_mut()[at..at + 4].fill(u16::MAX);
-        let out = resize(&frame, (62, 62), false, &Cancel::default()).unwrap();
+        let out = resize(frame, (62, 62), false, &Cancel::default()).unwrap();
         let sinc = |x: f64| {
             if x == 0.0 {
                 1.0
@@ -134,7 +133,7 @@ mod tests {
                 &[0, 0, 0, 0]
             });
         }
-        let out = resize(&frame, (16, 16), true, &Cancel::default()).unwrap();
+        let out = resize(frame, (16, 16), true, &Cancel::default()).unwrap();
         for pixel in out.pixels().chunks_exact(4).filter(|pixel| pixel[3] > 2000) {
             // Where alpha overshoots it is cut, so colours may come out brighter, but never darker.
             let (red, blue) = (f64::from(pixel[0]), f64::from(pixel[2]));

@@ -40,7 +40,7 @@ use once_cell::sync::Lazy;
 
 use super::{
     Model, caps,
-    frames::Packer,
+    frames::{self, Packer},
     intake::Intake,
     meter::{Meter, Stage},
     settings::{PROPERTIES, Settings},
@@ -263,22 +263,30 @@ impl BaseTransformImpl for VEnhance {
 
     /// Called for caps that differ from the last ones only.
     fn set_caps(&self, incaps: &gst::Caps, outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
-        let fail = |error: &dyn std::fmt::Display| gst::loggable_error!(CAT, "{error}");
-        let input = VideoInfo::from_caps(incaps).map_err(|e| fail(&e))?;
-        let output = VideoInfo::from_caps(outcaps).map_err(|e| fail(&e))?;
-        self.end_clip().and_then(|_| self.queue.drain()).map_err(|e| fail(&e))?;
+        let input = VideoInfo::from_caps(incaps)?;
+        let output = VideoInfo::from_caps(outcaps)?;
+        let drained = self.end_clip().and_then(|_| self.queue.drain());
+        drained
+            .map_err(|error| gst::loggable_error!(CAT, "Frames held could not leave: {error}"))?;
 
         let settings = lock(&self.settings).clone();
         let size = (output.width() as usize, output.height() as usize);
-        let intake = Intake::new(input.clone(), &settings, size).map_err(|e| fail(&e))?;
-        let packer = Packer::new(output.clone()).map_err(|e| fail(&e))?;
+        let prepare = || {
+            let intake = Intake::new(input.clone(), &settings, size)?;
+            Ok((intake, Packer::new(output.clone())?))
+        };
+        let (intake, packer) = prepare().map_err(|error: frames::Error| {
+            gst::element_imp_error!(self, gst::StreamError::Format, ("{error}"));
+            gst::loggable_error!(CAT, "{error}")
+        })?;
         gst::info!(CAT, imp = self, "{incaps} becomes {outcaps}");
 
         lock(&self.meter).start_format(intake.frame_duration());
         lock(&self.pushed).pack = Some(Arc::new(Pack { packer, input, output }));
         let format = intake.format();
         lock(&self.input).intake = Some(intake);
-        self.enter(format).map(drop).map_err(|e| fail(&e))
+        let entered = self.enter(format);
+        entered.map(drop).map_err(|error| gst::loggable_error!(CAT, "Not running: {error}"))
     }
 
     fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {

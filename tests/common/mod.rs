@@ -64,8 +64,8 @@ impl Rig {
         init();
         let element = gst::parse::launch(&format!("venhance {properties}")).unwrap();
         let bus = gst::Bus::new();
-        let harness = gst_check::Harness::with_element(&element, Some("sink"), Some("src"));
         element.set_bus(Some(&bus));
+        let harness = gst_check::Harness::with_element(&element, Some("sink"), Some("src"));
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = seen.clone();
         let kinds = gst::PadProbeType::BUFFER
