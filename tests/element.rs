@@ -214,6 +214,14 @@ fn a_stream_that_does_not_name_its_rate_is_measured() {
         let fps = caps.structure(0).unwrap().get::<gst::Fraction>("framerate");
         assert_eq!(fps, Ok(gst::Fraction::new(0, 1)));
     }
+    // Measured where there is something to measure.
+    let mut rig = Rig::with("up-scale=1 target-fps=30", &caps("GRAY8", 32, 16, (0, 1)));
+    rig.push_at(0);
+    rig.event(gst::event::Gap::builder(ClockTime::from_mseconds(100)).build());
+    for ms in [5000, 5100, 5200] {
+        rig.push_at(ms);
+    }
+    assert_eq!(times(&rig.finish()), [0, 5000, 5033, 5066, 5100, 5133, 5166, 5200]);
     // Too short to be measured, and with an event in between.
     let mut rig = Rig::with("up-scale=1 target-fps=30", &caps("GRAY8", 32, 16, (0, 1)));
     rig.push_at(0);

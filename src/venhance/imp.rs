@@ -281,7 +281,6 @@ impl BaseTransformImpl for VEnhance {
         })?;
         gst::info!(CAT, imp = self, "{incaps} becomes {outcaps}");
 
-        lock(&self.meter).start_format(intake.frame_duration());
         lock(&self.pushed).pack = Some(Arc::new(Pack { packer, input, output }));
         let format = intake.format();
         lock(&self.input).intake = Some(intake);
@@ -364,9 +363,11 @@ impl BaseTransformImpl for VEnhance {
             EventView::Segment(e) => self.segment(e.segment().clone(), event),
             EventView::Gap(e) => {
                 let (_, duration) = e.get();
-                let frame = lock(&self.input).intake.as_ref().and_then(Intake::frame_duration);
-                let long = duration.is_none_or(|gap| frame.is_none_or(|frame| gap * 2 > frame * 3));
-                (!long || self.end_clip().is_ok()) && self.pass(event)
+                let input = lock(&self.input);
+                let short = input.intake.as_ref().zip(duration);
+                let short = short.is_some_and(|(intake, gap)| intake.spans_one_frame(gap));
+                drop(input);
+                (short || self.end_clip().is_ok()) && self.pass(event)
             }
             EventView::Eos(_) | EventView::SegmentDone(_) => {
                 lock(&self.input).eos = true;
@@ -813,9 +814,9 @@ impl VEnhance {
 struct Reporter(glib::WeakRef<super::VEnhance>);
 
 impl Report for Reporter {
-    fn format(&self, lookahead: usize) {
+    fn format(&self, frame: Option<ClockTime>, lookahead: usize) {
         let Some(obj) = self.0.upgrade() else { return };
-        lock(&obj.imp().meter).set_lookahead(lookahead);
+        lock(&obj.imp().meter).start_format(frame, lookahead);
         obj.imp().post_latency();
     }
 

@@ -77,9 +77,9 @@ impl Intake {
         self.measuring.is_none().then_some(Item::Format(self.format, self.cadence))
     }
 
-    /// The duration of a frame, if it is known.
-    pub(super) fn frame_duration(&self) -> Option<ClockTime> {
-        self.cadence.map(|cadence| cadence.frame())
+    /// Whether a gap of this length is known to be no longer than a frame and a half.
+    pub(super) fn spans_one_frame(&self, gap: ClockTime) -> bool {
+        self.cadence.is_some_and(|cadence| cadence.spans_one_frame(gap))
     }
 
     /// Takes a frame; `start` is the time of one that has none and is the first.
@@ -151,10 +151,14 @@ impl Intake {
             .filter_map(|pair| pair[1].checked_sub(pair[0]).filter(|interval| !interval.is_zero()))
             .collect();
         intervals.sort();
-        if let Some(&median) = intervals.get(intervals.len().saturating_sub(1) / 2) {
-            let rate = (*ClockTime::SECOND as u32, u32::try_from(*median).unwrap_or(u32::MAX));
-            self.format.made = made_frames(caps::rate(self.target_fps), rate);
-            self.cadence = Some(Cadence::new(rate, self.format.made));
+        match intervals.get(intervals.len().saturating_sub(1) / 2) {
+            Some(&median) => {
+                let rate = (*ClockTime::SECOND as u32, u32::try_from(*median).unwrap_or(u32::MAX));
+                self.format.made = made_frames(caps::rate(self.target_fps), rate);
+                self.cadence = Some(Cadence::new(rate, self.format.made));
+            }
+            // Too few frames to tell; the next clip may have more.
+            None => self.measuring = Some(Vec::new()),
         }
         items.push(Item::Format(self.format, self.cadence));
         for item in waiting {

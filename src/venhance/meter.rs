@@ -41,14 +41,11 @@ impl Meter {
         self.eta = None;
     }
 
-    /// New caps: frames of this duration, times not known yet.
-    pub(super) fn start_format(&mut self, frame: Option<ClockTime>) {
+    /// Begins a format: frames of this duration, so many held back, times not known yet.
+    pub(super) fn start_format(&mut self, frame: Option<ClockTime>, lookahead: usize) {
         self.frame = frame;
-        self.stages = Default::default();
-    }
-
-    pub(super) fn set_lookahead(&mut self, lookahead: usize) {
         self.lookahead = lookahead;
+        self.stages = Default::default();
     }
 
     /// Notes how long an input frame took in a stage, and says whether the latency has changed.
@@ -108,9 +105,9 @@ mod tests {
     fn latency_is_the_lookahead_and_one_frame_or_the_work_if_that_takes_longer() {
         let frame = ClockTime::from_mseconds(100);
         let mut meter = Meter::default();
-        meter.start_format(Some(frame));
+        meter.start_format(Some(frame), 0);
         assert_eq!(meter.latency(), frame);
-        meter.set_lookahead(1);
+        meter.start_format(Some(frame), 1);
         assert_eq!(meter.latency(), frame * 2);
         assert!(!meter.took(Stage::Compute, Duration::from_millis(60)));
         assert!(!meter.took(Stage::Read, Duration::from_millis(40)));

@@ -240,8 +240,8 @@ enum Step {
 
 /// What the compute thread tells the element.
 pub(super) trait Report: Send + Sync + 'static {
-    /// Frames that the model holds back at the format that begins now.
-    fn format(&self, lookahead: usize);
+    /// The format that begins now: the duration of an input frame, and how many the model holds back.
+    fn format(&self, frame: Option<ClockTime>, lookahead: usize);
     /// A unit of work is done; the output has come to `position`.
     fn progress(&self, progress: Progress, position: Option<ClockTime>);
     /// An input frame took this long, waiting not counted.
@@ -298,7 +298,8 @@ impl Desk<'_> {
         match (item, self.clip.clone()) {
             (Item::Format(format, cadence), _) => {
                 self.format = Some((format, cadence));
-                self.report.format(self.enhancer.lookahead(&format));
+                let frame = cadence.map(|cadence| cadence.frame());
+                self.report.format(frame, self.enhancer.lookahead(&format));
                 Ok(())
             }
             (Item::Frame(frame, stamp), clip) => {
