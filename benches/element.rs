@@ -15,7 +15,8 @@ fn bench(c: &mut Criterion) {
     gstvenhance::plugin_register_static().unwrap();
     let mut group = c.benchmark_group("frame");
     group.throughput(Throughput::Elements(1));
-    let scale = "videoconvert ! videoscale method=lanczos ! video/x-raw,width=1280,height=720";
+    let scale = "videoconvert ! videoscale method=lanczos \
+                 ! capsfilter caps=video/x-raw,width=1280,height=720";
     for (name, elements, (width, height)) in [
         ("own, 720p", "venhance up-scale=1 target-fps=0/1", (1280, 720)),
         ("lite, 360p to 720p", "venhance up-scale=2 target-fps=0/1", (640, 360)),
