@@ -96,7 +96,7 @@ fn stopping_takes_less_than_100_ms_in_every_state() {
 #[test]
 fn flushing_takes_less_than_100_ms_in_every_state_and_the_stream_goes_on() {
     let _alone = alone();
-    for state in [Busy::WaitingForInput, Busy::Computing] {
+    for state in [Busy::WaitingForInput, Busy::Computing, Busy::Blocked, Busy::Draining] {
         let took = median(|| {
             let (rig, thread, _) = busy(state);
             let pad = rig.element.static_pad("sink").unwrap();
@@ -105,6 +105,9 @@ fn flushing_takes_less_than_100_ms_in_every_state_and_the_stream_goes_on() {
             thread.join().unwrap();
             pad.send_event(gst::event::FlushStop::new(true));
             let took = start.elapsed();
+            if matches!(state, Busy::Blocked | Busy::Draining) {
+                return took;
+            }
             pad.send_event(gst::event::Segment::new(&gst::FormattedSegment::<ClockTime>::new()));
             let before = rig.frames().len();
             pad.chain(rig.frame_at(ClockTime::ZERO, ClockTime::SECOND)).unwrap();
