@@ -239,7 +239,38 @@ fn frames_without_times_get_those_of_the_rate() {
         frame.get_mut().unwrap().set_duration(ClockTime::NONE);
         rig.harness.push(frame).unwrap();
     }
-    assert_eq!(times(&rig.finish()), [0, 33, 66, 100, 133, 166, 200]);
+    // Also across a cut.
+    rig.element.set_property("up-scale", 3.0);
+    for _ in 0..2 {
+        let mut frame = rig.frame();
+        frame.get_mut().unwrap().set_pts(ClockTime::NONE);
+        rig.harness.push(frame).unwrap();
+    }
+    assert_eq!(times(&rig.finish()), [0, 33, 66, 100, 133, 166, 200, 300, 333, 366, 400]);
+}
+
+#[test]
+fn rates_that_cannot_be_multiplied_stay_and_slow_ones_are_measured() {
+    let (_, error) = try_run(
+        "videotestsrc num-buffers=2 ! video/x-raw,width=16,height=16,framerate=1000000000/125000001 \
+         ! venhance up-scale=1 target-fps=24 ! fakesink",
+    );
+    assert_eq!(error, None);
+    let mut rig = Rig::with("up-scale=1 target-fps=1/5", &caps("GRAY8", 32, 16, (0, 1)));
+    for n in 0..6 {
+        rig.push_at(n * 10_000);
+    }
+    let expected: Vec<u64> = (0..11).map(|j| j * 5000).collect();
+    assert_eq!(times(&rig.finish()), expected);
+}
+
+#[test]
+fn the_time_left_is_known_from_the_first_segment_on() {
+    let messages = run(
+        "videotestsrc num-buffers=10 ! video/x-raw,width=16,height=16 ! venhance up-scale=1 ! fakesink",
+    );
+    let mut progress = messages.iter().filter(|m| m.has_name("venhance-progress"));
+    assert!(progress.next_back().unwrap().get::<f64>("eta-seconds").unwrap() >= 0.0);
 }
 
 #[test]

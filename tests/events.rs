@@ -555,3 +555,72 @@ fn the_stream_goes_on_after_downstream_had_enough_of_the_last_one() {
     rig.push(2);
     rig.wait_for_frames(before + 4);
 }
+
+#[test]
+fn a_sink_that_has_had_enough_gets_its_end_of_stream() {
+    common::run(
+        "videotestsrc ! video/x-raw,width=64,height=48 ! venhance up-scale=2 ! fakesink num-buffers=5",
+    );
+    common::run(
+        "videotestsrc num-buffers=3 ! video/x-raw,width=64,height=48,framerate=10/1 ! venhance up-scale=2 target-fps=90 ! fakesink num-buffers=4",
+    );
+}
+
+#[test]
+fn a_tag_that_waits_behind_frames_survives_a_flush() {
+    let mut rig = Rig::new();
+    let src = rig.element.static_pad("src").unwrap();
+    let probe = src
+        .add_probe(gst::PadProbeType::BLOCK_DOWNSTREAM | gst::PadProbeType::BUFFER, |_, _| {
+            gst::PadProbeReturn::Ok
+        });
+    rig.push(3);
+    rig.event(tag("kept"));
+    rig.event(gst::event::FlushStart::new());
+    src.remove_probe(probe.unwrap());
+    rig.event(gst::event::FlushStop::new(true));
+    rig.event(gst::event::Segment::new(&gst::FormattedSegment::<ClockTime>::new()));
+    rig.push_at(0);
+    let seen = rig.finish();
+    let titles: Vec<_> = seen
+        .iter()
+        .filter_map(|seen| match seen {
+            Seen::Event(event) => match event.view() {
+                gst::EventView::Tag(e) => {
+                    e.tag().get::<gst::tags::Title>().map(|title| title.get().to_string())
+                }
+                _ => None,
+            },
+            Seen::Frame(_) => None,
+        })
+        .collect();
+    assert_eq!(titles, ["kept"]);
+}
+
+#[test]
+fn a_flush_stop_without_its_start_is_a_flush() {
+    let mut rig = Rig::new();
+    rig.push(2);
+    rig.event(gst::event::FlushStop::new(true));
+    rig.event(gst::event::Segment::new(&gst::FormattedSegment::<ClockTime>::new()));
+    let before = rig.frames().len();
+    rig.push_at(3000);
+    rig.wait_for_frames(before + 1);
+}
+
+#[test]
+fn a_stop_while_upstream_flushes_does_not_hang() {
+    for _ in 0..50 {
+        let mut rig = Rig::new();
+        rig.push(2);
+        let pad = rig.element.static_pad("sink").unwrap();
+        let flushes = std::thread::spawn(move || {
+            for _ in 0..5 {
+                pad.send_event(gst::event::FlushStart::new());
+                pad.send_event(gst::event::FlushStop::new(true));
+            }
+        });
+        rig.element.set_state(gst::State::Null).unwrap();
+        flushes.join().unwrap();
+    }
+}

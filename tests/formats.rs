@@ -289,12 +289,41 @@ fn rgb_and_yuv_keep_transfer_and_primaries_of_each_other() {
 }
 
 #[test]
-fn a_colour_that_downstream_insists_on_is_converted_to() {
-    let out = out_caps(
-        "video/x-raw,format=I420,colorimetry=bt601",
-        "capsfilter caps=video/x-raw,colorimetry=bt709",
+fn a_matrix_that_downstream_insists_on_is_converted_to() {
+    let (caps, frames) = collect(
+        "videotestsrc num-buffers=1 pattern=red ! video/x-raw,format=Y444,width=32,height=32,colorimetry=bt601 \
+         ! venhance up-scale=2 ! capsfilter caps=video/x-raw,colorimetry=bt709 ! fakesink name=sink",
     );
-    assert_eq!(out.get::<&str>("colorimetry"), Ok("bt709"));
+    assert_eq!(caps.structure(0).unwrap().get::<&str>("colorimetry"), Ok("bt709"));
+    // ITU-R BT.709: red is (63, 102, 240), and (81, 90, 240) in BT.601.
+    let components = components(&caps, &frames[0]);
+    for (component, ideal) in components.iter().zip([63u32, 102, 240]) {
+        assert!(component[2000].abs_diff(ideal) <= 1, "{} {ideal}", component[2000]);
+    }
+}
+
+#[test]
+fn alpha_that_is_thrown_away_does_not_touch_the_colours() {
+    let mut rig = Rig::without_caps("up-scale=2 target-fps=0/1");
+    rig.harness.set_sink_caps("video/x-raw,format=BGR".parse().unwrap());
+    rig.set_caps(&caps("BGRA", 16, 16, (10, 1)));
+    let mut frame = rig.frame();
+    for pixel in frame.get_mut().unwrap().map_writable().unwrap().chunks_exact_mut(4) {
+        pixel.copy_from_slice(&[200, 150, 100, 0]);
+    }
+    rig.harness.push(frame).unwrap();
+    let frames = frames(&rig.finish());
+    assert_eq!(frames[0].map_readable().unwrap()[300..303], [200, 150, 100]);
+}
+
+#[test]
+fn pixels_stay_square_where_the_input_does_not_say_and_downstream_takes_any() {
+    let (caps, _) = collect(
+        "videotestsrc num-buffers=1 ! video/x-raw,format=I420,width=32,height=32 \
+         ! capssetter replace=true caps=video/x-raw,format=I420,width=32,height=32,framerate=30/1 \
+         ! venhance up-scale=2 ! videoscale ! video/x-raw,pixel-aspect-ratio=1/1,width=64,height=64 ! fakesink name=sink",
+    );
+    assert_eq!(VideoInfo::from_caps(&caps).unwrap().par(), gst::Fraction::new(1, 1));
 }
 
 #[test]

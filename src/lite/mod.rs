@@ -49,7 +49,7 @@ impl Enhancer for Lite {
         if let Some(previous) = self.previous.replace(key.clone()) {
             for step in 1..=format.made {
                 let start = Instant::now();
-                let made = blend(&previous, &key, step, format.made + 1, cancel)?;
+                let made = blend(&previous, &key, step, format, cancel)?;
                 took += start.elapsed();
                 sink.frame(Arc::new(made))?;
             }
@@ -70,24 +70,52 @@ impl Enhancer for Lite {
     }
 }
 
-/// (1−w)·a + w·b with w = step/steps, to the nearest.
-fn blend(a: &Frame, b: &Frame, step: usize, steps: usize, cancel: &Cancel) -> Result<Frame, Error> {
+/// (1−w)·a + w·b with w = step/(made + 1), to the nearest. With alpha, colours count by it.
+fn blend(
+    a: &Frame,
+    b: &Frame,
+    step: usize,
+    format: &Format,
+    cancel: &Cancel,
+) -> Result<Frame, Error> {
     let mut out = Frame::new(a.width(), a.height())?;
+    let steps = format.made + 1;
     // Weights of 16 bits: a weighted sum of two 16-bit components fits 32 bits.
     let weight = (((step << 16) + steps / 2) / steps) as u32;
+    let weights = [(1 << 16) - weight, weight];
     out.pixels_mut()
         .par_chunks_mut(BLEND_BLOCK)
         .zip(a.pixels().par_chunks(BLEND_BLOCK))
         .zip(b.pixels().par_chunks(BLEND_BLOCK))
         .try_for_each(|((out, a), b)| {
             cancel.check()?;
-            for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
-                let sum = u32::from(a) * ((1 << 16) - weight) + u32::from(b) * weight;
-                *out = ((sum + (1 << 15)) >> 16) as u16;
+            match format.alpha {
+                true => blend_with_alpha(out, a, b, weights),
+                false => blend_components(out, a, b, weights),
             }
             Ok(())
         })?;
     Ok(out)
+}
+
+fn blend_components(out: &mut [u16], a: &[u16], b: &[u16], [wa, wb]: [u32; 2]) {
+    for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+        *out = ((u32::from(a) * wa + u32::from(b) * wb + (1 << 15)) >> 16) as u16;
+    }
+}
+
+fn blend_with_alpha(out: &mut [u16], a: &[u16], b: &[u16], [wa, wb]: [u32; 2]) {
+    let pixels = a.as_chunks::<{ Frame::COMPONENTS }>().0.iter();
+    let pixels = pixels.zip(b.as_chunks().0).zip(out.as_chunks_mut().0);
+    for ((&[ar, ag, ab, aa], &[br, bg, bb, ba]), out) in pixels {
+        let (wa, wb) = (u64::from(aa) * u64::from(wa), u64::from(ba) * u64::from(wb));
+        let alpha = wa + wb;
+        let mix = |a: u16, b: u16| {
+            let sum = u64::from(a) * wa + u64::from(b) * wb + alpha / 2;
+            sum.checked_div(alpha).unwrap_or(0) as u16
+        };
+        *out = [mix(ar, br), mix(ag, bg), mix(ab, bb), ((alpha + (1 << 15)) >> 16) as u16];
+    }
 }
 
 #[cfg(test)]
@@ -128,7 +156,7 @@ mod tests {
     #[test]
     fn a_clip_of_any_length_gives_n_plus_k_times_n_minus_1_frames_that_fade_evenly() {
         for made in 0..=8 {
-            let format = Format { input: (6, 4), output: (12, 8), made, alpha: true };
+            let format = Format { input: (6, 4), output: (12, 8), made, alpha: false };
             for length in 0..5u16 {
                 let values: Vec<u16> = (0..length).map(|i| i * 9000).collect();
                 let output = enhance(&values, format);
@@ -149,12 +177,24 @@ mod tests {
     fn extremes_blend_without_overflow() {
         let (black, white) = (flat(0, (2, 2)), flat(u16::MAX, (2, 2)));
         let cancel = Cancel::default();
-        for step in 0..=9 {
-            let ideal = 65535.0 * step as f64 / 9.0;
-            let got = blend(&black, &white, step, 9, &cancel).unwrap().pixels()[0];
-            assert!((f64::from(got) - ideal).abs() <= 1.0);
-            assert_eq!(blend(&white, &white, step, 9, &cancel).unwrap(), white);
+        for alpha in [false, true] {
+            let format = Format { input: (2, 2), output: (2, 2), made: 8, alpha };
+            for step in 1..=8 {
+                let ideal = 65535.0 * step as f64 / 9.0;
+                let got = blend(&black, &white, step, &format, &cancel).unwrap().pixels()[3];
+                assert!((f64::from(got) - ideal).abs() <= 1.0);
+                assert_eq!(blend(&white, &white, step, &format, &cancel).unwrap(), white);
+            }
         }
+    }
+
+    #[test]
+    fn what_fades_in_from_nothing_keeps_its_colour() {
+        let format = Format { input: (1, 1), output: (1, 1), made: 1, alpha: true };
+        let (nothing, mut red) = (flat(0, (1, 1)), flat(0, (1, 1)));
+        red.pixels_mut().copy_from_slice(&[60000, 0, 0, u16::MAX]);
+        let half = blend(&nothing, &red, 1, &format, &Cancel::default()).unwrap();
+        assert_eq!(half.pixels(), [60000, 0, 0, 32768]);
     }
 
     #[test]

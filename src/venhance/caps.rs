@@ -121,16 +121,22 @@ fn transform_structure(
     Some(out)
 }
 
+/// Frames to make between two at an input rate, so that the output's rate is one.
+pub(super) fn made(target_fps: gst::Fraction, fps: gst::Fraction) -> usize {
+    let most = i32::MAX / fps.numer().max(1) - 1;
+    made_frames(rate(target_fps), rate(fps)).min(most as usize)
+}
+
 /// The output's rate for one input's; 0/1 (variable) stays.
 fn output_rate(settings: &Settings, fps: gst::Fraction) -> gst::Fraction {
-    let made = made_frames(rate(settings.target_fps), rate(fps));
-    fps * (made as i32 + 1)
+    let parts = made(settings.target_fps, fps) as i32 + 1;
+    gst::Fraction::new(fps.numer() * parts, fps.denom())
 }
 
 /// The rates that [`output_rate`] turns into `fps`.
 fn input_rates(settings: &Settings, fps: gst::Fraction) -> Vec<gst::Fraction> {
-    let mut rates: Vec<_> = (0..=MAX_MADE_FRAMES as i32)
-        .map(|made| fps / (made + 1))
+    let mut rates: Vec<_> = (1..=MAX_MADE_FRAMES as i32 + 1)
+        .filter_map(|parts| Some(gst::Fraction::new(fps.numer(), fps.denom().checked_mul(parts)?)))
         .filter(|&input| output_rate(settings, input) == fps)
         .collect();
     rates.dedup();
@@ -206,6 +212,9 @@ pub(super) fn fixate(input: &gst::CapsRef, candidates: &gst::CapsRef) -> gst::Ca
             .min_by_key(|(_, to)| loss(info.format_info(), VideoFormatInfo::from_format(*to)))?;
         let mut out = structure.to_owned();
         out.set("format", format.to_str().as_str());
+        if out.has_field("pixel-aspect-ratio") {
+            out.fixate_field_nearest_fraction("pixel-aspect-ratio", info.par());
+        }
         out.fixate();
         let height = out.get::<i32>("height").ok()? as u32;
         set_unless_fixed(&mut out, structure, "colorimetry", colorimetry(&info, format, height));

@@ -69,8 +69,9 @@ struct Input {
     segment_starts: bool,
     /// Whether the next output frame is marked DISCONT, whatever the input's flags.
     discont: bool,
-    /// Whether nobody asks for the flow any more, so that errors must go on the bus.
-    eos: bool,
+    /// The event that has ended the stream. Nobody asks for the flow any more: errors must go on the
+    /// bus.
+    eos: Option<gst::Event>,
 }
 
 /// The push task's side. Never locked while anything waits.
@@ -185,7 +186,7 @@ impl ElementImpl for VEnhance {
     ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
         if transition == gst::StateChange::PausedToReady {
             // Before the parent, which waits for the streaming threads.
-            self.interrupt();
+            self.shut();
         }
         self.parent_change_state(transition)
     }
@@ -203,9 +204,9 @@ impl BaseTransformImpl for VEnhance {
         self.announce(&choice);
 
         *lock(&self.meter) = Meter::default();
-        *lock(&self.input) = Input { discont: true, ..Input::default() };
+        *lock(&self.input) = Input { discont: true, segment_starts: true, ..Input::default() };
         *lock(&self.pushed) = Pushed::default();
-        self.queue.restart();
+        self.queue.open();
 
         let cancel = Cancel::default();
         let thread = {
@@ -220,8 +221,7 @@ impl BaseTransformImpl for VEnhance {
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
-        self.interrupt();
-        self.queue.stop();
+        self.shut();
         if let Some((thread, _)) = lock(&self.compute).take() {
             // It catches its panics itself.
             let _ = thread.join();
@@ -265,14 +265,13 @@ impl BaseTransformImpl for VEnhance {
     fn set_caps(&self, incaps: &gst::Caps, outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
         let input = VideoInfo::from_caps(incaps)?;
         let output = VideoInfo::from_caps(outcaps)?;
-        let drained = self.end_clip().and_then(|_| self.queue.drain());
-        drained
-            .map_err(|error| gst::loggable_error!(CAT, "Frames held could not leave: {error}"))?;
+        // Interrupted, there is nothing left that would have to leave first.
+        let _ = self.end_clip().and_then(|_| self.queue.drain());
 
-        let settings = lock(&self.settings).clone();
-        let size = (output.width() as usize, output.height() as usize);
+        let target_fps = lock(&self.settings).target_fps;
         let prepare = || {
-            let intake = Intake::new(input.clone(), &settings, size)?;
+            let before = lock(&self.input);
+            let intake = Intake::new(input.clone(), &output, target_fps, before.intake.as_ref())?;
             Ok((intake, Packer::new(output.clone())?))
         };
         let (intake, packer) = prepare().map_err(|error: frames::Error| {
@@ -284,8 +283,9 @@ impl BaseTransformImpl for VEnhance {
         lock(&self.pushed).pack = Some(Arc::new(Pack { packer, input, output }));
         let format = intake.format();
         lock(&self.input).intake = Some(intake);
-        let entered = self.enter(format);
-        entered.map(drop).map_err(|error| gst::loggable_error!(CAT, "Not running: {error}"))
+        // Interrupted, it goes in again when the stream goes on.
+        let _ = self.enter(format);
+        Ok(())
     }
 
     fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
@@ -337,8 +337,10 @@ impl BaseTransformImpl for VEnhance {
                 forwarded
             }
             EventView::FlushStop(_) => {
-                // What the task still pushes must meet flushing pads.
-                drop(self.src_pad().stream_lock());
+                // As after FLUSH_START, which some forget: what the task still pushes must meet flushing
+                // pads.
+                self.interrupt();
+                let _ = self.src_pad().pause_task();
                 let forwarded = self.parent_sink_event(event);
                 self.resume() && forwarded
             }
@@ -370,10 +372,13 @@ impl BaseTransformImpl for VEnhance {
                 (short || self.end_clip().is_ok()) && self.pass(event)
             }
             EventView::Eos(_) | EventView::SegmentDone(_) => {
-                lock(&self.input).eos = true;
-                let passed = self.end_clip().is_ok() && self.pass(event);
-                if let Err(error) = self.queue.flow() {
-                    self.report_flow(error);
+                lock(&self.input).eos = Some(event.clone());
+                let passed = self.end_clip().is_ok() && self.pass(event.clone());
+                match self.queue.flow() {
+                    // Downstream has had enough, and still waits for the end.
+                    Err(gst::FlowError::Eos) if !passed => return self.src_pad().push_event(event),
+                    Err(error) => self.report_flow(error),
+                    Ok(_) => {}
                 }
                 passed
             }
@@ -423,7 +428,8 @@ impl BaseTransformImpl for VEnhance {
         if query.find_allocation_meta::<gst_video::VideoMeta>().is_some() {
             config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
         }
-        pool.set_config(config)?;
+        // A pool that changes the configuration says no as well: the parent looks at what it has become.
+        let _ = pool.set_config(config);
         match proposes {
             true => query.set_nth_allocation_pool(0, Some(&pool), size, min, max),
             false => query.add_allocation_pool(Some(&pool), size, min, max),
@@ -437,10 +443,7 @@ impl BaseTransformImpl for VEnhance {
         buffer: gst::Buffer,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
         if !self.obj().reconfigure() {
-            return Err(match self.src_pad().pad_flags().contains(gst::PadFlags::FLUSHING) {
-                true => gst::FlowError::Flushing,
-                false => gst::FlowError::NotNegotiated,
-            });
+            return Err(self.queue.flow().err().unwrap_or(gst::FlowError::NotNegotiated));
         }
         self.queue.flow()?;
         self.start_segment();
@@ -559,10 +562,18 @@ impl VEnhance {
             let continues = input.intake.is_some() && before == segment && !input.segment_starts;
             input.segment = segment;
             input.segment_starts |= !continues;
-            input.eos = false;
+            input.eos = None;
             continues
         };
-        (continues || self.end_clip().is_ok()) && self.pass(event)
+        if !continues {
+            if self.end_clip().is_err() {
+                return false;
+            }
+            if let Some(intake) = &mut lock(&self.input).intake {
+                intake.flush();
+            }
+        }
+        self.pass(event)
     }
 
     /// With the first frame of a segment, finds out how long it will be.
@@ -585,22 +596,34 @@ impl VEnhance {
 impl VEnhance {
     /// Drops all frames and lets go of every thread that waits, within one network block.
     fn interrupt(&self) {
-        self.queue.fail(gst::FlowError::Flushing);
+        let dropped = self.queue.fail(gst::FlowError::Flushing);
+        self.keep_sticky(dropped);
         if let Some(pool) = self.obj().buffer_pool() {
             pool.set_flushing(true);
         }
     }
 
+    /// As [`interrupt`](Self::interrupt), until the next start; also ends the loading of the model.
+    fn shut(&self) {
+        self.queue.close(gst::FlowError::Flushing);
+        if let Some((_, loading)) = &*lock(&self.compute) {
+            loading.cancel();
+        }
+        self.interrupt();
+    }
+
     /// Begins anew after frames were dropped.
     fn resume(&self) -> bool {
+        if !self.queue.restart() {
+            return false;
+        }
         if let Some(pool) = self.obj().buffer_pool() {
             pool.set_flushing(false);
         }
-        self.queue.restart();
         let format = {
             let input = &mut *lock(&self.input);
             input.discont = true;
-            input.eos = false;
+            input.eos = None;
             input.segment_starts = true;
             input.intake.as_mut().and_then(|intake| {
                 intake.flush();
@@ -614,7 +637,31 @@ impl VEnhance {
     /// Begins anew if the flow had ended with `error`.
     fn revive(&self, error: gst::FlowError) {
         if self.queue.flow() == Err(error) {
+            // It is about to pause itself, and must not do so after it has been started again.
+            let _ = self.src_pad().pause_task();
             self.resume();
+        }
+    }
+
+    /// Leaves dropped events that describe the stream on the source pad, from where they go on with the
+    /// next frame: upstream will not send them again. Only a flush is followed by a new segment.
+    fn keep_sticky(&self, dropped: Vec<gst::Event>) {
+        let flushing = self.queue.flow() == Err(gst::FlowError::Flushing);
+        for event in dropped.iter().filter(|event| event.is_sticky()) {
+            match event.view() {
+                gst::EventView::Eos(_) => continue,
+                gst::EventView::Segment(_) if flushing => continue,
+                gst::EventView::Segment(e) => self.note_segment(e),
+                _ => {}
+            }
+            let _ = self.src_pad().store_sticky_event(event);
+        }
+    }
+
+    /// Positions are counted in this segment from now on.
+    fn note_segment(&self, event: &gst::event::Segment) {
+        if let Some(segment) = event.segment().downcast_ref::<ClockTime>() {
+            lock(&self.pushed).segment = segment.clone();
         }
     }
 
@@ -671,10 +718,8 @@ impl VEnhance {
             }
             Some(Ready::Barrier) => self.queue.pass_barrier(),
             Some(Ready::Event(event)) => {
-                if let gst::EventView::Segment(e) = event.view()
-                    && let Some(segment) = e.segment().downcast_ref::<ClockTime>()
-                {
-                    lock(&self.pushed).segment = segment.clone();
+                if let gst::EventView::Segment(e) = event.view() {
+                    self.note_segment(e);
                 }
                 gst::log!(CAT, imp = self, "Leaves: {event:?}");
                 self.src_pad().push_event(event);
@@ -682,9 +727,15 @@ impl VEnhance {
             Some(Ready::Frame(output)) => {
                 if let Err(error) = self.push_frame(output) {
                     gst::debug!(CAT, imp = self, "Downstream said {error}");
-                    self.queue.fail(error);
-                    if lock(&self.input).eos {
-                        self.report_flow(error);
+                    let dropped = self.queue.fail(error);
+                    self.keep_sticky(dropped);
+                    let eos = lock(&self.input).eos.clone();
+                    match eos {
+                        Some(eos) if error == gst::FlowError::Eos => {
+                            self.src_pad().push_event(eos);
+                        }
+                        Some(_) => self.report_flow(error),
+                        None => {}
                     }
                 }
             }
@@ -782,7 +833,7 @@ impl VEnhance {
             Err(_) => "the model has panicked: please report what was on standard error".into(),
         };
         gst::element_imp_error!(self, gst::LibraryError::Failed, ("{error}"));
-        self.queue.fail(gst::FlowError::Error);
+        self.queue.close(gst::FlowError::Error);
     }
 
     /// Loads the model, and says so on the bus.
@@ -838,5 +889,10 @@ impl Report for Reporter {
     fn failed(&self, error: engine::Error) {
         let Some(obj) = self.0.upgrade() else { return };
         gst::element_error!(obj, gst::LibraryError::Failed, ("{error}"));
+    }
+
+    fn dropped(&self, events: Vec<gst::Event>) {
+        let Some(obj) = self.0.upgrade() else { return };
+        obj.imp().keep_sticky(events);
     }
 }

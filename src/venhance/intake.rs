@@ -7,7 +7,6 @@ use gst_video::VideoInfo;
 use super::{
     caps,
     frames::{Error, Unpacker},
-    settings::Settings,
     timeline::{Cadence, Place, Timeline},
     worker::{Item, Stamp},
 };
@@ -44,26 +43,30 @@ struct Note {
 }
 
 impl Intake {
-    /// For input as `info`, output of `size` (width, height).
+    /// For these formats, after what `before` has seen.
     pub(super) fn new(
         info: VideoInfo,
-        settings: &Settings,
-        size: (usize, usize),
+        output: &VideoInfo,
+        target_fps: gst::Fraction,
+        before: Option<&Self>,
     ) -> Result<Self, Error> {
         let rate = caps::rate(info.fps());
-        let made = made_frames(caps::rate(settings.target_fps), rate);
+        let made = caps::made(target_fps, info.fps());
+        let mut timeline = before.map(|before| before.timeline.clone()).unwrap_or_default();
+        timeline.cut();
         Ok(Self {
             format: Format {
                 input: (info.width() as usize, info.height() as usize),
-                output: size,
+                output: (output.width() as usize, output.height() as usize),
                 made,
-                alpha: info.has_alpha(),
+                // Where it is thrown away, it must not touch the colours.
+                alpha: info.has_alpha() && output.has_alpha(),
             },
             unpacker: Unpacker::new(info.clone())?,
-            timeline: Timeline::default(),
+            timeline,
             cadence: (rate.0 > 0).then(|| Cadence::new(rate, made)),
             measuring: (rate.0 == 0).then(Vec::new),
-            target_fps: settings.target_fps,
+            target_fps,
             info,
         })
     }
@@ -123,9 +126,9 @@ impl Intake {
         items
     }
 
-    /// Forgets all frames.
+    /// Forgets all frames, and their times.
     pub(super) fn flush(&mut self) {
-        self.timeline.cut();
+        self.timeline = Timeline::default();
         if let Some(waiting) = &mut self.measuring {
             waiting.clear();
         }
@@ -153,7 +156,7 @@ impl Intake {
         intervals.sort();
         match intervals.get(intervals.len().saturating_sub(1) / 2) {
             Some(&median) => {
-                let rate = (*ClockTime::SECOND as u32, u32::try_from(*median).unwrap_or(u32::MAX));
+                let rate = (1_000_000, u32::try_from(median.useconds()).unwrap_or(u32::MAX));
                 self.format.made = made_frames(caps::rate(self.target_fps), rate);
                 self.cadence = Some(Cadence::new(rate, self.format.made));
             }

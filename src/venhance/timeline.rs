@@ -61,9 +61,17 @@ impl Cadence {
         }
     }
 
-    /// The time of the output frame after a key frame whose successor is not known.
-    pub(super) fn after(&self, key: Moment) -> ClockTime {
-        key.base + self.offset(key.n, 1)
+    /// How long a key frame is shown whose successor is not known: one part, of the cadence's frame or
+    /// of the `input`'s duration if that differs; all of it if that is a gap.
+    pub(super) fn key_duration(&self, key: Moment, input: Option<ClockTime>) -> ClockTime {
+        let nominal = (key.base + self.offset(key.n, 1)).saturating_sub(key.pts);
+        match input {
+            Some(input) if !self.spans_one_frame(input) => input,
+            Some(input) if input.max(self.frame()) - input.min(self.frame()) > ROUNDING => {
+                input / self.parts
+            }
+            _ => nominal,
+        }
     }
 }
 
@@ -96,6 +104,8 @@ pub(super) struct Timeline {
     last: Option<Moment>,
     /// The time that the last frame came with.
     given: Option<ClockTime>,
+    /// Where the last frame ends, in whatever clip it was.
+    end: Option<ClockTime>,
 }
 
 impl Timeline {
@@ -105,7 +115,8 @@ impl Timeline {
     }
 
     /// Places a frame with the time `pts`. Without one, or with that of the frame before (libav's GIFs
-    /// stand still), it comes right after the last frame, or at `start`. Without a `cadence`, every
+    /// stand still), it comes right after the last frame, or at `start`
+    /// if it is the first. Without a `cadence`, every
     /// frame is a clip.
     pub(super) fn place(
         &mut self,
@@ -117,10 +128,14 @@ impl Timeline {
         self.given = pts;
         let place = match (self.last, cadence) {
             (Some(last), Some(cadence)) => follow(last, pts.filter(|_| !repeated), cadence),
-            _ => Place::First(Moment::first(pts.unwrap_or(start))),
+            _ => {
+                let pts = pts.filter(|_| !repeated).or(self.end).or(pts);
+                Place::First(Moment::first(pts.unwrap_or(start)))
+            }
         };
         let (Place::Next(moment) | Place::First(moment)) = place;
         self.last = Some(moment);
+        self.end = cadence.map(|cadence| moment.pts + cadence.frame());
         place
     }
 }
@@ -216,6 +231,9 @@ mod tests {
                 let (Place::First(moment) | Place::Next(moment)) =
                     timeline.place(pts, ms(7), Some(cadence));
                 assert_eq!(moment.pts, ms(7 + n * 40));
+                if n == 2 {
+                    timeline.cut();
+                }
             }
         }
     }

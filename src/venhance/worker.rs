@@ -34,6 +34,15 @@ pub(super) enum Item {
     Barrier,
 }
 
+impl Item {
+    fn into_event(self) -> Option<gst::Event> {
+        match self {
+            Self::Event(event) => Some(event),
+            _ => None,
+        }
+    }
+}
+
 /// What an input buffer says beside its picture.
 pub(super) struct Stamp {
     pub(super) moment: Moment,
@@ -48,6 +57,15 @@ pub(super) enum Ready {
     Frame(Output),
     Event(gst::Event),
     Barrier,
+}
+
+impl Ready {
+    fn into_event(self) -> Option<gst::Event> {
+        match self {
+            Self::Event(event) => Some(event),
+            _ => None,
+        }
+    }
 }
 
 /// An output frame and what its buffer has to say.
@@ -80,12 +98,12 @@ struct State {
     ready: VecDeque<Ready>,
     /// Barriers that have entered, and that have passed the push task, in this epoch.
     barriers: (u64, u64),
-    /// Whether the compute thread is to end.
-    stopping: bool,
+    /// Whether nothing may begin anew before the next start; the compute thread ends.
+    closed: bool,
 }
 
 impl Queue {
-    /// A queue that lets nothing through before [`restart`](Self::restart).
+    /// A queue that lets nothing through before [`open`](Self::open).
     pub(super) fn new() -> Self {
         Self {
             state: Mutex::new(State {
@@ -95,41 +113,51 @@ impl Queue {
                 arrived: VecDeque::new(),
                 ready: VecDeque::new(),
                 barriers: (0, 0),
-                stopping: false,
+                closed: true,
             }),
             changed: Condvar::new(),
         }
     }
 
-    /// Begins an epoch: everything flows again.
-    pub(super) fn restart(&self) {
+    /// Begins the first epoch of a run.
+    pub(super) fn open(&self) {
+        self.lock().closed = false;
+        self.restart();
+    }
+
+    /// Begins an epoch: everything flows again, and this is true, unless the queue is closed.
+    pub(super) fn restart(&self) -> bool {
         let mut state = self.lock();
+        if state.closed {
+            return false;
+        }
         state.epoch += 1;
         state.cancel = Cancel::default();
         state.flow = Ok(gst::FlowSuccess::Ok);
         state.barriers = (0, 0);
-        state.stopping = false;
         self.changed.notify_all();
+        true
     }
 
     /// Drops everything and stops the computation; all that enters from now on gets `error`, unless
-    /// there was an error before.
-    pub(super) fn fail(&self, error: gst::FlowError) {
+    /// there was an error before. Gives the events that were waiting.
+    pub(super) fn fail(&self, error: gst::FlowError) -> Vec<gst::Event> {
         let mut state = self.lock();
         if state.flow.is_ok() || error == gst::FlowError::Flushing {
             state.flow = Err(error);
         }
         state.cancel.cancel();
-        state.arrived.clear();
-        state.ready.clear();
+        let ready = std::mem::take(&mut state.ready).into_iter().filter_map(Ready::into_event);
+        let arrived = std::mem::take(&mut state.arrived).into_iter().filter_map(Item::into_event);
         self.changed.notify_all();
+        drop(state);
+        ready.chain(arrived).collect()
     }
 
-    /// Ends the compute thread.
-    pub(super) fn stop(&self) {
-        self.fail(gst::FlowError::Flushing);
-        self.lock().stopping = true;
-        self.changed.notify_all();
+    /// Fails for the rest of the run, and ends the compute thread.
+    pub(super) fn close(&self, error: gst::FlowError) {
+        self.lock().closed = true;
+        self.fail(error);
     }
 
     pub(super) fn flow(&self) -> Result<gst::FlowSuccess, gst::FlowError> {
@@ -184,9 +212,9 @@ impl Queue {
     fn next(&self, epoch: u64) -> Step {
         let mut state = self.wait_while(self.lock(), |state| {
             let nothing = state.flow.is_err() || state.arrived.is_empty();
-            !state.stopping && state.epoch == epoch && nothing
+            !state.closed && state.epoch == epoch && nothing
         });
-        if state.stopping {
+        if state.closed {
             return Step::Stop;
         }
         if state.epoch != epoch {
@@ -246,11 +274,13 @@ pub(super) trait Report: Send + Sync + 'static {
     fn progress(&self, progress: Progress, position: Option<ClockTime>);
     /// An input frame took this long, waiting not counted.
     fn computed(&self, took: Duration);
-    /// The model has failed for good.
+    /// The model has failed on these frames.
     fn failed(&self, error: Error);
+    /// Events that were behind frames which have been dropped.
+    fn dropped(&self, events: Vec<gst::Event>);
 }
 
-/// Feeds the enhancer until the queue is [stopped](Queue::stop).
+/// Feeds the enhancer until the queue is [closed](Queue::close).
 pub(super) fn compute(queue: &Arc<Queue>, enhancer: &mut dyn Enhancer, report: Arc<dyn Report>) {
     let mut desk = Desk {
         queue,
@@ -275,7 +305,7 @@ pub(super) fn compute(queue: &Arc<Queue>, enhancer: &mut dyn Enhancer, report: A
                 Err(error) => {
                     desk.drop_clip();
                     desk.report.failed(error);
-                    queue.fail(gst::FlowError::Error);
+                    desk.report.dropped(queue.fail(gst::FlowError::Error));
                 }
             },
         }
@@ -317,12 +347,12 @@ impl Desk<'_> {
             (Item::EndOfClip, Some(clip)) => {
                 self.enhancer.finish()?;
                 self.clip = None;
-                clip.release_events()
+                clip.release_events(&clip.leaving())
             }
             (Item::EndOfClip, None) => Ok(()),
             (Item::Event(event), Some(clip)) => {
                 clip.line().pending.push_back(Pending::Event(event));
-                clip.release_events()
+                clip.release_events(&clip.leaving())
             }
             (Item::Event(event), None) => self.queue.deliver(self.epoch, Ready::Event(event)),
             // Only ever after the end of a clip.
@@ -340,6 +370,7 @@ impl Desk<'_> {
             cadence,
             parts: format.made as u64 + 1,
             line: Mutex::default(),
+            leaving: Mutex::default(),
         });
         self.enhancer.start(format, Clip { sink: clip.clone(), cancel: self.cancel.clone() })?;
         self.clip = Some(clip.clone());
@@ -348,7 +379,10 @@ impl Desk<'_> {
 
     fn drop_clip(&mut self) {
         self.enhancer.reset();
-        self.clip = None;
+        if let Some(clip) = self.clip.take() {
+            let pending = std::mem::take(&mut clip.line().pending);
+            self.report.dropped(pending.into_iter().filter_map(Pending::into_event).collect());
+        }
     }
 }
 
@@ -361,6 +395,9 @@ struct Delivery {
     /// Output frames from one key frame to the next.
     parts: u64,
     line: Mutex<Line>,
+    /// Held from the moment that something leaves the line until it is in the queue, so that nothing
+    /// overtakes it; not while anything else is done.
+    leaving: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -380,13 +417,26 @@ enum Pending {
     Event(gst::Event),
 }
 
+impl Pending {
+    fn into_event(self) -> Option<gst::Event> {
+        match self {
+            Self::Key(_) => None,
+            Self::Event(event) => Some(event),
+        }
+    }
+}
+
 impl Delivery {
     fn line(&self) -> MutexGuard<'_, Line> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn leaving(&self) -> MutexGuard<'_, ()> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Lets the events go that no key frame is before.
-    fn release_events(&self) -> Result<(), Error> {
+    fn release_events(&self, _leaving: &MutexGuard<'_, ()>) -> Result<(), Error> {
         let event = || {
             let pending = &mut self.line().pending;
             match pending.front() {
@@ -414,11 +464,9 @@ impl Line {
         };
         let Stamp { moment, duration, flags, metas } = stamp;
         self.key = Some(moment);
+        // The frame before a gap lasts through it, as the input says.
         let duration = match cadence {
-            // The frame before a gap lasts through it, as the input says.
-            Some(cadence) if parts > 1 && duration.is_none_or(|d| cadence.spans_one_frame(d)) => {
-                Some(cadence.after(moment).saturating_sub(moment.pts))
-            }
+            Some(cadence) if parts > 1 => Some(cadence.key_duration(moment, duration)),
             _ => duration,
         };
         Some(Output { frame, pts: moment.pts, duration, flags, metas })
@@ -445,6 +493,7 @@ impl Line {
 
 impl Sink for Delivery {
     fn frame(&self, frame: Arc<Frame>) -> Result<(), Error> {
+        let leaving = self.leaving();
         let output = {
             let line = &mut *self.line();
             let output = match line.part {
@@ -458,7 +507,7 @@ impl Sink for Delivery {
         let start = Instant::now();
         self.queue.deliver(self.epoch, Ready::Frame(output))?;
         self.line().waited += start.elapsed();
-        self.release_events()
+        self.release_events(&leaving)
     }
 
     fn progress(&self, progress: Progress) {
