@@ -14,7 +14,7 @@
 //! | room | knows | never knows |
 //! |---|---|---|
 //! | this file | the plugin's definition, this map | |
-//! | `venhance` | GStreamer: negotiation (`caps`), properties (`settings`), what arrives (`intake`), progress and latency (`meter`), times (`timeline`), formats (`frames`, `colour`), queue and threads (`worker`), the element itself (`imp`) | networks |
+//! | `venhance` | GStreamer: negotiation (`caps`), properties (`settings`), what arrives (`intake`), progress and latency (`meter`), times (`timeline`), formats (`frames`, `colour`), queue and threads (`worker`), the element itself (`imp`: negotiation and events, `imp/push`: the push task, `imp/compute`: the compute thread) | networks |
 //! | [`models`] | all models and devices; chooses one and puts it together | GStreamer |
 //! | [`lite`] | the enhancer inside the plugin | |
 //! | [`engine`] | the contract: plain data, and the trait that every model implements | everything else |

@@ -21,7 +21,6 @@
  * comes with each unit of work.
  */
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -44,12 +43,17 @@ use super::{
     intake::Intake,
     meter::{Meter, Stage},
     settings::{PROPERTIES, Settings},
-    worker::{Item, Output, Queue, Ready, Report, compute},
+    worker::{Item, Queue},
 };
 use crate::{
-    engine::{self, Cancel},
+    engine::Cancel,
     models::{self, Choice},
 };
+
+mod compute;
+mod push;
+
+use push::{Pack, Pushed};
 
 static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
     gst::DebugCategory::new(
@@ -72,23 +76,6 @@ struct Input {
     /// The event that has ended the stream. Nobody asks for the flow any more: errors must go on the
     /// bus.
     eos: Option<gst::Event>,
-}
-
-/// The push task's side. Never locked while anything waits.
-#[derive(Default)]
-struct Pushed {
-    /// `None` before caps.
-    pack: Option<Arc<Pack>>,
-    segment: gst::FormattedSegment<ClockTime>,
-    /// End of the last frame pushed.
-    position: Option<ClockTime>,
-}
-
-/// Writes output buffers of the current caps.
-struct Pack {
-    packer: Packer,
-    input: VideoInfo,
-    output: VideoInfo,
 }
 
 pub struct VEnhance {
@@ -706,193 +693,5 @@ impl VEnhance {
     fn post_latency(&self) {
         let obj = self.obj();
         let _ = obj.post_message(gst::message::Latency::builder().src(&*obj).build());
-    }
-}
-
-/// The push task.
-impl VEnhance {
-    fn push_next(&self) {
-        match self.queue.take() {
-            None => {
-                let _ = self.src_pad().pause_task();
-            }
-            Some(Ready::Barrier) => self.queue.pass_barrier(),
-            Some(Ready::Event(event)) => {
-                if let gst::EventView::Segment(e) = event.view() {
-                    self.note_segment(e);
-                }
-                gst::log!(CAT, imp = self, "Leaves: {event:?}");
-                self.src_pad().push_event(event);
-            }
-            Some(Ready::Frame(output)) => {
-                if let Err(error) = self.push_frame(output) {
-                    gst::debug!(CAT, imp = self, "Downstream said {error}");
-                    let dropped = self.queue.fail(error);
-                    self.keep_sticky(dropped);
-                    let eos = lock(&self.input).eos.clone();
-                    match eos {
-                        Some(eos) if error == gst::FlowError::Eos => {
-                            self.src_pad().push_event(eos);
-                        }
-                        Some(_) => self.report_flow(error),
-                        None => {}
-                    }
-                }
-            }
-        }
-    }
-
-    fn push_frame(&self, output: Output) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let Output { frame, pts, duration, flags, metas } = output;
-        let pack = lock(&self.pushed).pack.clone().ok_or(gst::FlowError::NotNegotiated)?;
-        let mut buffer = self.acquire(&pack)?;
-        let start = Instant::now();
-        {
-            let buffer = buffer.make_mut();
-            buffer.set_pts(pts);
-            buffer.set_duration(duration);
-            buffer.set_flags(flags);
-            pack.packer.pack(&frame, buffer).map_err(|error| {
-                gst::element_imp_error!(self, gst::StreamError::Encode, ("{error}"));
-                gst::FlowError::Error
-            })?;
-            if let Some(metas) = metas {
-                copy_metas(&metas, buffer, &pack);
-            }
-        }
-        self.took(Stage::Write, start.elapsed());
-        let pushed = self.src_pad().push(buffer)?;
-        lock(&self.pushed).position = Some(duration.map_or(pts, |duration| pts + duration));
-        lock(&self.meter).frames_out += 1;
-        Ok(pushed)
-    }
-
-    fn acquire(&self, pack: &Pack) -> Result<gst::Buffer, gst::FlowError> {
-        let no_memory = |error: &dyn std::fmt::Display| {
-            gst::element_imp_error!(
-                self,
-                gst::ResourceError::NoSpaceLeft,
-                ("no memory for an output buffer of {} bytes: {error}", pack.output.size())
-            );
-            gst::FlowError::Error
-        };
-        let Some(pool) = self.obj().buffer_pool() else {
-            return gst::Buffer::with_size(pack.output.size()).map_err(|e| no_memory(&e));
-        };
-        let acquire = |pool: gst::BufferPool| {
-            pool.set_active(true).map_err(|e| no_memory(&e))?;
-            pool.acquire_buffer(None)
-        };
-        match acquire(pool.clone()) {
-            // Renegotiation to the same caps has replaced the pool meanwhile.
-            Err(gst::FlowError::Flushing) => match self.obj().buffer_pool() {
-                Some(new) if new != pool && self.queue.flow().is_ok() => acquire(new),
-                _ => Err(gst::FlowError::Flushing),
-            },
-            acquired => acquired,
-        }
-    }
-
-    /// Puts a flow error on the bus where upstream will not ask for it.
-    fn report_flow(&self, error: gst::FlowError) {
-        if !matches!(error, gst::FlowError::Flushing | gst::FlowError::Eos) {
-            gst::element_imp_error!(
-                self,
-                gst::StreamError::Failed,
-                ("Internal data stream error."),
-                ["streaming stopped, reason {error}"]
-            );
-        }
-    }
-}
-
-/// Copies to a key frame's output what is not bound to the size, and scales the rest where it can be.
-fn copy_metas(metas: &gst::BufferRef, buffer: &mut gst::BufferRef, pack: &Pack) {
-    let scale = gst_video::video_meta::VideoMetaTransformScale::new(&pack.input, &pack.output);
-    for meta in metas.iter_meta::<gst::Meta>() {
-        // A meta that cannot be transformed has no meaning at the new size.
-        let _ = match meta.has_tag::<gst_video::video_meta::tags::Size>() {
-            true => meta.transform(buffer, &scale),
-            false => meta.transform(buffer, &gst::meta::MetaTransformCopy::new(..)),
-        };
-    }
-}
-
-/// The compute thread.
-impl VEnhance {
-    fn compute(&self, choice: &Choice, cancel: &Cancel) {
-        let report = Arc::new(Reporter(self.obj().downgrade()));
-        let run = || {
-            let mut enhancer = self.load(choice, cancel)?;
-            compute(&self.queue, &mut *enhancer, report.clone());
-            Ok(())
-        };
-        let error = match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(Ok(()) | Err(engine::Error::Cancelled)) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the model has panicked: please report what was on standard error".into(),
-        };
-        gst::element_imp_error!(self, gst::LibraryError::Failed, ("{error}"));
-        self.queue.close(gst::FlowError::Error);
-    }
-
-    /// Loads the model, and says so on the bus.
-    fn load(
-        &self,
-        choice: &Choice,
-        cancel: &Cancel,
-    ) -> Result<Box<dyn engine::Enhancer>, engine::Error> {
-        let say = |kind, text: String| {
-            let obj = self.obj();
-            let message =
-                gst::message::Progress::builder(kind, "load-model", &text).src(&*obj).build();
-            let _ = obj.post_message(message);
-        };
-        say(gst::ProgressType::Start, format!("Loading model {}", choice.model));
-        let enhancer = models::build(choice, cancel);
-        match &enhancer {
-            Ok(_) => say(gst::ProgressType::Complete, format!("Model {} is loaded", choice.model)),
-            Err(engine::Error::Cancelled) => {
-                say(gst::ProgressType::Canceled, "Loading was cancelled".into())
-            }
-            Err(error) => say(gst::ProgressType::Error, error.to_string()),
-        }
-        enhancer
-    }
-}
-
-/// What the compute thread has to say. It does not keep the element alive.
-struct Reporter(glib::WeakRef<super::VEnhance>);
-
-impl Report for Reporter {
-    fn format(&self, frame: Option<ClockTime>, lookahead: usize) {
-        let Some(obj) = self.0.upgrade() else { return };
-        lock(&obj.imp().meter).start_format(frame, lookahead);
-        obj.imp().post_latency();
-    }
-
-    fn progress(&self, progress: engine::Progress, position: Option<ClockTime>) {
-        let Some(obj) = self.0.upgrade() else { return };
-        let structure = {
-            let mut meter = lock(&obj.imp().meter);
-            meter.progress(progress, position);
-            meter.structure()
-        };
-        obj.imp().post(structure);
-    }
-
-    fn computed(&self, took: Duration) {
-        let Some(obj) = self.0.upgrade() else { return };
-        obj.imp().took(Stage::Compute, took);
-    }
-
-    fn failed(&self, error: engine::Error) {
-        let Some(obj) = self.0.upgrade() else { return };
-        gst::element_error!(obj, gst::LibraryError::Failed, ("{error}"));
-    }
-
-    fn dropped(&self, events: Vec<gst::Event>) {
-        let Some(obj) = self.0.upgrade() else { return };
-        obj.imp().keep_sticky(events);
     }
 }

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The compute thread: loads the model, works, and says how it goes.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use gst::{ClockTime, glib, prelude::*, subclass::prelude::*};
+
+use super::{VEnhance, lock};
+use crate::{
+    engine::{self, Cancel},
+    models::{self, Choice},
+    venhance::{
+        meter::Stage,
+        worker::{Report, compute},
+    },
+};
+
+impl VEnhance {
+    /// What the thread does from start to stop.
+    pub(super) fn compute(&self, choice: &Choice, cancel: &Cancel) {
+        let report = Arc::new(Reporter(self.obj().downgrade()));
+        let run = || {
+            let mut enhancer = self.load(choice, cancel)?;
+            compute(&self.queue, &mut *enhancer, report.clone());
+            Ok(())
+        };
+        let error = match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(()) | Err(engine::Error::Cancelled)) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the model has panicked: please report what was on standard error".into(),
+        };
+        gst::element_imp_error!(self, gst::LibraryError::Failed, ("{error}"));
+        self.queue.close(gst::FlowError::Error);
+    }
+
+    /// Loads the model, and says so on the bus.
+    fn load(
+        &self,
+        choice: &Choice,
+        cancel: &Cancel,
+    ) -> Result<Box<dyn engine::Enhancer>, engine::Error> {
+        let say = |kind, text: String| {
+            let obj = self.obj();
+            let message =
+                gst::message::Progress::builder(kind, "load-model", &text).src(&*obj).build();
+            let _ = obj.post_message(message);
+        };
+        say(gst::ProgressType::Start, format!("Loading model {}", choice.model));
+        let enhancer = models::build(choice, cancel);
+        match &enhancer {
+            Ok(_) => say(gst::ProgressType::Complete, format!("Model {} is loaded", choice.model)),
+            Err(engine::Error::Cancelled) => {
+                say(gst::ProgressType::Canceled, "Loading was cancelled".into())
+            }
+            Err(error) => say(gst::ProgressType::Error, error.to_string()),
+        }
+        enhancer
+    }
+}
+
+/// What the compute thread has to say. It does not keep the element alive.
+struct Reporter(glib::WeakRef<crate::VEnhance>);
+
+impl Report for Reporter {
+    fn format(&self, frame: Option<ClockTime>, lookahead: usize) {
+        let Some(obj) = self.0.upgrade() else { return };
+        lock(&obj.imp().meter).start_format(frame, lookahead);
+        obj.imp().post_latency();
+    }
+
+    fn progress(&self, progress: engine::Progress, position: Option<ClockTime>) {
+        let Some(obj) = self.0.upgrade() else { return };
+        let structure = {
+            let mut meter = lock(&obj.imp().meter);
+            meter.progress(progress, position);
+            meter.structure()
+        };
+        obj.imp().post(structure);
+    }
+
+    fn computed(&self, took: Duration) {
+        let Some(obj) = self.0.upgrade() else { return };
+        obj.imp().took(Stage::Compute, took);
+    }
+
+    fn failed(&self, error: engine::Error) {
+        let Some(obj) = self.0.upgrade() else { return };
+        gst::element_error!(obj, gst::LibraryError::Failed, ("{error}"));
+    }
+
+    fn dropped(&self, events: Vec<gst::Event>) {
+        let Some(obj) = self.0.upgrade() else { return };
+        obj.imp().keep_sticky(events);
+    }
+}
