@@ -233,7 +233,7 @@ fn a_live_source_is_never_late_at_the_latency_reported() {
     common::init();
     let pipeline = gst::parse::launch(
         "videotestsrc is-live=true num-buffers=25 ! video/x-raw,format=I420,width=160,height=120,framerate=10/1 \
-         ! venhance name=v up-scale=2 target-fps=30 ! fakesink name=sink sync=true",
+         ! venhance name=v up-scale=2 target-fps=30 ! queue name=q ! fakesink sync=true",
     )
     .unwrap()
     .downcast::<gst::Pipeline>()
@@ -241,7 +241,8 @@ fn a_live_source_is_never_late_at_the_latency_reported() {
     let late = Arc::new(Mutex::new(Vec::new()));
     let log = late.clone();
     let weak = pipeline.downgrade();
-    let sink = pipeline.by_name("sink").unwrap().static_pad("sink").unwrap();
+    // In the sink itself, a frame arrives after the sink has waited for the one before.
+    let sink = pipeline.by_name("q").unwrap().static_pad("sink").unwrap();
     sink.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
         let (Some(pipeline), Some(gst::PadProbeData::Buffer(buffer))) =
             (weak.upgrade(), &info.data)
