@@ -204,7 +204,8 @@ impl BaseTransformImpl for VEnhance {
             })?
         };
         *lock(&self.compute) = Some((thread, cancel));
-        self.start_task()
+        // The parent does not stop what has failed to start.
+        self.start_task().inspect_err(|_| drop(self.stop()))
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {

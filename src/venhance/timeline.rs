@@ -115,9 +115,8 @@ impl Timeline {
     }
 
     /// Places a frame with the time `pts`. Without one, or with that of the frame before (libav's GIFs
-    /// stand still), it comes right after the last frame, or at `start`
-    /// if it is the first. Without a `cadence`, every
-    /// frame is a clip.
+    /// stand still), it comes right after the last frame, or at `start` if it is the first. Without a
+    /// `cadence`, every frame is a clip.
     pub(super) fn place(
         &mut self,
         pts: Option<ClockTime>,
