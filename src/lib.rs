@@ -16,16 +16,22 @@
 //! | this file | the plugin's definition, this map | |
 //! | `venhance` | GStreamer: negotiation (`caps`), properties (`settings`), what arrives (`intake`), progress and latency (`meter`), times (`timeline`), formats (`frames`, `colour`), queue and threads (`worker`), the element itself (`imp`: negotiation and events, `imp/push`: the push task, `imp/compute`: the compute thread) | networks |
 //! | [`models`] | all models and devices; chooses one and puts it together | GStreamer |
+//! | [`weights`] | names of tensors (`keys`), weights made from their names (`synth`) | what tensors mean |
 //! | [`lite`] | the enhancer inside the plugin | |
+//! | [`networks`] | candle's tensors: text tower (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, steps of a sampler |
+//! | [`ops`] | devices: what candle lacks or does badly | models |
 //! | [`engine`] | the contract: plain data, and the trait that every model implements | everything else |
 //!
-//! The rooms of the diffusion models (`weights`, `networks`, `wavefront`, `ops`) come with them.
+//! The sampler of the diffusion models (`wavefront`) comes with them.
 #![deny(missing_docs)]
 
 pub mod engine;
 pub mod lite;
 pub mod models;
+pub mod networks;
+pub mod ops;
 mod venhance;
+pub mod weights;
 
 use gst::glib;
 

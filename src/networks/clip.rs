@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The frames of a window at one scale, in slices.
+
+use candle_core::{Result, Tensor};
+
+use crate::ops::{Affine, GroupNorm, Moments, TimeConv};
+
+/// Pixels that a slice holds at most, if it holds more than one frame: enough to keep a device busy.
+const PIXELS: usize = 1 << 15;
+
+/// Frames in order, in slices of [n, h, w, c].
+#[derive(Debug, Clone, Default)]
+pub(super) struct Clip(Vec<Tensor>);
+
+/// Frames of this size in a slice.
+pub(super) fn frames_in_slice(h: usize, w: usize) -> usize {
+    (PIXELS / (h * w)).max(1)
+}
+
+impl Clip {
+    /// From frames [f, h, w, c].
+    pub(super) fn new(frames: &Tensor) -> Result<Self> {
+        Self(vec![frames.clone()]).rescale(Ok)
+    }
+
+    /// From frames [1, h, w, c], one after the other.
+    pub(super) fn of_frames(frames: impl Iterator<Item = Result<Tensor>>) -> Result<Self> {
+        let frames = frames.collect::<Result<_>>()?;
+        Self(frames).rescale(Ok)
+    }
+
+    /// All frames, [f, h, w, c].
+    pub(super) fn frames(self) -> Result<Tensor> {
+        Tensor::cat(&self.0, 0)
+    }
+
+    pub(super) fn slices(&self) -> &[Tensor] {
+        &self.0
+    }
+
+    /// Changes slice after slice; each is freed before the next is made.
+    pub(super) fn map(self, change: impl FnMut(Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self(self.0.into_iter().map(change).collect::<Result<_>>()?))
+    }
+
+    /// Makes `count` clips of one: `change` gives a slice of each.
+    pub(super) fn fork(
+        self,
+        count: usize,
+        mut change: impl FnMut(Tensor) -> Result<Vec<Tensor>>,
+    ) -> Result<Vec<Self>> {
+        let mut clips = vec![Self::default(); count];
+        for slice in self.0 {
+            for (clip, slice) in clips.iter_mut().zip(change(slice)?) {
+                clip.0.push(slice);
+            }
+        }
+        Ok(clips)
+    }
+
+    /// As [`Clip::map`], with the slices of a second clip.
+    pub(super) fn zip(
+        self,
+        other: Self,
+        mut change: impl FnMut(Tensor, Tensor) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let pairs = self.0.into_iter().zip(other.0);
+        Ok(Self(pairs.map(|(one, other)| change(one, other)).collect::<Result<_>>()?))
+    }
+
+    /// Changes the scale: `change` gives frames of another size, which are put in slices anew.
+    pub(super) fn rescale(self, mut change: impl FnMut(Tensor) -> Result<Tensor>) -> Result<Self> {
+        let (mut slices, mut waiting, mut frames) = (Vec::new(), Vec::new(), 0);
+        for slice in self.0 {
+            let slice = change(slice)?;
+            let (n, h, w, _) = slice.dims4()?;
+            let full = frames_in_slice(h, w);
+            let mut first = 0;
+            while first < n {
+                let count = (full - frames).min(n - first);
+                // A copy, so that nothing holds on to the whole.
+                waiting.push(slice.narrow(0, first, count)?.copy()?);
+                (first, frames) = (first + count, frames + count);
+                if frames == full {
+                    slices.push(join(std::mem::take(&mut waiting))?);
+                    frames = 0;
+                }
+            }
+        }
+        if frames > 0 {
+            slices.push(join(waiting)?);
+        }
+        Ok(Self(slices))
+    }
+
+    /// What a norm over all frames comes to.
+    pub(super) fn affine(&self, norm: &GroupNorm) -> Result<Affine> {
+        let moments = self.0.iter().map(Moments::of).collect::<Result<Vec<_>>>()?;
+        norm.affine(&Moments::pool(&moments)?)
+    }
+
+    /// Convolution along the frames, after a norm over all frames and SiLU if `norm` is given; adds the
+    /// slices of `add`. Three slices are normalised at a time.
+    pub(super) fn time_conv(
+        self,
+        norm: Option<&GroupNorm>,
+        conv: &TimeConv,
+        add: Option<&Self>,
+    ) -> Result<Self> {
+        let affine = norm.map(|norm| self.affine(norm)).transpose()?;
+        let mut rest = self.0.into_iter().map(|slice| match &affine {
+            Some(affine) => affine.apply(&slice, true),
+            None => Ok(slice),
+        });
+        let (mut before, mut middle) = (None, rest.next().transpose()?);
+        let mut slices = Vec::with_capacity(rest.len() + 1);
+        while let Some(slice) = middle {
+            let after = rest.next().transpose()?;
+            let add = add.map(|add| &add.0[slices.len()]);
+            slices.push(conv.forward(before.as_ref(), &slice, after.as_ref(), add)?);
+            (before, middle) = (Some(slice), after);
+        }
+        Ok(Self(slices))
+    }
+}
+
+fn join(mut slices: Vec<Tensor>) -> Result<Tensor> {
+    match slices.len() {
+        1 => Ok(slices.remove(0)),
+        _ => Tensor::cat(&slices, 0),
+    }
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The layers of `ops`, made from a checkpoint's tensors.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::ops::{Conv2d, GroupNorm, LayerNorm, Linear, Shape, TimeConv};
+
+/// With `bias`.
+pub(super) fn linear(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Linear> {
+    Linear::new(vb.get((outputs, inputs), "weight")?, Some(vb.get(outputs, "bias")?))
+}
+
+pub(super) fn linear_no_bias(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Linear> {
+    Linear::new(vb.get((outputs, inputs), "weight")?, None)
+}
+
+/// A convolution of kernel 1 in `dimensions`.
+pub(super) fn pointwise(
+    vb: VarBuilder,
+    inputs: usize,
+    outputs: usize,
+    dimensions: usize,
+) -> Result<Linear> {
+    let mut shape = vec![1; 2 + dimensions];
+    (shape[0], shape[1]) = (outputs, inputs);
+    Linear::new(vb.get(shape, "weight")?, Some(vb.get(outputs, "bias")?))
+}
+
+pub(super) fn conv(vb: VarBuilder, inputs: usize, outputs: usize, shape: Shape) -> Result<Conv2d> {
+    let weight = vb.get((outputs, inputs, 3, 3), "weight")?;
+    Ok(Conv2d::new(weight, vb.get(outputs, "bias")?, shape))
+}
+
+/// What comes out is multiplied by `scale`.
+pub(super) fn time_conv(
+    vb: VarBuilder,
+    inputs: usize,
+    outputs: usize,
+    scale: f64,
+) -> Result<TimeConv> {
+    let weight = vb.get((outputs, inputs, 3, 1, 1), "weight")?;
+    TimeConv::new(weight, &vb.get(outputs, "bias")?, scale)
+}
+
+pub(super) fn group_norm(vb: VarBuilder, channels: usize, epsilon: f64) -> Result<GroupNorm> {
+    let (weight, bias) = affine(vb, channels)?;
+    GroupNorm::new(&weight, &bias, epsilon)
+}
+
+pub(super) fn layer_norm(vb: VarBuilder, channels: usize) -> Result<LayerNorm> {
+    let (weight, bias) = affine(vb, channels)?;
+    LayerNorm::new(&weight, &bias)
+}
+
+fn affine(vb: VarBuilder, channels: usize) -> Result<(Tensor, Tensor)> {
+    Ok((vb.get(channels, "weight")?, vb.get(channels, "bias")?))
+}

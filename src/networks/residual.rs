@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The residual blocks that the denoiser and the autoencoder are made of.
+
+use candle_core::{Result, Tensor};
+
+use super::clip::Clip;
+use crate::ops::{Conv2d, GroupNorm, Linear, Moments, TimeConv};
+
+/// Twice norm, SiLU and convolution within each frame, added to the input.
+#[derive(Debug)]
+pub(super) struct Residual {
+    pub norm1: GroupNorm,
+    pub conv1: Conv2d,
+    pub norm2: GroupNorm,
+    pub conv2: Conv2d,
+    /// Where the widths of input and output differ.
+    pub skip: Option<Linear>,
+}
+
+impl Residual {
+    /// A slice [n, h, w, in], whose channels are given in one or more parts, to [n, h, w, out]; `shift`
+    /// of [n, out] is added between the convolutions.
+    pub(super) fn forward(&self, parts: &[&Tensor], shift: Option<&Tensor>) -> Result<Tensor> {
+        let moments = parts.iter().map(|part| Moments::of(part)).collect::<Result<Vec<_>>>()?;
+        let affine = self.norm1.affine(&Moments::join(&moments)?)?;
+        let mut first = 0;
+        let normed = parts.iter().map(|part| {
+            let channels = part.dim(3)?;
+            first += channels;
+            affine.channels(first - channels, channels)?.apply(part, true)
+        });
+        let normed = normed.collect::<Result<Vec<_>>>()?;
+        let mut h = self.conv1.forward(&normed.iter().collect::<Vec<_>>(), shift, None)?;
+        drop(normed);
+        h = self.norm2.affine(&Moments::of(&h)?)?.apply(&h, true)?;
+        match &self.skip {
+            Some(skip) => self.conv2.forward(&[&h], None, Some(&skip.forward(parts, None)?)),
+            None => self.conv2.forward(&[&h], None, Some(parts[0])),
+        }
+    }
+}
+
+/// Norm over all frames, SiLU and convolution along the frames, several times, added to the input.
+#[derive(Debug)]
+pub(super) struct TemporalResidual(pub(super) Vec<(GroupNorm, TimeConv)>);
+
+impl TemporalResidual {
+    pub(super) fn forward(&self, x: Clip) -> Result<Clip> {
+        let mut h = x.clone();
+        for (n, (norm, conv)) in self.0.iter().enumerate() {
+            let add = (n + 1 == self.0.len()).then_some(&x);
+            h = h.time_conv(Some(norm), conv, add)?;
+        }
+        Ok(h)
+    }
+}

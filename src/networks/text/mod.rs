@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The text tower of OpenCLIP: a prompt to the tokens that the denoiser looks at.
+
+mod tokenizer;
+
+use candle_core::{D, DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
+
+pub use tokenizer::{CONTEXT, Tokenizer, Tokens};
+
+use super::{Check, layers};
+use crate::ops::{LayerNorm, Linear, attention, gelu};
+
+/// Entries of CLIP's vocabulary.
+const VOCABULARY: usize = 49_408;
+
+/// The size of a text tower.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Channels of a token.
+    pub width: usize,
+    /// Heads of an attention.
+    pub heads: usize,
+    /// Blocks in the checkpoint; the last is not used.
+    pub layers: usize,
+}
+
+impl Config {
+    /// The published one's, of ViT-H-14.
+    pub fn full() -> Self {
+        Self { width: 1024, heads: 16, layers: 24 }
+    }
+}
+
+/// Attention to the tokens before, and a network of two layers, each on normalised tokens and added to
+/// them.
+#[derive(Debug)]
+struct Block {
+    norm1: LayerNorm,
+    projections: Linear,
+    out: Linear,
+    heads: usize,
+    norm2: LayerNorm,
+    widen: Linear,
+    narrow: Linear,
+}
+
+impl Block {
+    fn new(vb: VarBuilder, width: usize, heads: usize) -> Result<Self> {
+        let attention = vb.pp("attn");
+        let weight = attention.get((3 * width, width), "in_proj_weight")?;
+        let bias = attention.get(3 * width, "in_proj_bias")?;
+        Ok(Self {
+            norm1: layers::layer_norm(vb.pp("ln_1"), width)?,
+            projections: Linear::new(weight, Some(bias))?,
+            out: layers::linear(attention.pp("out_proj"), width, width)?,
+            heads,
+            norm2: layers::layer_norm(vb.pp("ln_2"), width)?,
+            widen: layers::linear(vb.pp("mlp").pp("c_fc"), width, 4 * width)?,
+            narrow: layers::linear(vb.pp("mlp").pp("c_proj"), 4 * width, width)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let all = self.projections.forward(&[&self.norm1.forward(x)?], None)?;
+        let width = x.dim(D::Minus1)?;
+        let part = |n: usize| all.narrow(D::Minus1, n * width, width)?.contiguous();
+        let seen = attention(&part(0)?, &part(1)?, &part(2)?, self.heads, true)?;
+        let x = self.out.forward(&[&seen], Some(x))?;
+        let wide = gelu(&self.widen.forward(&[&self.norm2.forward(&x)?], None)?)?;
+        self.narrow.forward(&[&wide], Some(&x))
+    }
+}
+
+/// The text tower, up to the last block but one.
+#[derive(Debug)]
+pub struct TextTower {
+    tokens: Tensor,
+    positions: Tensor,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    dtype: DType,
+    device: Device,
+}
+
+impl TextTower {
+    /// From a checkpoint, of which the vision tower, the last block and what follows are not used.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        let width = config.width;
+        let blocks = (0..config.layers.saturating_sub(1))
+            .map(|n| Block::new(vb.pp("transformer").pp("resblocks").pp(n), width, config.heads));
+        Ok(Self {
+            tokens: vb.pp("token_embedding").get((VOCABULARY, width), "weight")?,
+            positions: vb.get((CONTEXT, width), "positional_embedding")?,
+            blocks: blocks.collect::<Result<_>>()?,
+            norm: layers::layer_norm(vb.pp("ln_final"), width)?,
+            dtype: vb.dtype(),
+            device: vb.device().clone(),
+        })
+    }
+
+    /// What prompts mean, [prompts, 77, width], f32.
+    ///
+    /// # Errors
+    /// If the device has no memory, or if `check` fails.
+    pub fn forward(&self, prompts: &[Tokens], check: Check) -> Result<Tensor> {
+        let ids = Tensor::new(prompts.concat(), &self.device)?;
+        let x = self.tokens.index_select(&ids, 0)?.to_dtype(DType::F32)?;
+        let x = x.reshape((prompts.len(), CONTEXT, ()))?;
+        let mut x = x.broadcast_add(&self.positions.to_dtype(DType::F32)?)?.to_dtype(self.dtype)?;
+        for block in &self.blocks {
+            check()?;
+            x = block.forward(&x)?;
+        }
+        self.norm.forward(&x)?.to_dtype(DType::F32)
+    }
+}

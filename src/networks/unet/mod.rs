@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The denoiser: a UNet over space and time, and the ControlNet that shows it the key frames.
+
+mod budget;
+mod control;
+mod encoder;
+mod resnet;
+mod transformer;
+
+use std::iter::repeat_n;
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
+
+pub use budget::peak_bytes;
+pub use transformer::Context;
+
+use self::{
+    control::ControlNet,
+    encoder::{Encoder, Stage},
+    resnet::Embedding,
+    transformer::sinusoid,
+};
+use super::{Check, clip::Clip, layers};
+use crate::ops::{Conv2d, GroupNorm, Linear, Shape};
+
+/// The size of a denoiser.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Channels of the latents.
+    pub latents: usize,
+    /// Channels of the first level.
+    pub dim: usize,
+    /// Channels of an attention head.
+    pub head_dim: usize,
+    /// Heads of the first temporal attention.
+    pub num_heads: usize,
+    /// Channels of the text tower's tokens.
+    pub context_dim: usize,
+    /// Residual blocks of a level on the way down; one more on the way up.
+    pub num_res_blocks: usize,
+    /// Channels of each level, in multiples of `dim`. All but the last level have attention.
+    pub dim_mult: Vec<usize>,
+}
+
+impl Config {
+    /// The published model's.
+    pub fn full() -> Self {
+        Self {
+            latents: 4,
+            dim: 320,
+            head_dim: 64,
+            num_heads: 8,
+            context_dim: 1024,
+            num_res_blocks: 2,
+            dim_mult: vec![1, 2, 4, 4],
+        }
+    }
+
+    fn attends(&self, level: usize) -> bool {
+        level + 1 < self.dim_mult.len()
+    }
+}
+
+/// What a window is denoised with.
+#[derive(Debug, Clone, Copy)]
+pub struct Conditions<'a> {
+    /// The time of the latents, 0 to 999.
+    pub t: f64,
+    /// The key frames' latents, with noise: [1, 4, keys, h, w].
+    pub hint: &'a Tensor,
+    /// The time of that noise.
+    pub t_hint: f64,
+    /// How much smaller the input is said to be.
+    pub s_cond: f64,
+    /// For each frame the number of its key frame in `hint`, if it is one.
+    pub mask: &'a [Option<usize>],
+}
+
+/// Time embedding: of a sinusoid [1, d], what the residual blocks are told, [1, 4d].
+#[derive(Debug)]
+struct TimeEmbedding {
+    linear1: Linear,
+    linear2: Linear,
+    dim: usize,
+}
+
+impl TimeEmbedding {
+    fn new(vb: VarBuilder, dim: usize) -> Result<Self> {
+        // f32 whatever the rest is: there is little of it, and everything depends on it.
+        let vb = vb.to_dtype(DType::F32);
+        Ok(Self {
+            linear1: layers::linear(vb.pp("0"), dim, 4 * dim)?,
+            linear2: layers::linear(vb.pp("2"), 4 * dim, 4 * dim)?,
+            dim,
+        })
+    }
+
+    fn forward(&self, t: f64, device: &Device) -> Result<Tensor> {
+        let x = self.linear1.forward(&[&sinusoid(t, self.dim, device)?], None)?;
+        self.linear2.forward(&[&x.silu()?], None)
+    }
+}
+
+/// The UNet with its ControlNet.
+#[derive(Debug)]
+pub struct Denoiser {
+    time: TimeEmbedding,
+    encoder: Encoder,
+    decoder: Vec<(Stage, Option<Conv2d>)>,
+    norm: GroupNorm,
+    out: Conv2d,
+    control: ControlNet,
+    dtype: DType,
+    device: Device,
+}
+
+impl Denoiser {
+    /// From a checkpoint: 2180 tensors of the published model.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        /// Twice as large; the first and the last row are left out.
+        const UP: Shape = Shape { crop: 1, ..Shape::DOUBLE };
+        let mut attentions = 0;
+        let encoder = Encoder::new(&vb, config, &mut attentions)?;
+        let mut widths = encoder.widths.clone();
+        let mut width = widths[widths.len() - 1];
+        let mut decoder = Vec::new();
+        for (level, multiplier) in config.dim_mult.iter().enumerate().rev() {
+            for n in 0..=config.num_res_blocks {
+                let vb = vb.pp("output_blocks").pp(decoder.len());
+                let Some(skip) = widths.pop() else { candle_core::bail!("a UNet has skips") };
+                let out = config.dim * multiplier;
+                let attends = config.attends(level);
+                let inputs = width + skip;
+                let stage = Stage::new(vb.clone(), config, inputs, out, attends, &mut attentions)?;
+                width = out;
+                let up = match n == config.num_res_blocks && level > 0 {
+                    true => {
+                        let item = if attends { "3" } else { "1" };
+                        Some(layers::conv(vb.pp(item).pp("conv"), width, width, UP)?)
+                    }
+                    false => None,
+                };
+                decoder.push((stage, up));
+            }
+        }
+        Ok(Self {
+            time: TimeEmbedding::new(vb.pp("time_embed"), config.dim)?,
+            encoder,
+            decoder,
+            norm: layers::group_norm(vb.pp("out").pp("0"), width, 1e-5)?,
+            out: layers::conv(vb.pp("out").pp("2"), width, config.latents, Shape::SAME)?,
+            control: ControlNet::new(vb.pp("VideoControlNet"), config, &mut attentions)?,
+            dtype: vb.dtype(),
+            device: vb.device().clone(),
+        })
+    }
+
+    /// What the prompt's tokens [1, 77, context] come to in every layer that looks at them: once for a
+    /// prompt, for all evaluations with it.
+    ///
+    /// # Errors
+    /// On tokens of another width.
+    pub fn context(&self, tokens: &Tensor) -> Result<Context> {
+        let tokens = tokens.to_device(&self.device)?.to_dtype(self.dtype)?;
+        let decoder = self.decoder.iter().filter_map(|(stage, _)| stage.prompted());
+        let layers = self.encoder.prompted().chain(decoder).chain(self.control.prompted());
+        Ok(Context(layers.map(|layer| layer.context(&tokens)).collect::<Result<_>>()?))
+    }
+
+    /// The velocity of a window x [1, 4, f, h, w] for each of the contexts, f32, one after the other;
+    /// what comes before the first look at the prompt is done once. h is 2 more than a multiple of 8 (of
+    /// the levels' scales), w such a multiple.
+    ///
+    /// # Errors
+    /// On shapes that do not fit, if the device has no memory, or if `check` fails.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        conditions: &Conditions,
+        contexts: &[&Context],
+        check: Check,
+    ) -> Result<Vec<Tensor>> {
+        let (_, _, frames, _, _) = x.dims5()?;
+        if conditions.mask.len() != frames {
+            candle_core::bail!("{frames} frames, a mask of {}", conditions.mask.len());
+        }
+        let x = self.channels_last(x)?;
+        let time = self.time.forward(conditions.t, &self.device)?;
+        let embedding = Embedding::new(&time, vec![0; frames], self.dtype)?;
+        let hint = self.channels_last(conditions.hint)?;
+        let told = self.control.embedding(conditions, self.dtype, &self.device)?;
+
+        let (first, starts) = self.encoder.begin(&x, |_| Ok(None), &embedding, contexts, check)?;
+        let (own, controls) =
+            self.control.begin(&x, &hint, conditions.mask, &told, contexts, check)?;
+        let first = self.control.add_first(first, &own)?;
+        drop(own);
+        let starts = starts.into_iter().zip(controls).zip(repeat_n(first, contexts.len()));
+        let mut outputs = Vec::new();
+        for (context, ((start, control), first)) in contexts.iter().zip(starts) {
+            let mut skips = vec![first];
+            let keep = |_, x: &Clip| {
+                skips.push(x.clone());
+                Ok(())
+            };
+            let middle = self.encoder.forward(start, &embedding, context, check, keep)?;
+            let x = self.control.forward(control, &told, context, &mut skips, middle, check)?;
+            outputs.push(self.decode(x, skips, &embedding, context, check)?);
+        }
+        Ok(outputs)
+    }
+
+    /// The way up.
+    fn decode(
+        &self,
+        mut x: Clip,
+        mut skips: Vec<Clip>,
+        embedding: &Embedding,
+        context: &Context,
+        check: Check,
+    ) -> Result<Tensor> {
+        for (stage, up) in &self.decoder {
+            x = stage.forward(x, skips.pop(), embedding, context, check)?;
+            if let Some(up) = up {
+                check()?;
+                x = x.rescale(|x| up.forward(&[&x], None, None))?;
+            }
+        }
+        check()?;
+        let x = x.map(|x| {
+            let normed = self.norm.affine(&crate::ops::Moments::of(&x)?)?.apply(&x, true)?;
+            self.out.forward(&[&normed], None, None)
+        })?;
+        x.frames()?.permute((3, 0, 1, 2))?.unsqueeze(0)?.contiguous()?.to_dtype(DType::F32)
+    }
+
+    /// [1, c, f, h, w] → [f, h, w, c], as the network takes it.
+    fn channels_last(&self, x: &Tensor) -> Result<Tensor> {
+        let x = x.squeeze(0)?.permute((1, 2, 3, 0))?.contiguous()?;
+        x.to_device(&self.device)?.to_dtype(self.dtype)
+    }
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The residual block: two convolutions within each frame, then four along the frames.
+
+use candle_core::{DType, Result, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::{
+    networks::{
+        clip::Clip,
+        layers,
+        residual::{Residual, TemporalResidual},
+    },
+    ops::{Linear, Shape},
+};
+
+const EPSILON: f64 = 1e-5;
+
+/// What a block is told about each frame. There are few kinds of frames: those with a hint and those
+/// without.
+#[derive(Debug, Clone)]
+pub(super) struct Embedding {
+    /// SiLU of the embedding of each kind, [kinds, 4d].
+    kinds: Tensor,
+    /// The kind of each frame.
+    frames: Vec<u32>,
+}
+
+impl Embedding {
+    /// `kinds` is [kinds, 4d], f32; `frames` names the kind of each frame.
+    pub(super) fn new(kinds: &Tensor, frames: Vec<u32>, dtype: DType) -> Result<Self> {
+        Ok(Self { kinds: kinds.silu()?.to_dtype(dtype)?, frames })
+    }
+
+    /// `layer` of the embedding, for `count` frames from `first` on: [count, out].
+    fn frames(&self, layer: &Linear, first: usize, count: usize) -> Result<Tensor> {
+        let frames = &self.frames[first..first + count];
+        let frames = Tensor::new(frames, self.kinds.device())?;
+        layer.forward(&[&self.kinds], None)?.index_select(&frames, 0)
+    }
+}
+
+/// A residual block of the UNet, [n, h, w, in] → [n, h, w, out].
+#[derive(Debug)]
+pub(super) struct ResBlock {
+    spatial: Residual,
+    embedding: Linear,
+    temporal: TemporalResidual,
+}
+
+impl ResBlock {
+    pub(super) fn new(vb: VarBuilder, dim: usize, inputs: usize, outputs: usize) -> Result<Self> {
+        let (first, second) = (vb.pp("in_layers"), vb.pp("out_layers"));
+        let spatial = Residual {
+            norm1: layers::group_norm(first.pp("0"), inputs, EPSILON)?,
+            conv1: layers::conv(first.pp("2"), inputs, outputs, Shape::SAME)?,
+            norm2: layers::group_norm(second.pp("0"), outputs, EPSILON)?,
+            conv2: layers::conv(second.pp("3"), outputs, outputs, Shape::SAME)?,
+            skip: match inputs == outputs {
+                true => None,
+                false => Some(layers::pointwise(vb.pp("skip_connection"), inputs, outputs, 2)?),
+            },
+        };
+        let temporal = [("conv1", "2"), ("conv2", "3"), ("conv3", "3"), ("conv4", "3")];
+        let temporal = temporal.into_iter().map(|(name, conv)| {
+            let vb = vb.pp("temopral_conv").pp(name);
+            let norm = layers::group_norm(vb.pp("0"), outputs, EPSILON)?;
+            Ok((norm, layers::time_conv(vb.pp(conv), outputs, outputs, 1.0)?))
+        });
+        Ok(Self {
+            spatial,
+            embedding: layers::linear(vb.pp("emb_layers").pp("1"), 4 * dim, outputs)?,
+            temporal: TemporalResidual(temporal.collect::<Result<_>>()?),
+        })
+    }
+
+    /// `skip` holds channels that follow those of x; the two are never put together.
+    pub(super) fn forward(
+        &self,
+        x: Clip,
+        skip: Option<Clip>,
+        embedding: &Embedding,
+    ) -> Result<Clip> {
+        let mut first = 0;
+        let mut spatial = |parts: &[&Tensor]| {
+            let count = parts[0].dim(0)?;
+            let shift = embedding.frames(&self.embedding, first, count)?;
+            first += count;
+            self.spatial.forward(parts, Some(&shift))
+        };
+        let x = match skip {
+            Some(skip) => x.zip(skip, |x, skip| spatial(&[&x, &skip]))?,
+            None => x.map(|x| spatial(&[&x]))?,
+        };
+        self.temporal.forward(x)
+    }
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Attention within a frame, to the prompt, and along the frames.
+
+use candle_core::{DType, Result, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::{
+    networks::{clip::Clip, layers},
+    ops::{GroupNorm, LayerNorm, Linear, Moments, attention, geglu},
+};
+
+const EPSILON: f64 = 1e-6;
+
+/// Tokens that temporal attention works on at a time.
+pub(super) const TOKENS: usize = 1 << 13;
+
+/// Key and value of the prompt's tokens, for every layer that looks at them: [1, 77, c] each.
+#[derive(Debug, Clone)]
+pub struct Context(pub(super) Vec<(Tensor, Tensor)>);
+
+/// Queries of one sequence, keys and values of the same or another.
+#[derive(Debug)]
+struct Attention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    heads: usize,
+}
+
+impl Attention {
+    fn new(vb: VarBuilder, inner: usize, context: usize, heads: usize) -> Result<Self> {
+        Ok(Self {
+            query: layers::linear_no_bias(vb.pp("to_q"), inner, inner)?,
+            key: layers::linear_no_bias(vb.pp("to_k"), context, inner)?,
+            value: layers::linear_no_bias(vb.pp("to_v"), context, inner)?,
+            out: layers::linear(vb.pp("to_out").pp("0"), inner, inner)?,
+            heads,
+        })
+    }
+
+    fn key_value(&self, context: &Tensor) -> Result<(Tensor, Tensor)> {
+        Ok((self.key.forward(&[context], None)?, self.value.forward(&[context], None)?))
+    }
+
+    /// Adds the attention of `normed` to `x`, both [b, t, inner].
+    fn add_to(
+        &self,
+        x: &Tensor,
+        normed: &Tensor,
+        (key, value): &(Tensor, Tensor),
+    ) -> Result<Tensor> {
+        let query = self.query.forward(&[normed], None)?;
+        let seen = attention(&query, key, value, self.heads, false)?;
+        self.out.forward(&[&seen], Some(x))
+    }
+}
+
+/// Two attentions and a feed-forward network, each on normalised tokens and added to them.
+#[derive(Debug)]
+struct Block {
+    norm1: LayerNorm,
+    attention1: Attention,
+    norm2: LayerNorm,
+    attention2: Attention,
+    norm3: LayerNorm,
+    gate: Linear,
+    out: Linear,
+}
+
+impl Block {
+    fn new(vb: VarBuilder, inner: usize, context: usize, heads: usize) -> Result<Self> {
+        let vb = vb.pp("transformer_blocks").pp("0");
+        let ff = vb.pp("ff").pp("net");
+        Ok(Self {
+            norm1: layers::layer_norm(vb.pp("norm1"), inner)?,
+            attention1: Attention::new(vb.pp("attn1"), inner, inner, heads)?,
+            norm2: layers::layer_norm(vb.pp("norm2"), inner)?,
+            attention2: Attention::new(vb.pp("attn2"), inner, context, heads)?,
+            norm3: layers::layer_norm(vb.pp("norm3"), inner)?,
+            gate: layers::linear(ff.pp("0").pp("proj"), inner, 8 * inner)?,
+            out: layers::linear(ff.pp("2"), 4 * inner, inner)?,
+        })
+    }
+
+    fn attend_to_itself(&self, x: &Tensor) -> Result<Tensor> {
+        self_attention(&self.norm1, &self.attention1, x)
+    }
+
+    fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
+        let gated = self.gate.forward(&[&self.norm3.forward(x)?], None)?;
+        self.out.forward(&[&geglu(&gated)?], Some(x))
+    }
+}
+
+fn self_attention(norm: &LayerNorm, attention: &Attention, x: &Tensor) -> Result<Tensor> {
+    let normed = norm.forward(x)?;
+    attention.add_to(x, &normed, &attention.key_value(&normed)?)
+}
+
+/// Attention within each frame, and to the prompt.
+#[derive(Debug)]
+pub(super) struct SpatialTransformer {
+    norm: GroupNorm,
+    proj_in: Linear,
+    block: Block,
+    proj_out: Linear,
+}
+
+impl SpatialTransformer {
+    pub(super) fn new(
+        vb: VarBuilder,
+        channels: usize,
+        context: usize,
+        heads: usize,
+    ) -> Result<Self> {
+        Ok(Self {
+            norm: layers::group_norm(vb.pp("norm"), channels, EPSILON)?,
+            proj_in: layers::linear(vb.pp("proj_in"), channels, channels)?,
+            block: Block::new(vb.clone(), channels, context, heads)?,
+            proj_out: layers::linear(vb.pp("proj_out"), channels, channels)?,
+        })
+    }
+
+    /// The prompt's keys and values, of its tokens [1, 77, context].
+    pub(super) fn context(&self, tokens: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.block.attention2.key_value(tokens)
+    }
+
+    /// The tokens [n, h·w, c] of frames x [n, h, w, c], before they meet the prompt.
+    pub(super) fn before_prompt(&self, x: &Tensor) -> Result<Tensor> {
+        let (n, h, w, c) = x.dims4()?;
+        let mut tokens = self.norm.affine(&Moments::of(x)?)?.apply(x, false)?;
+        tokens = self.proj_in.forward(&[&tokens.reshape((n, h * w, c))?], None)?;
+        self.block.attend_to_itself(&tokens)
+    }
+
+    /// The rest: frames like x.
+    pub(super) fn with_prompt(
+        &self,
+        x: &Tensor,
+        tokens: &Tensor,
+        context: &(Tensor, Tensor),
+    ) -> Result<Tensor> {
+        let mut tokens = {
+            let normed = self.block.norm2.forward(tokens)?;
+            self.block.attention2.add_to(tokens, &normed, context)?
+        };
+        tokens = self.block.feed_forward(&tokens)?;
+        let out = self.proj_out.forward(&[&tokens], Some(&x.reshape(tokens_of(x)?)?))?;
+        out.reshape(x.shape())
+    }
+}
+
+fn tokens_of(x: &Tensor) -> Result<(usize, usize, usize)> {
+    let (n, h, w, c) = x.dims4()?;
+    Ok((n, h * w, c))
+}
+
+/// Attention of each pixel along the frames.
+#[derive(Debug)]
+pub(super) struct TemporalTransformer {
+    norm: GroupNorm,
+    proj_in: Linear,
+    block: Block,
+    proj_out: Linear,
+}
+
+impl TemporalTransformer {
+    pub(super) fn new(vb: VarBuilder, channels: usize, inner: usize, heads: usize) -> Result<Self> {
+        Ok(Self {
+            norm: layers::group_norm(vb.pp("norm"), channels, EPSILON)?,
+            proj_in: layers::pointwise(vb.pp("proj_in"), channels, inner, 1)?,
+            block: Block::new(vb.clone(), inner, inner, heads)?,
+            proj_out: layers::pointwise(vb.pp("proj_out"), inner, channels, 1)?,
+        })
+    }
+
+    /// Works pixel by pixel, in place: nothing else may hold the slices of `x`.
+    pub(super) fn forward(&self, x: Clip) -> Result<Clip> {
+        let affine = x.affine(&self.norm)?;
+        let frames: usize = x.slices().iter().map(|slice| slice.dim(0)).sum::<Result<_>>()?;
+        let slices: Vec<_> = x
+            .slices()
+            .iter()
+            .map(|slice| slice.reshape(tokens_of(slice)?))
+            .collect::<Result<_>>()?;
+        let (_, pixels, _) = slices[0].dims3()?;
+        let step = (TOKENS / frames).clamp(1, pixels);
+        for first in (0..pixels).step_by(step) {
+            let count = step.min(pixels - first);
+            let tokens = slices.iter().map(|slice| slice.narrow(1, first, count));
+            // [frames, pixels, c] → [pixels, frames, c] and back.
+            let tokens = tokens.collect::<Result<Vec<_>>>()?;
+            let tokens = Tensor::cat(&tokens, 0)?.transpose(0, 1)?.contiguous()?;
+            let tokens = self.tokens(&tokens, &affine)?.transpose(0, 1)?;
+            let mut frame = 0;
+            for slice in &slices {
+                let n = slice.dim(0)?;
+                slice.slice_set(&tokens.narrow(0, frame, n)?.contiguous()?, 1, first)?;
+                frame += n;
+            }
+        }
+        Ok(x)
+    }
+
+    /// Tokens [pixels, frames, c].
+    fn tokens(&self, x: &Tensor, affine: &crate::ops::Affine) -> Result<Tensor> {
+        let mut tokens = affine.apply(&x.unsqueeze(0)?, false)?.squeeze(0)?;
+        tokens = self.proj_in.forward(&[&tokens], None)?;
+        tokens = self.block.attend_to_itself(&tokens)?;
+        tokens = self_attention(&self.block.norm2, &self.block.attention2, &tokens)?;
+        self.proj_out.forward(&[&self.block.feed_forward(&tokens)?], Some(x))
+    }
+}
+
+/// Sines and cosines of `t`, [1, d], f32: half = d/2, angle i = t·10000^(−i/half), all cosines first.
+pub(super) fn sinusoid(t: f64, d: usize, device: &candle_core::Device) -> Result<Tensor> {
+    let half = d / 2;
+    let angles: Vec<f32> =
+        (0..half).map(|i| t as f32 * 10_000_f64.powf(-(i as f64) / half as f64) as f32).collect();
+    let values: Vec<f32> =
+        angles.iter().map(|a| a.cos()).chain(angles.iter().map(|a| a.sin())).collect();
+    Tensor::from_vec(values, (1, d), device)?.to_dtype(DType::F32)
+}

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The autoencoder of Stable Video Diffusion: frames to latents an eighth as large, one by one, and back,
+//! some frames together.
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::{
+    Check,
+    clip::Clip,
+    layers,
+    residual::{Residual, TemporalResidual},
+};
+use crate::ops::{Conv2d, GroupNorm, Linear, Moments, Shape, TimeConv, attention};
+
+const EPSILON: f64 = 1e-6;
+/// That of the norms over all frames.
+const TIME_EPSILON: f64 = 1e-5;
+const LATENTS: usize = 4;
+const COLOURS: usize = 3;
+
+/// What latents are multiplied by, so that they have unit variance.
+pub const SCALE: f64 = 0.18215;
+
+/// The size of an autoencoder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Channels of each level; each but the last halves both sides.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks of a level on the way down; one more on the way up.
+    pub layers_per_block: usize,
+}
+
+impl Config {
+    /// The published one's.
+    pub fn full() -> Self {
+        Self { block_out_channels: vec![128, 256, 512, 512], layers_per_block: 2 }
+    }
+
+    fn innermost(&self) -> usize {
+        self.block_out_channels[self.block_out_channels.len() - 1]
+    }
+}
+
+/// Mean and logarithm of the variance of frames' latents, [f, 4, h/8, w/8] each, f32. They are the same
+/// for every output frame that shows a key frame; each takes a sample of its own.
+#[derive(Debug, Clone)]
+pub struct Posterior {
+    /// See the type.
+    pub mean: Tensor,
+    /// Between −30 and 20.
+    pub logvar: Tensor,
+}
+
+impl Posterior {
+    /// Latents of unit variance, with noise of the mean's shape.
+    ///
+    /// # Errors
+    /// On noise of another shape.
+    pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
+        let deviation = (&self.logvar * 0.5)?.exp()?;
+        (&self.mean + (deviation * noise)?)? * SCALE
+    }
+}
+
+/// Attention over all pixels of a frame, one head.
+#[derive(Debug)]
+struct Attention {
+    norm: GroupNorm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+}
+
+impl Attention {
+    fn new(vb: VarBuilder, width: usize) -> Result<Self> {
+        let linear = |name: &str| layers::linear(vb.pp(name), width, width);
+        Ok(Self {
+            norm: layers::group_norm(vb.pp("group_norm"), width, EPSILON)?,
+            query: linear("to_q")?,
+            key: linear("to_k")?,
+            value: linear("to_v")?,
+            out: layers::linear(vb.pp("to_out").pp("0"), width, width)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (n, h, w, c) = x.dims4()?;
+        let normed = self.norm.affine(&Moments::of(x)?)?.apply(x, false)?;
+        let normed = normed.reshape((n, h * w, c))?;
+        let project = |layer: &Linear| layer.forward(&[&normed], None);
+        let (q, k, v) = (project(&self.query)?, project(&self.key)?, project(&self.value)?);
+        let seen = attention(&q, &k, &v, 1, false)?;
+        self.out.forward(&[&seen], Some(&x.reshape((n, h * w, c))?))?.reshape((n, h, w, c))
+    }
+}
+
+fn residual(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Residual> {
+    Ok(Residual {
+        norm1: layers::group_norm(vb.pp("norm1"), inputs, EPSILON)?,
+        conv1: layers::conv(vb.pp("conv1"), inputs, outputs, Shape::SAME)?,
+        norm2: layers::group_norm(vb.pp("norm2"), outputs, EPSILON)?,
+        conv2: layers::conv(vb.pp("conv2"), outputs, outputs, Shape::SAME)?,
+        skip: match inputs == outputs {
+            true => None,
+            false => Some(layers::pointwise(vb.pp("conv_shortcut"), inputs, outputs, 2)?),
+        },
+    })
+}
+
+#[derive(Debug)]
+struct Encoder {
+    conv_in: Conv2d,
+    levels: Vec<(Vec<Residual>, Option<Conv2d>)>,
+    middle: (Residual, Attention, Residual),
+    norm: GroupNorm,
+    conv_out: Conv2d,
+    quant: Linear,
+}
+
+impl Encoder {
+    fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
+        /// Zeros on the right and below only.
+        const DOWN: Shape =
+            Shape { top: 0, bottom: 1, left: 0, right: 1, stride: 2, double: false, crop: 0 };
+        let (quant, vb) = (vb.pp("quant_conv"), vb.pp("encoder"));
+        let mut width = config.block_out_channels[0];
+        let conv_in = layers::conv(vb.pp("conv_in"), COLOURS, width, Shape::SAME)?;
+        let count = config.block_out_channels.len();
+        let levels = config.block_out_channels.iter().enumerate().map(|(level, &out)| {
+            let vb = vb.pp("down_blocks").pp(level);
+            let blocks = (0..config.layers_per_block).map(|n| {
+                let inputs = std::mem::replace(&mut width, out);
+                residual(vb.pp("resnets").pp(n), inputs, out)
+            });
+            let blocks = blocks.collect::<Result<_>>()?;
+            let down = vb.pp("downsamplers").pp("0").pp("conv");
+            let down = (level + 1 < count).then(|| layers::conv(down, out, out, DOWN));
+            Ok((blocks, down.transpose()?))
+        });
+        let levels = levels.collect::<Result<_>>()?;
+        let (middle, width) = (vb.pp("mid_block"), config.innermost());
+        Ok(Self {
+            conv_in,
+            levels,
+            middle: (
+                residual(middle.pp("resnets").pp("0"), width, width)?,
+                Attention::new(middle.pp("attentions").pp("0"), width)?,
+                residual(middle.pp("resnets").pp("1"), width, width)?,
+            ),
+            norm: layers::group_norm(vb.pp("conv_norm_out"), width, EPSILON)?,
+            conv_out: layers::conv(vb.pp("conv_out"), width, 2 * LATENTS, Shape::SAME)?,
+            quant: layers::pointwise(quant, 2 * LATENTS, 2 * LATENTS, 2)?,
+        })
+    }
+
+    /// A slice of frames [n, h, w, 3] to [n, h/8, w/8, 8].
+    fn forward(&self, frames: &Tensor, check: Check) -> Result<Tensor> {
+        let mut x = self.conv_in.forward(&[frames], None, None)?;
+        for (blocks, down) in &self.levels {
+            for block in blocks {
+                check()?;
+                x = block.forward(&[&x], None)?;
+            }
+            if let Some(down) = down {
+                check()?;
+                x = down.forward(&[&x], None, None)?;
+            }
+        }
+        check()?;
+        x = self.middle.0.forward(&[&x], None)?;
+        x = self.middle.1.forward(&x)?;
+        check()?;
+        x = self.middle.2.forward(&[&x], None)?;
+        x = self.norm.affine(&Moments::of(&x)?)?.apply(&x, true)?;
+        self.quant.forward(&[&self.conv_out.forward(&[&x], None, None)?], None)
+    }
+}
+
+/// A residual block within each frame, then one along the frames.
+#[derive(Debug)]
+struct Block {
+    spatial: Residual,
+    temporal: TemporalResidual,
+}
+
+impl Block {
+    fn new(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
+        // The two are mixed, (1 − σ)·x + σ·(x + h) = x + σ·h, by the sigmoid of a number.
+        let mix = vb.pp("time_mixer").get(1, "mix_factor")?.to_dtype(DType::F64)?;
+        let mix = 1.0 / (1.0 + (-mix.squeeze(0)?.to_scalar::<f64>()?).exp());
+        let temporal = vb.pp("temporal_res_block");
+        let step = |norm: &str, conv: &str, scale| {
+            let norm = layers::group_norm(temporal.pp(norm), outputs, TIME_EPSILON)?;
+            Ok((norm, layers::time_conv(temporal.pp(conv), outputs, outputs, scale)?))
+        };
+        let steps: Result<_> = [("norm1", "conv1", 1.0), ("norm2", "conv2", mix)]
+            .map(|(a, b, c)| step(a, b, c))
+            .into_iter()
+            .collect();
+        Ok(Self {
+            spatial: residual(vb.pp("spatial_res_block"), inputs, outputs)?,
+            temporal: TemporalResidual(steps?),
+        })
+    }
+
+    fn forward(&self, x: Clip) -> Result<Clip> {
+        self.temporal.forward(x.map(|x| self.spatial.forward(&[&x], None))?)
+    }
+}
+
+#[derive(Debug)]
+struct Decoder {
+    conv_in: Conv2d,
+    middle: Vec<Block>,
+    /// After the middle's first block, if there is a second.
+    attention: Attention,
+    levels: Vec<(Vec<Block>, Option<Conv2d>)>,
+    norm: GroupNorm,
+    conv_out: Conv2d,
+    time_conv_out: TimeConv,
+}
+
+impl Decoder {
+    fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
+        let mut width = config.innermost();
+        let middle = vb.pp("mid_block");
+        let count = config.block_out_channels.len();
+        let conv_in = layers::conv(vb.pp("conv_in"), LATENTS, width, Shape::SAME)?;
+        let blocks = (0..config.layers_per_block)
+            .map(|n| Block::new(middle.pp("resnets").pp(n), width, width));
+        let blocks = blocks.collect::<Result<_>>()?;
+        let attention = Attention::new(middle.pp("attentions").pp("0"), width)?;
+        let levels = config.block_out_channels.iter().rev().enumerate().map(|(level, &out)| {
+            let vb = vb.pp("up_blocks").pp(level);
+            let blocks = (0..=config.layers_per_block).map(|n| {
+                let inputs = std::mem::replace(&mut width, out);
+                Block::new(vb.pp("resnets").pp(n), inputs, out)
+            });
+            let blocks = blocks.collect::<Result<_>>()?;
+            let up = vb.pp("upsamplers").pp("0").pp("conv");
+            let up = (level + 1 < count).then(|| layers::conv(up, out, out, Shape::DOUBLE));
+            Ok((blocks, up.transpose()?))
+        });
+        let levels = levels.collect::<Result<_>>()?;
+        let width = config.block_out_channels[0];
+        Ok(Self {
+            conv_in,
+            middle: blocks,
+            attention,
+            levels,
+            norm: layers::group_norm(vb.pp("conv_norm_out"), width, EPSILON)?,
+            conv_out: layers::conv(vb.pp("conv_out"), width, COLOURS, Shape::SAME)?,
+            time_conv_out: layers::time_conv(vb.pp("time_conv_out"), COLOURS, COLOURS, 1.0)?,
+        })
+    }
+
+    /// Latents [f, h, w, 4] to frames [f, 8h, 8w, 3].
+    fn forward(&self, latents: &Tensor, check: Check) -> Result<Tensor> {
+        let mut x = Clip::new(latents)?.map(|x| self.conv_in.forward(&[&x], None, None))?;
+        for (n, block) in self.middle.iter().enumerate() {
+            if n == 1 {
+                check()?;
+                x = x.map(|x| self.attention.forward(&x))?;
+            }
+            check()?;
+            x = block.forward(x)?;
+        }
+        for (blocks, up) in &self.levels {
+            for block in blocks {
+                check()?;
+                x = block.forward(x)?;
+            }
+            if let Some(up) = up {
+                check()?;
+                x = x.rescale(|x| up.forward(&[&x], None, None))?;
+            }
+        }
+        check()?;
+        let x = x.map(|x| {
+            let normed = self.norm.affine(&Moments::of(&x)?)?.apply(&x, true)?;
+            self.conv_out.forward(&[&normed], None, None)
+        })?;
+        x.time_conv(None, &self.time_conv_out, None)?.frames()
+    }
+}
+
+/// Encoder and decoder.
+#[derive(Debug)]
+pub struct Vae {
+    encoder: Encoder,
+    decoder: Decoder,
+    dtype: DType,
+    device: Device,
+}
+
+impl Vae {
+    /// From a checkpoint: 374 tensors of the published one.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            encoder: Encoder::new(config, &vb)?,
+            decoder: Decoder::new(config, &vb.pp("decoder"))?,
+            dtype: vb.dtype(),
+            device: vb.device().clone(),
+        })
+    }
+
+    /// Encodes frames [f, 3, h, w] in \[−1, 1\]; each side is a multiple of 8 (of the levels' scales).
+    ///
+    /// # Errors
+    /// On shapes that do not fit, if the device has no memory, or if `check` fails.
+    pub fn encode(&self, frames: &Tensor, check: Check) -> Result<Posterior> {
+        let frames = Clip::new(&self.channels_last(frames)?)?;
+        let moments = frames.map(|slice| self.encoder.forward(&slice, check))?.frames()?;
+        let moments = moments.permute((0, 3, 1, 2))?.to_dtype(DType::F32)?;
+        let half = |first| moments.narrow(1, first, LATENTS)?.contiguous();
+        Ok(Posterior { mean: half(0)?, logvar: half(LATENTS)?.clamp(-30f32, 20f32)? })
+    }
+
+    /// Decodes latents [f, 4, h, w], divided by [`SCALE`], to frames [f, 3, 8h, 8w], f32, together.
+    ///
+    /// # Errors
+    /// On shapes that do not fit, if the device has no memory, or if `check` fails.
+    pub fn decode(&self, latents: &Tensor, check: Check) -> Result<Tensor> {
+        let frames = self.decoder.forward(&self.channels_last(latents)?, check)?;
+        frames.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)
+    }
+
+    fn channels_last(&self, x: &Tensor) -> Result<Tensor> {
+        let x = x.to_device(&self.device)?.to_dtype(self.dtype)?;
+        x.permute((0, 2, 3, 1))?.contiguous()
+    }
+}

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Convolutions of frames whose channels are last, as sums of matrix products: one for each place of the
+//! kernel, over the same numbers shifted.
+
+use candle_core::{D, Result, Tensor};
+use rayon::prelude::*;
+
+use super::host::{Host, tensor};
+use super::linear::{join, start};
+use super::matrix::{Matrix, Threads, add_product, add_scaled_product};
+
+/// Rows of a matrix that a thread works on at a time: enough to make up for packing the weights, few
+/// enough to stay in its cache.
+const BLOCK: usize = 768;
+
+/// What a 3×3 convolution makes of its input before and while it goes over it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Rows of zeros above and below.
+    pub top: usize,
+    /// See `top`.
+    pub bottom: usize,
+    /// Columns of zeros.
+    pub left: usize,
+    /// See `left`.
+    pub right: usize,
+    /// 1 or 2.
+    pub stride: usize,
+    /// Every pixel is taken twice in each direction.
+    pub double: bool,
+    /// Rows left out above and below, after doubling.
+    pub crop: usize,
+}
+
+impl Shape {
+    /// As large as the input.
+    pub const SAME: Self =
+        Self { top: 1, bottom: 1, left: 1, right: 1, stride: 1, double: false, crop: 0 };
+    /// Twice as large.
+    pub const DOUBLE: Self = Self { double: true, ..Self::SAME };
+
+    /// Height and width of what comes of (h, w).
+    pub fn output(&self, (h, w): (usize, usize)) -> (usize, usize) {
+        let (h, w) = self.source((h, w));
+        let size = |size: usize, zeros: usize| (size + zeros - 3) / self.stride + 1;
+        (size(h, self.top + self.bottom), size(w, self.left + self.right))
+    }
+
+    /// Height and width of what is convolved, without the zeros.
+    fn source(&self, (h, w): (usize, usize)) -> (usize, usize) {
+        let times = if self.double { 2 } else { 1 };
+        ((h * times).saturating_sub(2 * self.crop), w * times)
+    }
+
+    /// What the output's rows from `first` on are made of: for each place (y, x) modulo the stride, the
+    /// pixels there as [rows, width, c].
+    fn patch(
+        &self,
+        input: &[f32],
+        (h, w, c): (usize, usize, usize),
+        first: usize,
+        (rows, width): (usize, usize),
+    ) -> Vec<f32> {
+        let times = if self.double { 2 } else { 1 };
+        let (source_h, source_w) = self.source((h, w));
+        let mut patch = vec![0.0; self.stride * self.stride * rows * width * c];
+        for (n, row) in patch.chunks_exact_mut(width * c).enumerate() {
+            let (phase, y) = (n / rows, n % rows);
+            let y = (first + y) * self.stride + phase / self.stride;
+            let Some(y) = y.checked_sub(self.top).filter(|y| *y < source_h) else { continue };
+            let input = &input[(y + self.crop) / times * w * c..][..w * c];
+            for (x, pixel) in row.chunks_exact_mut(c).enumerate() {
+                let x = x * self.stride + phase % self.stride;
+                if let Some(x) = x.checked_sub(self.left).filter(|x| *x < source_w) {
+                    pixel.copy_from_slice(&input[x / times * c..][..c]);
+                }
+            }
+        }
+        patch
+    }
+
+    /// Where in a patch a place of the kernel finds its first pixel.
+    fn tap(&self, tap: usize, rows: usize, width: usize) -> usize {
+        let (y, x) = (tap / 3, tap % 3);
+        let phase = y % self.stride * self.stride + x % self.stride;
+        (phase * rows + y / self.stride) * width + x / self.stride
+    }
+}
+
+/// A 3×3 convolution.
+#[derive(Debug, Clone)]
+pub struct Conv2d {
+    /// [out, in, 3, 3].
+    weight: Tensor,
+    /// \[out\].
+    bias: Tensor,
+    shape: Shape,
+}
+
+impl Conv2d {
+    /// `weight` is [out, in, 3, 3], `bias` \[out\].
+    pub fn new(weight: Tensor, bias: Tensor, shape: Shape) -> Self {
+        Self { weight, bias, shape }
+    }
+
+    /// Convolves frames of [n, h, w, c], whose channels are given in one or more parts, and adds `shift`
+    /// of [n, out] to every pixel of a frame, and `add` of the output's shape [n, h', w', out].
+    ///
+    /// # Errors
+    /// On shapes that do not fit.
+    pub fn forward(
+        &self,
+        parts: &[&Tensor],
+        shift: Option<&Tensor>,
+        add: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let bias = match shift {
+            Some(shift) => shift.broadcast_add(&self.bias)?,
+            None => self.bias.clone(),
+        };
+        let (n, h, w, _) = parts[0].dims4()?;
+        let (out, total, _, _) = self.weight.dims4()?;
+        let (out_h, out_w) = self.shape.output((h, w));
+        super::count(n * out_h * out_w, out, 9 * total);
+        match parts[0].device().is_cpu() {
+            true => self.on_cpu(parts, &bias, add),
+            false => self.anywhere(parts, &bias, add),
+        }
+    }
+
+    fn on_cpu(&self, parts: &[&Tensor], bias: &Tensor, add: Option<&Tensor>) -> Result<Tensor> {
+        let (n, h, w, _) = parts[0].dims4()?;
+        let (out, total, _, _) = self.weight.dims4()?;
+        let (out_h, out_w) = self.shape.output((h, w));
+        let weight = Host::new(&self.weight)?;
+        let weight = weight.values()?;
+        let hosts = parts.iter().map(|part| Host::new(part)).collect::<Result<Vec<_>>>()?;
+        let inputs = hosts.iter().map(Host::values).collect::<Result<Vec<_>>>()?;
+        let widths: Vec<_> = inputs.iter().map(|input| input.len() / (n * h * w)).collect();
+        if widths.iter().sum::<usize>() != total {
+            candle_core::bail!("a convolution of {total} channels got {widths:?}");
+        }
+
+        // Zeros on each side that a kernel reaches into, at the output's scale.
+        let reach = 2 / self.shape.stride;
+        let width = out_w + reach;
+        let rows =
+            (BLOCK / width).min((n * out_h).div_ceil(2 * rayon::current_num_threads())).max(1);
+        let mut values = start(n * out_h * out_w, out, Some(bias), add)?;
+        values.par_chunks_mut(out_h * out_w * out).enumerate().for_each(|(frame, values)| {
+            values.par_chunks_mut(rows * out_w * out).enumerate().for_each(|(block, values)| {
+                let y = block * rows;
+                let rows = values.len() / (out_w * out);
+                // Two rows of the output are `width` apart; what lies between them is not used.
+                let m = (rows - 1) * width + out_w;
+                let mut sums = vec![0.0; m * out];
+                let mut first = 0;
+                for (input, &c) in inputs.iter().zip(&widths) {
+                    let input = &input[frame * h * w * c..][..h * w * c];
+                    let patch = self.shape.patch(input, (h, w, c), y, (rows + reach, width));
+                    for tap in 0..9 {
+                        let a = Matrix {
+                            values: &patch[self.shape.tap(tap, rows + reach, width) * c..],
+                            row: c,
+                            column: 1,
+                        };
+                        let b = Matrix {
+                            values: &weight[first * 9 + tap..],
+                            row: 9,
+                            column: total * 9,
+                        };
+                        add_product(&mut sums, out, [m, out, c], a, b, Threads::One);
+                    }
+                    first += c;
+                }
+                for (row, sums) in
+                    values.chunks_exact_mut(out_w * out).zip(sums.chunks(width * out))
+                {
+                    row.iter_mut().zip(sums).for_each(|(value, sum)| *value += sum);
+                }
+            });
+        });
+        tensor(values, &[n, out_h, out_w, out], parts[0])
+    }
+
+    fn anywhere(&self, parts: &[&Tensor], bias: &Tensor, add: Option<&Tensor>) -> Result<Tensor> {
+        let Shape { top, bottom, left, right, stride, double, crop } = self.shape;
+        let mut x = join(parts)?.permute((0, 3, 1, 2))?.contiguous()?;
+        let (_, _, h, w) = x.dims4()?;
+        if double {
+            x = x.upsample_nearest2d(2 * h, 2 * w)?;
+        }
+        if crop > 0 {
+            x = x.narrow(2, crop, x.dim(2)? - 2 * crop)?;
+        }
+        let x = x.pad_with_zeros(2, top, bottom)?.pad_with_zeros(3, left, right)?;
+        let y = x.conv2d(&self.weight, 0, stride, 1, 1)?.permute((0, 2, 3, 1))?.contiguous()?;
+        let (n, out) = (bias.elem_count() / self.weight.dim(0)?, self.weight.dim(0)?);
+        let y = y.broadcast_add(&bias.reshape((n, 1, 1, out))?)?;
+        add.map_or(Ok(y.clone()), |add| y + add)
+    }
+}
+
+/// A convolution along the frames: kernel 3, zeros before the first frame and after the last.
+#[derive(Debug, Clone)]
+pub struct TimeConv {
+    /// [out, in, 3].
+    weight: Tensor,
+    /// \[out\].
+    bias: Tensor,
+    scale: f64,
+}
+
+impl TimeConv {
+    /// `weight` is [out, in, 3, 1, 1], `bias` \[out\]; what comes out is multiplied by `scale`.
+    ///
+    /// # Errors
+    /// On another shape.
+    pub fn new(weight: Tensor, bias: &Tensor, scale: f64) -> Result<Self> {
+        Ok(Self { weight: weight.squeeze(4)?.squeeze(3)?, bias: (bias * scale)?, scale })
+    }
+
+    /// Convolves frames of [n, h, w, c], and adds `add` of [n, h, w, out]. `before` and `after` are
+    /// the slices of frames around it, of which the nearest frame is used; at the ends of the clip there
+    /// are none.
+    ///
+    /// # Errors
+    /// On shapes that do not fit.
+    pub fn forward(
+        &self,
+        before: Option<&Tensor>,
+        x: &Tensor,
+        after: Option<&Tensor>,
+        add: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let before = before.map(|before| before.narrow(0, before.dim(0)? - 1, 1)).transpose()?;
+        let after = after.map(|after| after.narrow(0, 0, 1)).transpose()?;
+        let (n, h, w, c) = x.dims4()?;
+        let taps = 3 * n - usize::from(before.is_none()) - usize::from(after.is_none());
+        super::count(taps * h * w, self.weight.dim(0)?, c);
+        match x.device().is_cpu() {
+            true => self.on_cpu(before.as_ref(), x, after.as_ref(), add),
+            false => self.anywhere(before.as_ref(), x, after.as_ref(), add),
+        }
+    }
+
+    fn on_cpu(
+        &self,
+        before: Option<&Tensor>,
+        x: &Tensor,
+        after: Option<&Tensor>,
+        add: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (n, h, w, c) = x.dims4()?;
+        let (out, total, _) = self.weight.dims3()?;
+        if c != total {
+            candle_core::bail!("a convolution of {total} channels got {c}");
+        }
+        let weight = Host::new(&self.weight)?;
+        let weight = weight.values()?;
+        let mut values = start(n * h * w, out, Some(&self.bias), add)?;
+        let mut tap = |tap: usize, frames: &Tensor, first: usize, count: usize| {
+            let host = Host::new(frames)?;
+            let frames = host.values()?;
+            let a = Matrix { values: &frames, row: c, column: 1 };
+            let b = Matrix { values: &weight[tap..], row: 3, column: 3 * c };
+            let size = [count * h * w, out, c];
+            let out_values = &mut values[first * h * w * out..];
+            add_scaled_product(out_values, out, size, a, b, self.scale as f32, Threads::All);
+            Ok::<_, candle_core::Error>(())
+        };
+        tap(1, x, 0, n)?;
+        if n > 1 {
+            tap(0, x, 1, n - 1)?;
+            tap(2, &x.narrow(0, 1, n - 1)?, 0, n - 1)?;
+        }
+        if let Some(before) = before {
+            tap(0, before, 0, 1)?;
+        }
+        if let Some(after) = after {
+            tap(2, after, n - 1, 1)?;
+        }
+        tensor(values, &[n, h, w, out], x)
+    }
+
+    fn anywhere(
+        &self,
+        before: Option<&Tensor>,
+        x: &Tensor,
+        after: Option<&Tensor>,
+        add: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (n, h, w, c) = x.dims4()?;
+        let zeros = || Tensor::zeros((1, h, w, c), x.dtype(), x.device());
+        let before = before.cloned().map_or_else(zeros, Ok)?;
+        let after = after.cloned().map_or_else(zeros, Ok)?;
+        let around = Tensor::cat(&[&before, x, &after], 0)?;
+        let mut sum = add.cloned();
+        for tap in 0..3 {
+            let weight = self.weight.narrow(D::Minus1, tap, 1)?.squeeze(D::Minus1)?.t()?;
+            let frames = around.narrow(0, tap, n)?.contiguous()?.reshape((n * h * w, c))?;
+            let product =
+                (frames.matmul(&weight.contiguous()?)? * self.scale)?.reshape((n, h, w, ()))?;
+            sum = Some(match sum {
+                Some(sum) => (sum + product)?,
+                None => product.broadcast_add(&self.bias)?,
+            });
+        }
+        match (sum, add) {
+            (Some(sum), Some(_)) => sum.broadcast_add(&self.bias),
+            (Some(sum), None) => Ok(sum),
+            (None, _) => candle_core::bail!("a kernel has three places"),
+        }
+    }
+}

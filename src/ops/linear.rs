@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Linear layers and what goes with them.
+
+use candle_core::{D, DType, Result, Tensor};
+use candle_nn::Module;
+use rayon::prelude::*;
+
+use super::host::{Host, tensor};
+use super::math;
+use super::matrix::{Matrix, Threads, add_product};
+
+/// A linear layer over the last dimension.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// [out, in].
+    weight: Tensor,
+    /// \[out\].
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `weight` is [out, in], or a convolution's of kernel 1 with as many more dimensions; `bias` \[out\].
+    ///
+    /// # Errors
+    /// If the weight has no two dimensions.
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let (rows, columns) = (weight.dim(0)?, weight.dim(1)?);
+        // A view: weights are not copied.
+        let mut matrix = weight;
+        while matrix.rank() > 2 {
+            matrix = matrix.squeeze(2)?;
+        }
+        debug_assert_eq!(matrix.dims(), [rows, columns]);
+        Ok(Self { weight: matrix, bias })
+    }
+
+    /// Applies the layer to x of [.., in], whose last dimension is given in one or more parts, and adds
+    /// `add` of [.., out].
+    ///
+    /// # Errors
+    /// On shapes that do not fit.
+    pub fn forward(&self, parts: &[&Tensor], add: Option<&Tensor>) -> Result<Tensor> {
+        let (out, total) = self.weight.dims2()?;
+        super::count(parts[0].elem_count() / parts[0].dim(D::Minus1)?, out, total);
+        match parts[0].device().is_cpu() {
+            true => self.on_cpu(parts, add),
+            false => self.anywhere(parts, add),
+        }
+    }
+
+    fn on_cpu(&self, parts: &[&Tensor], add: Option<&Tensor>) -> Result<Tensor> {
+        let (out, total) = self.weight.dims2()?;
+        let mut shape = parts[0].dims().to_vec();
+        let rows = parts[0].elem_count() / shape[shape.len() - 1];
+        if let Some(last) = shape.last_mut() {
+            *last = out;
+        }
+        let mut values = start(rows, out, self.bias.as_ref(), add)?;
+        let weight = Host::new(&self.weight)?;
+        let weight = weight.values()?;
+        let mut first = 0;
+        for part in parts {
+            let columns = part.dim(D::Minus1)?;
+            let part = Host::new(part)?;
+            let part = part.values()?;
+            if part.len() != rows * columns || first + columns > total {
+                candle_core::bail!("a linear layer of {total} inputs got {}", first + columns);
+            }
+            let a = Matrix { values: &part, row: columns, column: 1 };
+            let b = Matrix { values: &weight[first..], row: 1, column: total };
+            add_product(&mut values, out, [rows, out, columns], a, b, Threads::All);
+            first += columns;
+        }
+        if first != total {
+            candle_core::bail!("a linear layer of {total} inputs got {first}");
+        }
+        tensor(values, &shape, parts[0])
+    }
+
+    fn anywhere(&self, parts: &[&Tensor], add: Option<&Tensor>) -> Result<Tensor> {
+        let x = join(parts)?;
+        let layer = candle_nn::Linear::new(self.weight.clone(), self.bias.clone());
+        let y = layer.forward(&x)?;
+        add.map_or(Ok(y.clone()), |add| y + add)
+    }
+}
+
+/// The parts of a last dimension as one tensor.
+pub(super) fn join(parts: &[&Tensor]) -> Result<Tensor> {
+    match parts {
+        [part] => Ok((*part).clone()),
+        parts => Tensor::cat(parts, D::Minus1),
+    }
+}
+
+/// What a product is added to: rows of the bias, of `add`, or of their sum. A bias of [n, out] holds one
+/// for each nth of the rows.
+pub(super) fn start(
+    rows: usize,
+    out: usize,
+    bias: Option<&Tensor>,
+    add: Option<&Tensor>,
+) -> Result<Vec<f32>> {
+    let mut values = match add {
+        Some(add) if add.elem_count() != rows * out => {
+            candle_core::bail!("{:?} cannot be added to {rows} rows of {out}", add.shape())
+        }
+        Some(add) => Host::new(add)?.values()?.to_vec(),
+        None => vec![0.0; rows * out],
+    };
+    if let Some(bias) = bias {
+        let host = Host::new(bias)?;
+        let bias = host.values()?;
+        let each = (rows * out).div_ceil((bias.len() / out).max(1));
+        for (values, bias) in values.chunks_mut(each.max(1)).zip(bias.chunks_exact(out)) {
+            values.par_chunks_mut(out * 64).for_each(|rows| {
+                for row in rows.chunks_exact_mut(out) {
+                    row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+                }
+            });
+        }
+    }
+    Ok(values)
+}
+
+/// x·GELU(gate), exact GELU, of [.., 2n] = x, then gate: [.., n].
+///
+/// # Errors
+/// On an odd last dimension.
+pub fn geglu(x: &Tensor) -> Result<Tensor> {
+    let mut shape = x.dims().to_vec();
+    let Some(width) = shape.last_mut() else { candle_core::bail!("a gate needs a dimension") };
+    if !width.is_multiple_of(2) {
+        candle_core::bail!("{width} values are no value and gate each");
+    }
+    *width /= 2;
+    let width = *width;
+    if !x.device().is_cpu() {
+        let gate = x.narrow(D::Minus1, width, width)?.contiguous()?;
+        return x.narrow(D::Minus1, 0, width)? * gate.gelu_erf()?;
+    }
+    let host = Host::new(x)?;
+    let values = host.values()?;
+    let mut out = vec![0.0; values.len() / 2];
+    out.par_chunks_mut(64 * width)
+        .zip(values.par_chunks(128 * width))
+        .for_each(|(out, rows)| math::geglu(rows, width, out));
+    tensor(out, &shape, x)
+}
+
+/// Exact GELU.
+///
+/// # Errors
+/// None of its own.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.gelu_erf();
+    }
+    let mut values = Host::new(x)?.values()?.to_vec();
+    values.par_chunks_mut(1 << 14).for_each(math::gelu);
+    tensor(values, x.dims(), x)
+}
+
+/// Normalises the last dimension, in f32, whatever the type of x.
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl LayerNorm {
+    const EPSILON: f32 = 1e-5;
+
+    /// Both are \[n\].
+    ///
+    /// # Errors
+    /// None of its own.
+    pub fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
+        Ok(Self { weight: weight.to_dtype(DType::F32)?, bias: bias.to_dtype(DType::F32)? })
+    }
+
+    /// x is [.., n].
+    ///
+    /// # Errors
+    /// On shapes that do not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let wide = x.to_dtype(DType::F32)?.contiguous()?;
+        candle_nn::ops::layer_norm(&wide, &self.weight, &self.bias, Self::EPSILON)?
+            .to_dtype(x.dtype())
+    }
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What candle lacks or does badly, for tensors whose channels are last: frames [n, h, w, c] and tokens
+//! [b, t, c]. Behind each function are a side for the CPU and one that runs on any device.
+//!
+//! On the CPU all is computed in f32, whatever the type; elsewhere products are in the tensors' own type,
+//! norms and softmax in f32.
+
+mod attention;
+mod conv;
+mod host;
+mod linear;
+mod math;
+mod matrix;
+mod norm;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// See [`operations`].
+static OPERATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Multiplications and additions in the products of this process so far, on all devices: what a
+/// benchmark divides by its seconds.
+pub fn operations() -> u64 {
+    OPERATIONS.load(Ordering::Relaxed)
+}
+
+/// Counts a product of [m, k] and [k, n].
+fn count(m: usize, n: usize, k: usize) {
+    OPERATIONS.fetch_add(2 * (m * n * k) as u64, Ordering::Relaxed);
+}
+
+pub use attention::attention;
+pub use conv::{Conv2d, Shape, TimeConv};
+pub use linear::{LayerNorm, Linear, geglu, gelu};
+pub use norm::{Affine, GroupNorm, Moments};

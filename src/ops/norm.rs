@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Group norm, in two steps: what a tensor's channels hold, then one multiplication and addition for
+//! each. So the groups may run over several tensors: over all frames of a clip, or over channels that
+//! are never put together.
+
+use candle_core::{DType, Result, Tensor};
+use rayon::prelude::*;
+
+use super::host::{Host, tensor};
+use super::math;
+
+/// Groups that the channels are divided in.
+const GROUPS: usize = 32;
+
+/// Rows of pixels that are summed in f32.
+const BLOCK: usize = 256;
+
+/// Mean and variance of each channel of frames: [n, 2, c], f32.
+#[derive(Debug, Clone)]
+pub struct Moments(Tensor);
+
+impl Moments {
+    /// Of frames [n, h, w, c], each frame for itself.
+    ///
+    /// # Errors
+    /// If x is no such tensor.
+    pub fn of(x: &Tensor) -> Result<Self> {
+        let (n, h, w, c) = x.dims4()?;
+        if !x.device().is_cpu() {
+            let x = x.to_dtype(DType::F32)?.reshape((n, h * w, c))?;
+            let mean = x.mean_keepdim(1)?;
+            let variance = x.broadcast_sub(&mean)?.sqr()?.mean_keepdim(1)?;
+            return Ok(Self(Tensor::cat(&[mean, variance], 1)?));
+        }
+        let host = Host::new(x)?;
+        let values = host.values()?;
+        let moments: Vec<f32> =
+            values.chunks_exact(h * w * c).flat_map(|frame| moments(frame, c)).collect();
+        Ok(Self(Tensor::from_vec(moments, (n, 2, c), x.device())?))
+    }
+
+    /// Of all frames together, [1, 2, c]; `slices` are of frames with as many pixels each.
+    ///
+    /// # Errors
+    /// On slices of different channels.
+    pub fn pool(slices: &[Self]) -> Result<Self> {
+        let all = Tensor::cat(&slices.iter().map(|slice| &slice.0).collect::<Vec<_>>(), 0)?;
+        let (means, variances) = (all.narrow(1, 0, 1)?, all.narrow(1, 1, 1)?);
+        let mean = means.mean_keepdim(0)?;
+        let between = means.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)?;
+        Ok(Self(Tensor::cat(&[mean, (variances.mean_keepdim(0)? + between)?], 1)?))
+    }
+
+    /// Of channels that follow each other.
+    ///
+    /// # Errors
+    /// On different numbers of frames.
+    pub fn join(parts: &[Self]) -> Result<Self> {
+        Ok(Self(Tensor::cat(&parts.iter().map(|part| &part.0).collect::<Vec<_>>(), 2)?))
+    }
+}
+
+/// Mean, then variance of each channel of pixels [p, c].
+fn moments(frame: &[f32], c: usize) -> Vec<f32> {
+    // About the first pixel, so that nothing large is subtracted from something large.
+    let centre = &frame[..c];
+    let zero = || (vec![0.0_f64; c], vec![0.0_f64; c]);
+    let (sums, squares) = frame
+        .par_chunks(BLOCK * c)
+        .map(|rows| {
+            let (mut sums, mut squares) = (vec![0.0; c], vec![0.0; c]);
+            math::moments(rows, centre, &mut sums, &mut squares);
+            (sums, squares)
+        })
+        // In order, so that the sum does not depend on the threads.
+        .collect::<Vec<_>>()
+        .into_iter()
+        .fold(zero(), |(mut sums, mut squares), (block_sums, block_squares)| {
+            sums.iter_mut().zip(block_sums).for_each(|(sum, block)| *sum += f64::from(block));
+            squares.iter_mut().zip(block_squares).for_each(|(sum, block)| *sum += f64::from(block));
+            (sums, squares)
+        });
+    let pixels = (frame.len() / c) as f64;
+    let mean =
+        sums.iter().zip(centre).map(|(sum, centre)| (f64::from(*centre) + sum / pixels) as f32);
+    let variance = squares
+        .iter()
+        .zip(&sums)
+        .map(|(square, sum)| (square / pixels - (sum / pixels).powi(2)).max(0.0) as f32);
+    mean.chain(variance).collect()
+}
+
+/// What a norm does to each channel of frames: scale and offset, [n, c] each, n frames or 1 for all.
+#[derive(Debug, Clone)]
+pub struct Affine {
+    scale: Tensor,
+    offset: Tensor,
+}
+
+/// A group norm of 32 groups.
+#[derive(Debug, Clone)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: f64,
+}
+
+impl GroupNorm {
+    /// Weight and bias are \[c\].
+    ///
+    /// # Errors
+    /// If c is no multiple of 32.
+    pub fn new(weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Self> {
+        if !weight.dim(0)?.is_multiple_of(GROUPS) {
+            candle_core::bail!("{} channels do not make {GROUPS} groups", weight.dim(0)?);
+        }
+        Ok(Self { weight: weight.to_dtype(DType::F32)?, bias: bias.to_dtype(DType::F32)?, epsilon })
+    }
+
+    /// What the norm comes to for channels with these moments.
+    ///
+    /// # Errors
+    /// On other channels than the norm's.
+    pub fn affine(&self, moments: &Moments) -> Result<Affine> {
+        let (n, _, c) = moments.0.dims3()?;
+        let groups = |n: usize| (n, GROUPS, c / GROUPS);
+        let means = moments.0.narrow(1, 0, 1)?.reshape(groups(n))?;
+        let variances = moments.0.narrow(1, 1, 1)?.reshape(groups(n))?;
+        let mean = means.mean_keepdim(2)?;
+        let between = means.broadcast_sub(&mean)?.sqr()?.mean_keepdim(2)?;
+        let deviation = ((variances.mean_keepdim(2)? + between)? + self.epsilon)?.sqrt()?;
+        let scale = self.weight.reshape(groups(1))?.broadcast_div(&deviation)?;
+        let offset = self.bias.reshape(groups(1))?.broadcast_sub(&scale.broadcast_mul(&mean)?)?;
+        Ok(Affine { scale: scale.reshape((n, c))?, offset: offset.reshape((n, c))? })
+    }
+}
+
+impl Affine {
+    /// The share of channels `first` to `first + count`.
+    ///
+    /// # Errors
+    /// If there are not so many.
+    pub fn channels(&self, first: usize, count: usize) -> Result<Self> {
+        let share = |all: &Tensor| all.narrow(1, first, count)?.contiguous();
+        Ok(Self { scale: share(&self.scale)?, offset: share(&self.offset)? })
+    }
+
+    /// Normalises frames [n, h, w, c], and applies SiLU if `silu`.
+    ///
+    /// # Errors
+    /// On shapes that do not fit.
+    pub fn apply(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
+        let (n, h, w, c) = x.dims4()?;
+        let (frames, channels) = self.scale.dims2()?;
+        if channels != c || (frames != 1 && frames != n) {
+            candle_core::bail!("{n} frames of {c} channels, a norm of {frames} and {channels}");
+        }
+        if !x.device().is_cpu() {
+            let all = |all: &Tensor| all.reshape((frames, 1, 1, c));
+            let wide = x.to_dtype(DType::F32)?;
+            let y = wide.broadcast_mul(&all(&self.scale)?)?.broadcast_add(&all(&self.offset)?)?;
+            return if silu { y.silu()? } else { y }.to_dtype(x.dtype());
+        }
+        let (scale, offset) = (Host::new(&self.scale)?, Host::new(&self.offset)?);
+        let (scale, offset) = (scale.values()?, offset.values()?);
+        let mut values = Host::new(x)?.values()?.to_vec();
+        values.par_chunks_mut(h * w * c).enumerate().for_each(|(frame, values)| {
+            let first = if frames == 1 { 0 } else { frame * c };
+            let (scale, offset) = (&scale[first..][..c], &offset[first..][..c]);
+            values
+                .par_chunks_mut(BLOCK * c)
+                .for_each(|rows| math::affine(rows, scale, offset, silu));
+        });
+        tensor(values, &[n, h, w, c], x)
+    }
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What is said of memory is what is used. Alone in its process: the allocator counts everything.
+
+use candle_core::{DType, Device};
+use gstvenhance::{
+    networks::unet::{Conditions, Config, Denoiser, peak_bytes},
+    weights::synth,
+};
+use peak_alloc::PeakAlloc;
+
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+/// The peak of an evaluation against the budget.
+fn measure(frames: usize, h: usize, w: usize, branches: usize) -> f64 {
+    let config = Config { dim: 64, head_dim: 16, num_heads: 8, context_dim: 128, ..Config::full() };
+    let device = &Device::Cpu;
+    let denoiser = Denoiser::new(&config, synth::weights("", DType::F32, device)).unwrap();
+    let noise = |name: &str, shape: &[usize]| synth::noise(name, shape, device).unwrap();
+    let (x, hint) = (noise("x", &[1, 4, frames, h, w]), noise("hint", &[1, 4, frames, h, w]));
+    let context = denoiser.context(&noise("context", &[1, 77, 128])).unwrap();
+    let mask: Vec<_> = (0..frames).map(Some).collect();
+    let conditions = Conditions { t: 600.0, hint: &hint, t_hint: 199.0, s_cond: 8.0, mask: &mask };
+    let before = MEMORY.current_usage();
+    MEMORY.reset_peak_usage();
+    denoiser.forward(&x, &conditions, &vec![&context; branches], &|| Ok(())).unwrap();
+    let used = (MEMORY.peak_usage() - before) as f64;
+    let said = peak_bytes(&config, frames, (h, w), branches, DType::F32) as f64;
+    eprintln!("{frames}x{h}x{w}, {branches} branches: {used:.0} bytes used, {said:.0} said");
+    used / said
+}
+
+#[test]
+fn an_evaluation_takes_the_memory_that_is_said() {
+    for (frames, h, w, branches) in [(4, 34, 48, 1), (4, 34, 48, 2), (9, 26, 40, 2)] {
+        let ratio = measure(frames, h, w, branches);
+        assert!((0.9..1.1).contains(&ratio), "{ratio}");
+    }
+}
+
+#[test]
+#[ignore = "takes minutes: scripts/test runs it"]
+fn a_large_window_takes_the_memory_that_is_said() {
+    let ratio = measure(16, 90, 160, 1);
+    assert!((0.9..1.1).contains(&ratio), "{ratio}");
+}
