@@ -116,6 +116,27 @@ fn loading_is_reported_complete_before_the_first_frame() {
 }
 
 #[test]
+fn the_model_stays_loaded_in_ready_and_goes_with_it() {
+    let mut rig = Rig::new();
+    let mut loads = |state| {
+        rig.element.set_state(state).unwrap();
+        rig.element.set_state(gst::State::Playing).unwrap();
+        let caps = caps("GRAY8", 32, 16, (10, 1));
+        rig.harness.push_event(gst::event::StreamStart::new("again"));
+        rig.set_caps(&caps);
+        rig.event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
+        let before = rig.frames().len();
+        rig.push(2);
+        rig.wait_for_frames(before + 4);
+        std::iter::from_fn(|| rig.bus.pop_filtered(&[gst::MessageType::Progress])).count()
+    };
+    // A start and a completion, or nothing; at first also those of the rig.
+    assert_eq!(loads(gst::State::Null), 4);
+    assert_eq!(loads(gst::State::Ready), 0);
+    assert_eq!(loads(gst::State::Null), 2);
+}
+
+#[test]
 fn models_that_are_not_built_say_so_and_what_to_use() {
     for model in ["v1", "v2"] {
         let (_, error) =

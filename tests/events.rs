@@ -97,6 +97,19 @@ fn a_segment_that_continues_the_last_one_splits_no_clip() {
 }
 
 #[test]
+fn a_segment_that_corrects_where_the_stream_begins_splits_no_clip() {
+    let mut rig = Rig::new();
+    let mut segment = gst::FormattedSegment::<ClockTime>::new();
+    segment.set_start(ClockTime::from_mseconds(7));
+    rig.event(gst::event::Segment::new(&segment));
+    rig.push_at(7);
+    segment.set_start(ClockTime::ZERO);
+    rig.event(gst::event::Segment::new(&segment));
+    rig.push_at(107);
+    assert_eq!(times(&rig.finish()), [7, 40, 73, 107]);
+}
+
+#[test]
 fn another_segment_ends_the_clip_and_comes_after_it() {
     let mut rig = Rig::new();
     rig.push(2);

@@ -17,13 +17,13 @@ fn commands() -> Vec<&'static str> {
 
 #[test]
 fn every_command_runs() {
-    // scripts/test is what runs this test, after it has built the release.
-    let (outer, commands): (Vec<_>, Vec<_>) = commands()
-        .into_iter()
-        .partition(|command| command.starts_with("scripts/") || command.starts_with("cargo "));
+    // These are run by scripts/test itself, which runs this test.
+    let outer = ["scripts/enhance", "scripts/test", "cargo build --release"];
+    let (outside, commands): (Vec<_>, Vec<_>) =
+        commands().into_iter().partition(|command| outer.contains(command));
+    assert_eq!(outside, outer);
     let script = include_str!("../scripts/test");
-    assert_eq!(outer, ["scripts/test", "cargo build --release"]);
-    assert!(script.contains("\ncargo build --release\n"));
+    assert!(script.contains("\ncargo build --release\n") && script.contains("\nscripts/enhance\n"));
 
     let dir = tempfile::tempdir().unwrap();
     common::run(&format!(
@@ -40,9 +40,23 @@ fn every_command_runs() {
     std::fs::create_dir_all(&release).unwrap();
     std::os::unix::fs::symlink(&plugin, release.join("libgstvenhance.so")).unwrap();
 
-    assert!(commands.len() >= 7, "{commands:?}");
+    // scripts/enhance with arguments runs the application, here the one built for this test.
+    let scripts = dir.path().join("scripts");
+    std::fs::create_dir_all(&scripts).unwrap();
+    let application = exe.parent().unwrap().with_file_name("examples/enhance");
+    std::os::unix::fs::symlink(&application, scripts.join("enhance")).unwrap();
+    std::fs::create_dir(dir.path().join("folder")).unwrap();
+    std::fs::copy(dir.path().join("in.mp4"), dir.path().join("folder/one.mp4")).unwrap();
+
+    assert!(commands.len() >= 12, "{commands:?}");
     let script = format!("set -e\n{}\n", commands.join("\n"));
-    // The first line comes before the one that says where the plugin is.
+    // The first line comes before the one that says where the plugin is. Its output is not in the way of
+    // the application's, which replaces nothing.
+    let script = script.replacen(
+        "scripts/enhance in.mp4 out.mp4",
+        "rm out.mp4\nscripts/enhance in.mp4 out.mp4",
+        1,
+    );
     let output = Command::new("bash")
         .args(["-ec", &script])
         .current_dir(dir.path())
@@ -56,6 +70,12 @@ fn every_command_runs() {
     assert!(!log.contains("ERROR"), "{log}");
     assert_result(&dir.path().join("out.mp4"));
     assert_result(&dir.path().join("out.webm"));
+    for made in ["small.webm", "again.mp4"] {
+        assert!(common::decode(&dir.path().join(made)).times.len() >= 31, "{made}");
+    }
+    for made in ["hevc.mkv", "picture.png", "enhanced/one.mp4"] {
+        assert!(dir.path().join(made).metadata().unwrap().len() > 1000, "{made}");
+    }
 }
 
 fn assert_result(file: &Path) {

@@ -53,6 +53,7 @@ use crate::{
 mod compute;
 mod push;
 
+use compute::Loaded;
 use push::{Pack, Pushed};
 
 static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
@@ -87,6 +88,9 @@ pub struct VEnhance {
     meter: Mutex<Meter>,
     /// The compute thread, and what ends the loading of its model.
     compute: Mutex<Option<(JoinHandle<()>, Cancel)>>,
+    /// A loaded model while no thread works with it. It outlives PAUSED, so that one element takes one
+    /// file after another without loading it again; it goes with READY.
+    idle: Mutex<Option<Loaded>>,
 }
 
 /// Locks one of the above; they are whole even where a panic has left them poisoned.
@@ -109,6 +113,7 @@ impl ObjectSubclass for VEnhance {
             pushed: Mutex::default(),
             meter: Mutex::default(),
             compute: Mutex::default(),
+            idle: Mutex::default(),
         }
     }
 }
@@ -175,7 +180,11 @@ impl ElementImpl for VEnhance {
             // Before the parent, which waits for the streaming threads.
             self.shut();
         }
-        self.parent_change_state(transition)
+        let changed = self.parent_change_state(transition)?;
+        if transition == gst::StateChange::ReadyToNull {
+            *lock(&self.idle) = None;
+        }
+        Ok(changed)
     }
 }
 
@@ -544,10 +553,11 @@ impl VEnhance {
         self.revive(gst::FlowError::Eos);
         let continues = {
             let input = &mut *lock(&self.input);
-            // A position is where the last segment got to, and says nothing of the next one.
-            let mut before = input.segment.clone();
-            before.set_position(segment.position());
-            let continues = input.intake.is_some() && before == segment && !input.segment_starts;
+            let continues = !input.segment_starts
+                && input
+                    .intake
+                    .as_ref()
+                    .is_some_and(|intake| intake.goes_on(&input.segment, &segment));
             input.segment = segment;
             input.segment_starts |= !continues;
             input.eos = None;

@@ -85,6 +85,30 @@ impl Intake {
         self.cadence.is_some_and(|cadence| cadence.spans_one_frame(gap))
     }
 
+    /// Whether a segment goes on with the one before: it is the same but for its position, which says
+    /// nothing of what follows, and for a shift of its times by less than half a frame. Such a shift is
+    /// how matroskademux corrects where a stream begins.
+    pub(super) fn goes_on(
+        &self,
+        before: &gst::FormattedSegment<ClockTime>,
+        segment: &gst::FormattedSegment<ClockTime>,
+    ) -> bool {
+        let running = |segment: &gst::FormattedSegment<ClockTime>| {
+            let nseconds = |time: Option<ClockTime>| time.map_or(0, ClockTime::nseconds);
+            i128::from(nseconds(segment.base())) - i128::from(nseconds(segment.start()))
+        };
+        let shift = running(before).abs_diff(running(segment));
+        let half = self.cadence.map_or(0, |cadence| u128::from(cadence.frame().nseconds() / 2));
+        let mut before = before.clone();
+        before.set_position(segment.position());
+        if shift < half {
+            before.set_start(segment.start());
+            before.set_base(segment.base());
+            before.set_time(segment.time());
+        }
+        before == *segment
+    }
+
     /// Takes a frame; `start` is the time of one that has none and is the first.
     ///
     /// `flags` are those that the output shall have.

@@ -19,13 +19,25 @@ use crate::{
     },
 };
 
+/// A model, and the choice that it was built for.
+pub(super) struct Loaded {
+    choice: Choice,
+    enhancer: Box<dyn engine::Enhancer>,
+}
+
 impl VEnhance {
     /// What the thread does from start to stop.
     pub(super) fn compute(&self, choice: &Choice, cancel: &Cancel) {
         let report = Arc::new(Reporter(self.obj().downgrade()));
         let run = || {
-            let mut enhancer = self.load(choice, cancel)?;
+            let idle = lock(&self.idle).take().filter(|idle| idle.choice == *choice);
+            let mut enhancer = match idle {
+                Some(idle) => idle.enhancer,
+                None => self.load(choice, cancel)?,
+            };
             compute(&self.queue, &mut *enhancer, report.clone());
+            enhancer.reset();
+            *lock(&self.idle) = Some(Loaded { choice: choice.clone(), enhancer });
             Ok(())
         };
         let error = match catch_unwind(AssertUnwindSafe(run)) {
