@@ -44,3 +44,12 @@ fn a_large_window_takes_the_memory_that_is_said() {
     let ratio = measure(16, 90, 160, 1);
     assert!((0.9..1.1).contains(&ratio), "{ratio}");
 }
+
+#[test]
+fn the_published_size_fits_15_gib() {
+    let weights = 2_045_000_000 * 2;
+    let said = peak_bytes(&Config::full(), 43, (170, 248), 2, DType::F16) + weights;
+    let gib = said as f64 / f64::from(1 << 30);
+    eprintln!("{gib:.2} GiB");
+    assert!(gib <= 15.0, "{gib}");
+}

@@ -92,6 +92,25 @@ fn relative(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(difference / norm(&mut b.iter().copied()))
 }
 
+/// The types of numbers that a network may have.
+const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+/// How far a network with these tensors may be from the real one, which computed in f32.
+///
+/// A number that is rounded to a type of p significant bits moves by 0.42·2⁻ᵖ of itself: the root mean
+/// square over numbers whose logarithms are spread evenly. With each matrix of a network at most four
+/// things are rounded: itself, what it is applied to after its norm, what comes of that, and what a
+/// non-linearity makes of it. These errors are independent, so that their squares add up.
+fn tolerance(dtype: DType, keys: &Keys) -> f64 {
+    let bits = match dtype {
+        DType::F16 => 11,
+        DType::BF16 => 8,
+        _ => return 1e-4,
+    };
+    let matrices = keys.values().filter(|shape| shape.len() > 1).count();
+    0.42 * 0.5_f64.powi(bits) * (4.0 * matrices as f64).sqrt()
+}
+
 fn usize_of(config: &Value, name: &str) -> Result<usize> {
     Ok(config[name].as_u64().ok_or_else(|| format!("no {name}"))? as usize)
 }
@@ -114,8 +133,7 @@ fn unet_config(config: &Value) -> Result<unet::Config> {
 }
 
 /// A denoiser's inputs, by name, and its output with a type of numbers.
-fn denoise(fixture: &Fixture, dtype: DType) -> Result<Tensor> {
-    let config = unet_config(&fixture.json("config")?)?;
+fn denoise(fixture: &Fixture, config: &unet::Config, dtype: DType) -> Result<Tensor> {
     let tag = fixture.text("tag")?;
     let (frames, h, w) =
         (fixture.number("frames")?, fixture.number("height")?, fixture.number("width")?);
@@ -132,7 +150,7 @@ fn denoise(fixture: &Fixture, dtype: DType) -> Result<Tensor> {
     let x = noise("x", &[1, 4, frames, h, w])?;
     let hint = noise("hint", &[1, 4, keys, h, w])?;
     let tokens = noise("context", &[1, 77, config.context_dim])?;
-    let denoiser = Denoiser::new(&config, synth::weights("", dtype, device))?;
+    let denoiser = Denoiser::new(config, synth::weights("", dtype, device))?;
     let conditions = Conditions {
         t: fixture.number("t")?,
         hint: &hint,
@@ -145,8 +163,14 @@ fn denoise(fixture: &Fixture, dtype: DType) -> Result<Tensor> {
 }
 
 fn unet(name: &str, fixture: &Fixture, report: &mut Report) -> Result<()> {
+    let config = unet_config(&fixture.json("config")?)?;
     let theirs = fixture.tensor("out")?;
-    report.tensor(name, &denoise(fixture, DType::F32)?, theirs, 1e-4)
+    let keys = keys::keys(|vb| Denoiser::new(&config, vb))?;
+    for dtype in DTYPES {
+        let ours = denoise(fixture, &config, dtype)?;
+        report.tensor(&format!("{name} {dtype:?}"), &ours, theirs, tolerance(dtype, &keys))?;
+    }
+    Ok(())
 }
 
 fn vae(name: &str, fixture: &Fixture, report: &mut Report) -> Result<()> {
@@ -158,16 +182,25 @@ fn vae(name: &str, fixture: &Fixture, report: &mut Report) -> Result<()> {
     let tag = fixture.text("tag")?;
     let (f, h, w) =
         (fixture.number::<usize>("frames")?, fixture.number("height")?, fixture.number("width")?);
-    let vae = Vae::new(&config, synth::weights("", DType::F32, device))?;
     let image = (synth::noise(&format!("{tag}.image"), &[f, 3, h, w][..], device)? * 0.5)?;
-    let posterior = vae.encode(&image, &|| Ok(()))?;
-    let (mean, decoded) = (fixture.tensor("mean")?, fixture.tensor("decoded")?);
-    report.tensor(&format!("{name} mean"), &posterior.mean, mean, 1e-4)?;
-    let logvar = fixture.tensor("logvar")?;
-    report.tensor(&format!("{name} logvar"), &posterior.logvar, logvar, 1e-4)?;
+    let mean = fixture.tensor("mean")?;
     let latent = synth::noise(&format!("{tag}.latent"), mean.dims(), device)?;
-    let ours = vae.decode(&latent, &|| Ok(()))?;
-    report.tensor(&format!("{name} decoded"), &ours, decoded, 1e-4)
+    let keys = keys::keys(|vb| Vae::new(&config, vb))?;
+    for dtype in DTYPES {
+        let vae = Vae::new(&config, synth::weights("", dtype, device))?;
+        let posterior = vae.encode(&image, &|| Ok(()))?;
+        let ours = [
+            ("mean", posterior.mean),
+            ("logvar", posterior.logvar),
+            ("decoded", vae.decode(&latent, &|| Ok(()))?),
+        ];
+        for (what, ours) in ours {
+            let theirs = fixture.tensor(what)?;
+            let what = format!("{name} {what} {dtype:?}");
+            report.tensor(&what, &ours, theirs, tolerance(dtype, &keys))?;
+        }
+    }
+    Ok(())
 }
 
 fn clip_text(name: &str, fixture: &Fixture, report: &mut Report) -> Result<()> {
@@ -177,7 +210,6 @@ fn clip_text(name: &str, fixture: &Fixture, report: &mut Report) -> Result<()> {
         heads: usize_of(&config, "heads")?,
         layers: usize_of(&config, "layers")?,
     };
-    let tower = TextTower::new(&config, synth::weights("", DType::F32, &Device::Cpu))?;
     let tokenizer = Tokenizer::default();
     let prompts = fixture.json("prompts")?;
     let prompts = prompts.as_array().ok_or("no prompts")?.iter();
@@ -188,8 +220,14 @@ fn clip_text(name: &str, fixture: &Fixture, report: &mut Report) -> Result<()> {
         let same = ours.iter().zip(theirs).all(|(a, b)| i64::from(*a) == *b);
         report.error(&format!("{name} tokens"), if same { 0.0 } else { 1.0 }, 0.0);
     }
-    let ours = tower.forward(&tokens, &|| Ok(()))?;
-    report.tensor(name, &ours, fixture.tensor("out")?, 1e-4)
+    let keys = keys::keys(|vb| TextTower::new(&config, vb))?;
+    for dtype in DTYPES {
+        let tower = TextTower::new(&config, synth::weights("", dtype, &Device::Cpu))?;
+        let ours = tower.forward(&tokens, &|| Ok(()))?;
+        let what = format!("{name} {dtype:?}");
+        report.tensor(&what, &ours, fixture.tensor("out")?, tolerance(dtype, &keys))?;
+    }
+    Ok(())
 }
 
 fn tokenizer(name: &str, path: &Path, report: &mut Report) -> Result<()> {
