@@ -313,3 +313,44 @@ impl TimeConv {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::{assert_same, numbers};
+
+    #[test]
+    fn both_sides_of_a_convolution_compute_the_same() -> Result<()> {
+        let down =
+            Shape { top: 2, bottom: 2, left: 1, right: 1, stride: 2, double: false, crop: 0 };
+        let uneven = Shape { top: 0, left: 0, ..down };
+        let up = Shape { crop: 1, ..Shape::DOUBLE };
+        for shape in [Shape::SAME, Shape::DOUBLE, down, uneven, up] {
+            let conv = Conv2d::new(numbers(&[8, 5, 3, 3])?, numbers(&[8])?, shape);
+            let (x, skip) = (numbers(&[2, 10, 12, 3])?, numbers(&[2, 10, 12, 2])?);
+            let (h, w) = shape.output((10, 12));
+            let (bias, add) = (numbers(&[2, 8])?, numbers(&[2, h, w, 8])?);
+            for add in [None, Some(&add)] {
+                let parts = [&x, &skip];
+                assert_same(&conv.on_cpu(&parts, &bias, add)?, &conv.anywhere(&parts, &bias, add)?);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn both_sides_of_a_convolution_along_the_frames_compute_the_same() -> Result<()> {
+        let conv = TimeConv::new(numbers(&[8, 6, 3, 1, 1])?, &numbers(&[8])?, 0.3)?;
+        let (near, add) = (numbers(&[1, 4, 5, 6])?, numbers(&[3, 4, 5, 8])?);
+        let x = numbers(&[3, 4, 5, 6])?;
+        for before in [None, Some(&near)] {
+            for after in [None, Some(&near)] {
+                for add in [None, Some(&add)] {
+                    let a = conv.on_cpu(before, &x, after, add)?;
+                    assert_same(&a, &conv.anywhere(before, &x, after, add)?);
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -189,3 +189,22 @@ impl LayerNorm {
             .to_dtype(x.dtype())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::{assert_same, numbers};
+
+    #[test]
+    fn both_sides_of_a_linear_layer_compute_the_same() -> Result<()> {
+        let (x, rest, add) = (numbers(&[2, 9, 5])?, numbers(&[2, 9, 2])?, numbers(&[2, 9, 8])?);
+        for bias in [None, Some(numbers(&[8])?)] {
+            let layer = Linear::new(numbers(&[8, 7, 1])?, bias)?;
+            for add in [None, Some(&add)] {
+                let parts = [&x, &rest];
+                assert_same(&layer.on_cpu(&parts, add)?, &layer.anywhere(&parts, add)?);
+            }
+        }
+        Ok(())
+    }
+}

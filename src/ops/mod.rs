@@ -33,3 +33,23 @@ pub use attention::attention;
 pub use conv::{Conv2d, Shape, TimeConv};
 pub use linear::{LayerNorm, Linear, geglu, gelu};
 pub use norm::{Affine, GroupNorm, Moments};
+
+/// Every operation's two sides compute the same: here both on the CPU.
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Result, Tensor};
+
+    /// Numbers about 0, the same for every call with this shape.
+    pub(super) fn numbers(shape: &[usize]) -> Result<Tensor> {
+        let count = shape.iter().product::<usize>();
+        let values = (0..count).map(|n| ((n * 7919 + count) % 1009) as f32 / 504.0 - 1.0);
+        Tensor::from_vec(values.collect::<Vec<_>>(), shape, &Device::Cpu)
+    }
+
+    pub(super) fn assert_same(a: &Tensor, b: &Tensor) {
+        assert_eq!(a.dims(), b.dims());
+        let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        let error = (norm(&(a - b).unwrap()) / norm(b)).sqrt();
+        assert!(error < 1e-5, "they differ by {error}");
+    }
+}
