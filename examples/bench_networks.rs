@@ -14,10 +14,11 @@ use clap::{Parser, ValueEnum};
 use gstvenhance::{
     networks::{
         text::{self, TextTower, Tokenizer},
-        unet::{self, Conditions, Denoiser},
+        unet::{self, Denoiser},
         vae::{self, Vae},
     },
     ops,
+    wavefront::Conditions,
     weights::synth,
 };
 use peak_alloc::PeakAlloc;

@@ -8,7 +8,8 @@
 //! ```text
 //! buffers ─► venhance ─► [ Enhancer ] ─► venhance ─► buffers
 //!                             ▲ built by models
-//!                       lite ─┘ implements engine's trait
+//!                  wavefront ─┤
+//!                       lite ─┘ implement engine's trait; networks implement wavefront's
 //! ```
 //!
 //! | room | knows | never knows |
@@ -19,10 +20,9 @@
 //! | [`weights`] | names of tensors (`keys`), weights made from their names (`synth`) | what tensors mean |
 //! | [`lite`] | the enhancer inside the plugin | |
 //! | [`networks`] | candle's tensors: text tower (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, steps of a sampler |
+//! | [`wavefront`] | latents: the sampler of the diffusion models, and the traits that it asks of networks | how a denoiser is built |
 //! | [`ops`] | devices: what candle lacks or does badly | models |
 //! | [`engine`] | the contract: plain data, and the trait that every model implements | everything else |
-//!
-//! The sampler of the diffusion models (`wavefront`) comes with them.
 #![deny(missing_docs)]
 
 pub mod engine;
@@ -31,6 +31,7 @@ pub mod models;
 pub mod networks;
 pub mod ops;
 mod venhance;
+pub mod wavefront;
 pub mod weights;
 
 use gst::glib;

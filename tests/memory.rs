@@ -3,7 +3,8 @@
 
 use candle_core::{DType, Device};
 use gstvenhance::{
-    networks::unet::{Conditions, Config, Denoiser, peak_bytes},
+    networks::unet::{Config, Denoiser, peak_bytes},
+    wavefront::Conditions,
     weights::synth,
 };
 use peak_alloc::PeakAlloc;

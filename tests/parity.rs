@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The networks against numbers that the real implementation has produced: every file in
+//! Networks and sampler against numbers that the real implementation has produced: every file in
 //! `$VENHANCE_FIXTURES` (default `tests/fixtures`, whose README says what is in them), whatever its
 //! name, by its metadata.
+
+mod sampling;
 
 use std::{collections::HashMap, io::Write, path::Path};
 
@@ -9,9 +11,10 @@ use candle_core::{DType, Device, Tensor};
 use gstvenhance::{
     networks::{
         text::{self, TextTower, Tokenizer},
-        unet::{self, Conditions, Denoiser},
+        unet::{self, Denoiser},
         vae::{self, Vae},
     },
+    wavefront::Conditions,
     weights::{
         keys::{self, Keys},
         synth,
@@ -269,10 +272,10 @@ fn check(name: &str, path: &Path, report: &mut Report) -> Result<()> {
         "unet" => unet(name, &fixture, report),
         "vae" => vae(name, &fixture, report),
         "clip_text" => clip_text(name, &fixture, report),
-        kind @ ("diffusion" | "blending" | "tiled_decode" | "pipeline") => {
-            report.say(&format!("{name}: {kind} is skipped: there is no sampler yet"));
-            Ok(())
-        }
+        "diffusion" => sampling::diffusion(name, &fixture, report),
+        "blending" => sampling::blending(name, &fixture, report),
+        "tiled_decode" => sampling::tiled_decode(name, &fixture, report),
+        "pipeline" => sampling::pipeline(name, &fixture, report),
         kind => Err(format!("{name}: unknown kind {kind}").into()),
     }
 }
@@ -294,6 +297,8 @@ fn every_fixture_is_met() {
             check(&name, &path, &mut report)
         } else if name.starts_with("tokenizer") && name.ends_with(".json") {
             tokenizer(&name, &path, &mut report)
+        } else if name.starts_with("geometry") && name.ends_with(".json") {
+            sampling::geometry(&name, &path, &mut report)
         } else {
             Ok(())
         };

@@ -47,6 +47,34 @@ pub enum Error {
         /// What was asked for.
         bytes: usize,
     },
+    /// A part of the computation failed.
+    #[error(
+        "{what} failed: {why}; if it is memory that lacks, use a smaller up-scale or max-pixels, or \
+         another device"
+    )]
+    Compute {
+        /// What was computed.
+        what: String,
+        /// What the device or library said.
+        why: String,
+    },
+    /// A network gave infinite values or none at all, and again with a wider type.
+    #[error(
+        "{what} gave values that are not finite, in bf16 too; check that the weights are whole, or use \
+         another model"
+    )]
+    NotFinite {
+        /// What was computed.
+        what: String,
+    },
+    /// A saved state that does not continue this clip.
+    #[error(
+        "the saved state cannot be restored: {why}; begin the clip anew, or restore it as it was saved"
+    )]
+    State {
+        /// What is wrong with it.
+        why: String,
+    },
     /// A frame could not be resized.
     #[error("resizing a frame from {from:?} to {to:?} failed: {why}; please report this")]
     Resize {

@@ -14,7 +14,7 @@ mod rules;
 pub use error::{Cancel, Error};
 pub use frame::Frame;
 pub use options::{Model, NEGATIVE_PROMPT, Options, Solver};
-pub use rules::{MAX_MADE_FRAMES, made_frames, scaled_side, unscaled_sides};
+pub use rules::{MAX_MADE_FRAMES, made_frames, scaled_side, target_size, unscaled_sides};
 
 use std::{sync::Arc, time::Duration};
 
@@ -40,7 +40,7 @@ pub struct Progress {
     pub took: Duration,
 }
 
-/// Where an [`Enhancer`] delivers. It may be called from any one thread at a time.
+/// Where an [`Enhancer`] delivers, from whatever threads; frames come from one at a time.
 pub trait Sink: Send + Sync {
     /// Takes the next output frame: key 0, the frames made after it, key 1, …
     ///

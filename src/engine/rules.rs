@@ -14,8 +14,34 @@ pub fn scaled_side(side: usize, scale: f64) -> usize {
     if scale == 1.0 {
         return side;
     }
+    even_side(side, scale)
+}
+
+fn even_side(side: usize, scale: f64) -> usize {
     // Through a float, as the reference does.
     ((side as f64 * scale / 2.0).floor() as usize * 2).max(2)
+}
+
+/// The size (w, h) that the diffusion models give frames of size `input`: `scale` times as large, but at
+/// least `min_height` high, else of at most `max_pixels`; 0 is no limit. Sides are even.
+///
+/// Source: the reference's own rule.
+pub fn target_size(
+    (width, height): (usize, usize),
+    scale: f64,
+    min_height: u32,
+    max_pixels: u32,
+) -> (usize, usize) {
+    let (w, h) = (width as f64, height as f64);
+    let (least, most) = (f64::from(min_height), f64::from(max_pixels));
+    let scale = if h * scale < least {
+        least / h
+    } else if max_pixels > 0 && h * w * scale * scale > most {
+        (most / (h * w)).sqrt()
+    } else {
+        scale
+    };
+    (even_side(width, scale), even_side(height, scale))
 }
 
 /// The lengths that [`scaled_side`] turns into one within `sides`, or none.

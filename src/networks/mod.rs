@@ -12,7 +12,4 @@ pub mod text;
 pub mod unet;
 pub mod vae;
 
-use candle_core::Result;
-
-/// Asked before every block of a network; an error from it ends the evaluation.
-pub type Check<'a> = &'a dyn Fn() -> Result<()>;
+pub use crate::wavefront::Check;

@@ -11,7 +11,10 @@ use super::{
     layers,
     residual::{Residual, TemporalResidual},
 };
-use crate::ops::{Conv2d, GroupNorm, Linear, Moments, Shape, TimeConv, attention};
+use crate::{
+    ops::{Conv2d, GroupNorm, Linear, Moments, Shape, TimeConv, attention},
+    wavefront::{Autoencoder, Encoded, Precision},
+};
 
 const EPSILON: f64 = 1e-6;
 /// That of the norms over all frames.
@@ -19,7 +22,7 @@ const TIME_EPSILON: f64 = 1e-5;
 const LATENTS: usize = 4;
 const COLOURS: usize = 3;
 
-/// What latents are multiplied by, so that they have unit variance.
+/// What latents are multiplied by, so that they have about unit variance.
 pub const SCALE: f64 = 0.18215;
 
 /// The size of an autoencoder.
@@ -42,25 +45,13 @@ impl Config {
     }
 }
 
-/// Mean and logarithm of the variance of frames' latents, [f, 4, h/8, w/8] each, f32. They are the same
-/// for every output frame that shows a key frame; each takes a sample of its own.
+/// Mean and logarithm of the variance of frames' latents, [f, 4, h/8, w/8] each, f32.
 #[derive(Debug, Clone)]
 pub struct Posterior {
     /// See the type.
     pub mean: Tensor,
     /// Between −30 and 20.
     pub logvar: Tensor,
-}
-
-impl Posterior {
-    /// Latents of unit variance, with noise of the mean's shape.
-    ///
-    /// # Errors
-    /// On noise of another shape.
-    pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
-        let deviation = (&self.logvar * 0.5)?.exp()?;
-        (&self.mean + (deviation * noise)?)? * SCALE
-    }
 }
 
 /// Attention over all pixels of a frame, one head.
@@ -314,7 +305,11 @@ impl Vae {
     /// # Errors
     /// On shapes that do not fit, if the device has no memory, or if `check` fails.
     pub fn encode(&self, frames: &Tensor, check: Check) -> Result<Posterior> {
-        let frames = Clip::new(&self.channels_last(frames)?)?;
+        self.encode_in(self.dtype, frames, check)
+    }
+
+    fn encode_in(&self, dtype: DType, frames: &Tensor, check: Check) -> Result<Posterior> {
+        let frames = Clip::new(&self.channels_last(frames, dtype)?)?;
         let moments = frames.map(|slice| self.encoder.forward(&slice, check))?.frames()?;
         let moments = moments.permute((0, 3, 1, 2))?.to_dtype(DType::F32)?;
         let half = |first| moments.narrow(1, first, LATENTS)?.contiguous();
@@ -326,12 +321,36 @@ impl Vae {
     /// # Errors
     /// On shapes that do not fit, if the device has no memory, or if `check` fails.
     pub fn decode(&self, latents: &Tensor, check: Check) -> Result<Tensor> {
-        let frames = self.decoder.forward(&self.channels_last(latents)?, check)?;
+        self.decode_in(self.dtype, latents, check)
+    }
+
+    fn decode_in(&self, dtype: DType, latents: &Tensor, check: Check) -> Result<Tensor> {
+        let frames = self.decoder.forward(&self.channels_last(latents, dtype)?, check)?;
         frames.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)
     }
 
-    fn channels_last(&self, x: &Tensor) -> Result<Tensor> {
-        let x = x.to_device(&self.device)?.to_dtype(self.dtype)?;
+    fn channels_last(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
+        let x = x.to_device(&self.device)?.to_dtype(dtype)?;
         x.permute((0, 2, 3, 1))?.contiguous()
+    }
+
+    /// The type of activations.
+    fn dtype(&self, precision: Precision) -> DType {
+        match precision {
+            Precision::Usual => self.dtype,
+            Precision::Wide => DType::BF16,
+        }
+    }
+}
+
+impl Autoencoder for Vae {
+    fn encode(&self, frames: &Tensor, precision: Precision, check: Check) -> Result<Encoded> {
+        let Posterior { mean, logvar } = self.encode_in(self.dtype(precision), frames, check)?;
+        let deviation = (logvar * 0.5)?.exp()?;
+        Ok(Encoded { mean: (mean * SCALE)?, deviation: (deviation * SCALE)? })
+    }
+
+    fn decode(&self, latents: &Tensor, precision: Precision, check: Check) -> Result<Tensor> {
+        self.decode_in(self.dtype(precision), &(latents / SCALE)?, check)
     }
 }

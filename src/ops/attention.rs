@@ -111,8 +111,10 @@ fn block_of_queries(
 
 fn anywhere(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
     let ((b, t, c), (kb, s, _)) = (q.dims3()?, k.dims3()?);
+    // A wider evaluation meets a prompt of the usual type.
+    let dtype = q.dtype();
     let split = |x: &Tensor, b: usize, tokens: usize| {
-        x.reshape((b, tokens, heads, c / heads))?.transpose(1, 2)?.contiguous()
+        x.to_dtype(dtype)?.reshape((b, tokens, heads, c / heads))?.transpose(1, 2)?.contiguous()
     };
     let scale = ((c / heads) as f64).sqrt().recip();
     let (q, k, v) = ((split(q, b, t)? * scale)?, split(k, kb, s)?, split(v, kb, s)?);

@@ -115,8 +115,8 @@ impl Conv2d {
         add: Option<&Tensor>,
     ) -> Result<Tensor> {
         let bias = match shift {
-            Some(shift) => shift.broadcast_add(&self.bias)?,
-            None => self.bias.clone(),
+            Some(shift) => shift.broadcast_add(&self.bias.to_dtype(shift.dtype())?)?,
+            None => self.bias.to_dtype(parts[0].dtype())?,
         };
         let (n, h, w, _) = parts[0].dims4()?;
         let (out, total, _, _) = self.weight.dims4()?;
@@ -194,7 +194,10 @@ impl Conv2d {
             x = x.narrow(2, crop, x.dim(2)? - 2 * crop)?;
         }
         let x = x.pad_with_zeros(2, top, bottom)?.pad_with_zeros(3, left, right)?;
-        let y = x.conv2d(&self.weight, 0, stride, 1, 1)?.permute((0, 2, 3, 1))?.contiguous()?;
+        let y = x
+            .conv2d(&self.weight.to_dtype(x.dtype())?, 0, stride, 1, 1)?
+            .permute((0, 2, 3, 1))?
+            .contiguous()?;
         let (n, out) = (bias.elem_count() / self.weight.dim(0)?, self.weight.dim(0)?);
         let y = y.broadcast_add(&bias.reshape((n, 1, 1, out))?)?;
         add.map_or(Ok(y.clone()), |add| y + add)
@@ -296,18 +299,24 @@ impl TimeConv {
         let after = after.cloned().map_or_else(zeros, Ok)?;
         let around = Tensor::cat(&[&before, x, &after], 0)?;
         let mut sum = add.cloned();
+        let bias = self.bias.to_dtype(x.dtype())?;
         for tap in 0..3 {
-            let weight = self.weight.narrow(D::Minus1, tap, 1)?.squeeze(D::Minus1)?.t()?;
+            let weight = self
+                .weight
+                .to_dtype(x.dtype())?
+                .narrow(D::Minus1, tap, 1)?
+                .squeeze(D::Minus1)?
+                .t()?;
             let frames = around.narrow(0, tap, n)?.contiguous()?.reshape((n * h * w, c))?;
             let product =
                 (frames.matmul(&weight.contiguous()?)? * self.scale)?.reshape((n, h, w, ()))?;
             sum = Some(match sum {
                 Some(sum) => (sum + product)?,
-                None => product.broadcast_add(&self.bias)?,
+                None => product.broadcast_add(&bias)?,
             });
         }
         match (sum, add) {
-            (Some(sum), Some(_)) => sum.broadcast_add(&self.bias),
+            (Some(sum), Some(_)) => sum.broadcast_add(&bias),
             (Some(sum), None) => Ok(sum),
             (None, _) => candle_core::bail!("a kernel has three places"),
         }

@@ -79,7 +79,10 @@ impl Linear {
 
     fn anywhere(&self, parts: &[&Tensor], add: Option<&Tensor>) -> Result<Tensor> {
         let x = join(parts)?;
-        let layer = candle_nn::Linear::new(self.weight.clone(), self.bias.clone());
+        // A wider evaluation has other activations than weights.
+        let weight = self.weight.to_dtype(x.dtype())?;
+        let bias = self.bias.as_ref().map(|bias| bias.to_dtype(x.dtype())).transpose()?;
+        let layer = candle_nn::Linear::new(weight, bias);
         let y = layer.forward(&x)?;
         add.map_or(Ok(y.clone()), |add| y + add)
     }

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{
-    Conditions, Config, TimeEmbedding,
+    Config, TimeEmbedding,
     encoder::Encoder,
     resnet::Embedding,
     transformer::{Context, SpatialTransformer},
@@ -14,6 +14,7 @@ use super::{
 use crate::{
     networks::{Check, clip::Clip, layers},
     ops::{Conv2d, Linear, Shape},
+    wavefront::Conditions,
 };
 
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 mod budget;
 mod control;
 mod encoder;
+mod prompted;
 mod resnet;
 mod transformer;
 
@@ -13,6 +14,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
 pub use budget::peak_bytes;
+pub use prompted::Prompted;
 pub use transformer::Context;
 
 use self::{
@@ -22,7 +24,10 @@ use self::{
     transformer::sinusoid,
 };
 use super::{Check, clip::Clip, layers};
-use crate::ops::{Conv2d, GroupNorm, Linear, Shape};
+use crate::{
+    ops::{Conv2d, GroupNorm, Linear, Shape},
+    wavefront::Conditions,
+};
 
 /// The size of a denoiser.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,21 +65,6 @@ impl Config {
     fn attends(&self, level: usize) -> bool {
         level + 1 < self.dim_mult.len()
     }
-}
-
-/// What a window is denoised with.
-#[derive(Debug, Clone, Copy)]
-pub struct Conditions<'a> {
-    /// The time of the latents, 0 to 999.
-    pub t: f64,
-    /// The key frames' latents, with noise: [1, 4, keys, h, w].
-    pub hint: &'a Tensor,
-    /// The time of that noise.
-    pub t_hint: f64,
-    /// How much smaller the input is said to be.
-    pub s_cond: f64,
-    /// For each frame the number of its key frame in `hint`, if it is one.
-    pub mask: &'a [Option<usize>],
 }
 
 /// Time embedding: of a sinusoid [1, d], what the residual blocks are told, [1, 4d].
@@ -184,15 +174,30 @@ impl Denoiser {
         contexts: &[&Context],
         check: Check,
     ) -> Result<Vec<Tensor>> {
+        self.forward_in(self.dtype, x, conditions, contexts, check)
+    }
+
+    /// As [`forward`](Self::forward), with activations of another type than that of the weights.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn forward_in(
+        &self,
+        dtype: DType,
+        x: &Tensor,
+        conditions: &Conditions,
+        contexts: &[&Context],
+        check: Check,
+    ) -> Result<Vec<Tensor>> {
         let (_, _, frames, _, _) = x.dims5()?;
         if conditions.mask.len() != frames {
             candle_core::bail!("{frames} frames, a mask of {}", conditions.mask.len());
         }
-        let x = self.channels_last(x)?;
+        let x = self.channels_last(x, dtype)?;
         let time = self.time.forward(conditions.t, &self.device)?;
-        let embedding = Embedding::new(&time, vec![0; frames], self.dtype)?;
-        let hint = self.channels_last(conditions.hint)?;
-        let told = self.control.embedding(conditions, self.dtype, &self.device)?;
+        let embedding = Embedding::new(&time, vec![0; frames], dtype)?;
+        let hint = self.channels_last(conditions.hint, dtype)?;
+        let told = self.control.embedding(conditions, dtype, &self.device)?;
 
         let (first, starts) = self.encoder.begin(&x, |_| Ok(None), &embedding, contexts, check)?;
         let (own, controls) =
@@ -239,8 +244,8 @@ impl Denoiser {
     }
 
     /// [1, c, f, h, w] → [f, h, w, c], as the network takes it.
-    fn channels_last(&self, x: &Tensor) -> Result<Tensor> {
+    fn channels_last(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
         let x = x.squeeze(0)?.permute((1, 2, 3, 0))?.contiguous()?;
-        x.to_device(&self.device)?.to_dtype(self.dtype)
+        x.to_device(&self.device)?.to_dtype(dtype)
     }
 }

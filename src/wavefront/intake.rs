@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Key frames to the latents that sampling starts from: those of each output frame that shows a key
+//! frame, with noise of its own.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+
+use super::{
+    control::Control,
+    geometry::Canvas,
+    model::{Autoencoder, Encoded},
+    noise::{Noise, Purpose},
+    picture,
+    schedule::{START, Table},
+    stage::Frame,
+};
+use crate::engine::Error;
+
+/// The last key frame, for the frames between it and the next.
+#[derive(Debug, Clone)]
+pub(super) struct Key {
+    pub(super) encoded: Encoded,
+    pub(super) alpha: Option<Tensor>,
+}
+
+/// What does not change between frames.
+pub(super) struct Rules {
+    pub(super) canvas: Canvas,
+    pub(super) made: usize,
+    pub(super) table: Table,
+    /// What x starts with.
+    pub(super) start: f64,
+    pub(super) t_hint: usize,
+    pub(super) noise: Arc<dyn Noise>,
+}
+
+impl Rules {
+    /// Output frame `index`, which shows `encoded`.
+    fn frame(
+        &self,
+        encoded: &Encoded,
+        index: usize,
+        key: bool,
+        alpha: Option<Tensor>,
+    ) -> Result<Frame> {
+        let noise = |purpose| {
+            let noise = self.noise.normal(purpose, index, self.canvas.latent())?;
+            noise.to_device(encoded.mean.device())
+        };
+        let latents = encoded.sample(&noise(Purpose::Encode)?)?;
+        let x = (self.table.diffuse(&latents, START, &noise(Purpose::Start)?)? * self.start)?;
+        let hint = match key {
+            true => Some(self.table.diffuse(&latents, self.t_hint, &noise(Purpose::Hint)?)?),
+            false => None,
+        };
+        let hint = hint.map(|hint| hint.unsqueeze(2)).transpose()?;
+        Ok(Frame::new(x.unsqueeze(2)?, hint, alpha))
+    }
+}
+
+pub(super) struct Intake {
+    autoencoder: Arc<dyn Autoencoder>,
+    rules: Rules,
+    /// Key frames so far.
+    keys: usize,
+    previous: Option<Key>,
+    control: Control,
+}
+
+impl Intake {
+    pub(super) fn new(
+        autoencoder: Arc<dyn Autoencoder>,
+        rules: Rules,
+        (keys, previous): (usize, Option<Key>),
+        control: Control,
+    ) -> Self {
+        Self { autoencoder, rules, keys, previous, control }
+    }
+
+    /// Key frames so far, and the last.
+    pub(super) fn held(&self) -> (usize, Option<&Key>) {
+        (self.keys, self.previous.as_ref())
+    }
+
+    /// Output frames that have been made.
+    pub(super) fn frames(&self) -> usize {
+        match self.keys {
+            0 => 0,
+            keys => (keys - 1) * (self.rules.made + 1) + 1,
+        }
+    }
+
+    /// The frames between the key frame before and this one, and this one: planes [3, h, w] at any size.
+    pub(super) fn push(
+        &mut self,
+        planes: &Tensor,
+        alpha: Option<Tensor>,
+    ) -> std::result::Result<Vec<Frame>, Error> {
+        let number = self.keys;
+        let what = format!("key frame {number}");
+        let image = self.control.attempt(&what, picture::fit(planes, &self.rules.canvas))?;
+        let [mean, deviation] = self.control.evaluate(&what, |precision, check| {
+            let Encoded { mean, deviation } = self.autoencoder.encode(&image, precision, check)?;
+            Ok([mean, deviation])
+        })?;
+        let key = Key { encoded: Encoded { mean, deviation }, alpha };
+        let frames = self.control.attempt(&what, self.frames_to(&key))?;
+        self.keys += 1;
+        self.previous = Some(key);
+        Ok(frames)
+    }
+
+    fn frames_to(&self, key: &Key) -> Result<Vec<Frame>> {
+        let Rules { made, .. } = self.rules;
+        let mut frames = Vec::new();
+        if let Some(previous) = &self.previous {
+            for n in 1..=made {
+                let alpha = match (&previous.alpha, &key.alpha) {
+                    (Some(a), Some(b)) => {
+                        Some(picture::blend_alpha(a, b, n as f64 / (made + 1) as f64)?)
+                    }
+                    _ => None,
+                };
+                let index = (self.keys - 1) * (made + 1) + n;
+                frames.push(self.rules.frame(&previous.encoded, index, false, alpha)?);
+            }
+        }
+        let index = self.keys * (made + 1);
+        frames.push(self.rules.frame(&key.encoded, index, true, key.alpha.clone())?);
+        Ok(frames)
+    }
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The sampler of the diffusion models, for clips of any length in memory of one size.
+//!
+//! ```text
+//! key frames ─► intake ─► stage 0 ─► stage 1 ─► … ─► decode ─► frames
+//!              encodes    one evaluation of the       windows of
+//!              each once  network, window by window   5 frames
+//! ```
+//!
+//! A window goes into a stage as soon as its frames are there, so window n is at stage 0 when n − 1 is at
+//! stage 1: see [`Sampler`]. A short clip is the case of one window. Latents of a frame are tensors of
+//! their own, [1, 4, 1, h, w] in f32, which are put together for as long as a network looks at them: so
+//! what is in flight is exactly what the rules need, and moves between devices as it is.
+
+mod control;
+mod decode;
+mod geometry;
+mod guidance;
+mod intake;
+mod model;
+mod noise;
+mod picture;
+mod plan;
+mod sampler;
+mod schedule;
+mod solver;
+mod stage;
+mod state;
+mod stream;
+mod windows;
+
+use std::sync::Arc;
+
+pub use decode::{COLUMNS, Decode, FRAMES, ROWS, tile_weights};
+pub use geometry::{Canvas, mask};
+pub use guidance::Guidance;
+pub use model::{Autoencoder, Check, Conditions, Denoiser, Encoded, LATENT, Precision, Velocities};
+pub use noise::{Noise, Purpose, Seeded};
+pub use picture::{fit, frame, planes};
+pub use plan::{Plan, lookahead};
+pub use sampler::{Sampler, Tail};
+pub use schedule::{START, Table, model_time, times};
+pub use solver::{Evaluation, evaluations};
+pub use stage::{Batch, Frame, Recipe};
+pub use state::State;
+pub use stream::{Models, Settings, Stream};
+pub use windows::{Windows, cross_fade};
+
+use self::{control::Control, windows::Sliding};
+use crate::engine::{self, Clip, Enhancer, Error, Format};
+
+/// Frames that leave: decoded, cropped, rounded.
+struct Exit {
+    decode: Decode,
+    canvas: Canvas,
+    control: Control,
+}
+
+impl Tail for Exit {
+    fn take(&mut self, batch: Batch) -> Result<(), Error> {
+        let Self { decode, canvas, control } = self;
+        let latents = batch.frames.into_iter().map(|frame| (frame.x, frame.alpha));
+        decode.push(latents, batch.ended, |planes, alpha| {
+            let frame = picture::frame(&planes, alpha.as_ref(), canvas)?;
+            control.sink.frame(Arc::new(frame))
+        })
+    }
+}
+
+/// The diffusion models at work: networks, settings and noise, put together.
+pub struct Wavefront {
+    models: Models,
+    settings: Settings,
+    noise: Arc<dyn Noise>,
+    run: Option<(Format, Stream<Exit>)>,
+}
+
+impl Wavefront {
+    /// With networks whose prompt is settled.
+    pub fn new(models: Models, settings: Settings, noise: Arc<dyn Noise>) -> Self {
+        Self { models, settings, noise, run: None }
+    }
+
+    /// What decides on a clip's output, beside frames, weights and prompt.
+    fn describe(&self, format: &Format) -> String {
+        format!("{format:?}, {:?}, {:?}", self.settings, self.noise)
+    }
+
+    /// Waits until all that was pushed has been worked on, and gives all that is in flight. The clip can
+    /// go on, or, in this process or another with the same networks, from the [`restore`](Self::restore)d
+    /// state, bit for bit, on as many devices as there are.
+    ///
+    /// # Errors
+    /// Those of the run; [`Error::State`] outside a clip.
+    pub fn save(&mut self) -> Result<State, Error> {
+        let Some((format, _)) = &self.run else {
+            return Err(Error::State { why: "no clip has begun".into() });
+        };
+        let mut state = State::new(self.describe(format));
+        if let Some((_, stream)) = &mut self.run
+            && let Some(tail) = stream.save(&mut state)?
+        {
+            state.put_decode(tail.decode.held());
+        }
+        Ok(state)
+    }
+
+    /// As [`start`](Enhancer::start), in the middle of a clip: the next frame is the one after those that
+    /// had been pushed, and the next to leave the one after those that had left.
+    ///
+    /// # Errors
+    /// [`Error::State`] if the state is not of such a clip.
+    pub fn restore(&mut self, format: Format, clip: Clip, state: &State) -> Result<(), Error> {
+        state.check(&self.describe(&format))?;
+        self.begin(format, clip, Some(state))
+    }
+
+    /// Frames of latents in flight: see [`Sampler::latents`].
+    ///
+    /// # Errors
+    /// Those of the run.
+    pub fn latents(&mut self) -> Result<usize, Error> {
+        let Some((_, stream)) = &mut self.run else {
+            return Ok(0);
+        };
+        stream.sampler().rest()?;
+        Ok(stream.sampler().latents())
+    }
+
+    fn begin(&mut self, format: Format, clip: Clip, state: Option<&State>) -> Result<(), Error> {
+        self.run = None;
+        let (width, height) = format.output;
+        let canvas = Canvas::new((height, width), self.settings.smallest);
+        let control = Control::new(clip);
+        let frames = match state {
+            Some(state) => state.decode(FRAMES)?,
+            None => Sliding::new(FRAMES),
+        };
+        let decoder = self.models.decoder.clone();
+        let decode = Decode::restore(decoder, canvas.latent(), frames, control.clone());
+        let exit = Exit { decode, canvas, control: control.clone() };
+        let (noise, sizes) = (self.noise.clone(), (canvas, format.made));
+        let stream =
+            Stream::restore(&self.models, &self.settings, noise, sizes, control, exit, state)?;
+        self.run = Some((format, stream));
+        Ok(())
+    }
+
+    /// Does something with the run, which an error ends.
+    fn with(
+        &mut self,
+        work: impl FnOnce(&Format, &mut Stream<Exit>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (format, stream) = self.run.as_mut().ok_or(Error::Cancelled)?;
+        let result = work(format, stream);
+        if result.is_err() {
+            self.run = None;
+        }
+        result
+    }
+}
+
+impl Enhancer for Wavefront {
+    fn lookahead(&self, format: &Format) -> usize {
+        lookahead(&self.settings, format.made)
+    }
+
+    fn start(&mut self, format: Format, clip: Clip) -> Result<(), Error> {
+        self.begin(format, clip, None)
+    }
+
+    fn push(&mut self, frame: engine::Frame) -> Result<(), Error> {
+        self.with(|format, stream| {
+            let failed = |error: candle_core::Error| Error::Compute {
+                what: "reading a frame".into(),
+                why: error.to_string(),
+            };
+            let planes = picture::planes(&frame).map_err(failed)?;
+            let alpha = format.alpha.then(|| picture::alpha(&frame)).transpose();
+            stream.push(&planes, alpha.map_err(failed)?)
+        })
+    }
+
+    fn finish(&mut self) -> Result<(), Error> {
+        self.with(|_, stream| stream.finish())?;
+        self.run = None;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.run = None;
+    }
+}

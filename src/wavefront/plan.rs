@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a run will do and need, before any weight is there.
+
+use std::fmt;
+
+use super::{
+    decode::{COLUMNS, FRAMES, ROWS},
+    geometry::Canvas,
+    model::COLOURS,
+    schedule::Table,
+    solver::evaluations,
+    stream::Settings,
+    windows::Windows,
+};
+use crate::engine::Format;
+
+/// Bytes of a number of the sampler's.
+const F32: usize = size_of::<f32>();
+
+/// Items that must be there before item `index` leaves the last of some stages over windows.
+fn needed(windows: Windows, stages: usize, index: usize) -> usize {
+    let number = windows.final_with(index) + stages - 1;
+    number * windows.stride() + windows.longest() + 1
+}
+
+/// Output frames that must be there before the given one has been sampled and decoded.
+fn needed_to_decode(windows: Windows, stages: usize, index: usize) -> usize {
+    needed(windows, stages, needed(FRAMES, 1, index) - 1)
+}
+
+/// Key frames after any one that must be there before all output up to it has left.
+pub fn lookahead(settings: &Settings, made: usize) -> usize {
+    let windows = Windows::of_clip(made);
+    let stages = evaluations(&Table::default(), settings.solver, settings.steps).1.len();
+    let after = |key: usize| {
+        let needed = needed_to_decode(windows, stages, key * (made + 1));
+        (needed - 1).div_ceil(made + 1) - key
+    };
+    // Then the windows lie over the frames as at the beginning.
+    let period = windows.stride() * FRAMES.stride();
+    (0..=period).map(after).max().unwrap_or(0)
+}
+
+/// A run in numbers. Its text is for people.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    format: Format,
+    canvas: Canvas,
+    frames: usize,
+    windows: Windows,
+    evaluations: usize,
+    lookahead: usize,
+    /// Bytes beside the sampler's own: the weights, and the largest peak of a network.
+    networks: usize,
+}
+
+impl Plan {
+    /// Of a clip of `keys` frames. `networks` are the bytes that weights and networks take at their peak,
+    /// for a window of so many frames and such a size (h, w) of latents.
+    pub fn new(
+        settings: &Settings,
+        format: Format,
+        keys: usize,
+        networks: impl FnOnce(usize, (usize, usize)) -> usize,
+    ) -> Self {
+        let (width, height) = format.output;
+        let canvas = Canvas::new((height, width), settings.smallest);
+        let windows = Windows::of_clip(format.made);
+        let frames = keys + format.made * keys.saturating_sub(1);
+        let largest = windows.all(frames).iter().map(|window| window.len()).max().unwrap_or(0);
+        Self {
+            format,
+            canvas,
+            frames,
+            windows,
+            evaluations: evaluations(&Table::default(), settings.solver, settings.steps).1.len(),
+            lookahead: lookahead(settings, format.made),
+            networks: networks(largest, canvas.latent()),
+        }
+    }
+
+    /// Output frames.
+    pub fn frames(&self) -> usize {
+        self.frames
+    }
+
+    /// Sizes of the frames.
+    pub fn canvas(&self) -> &Canvas {
+        &self.canvas
+    }
+
+    /// The most frames of latents in flight, whatever the clip's length: see
+    /// [`Sampler::latents`](super::Sampler::latents).
+    pub fn latents(&self) -> usize {
+        in_flight(self.windows, self.evaluations)
+    }
+
+    /// Output frames that must be there before the first has been sampled.
+    pub fn sampled_after(&self) -> usize {
+        needed(self.windows, self.evaluations, 0)
+    }
+
+    /// Evaluations of the network for one window.
+    pub fn evaluations(&self) -> usize {
+        self.evaluations
+    }
+
+    /// Bytes of the sampler's latents, of the hints, of decoded frames, and of the networks.
+    pub fn memory(&self) -> [(&'static str, usize); 4] {
+        let (h, w) = self.canvas.latent();
+        let latent = 4 * h * w * F32;
+        let hints = self.sampled_after().div_ceil(self.format.made + 1);
+        let (height, width) = self.canvas.padded;
+        // A window, its copies by frame, and those that wait for the next.
+        let decoded = 2 * FRAMES.longest() + FRAMES.overlap;
+        [
+            ("latents in flight", self.latents() * latent),
+            ("hints", hints * latent),
+            ("decoded frames", decoded * COLOURS * height * width * F32),
+            ("networks", self.networks),
+        ]
+    }
+}
+
+/// Frames of latents that stages hold between two frames, at most.
+fn in_flight(windows: Windows, stages: usize) -> usize {
+    // The first waits for frames until it is sure of a window. Behind its next window, each holds its
+    // frames up to the first of the window after; what the solver remembers of all but the first; and
+    // what the window before has given for its overlap.
+    let behind = windows.stride() + 1 + windows.overlap;
+    let first = windows.longest() + windows.overlap;
+    first + (stages - 1) * (behind + windows.stride())
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Format { input, output, made, .. } = self.format;
+        let (height, width) = self.canvas.padded;
+        let (h, w) = self.canvas.latent();
+        writeln!(f, "output: {} frames, {} for each before", self.frames, made + 1)?;
+        writeln!(
+            f,
+            "size: {}×{} to {}×{}, padded to {width}×{height}, latents {w}×{h}",
+            input.0, input.1, output.0, output.1
+        )?;
+        let windows: Vec<_> = self.windows.all(self.frames);
+        let shown: Vec<_> =
+            windows.iter().map(|window| format!("{}–{}", window.start, window.end - 1)).collect();
+        writeln!(f, "windows: {} of frames {}", windows.len(), shown.join(", "))?;
+        writeln!(
+            f,
+            "evaluations: {} a window, {} in all",
+            self.evaluations,
+            self.evaluations * windows.len()
+        )?;
+        writeln!(
+            f,
+            "lookahead: {} input frames; sampling the first output frame needs {}",
+            self.lookahead,
+            self.sampled_after()
+        )?;
+        let tiles = (ROWS.all(h).len(), COLUMNS.all(w).len());
+        writeln!(
+            f,
+            "decoding: windows of {} frames in {} tiles",
+            FRAMES.length,
+            tiles.0 * tiles.1
+        )?;
+        let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+        let mut total = 0;
+        write!(f, "memory:")?;
+        for (name, bytes) in self.memory() {
+            total += bytes;
+            write!(f, " {name} {:.2} GiB,", gib(bytes))?;
+        }
+        write!(f, " together {:.2} GiB", gib(total))
+    }
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The wavefront: every evaluation of the solver is a stage, which works on a window as soon as its
+//! frames are there. So window n is at evaluation 0 when window n − 1 is at evaluation 1, n − 2 at 2, …,
+//! and a clip of any length goes through memory of one size. The numbers are those of sampling the whole
+//! clip step by step: the solver updates each frame by itself, and a window needs of others only what
+//! its neighbours give for the same evaluation.
+//!
+//! Several devices have contiguous ranges of stages, and a thread each; batches of frames move from one
+//! to the next.
+
+use std::{
+    panic::resume_unwind,
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::{self, JoinHandle},
+};
+
+use candle_core::Device;
+
+use super::{
+    control::Control,
+    model::Denoiser,
+    solver::Evaluation,
+    stage::{Batch, Recipe, Stage},
+    windows::{Sliding, Windows},
+};
+use crate::engine::{Clip, Error};
+
+/// Batches that wait for a device that is busy.
+const WAITING: usize = 1;
+
+/// What comes after the last evaluation.
+pub trait Tail: Send + 'static {
+    /// Takes the next frames, without noise. Called on the last device's thread.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn take(&mut self, batch: Batch) -> Result<(), Error>;
+}
+
+/// The stages of one device.
+struct Part {
+    denoiser: Arc<dyn Denoiser>,
+    stages: Vec<Stage>,
+    recipe: Arc<Recipe>,
+    control: Control,
+}
+
+/// Where batches go from a part.
+type Out<'a> = &'a mut dyn FnMut(Batch) -> Result<(), Error>;
+
+impl Part {
+    fn take(&mut self, batch: Batch, out: Out) -> Result<(), Error> {
+        self.through(0, batch, out)
+    }
+
+    /// Takes a batch through the stages from `number` on.
+    fn through(&mut self, number: usize, batch: Batch, out: Out) -> Result<(), Error> {
+        let Self { denoiser, stages, control, .. } = self;
+        let Some(stage) = stages.get_mut(number) else {
+            return out(batch);
+        };
+        control.check()?;
+        control.attempt("moving frames to a device", stage.take(batch, denoiser.device()))?;
+        while let Some(batch) =
+            self.stages[number].step(&*self.denoiser, &self.recipe, &self.control)?
+        {
+            self.through(number + 1, batch, out)?;
+        }
+        Ok(())
+    }
+
+    /// Takes all that comes, and gives itself back at the end.
+    fn drain(mut self, input: Receiver<Batch>, out: Out) -> (Self, Result<(), Error>) {
+        let result = input.into_iter().try_for_each(|batch| self.take(batch, &mut *out));
+        (self, result)
+    }
+}
+
+/// A thread's part, how it ended, and from the last one the tail.
+type Ended<T> = (Part, Option<T>, Result<(), Error>);
+
+/// All evaluations of a clip.
+pub struct Sampler<T: Tail> {
+    /// Unless they are on their threads.
+    parts: Vec<Part>,
+    tail: Option<T>,
+    running: Option<(SyncSender<Batch>, Vec<JoinHandle<Ended<T>>>)>,
+    control: Control,
+}
+
+impl<T: Tail> Sampler<T> {
+    /// Of a clip's evaluations, on at least one device.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] without a device.
+    pub fn new(
+        denoisers: &[Arc<dyn Denoiser>],
+        evaluations: &[Evaluation],
+        recipe: Recipe,
+        clip: Clip,
+        tail: T,
+    ) -> Result<Self, Error> {
+        let windows = Windows::of_clip(recipe.made);
+        let stage = |number: usize, _: &Device| {
+            Ok(Stage::new(evaluations[number].clone(), Sliding::new(windows), 0))
+        };
+        Self::build(denoisers, evaluations.len(), stage, recipe, Control::new(clip), tail)
+    }
+
+    /// Of `count` stages, each made for its device.
+    pub(super) fn build(
+        denoisers: &[Arc<dyn Denoiser>],
+        count: usize,
+        mut stage: impl FnMut(usize, &Device) -> Result<Stage, Error>,
+        recipe: Recipe,
+        control: Control,
+        tail: T,
+    ) -> Result<Self, Error> {
+        if denoisers.is_empty() {
+            return Err(Error::Setting {
+                setting: "device",
+                value: String::new(),
+                why: "there is none".into(),
+                instead: "name at least one, or use device=auto".into(),
+            });
+        }
+        let recipe = Arc::new(recipe);
+        let devices = denoisers.len().min(count);
+        let part = |(number, denoiser): (usize, &Arc<dyn Denoiser>)| {
+            let stages = number * count / devices..(number + 1) * count / devices;
+            Ok(Part {
+                denoiser: denoiser.clone(),
+                stages: stages.map(|n| stage(n, denoiser.device())).collect::<Result<_, _>>()?,
+                recipe: recipe.clone(),
+                control: control.clone(),
+            })
+        };
+        let parts =
+            denoisers.iter().take(devices).enumerate().map(part).collect::<Result<_, _>>()?;
+        Ok(Self { parts, tail: Some(tail), running: None, control })
+    }
+
+    /// Takes the clip's next frames. With several devices it may return before they have been worked on.
+    ///
+    /// # Errors
+    /// Those of any part of the run, which is lost then.
+    pub fn push(&mut self, batch: Batch) -> Result<(), Error> {
+        if let ([part], Some(tail)) = (&mut *self.parts, &mut self.tail) {
+            return part.take(batch, &mut |batch| tail.take(batch));
+        }
+        if self.running.is_none() {
+            self.run()?;
+        }
+        let sent = self.running.as_ref().is_some_and(|(input, _)| input.send(batch).is_ok());
+        if sent { Ok(()) } else { self.rest().and(Err(Error::Cancelled)) }
+    }
+
+    /// Waits until all that was pushed has been worked on.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub fn rest(&mut self) -> Result<(), Error> {
+        let Some((input, threads)) = self.running.take() else {
+            return Ok(());
+        };
+        drop(input);
+        let mut result = Ok(());
+        for thread in threads {
+            let (part, tail, ended) = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            self.parts.push(part);
+            self.tail = tail;
+            // Who has lost the next device says only that it was cancelled.
+            if ended.is_err() && matches!(result, Ok(()) | Err(Error::Cancelled)) {
+                result = ended;
+            }
+        }
+        result
+    }
+
+    /// The stages and the tail, at [`rest`](Self::rest).
+    pub(super) fn held(&self) -> (impl Iterator<Item = &Stage>, Option<&T>) {
+        (self.parts.iter().flat_map(|part| &part.stages), self.tail.as_ref())
+    }
+
+    /// Frames of latents in flight at [`rest`](Self::rest), with what the solver remembers of them and
+    /// what waits for the next window.
+    pub fn latents(&self) -> usize {
+        self.held().0.map(Stage::latents).sum()
+    }
+
+    fn run(&mut self) -> Result<(), Error> {
+        let (input, mut receiver) = sync_channel(WAITING);
+        let mut threads = Vec::new();
+        let (Some(last), Some(mut tail)) = (self.parts.pop(), self.tail.take()) else {
+            return Err(Error::Cancelled);
+        };
+        for part in self.parts.drain(..) {
+            let (sender, next) = sync_channel(WAITING);
+            let input = std::mem::replace(&mut receiver, next);
+            threads.push(start(move || {
+                let mut send = |batch| sender.send(batch).map_err(|_| Error::Cancelled);
+                let (part, result) = part.drain(input, &mut send);
+                (part, None, result)
+            })?);
+        }
+        threads.push(start(move || {
+            let (part, result) = last.drain(receiver, &mut |batch| tail.take(batch));
+            (part, Some(tail), result)
+        })?);
+        self.running = Some((input, threads));
+        Ok(())
+    }
+}
+
+fn start<T: Tail>(
+    work: impl FnOnce() -> Ended<T> + Send + 'static,
+) -> Result<JoinHandle<Ended<T>>, Error> {
+    let thread = thread::Builder::new().name("sampler".into()).spawn(work);
+    thread.map_err(|error| Error::Compute {
+        what: "starting a device's thread".into(),
+        why: error.to_string(),
+    })
+}
+
+impl<T: Tail> Drop for Sampler<T> {
+    fn drop(&mut self) {
+        self.control.stop();
+        if let Some((input, threads)) = self.running.take() {
+            drop(input);
+            for thread in threads {
+                // What it says was said, or nobody asks any more.
+                let _ = thread.join();
+            }
+        }
+    }
+}

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One evaluation of the network, for window after window: the frames that wait for it go in, and leave
+//! one evaluation further.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+use super::{
+    control::Control,
+    geometry::mask,
+    guidance::Guidance,
+    model::{Conditions, Denoiser},
+    noise::{Noise, Purpose},
+    solver::Evaluation,
+    windows::Sliding,
+};
+use crate::engine::Error;
+
+/// A frame on its way through the evaluations.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// Its latents with noise, in the solver's variable: [1, 4, 1, h, w], f32.
+    pub x: Tensor,
+    /// What the solver remembers of it.
+    pub(super) memory: Option<Tensor>,
+    /// Of a key frame: its latents with the hint's noise, like x.
+    pub hint: Option<Tensor>,
+    /// The alpha plane, [h, w] at input size, u16 in pairs of bytes: [h, 2w].
+    pub alpha: Option<Tensor>,
+}
+
+impl Frame {
+    /// A frame before the first evaluation.
+    pub fn new(x: Tensor, hint: Option<Tensor>, alpha: Option<Tensor>) -> Self {
+        Self { x, memory: None, hint, alpha }
+    }
+
+    /// What its x and the solver's memory take, in frames of latents.
+    fn latents(&self) -> usize {
+        1 + usize::from(self.memory.is_some())
+    }
+
+    fn to_device(&self, device: &Device) -> candle_core::Result<Self> {
+        let moved = |tensor: &Option<Tensor>| {
+            tensor.as_ref().map(|tensor| tensor.to_device(device)).transpose()
+        };
+        Ok(Self {
+            x: self.x.to_device(device)?,
+            memory: moved(&self.memory)?,
+            hint: moved(&self.hint)?,
+            alpha: self.alpha.clone(),
+        })
+    }
+}
+
+/// Frames that follow each other.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// The frames.
+    pub frames: Vec<Frame>,
+    /// How many windows are sure not to be the clip's last.
+    pub ordinary: usize,
+    /// Whether the last frame of the clip is among these, or has come before.
+    pub ended: bool,
+}
+
+/// What all evaluations of a clip have in common.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// Weight of the prompt.
+    pub guidance: Guidance,
+    /// The time of the noise in the hint.
+    pub t_hint: usize,
+    /// How much smaller the input is said to be.
+    pub s_cond: f64,
+    /// Frames to make between two key frames.
+    pub made: usize,
+    /// The solver's noise.
+    pub noise: Arc<dyn Noise>,
+}
+
+#[derive(Debug)]
+pub(super) struct Stage {
+    evaluation: Evaluation,
+    frames: Sliding<Frame>,
+    ordinary: usize,
+    ended: bool,
+}
+
+impl Stage {
+    pub(super) fn new(evaluation: Evaluation, frames: Sliding<Frame>, ordinary: usize) -> Self {
+        Self { evaluation, frames, ordinary, ended: false }
+    }
+
+    /// What it holds, and how many windows are sure not to be the last.
+    pub(super) fn held(&self) -> (&Sliding<Frame>, usize) {
+        (&self.frames, self.ordinary)
+    }
+
+    /// Frames of latents that it holds, with what the solver remembers and what waits for the next
+    /// window.
+    pub(super) fn latents(&self) -> usize {
+        let frames = self.frames.items().iter().map(Frame::latents).sum::<usize>();
+        frames + self.frames.waiting().len()
+    }
+
+    pub(super) fn take(&mut self, batch: Batch, device: &Device) -> candle_core::Result<()> {
+        let frames: Result<Vec<_>, _> =
+            batch.frames.iter().map(|frame| frame.to_device(device)).collect();
+        self.frames.extend(frames?);
+        self.ordinary = self.ordinary.max(batch.ordinary);
+        self.ended |= batch.ended;
+        Ok(())
+    }
+
+    /// Evaluates the next window, if all that it needs is there.
+    pub(super) fn step(
+        &mut self,
+        denoiser: &dyn Denoiser,
+        recipe: &Recipe,
+        control: &Control,
+    ) -> Result<Option<Batch>, Error> {
+        let Some(window) = self.frames.window(self.ordinary, self.ended) else {
+            return Ok(None);
+        };
+        let number = self.frames.number();
+        let last = number >= self.ordinary;
+        let what = format!("window {number}, step {}", self.evaluation.step);
+        let results = self.evaluate(&what, window.len(), denoiser, recipe, control)?;
+        let first = self.frames.first() + usize::from(number > 0);
+        let frames = self.advance(results, last, first, denoiser.device(), recipe);
+        let frames = control.attempt(&what, frames)?;
+        Ok(Some(Batch { frames, ordinary: number + usize::from(!last), ended: last }))
+    }
+
+    /// The network's d of each of the next window's frames.
+    fn evaluate(
+        &self,
+        what: &str,
+        count: usize,
+        denoiser: &dyn Denoiser,
+        recipe: &Recipe,
+        control: &Control,
+    ) -> Result<Vec<Tensor>, Error> {
+        let frames = || self.frames.items().iter().take(count);
+        let mut mask = mask(self.frames.first(), count, recipe.made);
+        let skipped = mask.iter().flatten().next().copied().unwrap_or(0);
+        mask.iter_mut().flatten().for_each(|key| *key -= skipped);
+        let [d] = control.evaluate(what, |precision, check| {
+            let x = Tensor::cat(&frames().map(|frame| &frame.x).collect::<Vec<_>>(), 2)?;
+            let hint: Vec<_> = frames().filter_map(|frame| frame.hint.as_ref()).collect();
+            let conditions = Conditions {
+                t: self.evaluation.time as f64,
+                hint: &Tensor::cat(&hint, 2)?,
+                t_hint: recipe.t_hint as f64,
+                s_cond: recipe.s_cond,
+                mask: &mask,
+            };
+            let seen = self.evaluation.input(&x)?;
+            let guided = recipe.guidance.guided();
+            let velocities = denoiser.velocities(&seen, &conditions, guided, precision, check)?;
+            let velocity = recipe.guidance.apply(velocities)?;
+            Ok([self.evaluation.denoised(&seen, &velocity)?])
+        })?;
+        // Copies, so that no frame holds on to the window.
+        let split = (0..count).map(|n| d.narrow(2, n, 1)?.force_contiguous());
+        control.attempt(what, split.collect())
+    }
+
+    /// The frames from `first` on whose d is final now, one evaluation further.
+    fn advance(
+        &mut self,
+        results: Vec<Tensor>,
+        last: bool,
+        first: usize,
+        device: &Device,
+        recipe: &Recipe,
+    ) -> candle_core::Result<Vec<Frame>> {
+        let mut done = Vec::new();
+        let evaluation = &self.evaluation;
+        self.frames.close(results, last, |frame, d| {
+            let noise = match evaluation.needs_noise() {
+                true => {
+                    let (_, _, _, h, w) = frame.x.dims5()?;
+                    let purpose = Purpose::Step(evaluation.step);
+                    let noise = recipe.noise.normal(purpose, first + done.len(), (h, w))?;
+                    Some(noise.unsqueeze(2)?.to_device(device)?)
+                }
+                false => None,
+            };
+            let memory = frame.memory.take();
+            let (x, memory) = evaluation.advance(&frame.x, &d, memory.as_ref(), noise.as_ref())?;
+            done.push(Frame { x, memory, hint: frame.hint.clone(), alpha: frame.alpha.take() });
+            Ok(())
+        })?;
+        Ok(done)
+    }
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A clip on its way through encoder and sampler, to whatever comes after.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::{
+    control::Control,
+    geometry::Canvas,
+    guidance::Guidance,
+    intake::{Intake, Rules},
+    model::{Autoencoder, Denoiser},
+    noise::Noise,
+    sampler::{Sampler, Tail},
+    schedule::Table,
+    solver::evaluations,
+    stage::{Batch, Recipe, Stage},
+    state::State,
+    windows::{Sliding, Windows},
+};
+use crate::engine::{Clip, Error, Options, Solver};
+
+/// What the sampler is told, beside the frames.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// The sampler.
+    pub solver: Solver,
+    /// Its steps.
+    pub steps: u32,
+    /// Weight of the prompt.
+    pub guidance: Guidance,
+    /// Strength of the refinement: the hint has the noise of the time before this one.
+    pub noise_aug: u32,
+    /// The downscale factor told to the network.
+    pub downscale_cond: f64,
+    /// The smallest canvas, (h, w) in pixels.
+    pub smallest: (usize, usize),
+}
+
+impl From<&Options> for Settings {
+    fn from(options: &Options) -> Self {
+        Self {
+            solver: options.solver,
+            steps: options.steps,
+            guidance: Guidance { scale: options.guidance_scale, rescale: Guidance::RESCALE },
+            noise_aug: options.noise_aug,
+            downscale_cond: f64::from(options.downscale_cond),
+            smallest: Canvas::SMALLEST,
+        }
+    }
+}
+
+/// The networks of a run.
+#[derive(Clone)]
+pub struct Models {
+    /// Encodes, on the caller's thread.
+    pub encoder: Arc<dyn Autoencoder>,
+    /// One for each device; each gets a share of the evaluations.
+    pub denoisers: Vec<Arc<dyn Denoiser>>,
+    /// Decodes, after the last denoiser and on its thread.
+    pub decoder: Arc<dyn Autoencoder>,
+}
+
+/// Key frames in, latents of all output frames to a [`Tail`].
+pub struct Stream<T: Tail> {
+    intake: Intake,
+    sampler: Sampler<T>,
+    windows: Windows,
+}
+
+impl<T: Tail> Stream<T> {
+    /// For frames on a canvas, with `made` frames between two.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] without a denoiser.
+    pub fn new(
+        models: &Models,
+        settings: &Settings,
+        noise: Arc<dyn Noise>,
+        (canvas, made): (Canvas, usize),
+        clip: Clip,
+        tail: T,
+    ) -> Result<Self, Error> {
+        let control = Control::new(clip);
+        Self::restore(models, settings, noise, (canvas, made), control, tail, None)
+    }
+
+    /// As [`new`](Self::new), or from a state.
+    pub(super) fn restore(
+        models: &Models,
+        settings: &Settings,
+        noise: Arc<dyn Noise>,
+        (canvas, made): (Canvas, usize),
+        control: Control,
+        tail: T,
+        state: Option<&State>,
+    ) -> Result<Self, Error> {
+        let table = Table::default();
+        let (start, evaluations) = evaluations(&table, settings.solver, settings.steps);
+        // No noise at all is none of the table's times.
+        let t_hint = settings.noise_aug.saturating_sub(1) as usize;
+        let windows = Windows::of_clip(made);
+        let recipe = Recipe {
+            guidance: settings.guidance,
+            t_hint,
+            s_cond: settings.downscale_cond,
+            made,
+            noise: noise.clone(),
+        };
+        let stage = |number: usize, device: &_| {
+            let (frames, ordinary) = match state {
+                Some(state) => state.stage(number, windows, device)?,
+                None => (Sliding::new(windows), 0),
+            };
+            Ok(Stage::new(evaluations[number].clone(), frames, ordinary))
+        };
+        let count = evaluations.len();
+        let sampler =
+            Sampler::build(&models.denoisers, count, stage, recipe, control.clone(), tail)?;
+        let rules = Rules { canvas, made, table, start, t_hint, noise };
+        let held = state.map_or(Ok((0, None)), State::intake)?;
+        let intake = Intake::new(models.encoder.clone(), rules, held, control);
+        Ok(Self { intake, sampler, windows })
+    }
+
+    /// Takes the next key frame: planes [3, h, w] in \[−1, 1\], f32, and perhaps its alpha plane.
+    ///
+    /// # Errors
+    /// Those of any part of the run, which is lost then.
+    pub fn push(&mut self, planes: &Tensor, alpha: Option<Tensor>) -> Result<(), Error> {
+        let frames = self.intake.push(planes, alpha)?;
+        let ordinary = self.windows.ordinary(self.intake.frames());
+        self.sampler.push(Batch { frames, ordinary, ended: false })
+    }
+
+    /// Ends the clip, and returns when the tail has taken everything.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub fn finish(&mut self) -> Result<(), Error> {
+        let ordinary = self.windows.ordinary(self.intake.frames());
+        self.sampler.push(Batch { frames: Vec::new(), ordinary, ended: true })?;
+        self.sampler.rest()
+    }
+
+    /// The sampler.
+    pub fn sampler(&mut self) -> &mut Sampler<T> {
+        &mut self.sampler
+    }
+
+    /// Writes all that is in flight but for the tail, which is given.
+    pub(super) fn save(&mut self, state: &mut State) -> Result<Option<&T>, Error> {
+        self.sampler.rest()?;
+        state.put_intake(self.intake.held());
+        let (stages, tail) = self.sampler.held();
+        stages.enumerate().for_each(|(number, stage)| state.put_stage(number, stage));
+        Ok(tail)
+    }
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A long stream takes no more memory than a short one. Alone in its process: the allocator counts
+//! everything.
+
+mod toy;
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use gstvenhance::{
+    engine::{self, Cancel, Clip, Enhancer, Error, Progress, Sink, Solver},
+    networks::{
+        unet::{Config, Denoiser, Prompted},
+        vae::{self, Vae},
+    },
+    wavefront::{Models, Plan, Seeded, Wavefront},
+    weights::synth,
+};
+use peak_alloc::PeakAlloc;
+
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+/// Frames are gone once they have left.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn frame(&self, _: Arc<engine::Frame>) -> Result<(), Error> {
+        Ok(())
+    }
+    fn progress(&self, _: Progress) {}
+}
+
+fn tiny() -> Models {
+    let device = &Device::Cpu;
+    let weights = |prefix| synth::weights(prefix, DType::F32, device);
+    let config = Config {
+        dim: 32,
+        head_dim: 8,
+        num_heads: 4,
+        context_dim: 16,
+        num_res_blocks: 1,
+        dim_mult: vec![1, 1],
+        ..Config::full()
+    };
+    let denoiser = Denoiser::new(&config, weights("unet.")).unwrap();
+    let context = |name: &str| {
+        let tokens = synth::noise(name, &[1, 77, config.context_dim][..], device).unwrap();
+        denoiser.context(&tokens).unwrap()
+    };
+    let (prompt, negative) = (context("prompt"), context("negative"));
+    let denoiser = Arc::new(Prompted { denoiser, prompt, negative });
+    let config = vae::Config { block_out_channels: vec![32; 4], layers_per_block: 1 };
+    let vae = Arc::new(Vae::new(&config, weights("vae.")).unwrap());
+    Models { encoder: vae.clone(), denoisers: vec![denoiser], decoder: vae }
+}
+
+#[test]
+fn memory_stays_flat_over_six_hundred_frames() {
+    let (settings, format) = (toy::settings(Solver::Normal, 3), toy::format(2, false));
+    let plan = Plan::new(&settings, format, 200, |_, _| 0);
+    assert_eq!(plan.frames(), 598);
+    let mut enhancer = Wavefront::new(tiny(), settings, Arc::new(Seeded(1)));
+    let clip = Clip { sink: Arc::new(Nowhere), cancel: Cancel::default() };
+    enhancer.start(format, clip).unwrap();
+    // Held between two frames, and the peak, in each quarter.
+    let mut quarters = [(0, 0); 4];
+    for n in 0..200 {
+        let (held, peak) = &mut quarters[n / 50];
+        MEMORY.reset_peak_usage();
+        enhancer.push(toy::picture(n, format.input)).unwrap();
+        *held = MEMORY.current_usage().max(*held);
+        *peak = MEMORY.peak_usage().max(*peak);
+        assert!(enhancer.latents().unwrap() <= plan.latents());
+    }
+    enhancer.finish().unwrap();
+    eprintln!("bytes held and at the peak, by quarter: {quarters:?}");
+    let [_, (held, peak), _, (later_held, later_peak)] = quarters;
+    // Nothing grows by as much as one frame's latents in 300 frames.
+    let latent = 4 * 2 * 8 * size_of::<f32>();
+    assert!(later_held < held + latent, "{held} bytes, then {later_held}");
+    assert!(later_peak < peak + latent, "{peak} bytes, then {later_peak}");
+}

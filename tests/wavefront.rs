@@ -1,0 +1,581 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The wavefront gives, bit for bit, what sampling the whole clip step by step gives: from wherever it is
+//! taken up again, on however many devices; and what goes wrong in it is told.
+
+mod toy;
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use candle_core::{Device, Result, Tensor};
+use gstvenhance::{
+    engine::{self, Cancel, Clip, Enhancer, Error, Format, Frame, Solver},
+    wavefront::{
+        self, Autoencoder, Batch, Canvas, Check, Conditions, Denoiser, Noise, Precision, Purpose,
+        Recipe, START, Sampler, Seeded, Settings, State, Table, Tail, Velocities, Wavefront,
+        Windows, evaluations, lookahead,
+    },
+};
+use proptest::prelude::*;
+use toy::{Record, ToyAutoencoder, ToyDenoiser, clip, format, models, picture, settings};
+
+/// Windows as the reference makes them: for a whole clip, before it begins.
+fn chunks(total: usize, length: usize, overlap: usize) -> Vec<Range<usize>> {
+    let longest = (1.33 * length as f64).round_ties_even() as usize;
+    let (mut list, mut first) = (Vec::new(), 0);
+    loop {
+        if first + longest >= total {
+            list.push(first..total);
+            return list;
+        }
+        list.push(first..first + length);
+        first += length - overlap;
+    }
+}
+
+/// Fades results of all windows into each other, in order.
+fn join(windows: &[Range<usize>], results: &[Vec<Tensor>]) -> Result<Vec<Tensor>> {
+    let mut all: Vec<Tensor> = Vec::new();
+    for (window, results) in windows.iter().zip(results) {
+        let overlap = all.len() - window.start;
+        for (t, result) in results.iter().enumerate() {
+            if t < overlap {
+                let share = t as f64 / overlap as f64;
+                let faded = ((&all[window.start + t] * (1.0 - share))? + (result * share)?)?;
+                all[window.start + t] = faded;
+            } else {
+                all.push(result.clone());
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// All x of a clip, step after step over all windows.
+fn sample(
+    mut x: Vec<Tensor>,
+    hints: &[Tensor],
+    settings: &Settings,
+    made: usize,
+    noise: &dyn Noise,
+) -> Result<Vec<Tensor>> {
+    let (_, evaluations) = evaluations(&Table::default(), settings.solver, settings.steps);
+    let whole = |most: usize| most / (made + 1) * (made + 1) + 1;
+    let windows = chunks(x.len(), whole(31), whole(15));
+    let hint = Tensor::cat(hints, 2)?;
+    let mask: Vec<_> =
+        (0..x.len()).map(|n| (n % (made + 1) == 0).then_some(n / (made + 1))).collect();
+    let mut memory: Vec<Option<Tensor>> = vec![None; x.len()];
+    for evaluation in &evaluations {
+        let mut results = Vec::new();
+        for window in &windows {
+            let seen = evaluation.input(&Tensor::cat(&x[window.clone()], 2)?)?;
+            let conditions = Conditions {
+                t: evaluation.time as f64,
+                hint: &hint,
+                t_hint: f64::from(settings.noise_aug) - 1.0,
+                s_cond: settings.downscale_cond,
+                mask: &mask[window.clone()],
+            };
+            let said =
+                ToyDenoiser.velocities(&seen, &conditions, true, Precision::Usual, &|| Ok(()))?;
+            let d = evaluation.denoised(&seen, &settings.guidance.apply(said)?)?;
+            let split = (0..window.len()).map(|n| d.narrow(2, n, 1)?.contiguous());
+            results.push(split.collect::<Result<_>>()?);
+        }
+        for (n, d) in join(&windows, &results)?.iter().enumerate() {
+            let (_, _, _, h, w) = d.dims5()?;
+            let noise = noise.normal(Purpose::Step(evaluation.step), n, (h, w))?.unsqueeze(2)?;
+            let next = evaluation.advance(&x[n], d, memory[n].as_ref(), Some(&noise))?;
+            (x[n], memory[n]) = next;
+        }
+    }
+    Ok(x)
+}
+
+/// The whole clip at once.
+fn whole(keys: &[Frame], settings: &Settings, format: Format, noise: &dyn Noise) -> Vec<Frame> {
+    whole_video(keys, settings, format, noise).unwrap()
+}
+
+fn whole_video(
+    keys: &[Frame],
+    settings: &Settings,
+    format: Format,
+    noise: &dyn Noise,
+) -> Result<Vec<Frame>> {
+    let (table, made) = (Table::default(), format.made);
+    let (start, _) = evaluations(&table, settings.solver, settings.steps);
+    let canvas = Canvas::new((format.output.1, format.output.0), settings.smallest);
+    let (mut x, mut hints) = (Vec::new(), Vec::new());
+    for n in 0..keys.len() + made * (keys.len() - 1) {
+        let image = wavefront::fit(&wavefront::planes(&keys[n / (made + 1)])?, &canvas)?;
+        let encoded = ToyAutoencoder.encode(&image, Precision::Usual, &|| Ok(()))?;
+        let noise = |purpose| noise.normal(purpose, n, canvas.latent());
+        let latents = encoded.sample(&noise(Purpose::Encode)?)?;
+        let noised = table.diffuse(&latents, START, &noise(Purpose::Start)?)?;
+        x.push((noised * start)?.unsqueeze(2)?);
+        if n % (made + 1) == 0 {
+            let t_hint = settings.noise_aug as usize - 1;
+            hints.push(table.diffuse(&latents, t_hint, &noise(Purpose::Hint)?)?.unsqueeze(2)?);
+        }
+    }
+    let latents = sample(x, &hints, settings, made, noise)?;
+    let windows = chunks(latents.len(), 5, 2);
+    let (rows, columns) = wavefront::tile_weights(canvas.padded.0, canvas.padded.1);
+    let weights: Vec<_> =
+        rows.iter().flat_map(|y| columns.iter().map(move |x| (y * x) as f32)).collect();
+    let weights = Tensor::from_vec(weights, canvas.padded, &Device::Cpu)?;
+    let decode = |window: &Range<usize>| {
+        let latents = Tensor::cat(&latents[window.clone()], 2)?.squeeze(0)?.transpose(0, 1)?;
+        let latents = latents.contiguous()?;
+        let frames = ToyAutoencoder.decode(&latents, Precision::Usual, &|| Ok(()))?;
+        // A single tile.
+        let frames = frames.broadcast_mul(&weights)?.broadcast_div(&weights)?;
+        (0..window.len()).map(|n| frames.narrow(0, n, 1)?.contiguous()).collect()
+    };
+    let results = windows.iter().map(decode).collect::<Result<Vec<_>>>()?;
+    let frames = join(&windows, &results)?;
+    Ok(frames.iter().map(|frame| wavefront::frame(frame, None, &canvas).unwrap()).collect())
+}
+
+fn keys(count: usize, format: Format) -> Vec<Frame> {
+    (0..count).map(|n| picture(n, format.input)).collect()
+}
+
+/// What the wavefront makes of a clip that is put down before some key frames and taken up again: with
+/// the numbers of devices that follow each other.
+fn stream(
+    keys: &[Frame],
+    settings: &Settings,
+    format: Format,
+    seed: u64,
+    cuts: &[usize],
+    devices: &[usize],
+) -> Vec<Arc<Frame>> {
+    let sink = Arc::new(Record::default());
+    let new = |n: usize| {
+        Wavefront::new(models(devices[n % devices.len()]), settings.clone(), Arc::new(Seeded(seed)))
+    };
+    let mut enhancer = new(0);
+    enhancer.start(format, clip(&sink)).unwrap();
+    for (n, key) in keys.iter().enumerate() {
+        for part in (0..cuts.len()).filter(|&part| cuts[part] == n) {
+            let state = enhancer.save().unwrap();
+            let state = State::from_bytes(&state.to_bytes().unwrap()).unwrap();
+            assert_eq!(state.pushed().unwrap(), n);
+            enhancer = new(part + 1);
+            enhancer.restore(format, clip(&sink), &state).unwrap();
+        }
+        enhancer.push(key.clone()).unwrap();
+    }
+    enhancer.finish().unwrap();
+    sink.take()
+}
+
+fn solvers() -> impl Strategy<Value = (Solver, u32)> {
+    prop_oneof![
+        2 => Just((Solver::Fast, 15)),
+        2 => (1..6u32).prop_map(|steps| (Solver::Normal, steps)),
+        1 => (1..4u32).prop_map(|steps| (Solver::Heun, steps)),
+    ]
+}
+
+fn cases(count: u32) -> ProptestConfig {
+    ProptestConfig { cases: count, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+fn same_as_whole(
+    (count, made): (usize, usize),
+    (solver, steps): (Solver, u32),
+    cuts: &[usize],
+    seed: u64,
+) {
+    let (settings, format) = (settings(solver, steps), format(made, false));
+    let keys = keys(count, format);
+    let expected = whole(&keys, &settings, format, &Seeded(seed));
+    assert_eq!(expected.len(), count + made * (count - 1));
+    for (cuts, devices) in
+        [(&[][..], &[1][..]), (&[], &[2]), (&[], &[5]), (cuts, &[1, 2, 5]), (cuts, &[5, 1])]
+    {
+        let got = stream(&keys, &settings, format, seed, cuts, devices);
+        assert_eq!(got.len(), expected.len());
+        for (n, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            assert!(**got == *expected, "frame {n}, cuts {cuts:?}, devices {devices:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(16))]
+
+    #[test]
+    fn a_stream_is_the_whole_clip_bit_for_bit_on_any_devices_and_from_any_state(
+        count in prop_oneof![1..60usize, 1..=300usize],
+        made in 0..=8usize,
+        solver in solvers(),
+        cuts in prop::collection::vec(0..300usize, 0..3),
+        seed: u64,
+    ) {
+        same_as_whole((count, made), solver, &cuts, seed);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(300))]
+
+    #[test]
+    #[ignore = "takes minutes: scripts/test runs it"]
+    fn many_streams_are_the_whole_clip_bit_for_bit(
+        count in 1..=300usize,
+        made in 0..=8usize,
+        solver in solvers(),
+        cuts in prop::collection::vec(0..300usize, 0..4),
+        seed: u64,
+    ) {
+        same_as_whole((count, made), solver, &cuts, seed);
+    }
+}
+
+/// Frames as they leave the sampler.
+#[derive(Clone, Default)]
+struct Collect(Arc<Mutex<Vec<Tensor>>>);
+
+impl Tail for Collect {
+    fn take(&mut self, batch: Batch) -> std::result::Result<(), Error> {
+        self.0.lock().unwrap().extend(batch.frames.into_iter().map(|frame| frame.x));
+        Ok(())
+    }
+}
+
+fn values(frames: &[Tensor]) -> Vec<f32> {
+    Tensor::cat(frames, 2).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+proptest! {
+    #![proptest_config(cases(12))]
+
+    #[test]
+    fn latents_may_come_in_any_portions(
+        total in 1..400usize,
+        made in 0..=8usize,
+        devices in prop_oneof![Just(1usize), Just(3)],
+        portions in prop::collection::vec(1..120usize, 1..5),
+    ) {
+        let settings = settings(Solver::Normal, 4);
+        let noise = Arc::new(Seeded(5));
+        let latent = |purpose, n| noise.normal(purpose, n, (2, 3)).unwrap().unsqueeze(2).unwrap();
+        let x: Vec<_> = (0..total).map(|n| latent(Purpose::Start, n)).collect();
+        let hints: Vec<_> = (0..total).step_by(made + 1).map(|n| latent(Purpose::Hint, n)).collect();
+        let expected = sample(x.clone(), &hints, &settings, made, &*noise).unwrap();
+        for portions in [&portions[..], &[1], &[total]] {
+            let (_, evaluations) =
+                evaluations(&Table::default(), settings.solver, settings.steps);
+            let recipe = Recipe {
+                guidance: settings.guidance,
+                t_hint: settings.noise_aug as usize - 1,
+                s_cond: settings.downscale_cond,
+                made,
+                noise: noise.clone(),
+            };
+            let (tail, sink) = (Collect::default(), Arc::new(Record::default()));
+            let denoisers = models(devices).denoisers;
+            let mut sampler =
+                Sampler::new(&denoisers, &evaluations, recipe, clip(&sink), tail.clone()).unwrap();
+            let mut first = 0;
+            for portion in portions.iter().cycle() {
+                let end = (first + portion).min(total);
+                let frame = |n: usize| {
+                    let hint = (n % (made + 1) == 0).then(|| hints[n / (made + 1)].clone());
+                    wavefront::Frame::new(x[n].clone(), hint, None)
+                };
+                let ordinary = Windows::of_clip(made).ordinary(end);
+                let frames = (first..end).map(frame).collect();
+                sampler.push(Batch { frames, ordinary, ended: end == total }).unwrap();
+                if end == total {
+                    break;
+                }
+                first = end;
+            }
+            sampler.rest().unwrap();
+            prop_assert_eq!(values(&tail.0.lock().unwrap()), values(&expected));
+        }
+    }
+}
+
+#[test]
+fn a_clip_of_no_frames_gives_none() {
+    let got = stream(&[], &settings(Solver::Fast, 15), format(2, false), 1, &[], &[2]);
+    assert!(got.is_empty());
+}
+
+#[test]
+fn output_leaves_as_soon_as_the_lookahead_says_and_not_before() {
+    for (made, steps) in [(0, 3), (2, 4), (3, 1), (4, 2), (8, 3)] {
+        let (settings, format) = (settings(Solver::Normal, steps), format(made, false));
+        let ahead = lookahead(&settings, made);
+        let sink = Arc::new(Record::default());
+        let mut enhancer = Wavefront::new(models(1), settings, Arc::new(Seeded(1)));
+        assert_eq!(enhancer.lookahead(&format), ahead);
+        enhancer.start(format, clip(&sink)).unwrap();
+        let mut late = 0;
+        for n in 0..ahead + 60 {
+            enhancer.push(picture(n, format.input)).unwrap();
+            if let Some(key) = n.checked_sub(ahead) {
+                assert!(sink.count() > key * (made + 1), "key frame {key} has not left");
+            }
+            // One frame less would not do for all.
+            if let Some(key) = (n + 1).checked_sub(ahead) {
+                late += usize::from(sink.count() <= key * (made + 1));
+            }
+        }
+        assert!(late > 0, "the lookahead is too long");
+    }
+}
+
+#[test]
+fn frames_in_flight_are_those_that_are_said_however_long_the_clip() {
+    for made in 0..=8 {
+        let (settings, format) = (settings(Solver::Fast, 15), format(made, false));
+        let plan = wavefront::Plan::new(&settings, format, 600, |_, _| 0);
+        let sink = Arc::new(Record::default());
+        let mut enhancer = Wavefront::new(models(1), settings, Arc::new(Seeded(1)));
+        enhancer.start(format, clip(&sink)).unwrap();
+        let mut most = 0;
+        for n in 0..700 / (made + 1) {
+            enhancer.push(picture(n, format.input)).unwrap();
+            most = most.max(enhancer.latents().unwrap());
+        }
+        let said = plan.latents();
+        assert!(most <= said && said - most <= made, "{made}: {most} in flight, {said} said");
+        // "about 700 frames of latents"
+        assert!((550..=760).contains(&most), "{made}: {most}");
+        if made == 2 {
+            assert_eq!(plan.sampled_after(), 237);
+        }
+    }
+}
+
+#[test]
+fn alpha_is_faded_between_key_frames_and_enlarged_and_colours_do_not_depend_on_it() {
+    let (settings, made) = (settings(Solver::Normal, 2), 3);
+    let flat = |alpha: u16| {
+        let mut frame = picture(1, (12, 5));
+        frame.pixels_mut().chunks_exact_mut(4).for_each(|pixel| pixel[3] = alpha);
+        frame
+    };
+    let keys = [flat(0), flat(40_000), flat(u16::MAX)];
+    let run = |alpha, cuts: &[usize]| stream(&keys, &settings, format(made, alpha), 3, cuts, &[1]);
+    let (with, without, resumed) = (run(true, &[]), run(false, &[]), run(true, &[1, 2]));
+    assert_eq!(with, resumed);
+    let expected = [0, 10_000, 20_000, 30_000, 40_000, 46_384, 52_768, 59_151, u16::MAX];
+    for ((with, without), expected) in with.iter().zip(&without).zip(expected) {
+        let pixels = with.pixels().chunks_exact(4).zip(without.pixels().chunks_exact(4));
+        for (with, without) in pixels {
+            assert_eq!((with[3], without[3]), (expected, u16::MAX));
+            assert_eq!(with[..3], without[..3]);
+        }
+    }
+}
+
+#[test]
+fn a_state_of_another_run_is_refused_with_a_reason() {
+    let sink = Arc::new(Record::default());
+    let format = format(2, false);
+    let new = |seed| Wavefront::new(models(1), settings(Solver::Fast, 15), Arc::new(Seeded(seed)));
+    let mut enhancer = new(1);
+    assert!(enhancer.save().unwrap_err().to_string().contains("no clip has begun"));
+    enhancer.start(format, clip(&sink)).unwrap();
+    enhancer.push(picture(0, format.input)).unwrap();
+    let state = enhancer.save().unwrap();
+    let error = new(2).restore(format, clip(&sink), &state).unwrap_err().to_string();
+    assert!(error.contains("Seeded(1)") && error.contains("Seeded(2)"), "{error}");
+    let other = Format { made: 1, ..format };
+    assert!(matches!(new(1).restore(other, clip(&sink), &state), Err(Error::State { .. })));
+    assert!(matches!(State::from_bytes(b"no state"), Err(Error::State { .. })));
+    let bytes = state.to_bytes().unwrap();
+    assert!(State::from_bytes(&bytes[..bytes.len() - 1]).is_err());
+    new(1).restore(format, clip(&sink), &state).unwrap();
+}
+
+/// A denoiser that fails, or gives what is not finite, when it is asked for one evaluation of a window.
+struct Faulty {
+    /// The time of that evaluation.
+    time: f64,
+    fault: fn(Tensor, Precision, Check) -> Result<Tensor>,
+    wide: AtomicUsize,
+}
+
+impl Faulty {
+    fn new(step: usize, fault: fn(Tensor, Precision, Check) -> Result<Tensor>) -> Arc<Self> {
+        let (_, evaluations) = evaluations(&Table::default(), Solver::Fast, 15);
+        let time = evaluations[step].time as f64;
+        Arc::new(Self { time, fault, wide: AtomicUsize::new(0) })
+    }
+
+    fn run(self: &Arc<Self>, devices: usize) -> (Arc<Record>, std::result::Result<(), Error>) {
+        let (sink, format) = (Arc::new(Record::default()), format(2, false));
+        let mut models = models(1);
+        models.denoisers = vec![self.clone() as Arc<dyn Denoiser>; devices];
+        let settings = settings(Solver::Fast, 15);
+        let mut enhancer = Wavefront::new(models, settings, Arc::new(Seeded(1)));
+        enhancer.start(format, clip(&sink)).unwrap();
+        let pushed = (0..40).try_for_each(|n| enhancer.push(picture(n, format.input)));
+        let result = pushed.and_then(|()| enhancer.finish());
+        // Only the enhancer and this hold it: no thread is left.
+        drop(enhancer);
+        assert_eq!(Arc::strong_count(self), 1);
+        (sink, result)
+    }
+}
+
+impl Denoiser for Faulty {
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn velocities(
+        &self,
+        x: &Tensor,
+        conditions: &Conditions,
+        guided: bool,
+        precision: Precision,
+        check: Check,
+    ) -> Result<Velocities> {
+        self.wide.fetch_add(usize::from(precision == Precision::Wide), Ordering::Relaxed);
+        let mut velocities = ToyDenoiser.velocities(x, conditions, guided, precision, check)?;
+        if conditions.t == self.time {
+            velocities.conditional = (self.fault)(velocities.conditional, precision, check)?;
+        }
+        Ok(velocities)
+    }
+}
+
+/// One value of many is infinite.
+fn infinite(x: Tensor) -> Result<Tensor> {
+    let mut values = x.flatten_all()?.to_vec1::<f32>()?;
+    let middle = values.len() / 2;
+    values[middle] = f32::INFINITY;
+    Tensor::from_vec(values, x.shape(), x.device())
+}
+
+#[test]
+fn what_is_not_finite_is_computed_again_in_a_wider_type() {
+    for devices in [1, 5] {
+        let faulty = Faulty::new(6, |x, precision, _| match precision {
+            Precision::Usual => infinite(x),
+            Precision::Wide => Ok(x),
+        });
+        let (sink, result) = faulty.run(devices);
+        result.unwrap();
+        // 118 frames: once for each of seven windows.
+        let windows = Windows::of_clip(2).all(118).len();
+        assert_eq!(faulty.wide.load(Ordering::Relaxed), windows);
+        let keys = keys(40, format(2, false));
+        let settings = settings(Solver::Fast, 15);
+        let expected = whole(&keys, &settings, format(2, false), &Seeded(1));
+        assert!(sink.take().iter().map(|frame| &**frame).eq(&expected));
+    }
+}
+
+#[test]
+fn what_is_not_finite_again_is_an_error_that_names_step_and_window() {
+    for devices in [1, 5] {
+        let (sink, result) = Faulty::new(6, |x, _, _| infinite(x)).run(devices);
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::NotFinite { .. }));
+        assert!(error.to_string().starts_with("window 0, step 6 gave values"), "{error}");
+        assert_eq!(sink.count(), 0);
+    }
+}
+
+#[test]
+fn what_fails_on_one_of_several_devices_is_the_runs_error() {
+    for (devices, step) in [(1, 0), (2, 13), (5, 0), (5, 7), (5, 13)] {
+        let faulty = Faulty::new(step, |_, _, _| candle_core::bail!("the device is on fire"));
+        let error = faulty.run(devices).1.unwrap_err().to_string();
+        let what = format!("window 0, step {step} failed: the device is on fire");
+        assert!(error.starts_with(&what), "{error}");
+    }
+}
+
+#[test]
+fn a_cancelled_run_ends_within_a_block_on_all_devices() {
+    static REACHED: AtomicBool = AtomicBool::new(false);
+    for devices in [1, 2, 5] {
+        REACHED.store(false, Ordering::Relaxed);
+        // Stays in one evaluation until it is told to stop.
+        let faulty = Faulty::new(3, |_, _, check| {
+            REACHED.store(true, Ordering::Relaxed);
+            loop {
+                check()?;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let (sink, format) = (Arc::new(Record::default()), format(2, false));
+        let mut models = models(1);
+        models.denoisers = vec![faulty.clone() as Arc<dyn Denoiser>; devices];
+        let mut enhancer = Wavefront::new(models, settings(Solver::Fast, 15), Arc::new(Seeded(1)));
+        let cancel = Cancel::default();
+        enhancer.start(format, Clip { sink: sink.clone(), cancel: cancel.clone() }).unwrap();
+        let stop = cancel.clone();
+        let stopper = std::thread::spawn(move || {
+            while !REACHED.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            stop.cancel();
+            Instant::now()
+        });
+        let pushed = (0..200).try_for_each(|n| enhancer.push(picture(n, format.input)));
+        assert_eq!(pushed.and_then(|()| enhancer.finish()), Err(Error::Cancelled));
+        assert!(stopper.join().unwrap().elapsed() < Duration::from_secs(5));
+        // The next clip works.
+        enhancer.start(format, clip(&sink)).unwrap();
+        enhancer.reset();
+        drop(enhancer);
+        assert_eq!(Arc::strong_count(&faulty), 1);
+    }
+}
+
+#[test]
+fn progress_names_window_and_step() {
+    let (sink, format) = (Arc::new(Record::default()), format(2, false));
+    let mut enhancer = Wavefront::new(models(1), settings(Solver::Normal, 2), Arc::new(Seeded(1)));
+    enhancer.start(format, clip(&sink)).unwrap();
+    (0..15).for_each(|n| enhancer.push(picture(n, format.input)).unwrap());
+    enhancer.finish().unwrap();
+    let units = sink.units.lock().unwrap();
+    let evaluations: Vec<_> = units.iter().filter(|unit| unit.contains("step")).collect();
+    let expected = ["window 0, step 0", "window 1, step 0", "window 0, step 1", "window 1, step 1"];
+    assert_eq!(evaluations, expected);
+}
+
+#[test]
+fn a_plan_says_what_the_published_example_takes_without_weights() {
+    let output = engine::target_size((720, 480), 4.0, 720, 1280 * 2048);
+    let made = engine::made_frames((24, 1), (8, 1));
+    let format = Format { input: (720, 480), output, made, alpha: false };
+    let settings = Settings::from(&engine::Options::default());
+    let plan = wavefront::Plan::new(&settings, format, 49, |frames, size| {
+        assert_eq!((frames, size), (40, (170, 248)));
+        14 << 30
+    });
+    let text = plan.to_string();
+    eprintln!("{text}");
+    for part in [
+        "145 frames",
+        "720×480 to 1982×1320, padded to 1984×1360, latents 248×170",
+        "windows: 8 of frames 0–30, 15–45, 30–60, 45–75, 60–90, 75–105, 90–120, 105–144",
+        "14 a window, 112 in all",
+        "237",
+        "networks 14.00 GiB",
+    ] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+}
