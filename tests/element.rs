@@ -137,16 +137,6 @@ fn the_model_stays_loaded_in_ready_and_goes_with_it() {
 }
 
 #[test]
-fn models_that_are_not_built_say_so_and_what_to_use() {
-    for model in ["v1", "v2"] {
-        let (_, error) =
-            try_run(&format!("videotestsrc num-buffers=3 ! venhance model={model} ! fakesink"));
-        let error = error.unwrap();
-        assert!(error.contains("not built yet") && error.contains("model=lite"), "{error}");
-    }
-}
-
-#[test]
 fn devices_that_are_not_there_or_not_for_the_model_say_so_and_what_to_use() {
     for (device, why) in [("cuda:4095", "not usable"), ("tpu", "is no device")] {
         let (_, error) =

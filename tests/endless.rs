@@ -44,12 +44,8 @@ fn tiny() -> Models {
         ..Config::full()
     };
     let denoiser = Denoiser::new(&config, weights("unet.")).unwrap();
-    let context = |name: &str| {
-        let tokens = synth::noise(name, &[1, 77, config.context_dim][..], device).unwrap();
-        denoiser.context(&tokens).unwrap()
-    };
-    let (prompt, negative) = (context("prompt"), context("negative"));
-    let denoiser = Arc::new(Prompted { denoiser, prompt, negative });
+    let tokens = synth::noise("prompts", &[2, 77, config.context_dim][..], device).unwrap();
+    let denoiser = Arc::new(Prompted::new(Arc::new(denoiser), &tokens).unwrap());
     let config = vae::Config { block_out_channels: vec![32; 4], layers_per_block: 1 };
     let vae = Arc::new(Vae::new(&config, weights("vae.")).unwrap());
     Models { encoder: vae.clone(), denoisers: vec![denoiser], decoder: vae }

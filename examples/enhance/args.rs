@@ -2,7 +2,7 @@
 //! The command line: one flag for each property of the element, taken from the element itself, and
 //! those of the application.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use gst::{glib, prelude::*};
@@ -18,7 +18,38 @@ pub struct Args {
     pub compare: Option<PathBuf>,
     /// Properties of the element that were given, with the text that was given.
     pub properties: Vec<(String, String, glib::Value)>,
+    pub prompts: Prompts,
+    /// The folder of the output, which is made if there is none.
+    pub save_dir: Option<PathBuf>,
+    /// Say what would be done, and do nothing.
+    pub plan: bool,
 }
+
+/// Where a video's prompt comes from.
+#[derive(Debug, Clone)]
+pub enum Prompts {
+    /// It was given, for all videos.
+    Given,
+    /// From the text file beside the video, of the same name, if there is one.
+    Beside,
+    /// The video's name.
+    FileName,
+    /// A line for each video, in the order of their names.
+    Lines(PathBuf),
+}
+
+/// What the reference's script calls properties of the element.
+const REFERENCE: [(&str, &str); 9] = [
+    ("model", "version"),
+    ("model-dir", "model_path"),
+    ("up-scale", "up_scale"),
+    ("target-fps", "target_fps"),
+    ("noise-aug", "noise_aug"),
+    ("solver", "solver_mode"),
+    ("guidance-scale", "cfg"),
+    ("downscale-cond", "s_cond"),
+    ("negative-prompt", "negative_prompt"),
+];
 
 const ABOUT: &str = "Makes video larger, smoother and cleaner; sound, subtitles and tags stay.
 
@@ -34,22 +65,54 @@ pub fn parse() -> Args {
     let mut matches = command(&properties).get_matches();
     let values = properties.iter().filter_map(|pspec| {
         let text: &String = matches.get_one(pspec.name())?;
-        Some((pspec.name().to_owned(), text.clone(), value(pspec, text).ok()?))
+        let text = match pspec.name() {
+            "model-dir" => folder_of(text),
+            _ => text.clone(),
+        };
+        let value = value(pspec, &text).ok()?;
+        Some((pspec.name().to_owned(), text, value))
     });
-    let values = values.collect();
+    let values: Vec<_> = values.filter(|(_, text, _)| !text.is_empty()).collect();
     let mut take = |name| matches.remove_one::<PathBuf>(name);
-    let (input, output) = (take("IN").unwrap_or_default(), take("OUT").unwrap_or_default());
-    let compare = take("compare");
+    let input = take("IN").or_else(|| take("input_path")).unwrap_or_default();
+    let (output, save_dir) = (take("OUT"), take("save_dir"));
+    let output = output.or_else(|| save_dir.as_ref().map(|folder| saved_as(&input, folder)));
+    let (compare, lines) = (take("compare"), take("prompt_path"));
     let flag = |matches: &ArgMatches, name| matches.get_flag(name);
     Args {
         input,
-        output,
+        output: output.unwrap_or_default(),
+        save_dir,
+        plan: flag(&matches, "plan"),
+        prompts: match lines {
+            Some(lines) => Prompts::Lines(lines),
+            None if flag(&matches, "filename_as_prompt") => Prompts::FileName,
+            None if values.iter().any(|(name, ..)| name == "prompt") => Prompts::Given,
+            None => Prompts::Beside,
+        },
         encoder: matches.remove_one("encoder"),
         quality: matches.remove_one("quality"),
         resume: flag(&matches, "resume"),
         overwrite: flag(&matches, "overwrite"),
         compare,
         properties: values,
+    }
+}
+
+/// The reference takes the path of one file of weights; the others are beside it.
+fn folder_of(weights: &str) -> String {
+    let path = Path::new(weights);
+    match path.is_file() {
+        true => path.parent().unwrap_or(path).display().to_string(),
+        false => weights.to_owned(),
+    }
+}
+
+/// Where the reference's script saves what it makes of `input`.
+fn saved_as(input: &Path, folder: &Path) -> PathBuf {
+    match input.is_dir() {
+        true => folder.to_owned(),
+        false => folder.join(input.file_stem().unwrap_or_default()).with_extension("mp4"),
     }
 }
 
@@ -75,8 +138,29 @@ fn command(properties: &[glib::ParamSpec]) -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about(ABOUT)
         .after_help(EXIT_CODES)
-        .arg(path("IN", "The video, or a folder of videos").required(true))
-        .arg(path("OUT", "The enhanced video, or a folder for them").required(true))
+        // The reference's script has a --version of its own.
+        .disable_version_flag(true)
+        .arg(
+            Arg::new("V").short('V').help("Print version").action(ArgAction::Version),
+        )
+        .arg(
+            path("IN", "The video, or a folder of videos")
+                .required_unless_present("input_path"),
+        )
+        .arg(
+            path("OUT", "The enhanced video, or a folder for them")
+                .required_unless_present_any(["save_dir", "plan"]),
+        )
+        .arg(flag("plan", "Say what would be done, without weights, and do nothing"))
+        .next_help_heading("Flags of the reference's script, beside those of its properties")
+        .arg(path("input_path", "As IN").long("input_path").conflicts_with("IN"))
+        .arg(path("save_dir", "The folder of OUT").long("save_dir").conflicts_with("OUT"))
+        .arg(
+            path("prompt_path", "A file with a prompt a line, for the videos in order of their names")
+                .long("prompt_path")
+                .conflicts_with("filename_as_prompt"),
+        )
+        .arg(flag("filename_as_prompt", "The video's name is its prompt"))
         .next_help_heading("Output")
         .arg(Arg::new("encoder").long("encoder").value_name("ELEMENT").help(
             "The video encoder, with properties as in gst-launch: 'x265enc speed-preset=slow' \
@@ -106,8 +190,11 @@ fn command(properties: &[glib::ParamSpec]) -> Command {
         .next_help_heading("Properties of the element venhance");
     properties.iter().fold(own, |command, pspec| {
         let spec = pspec.clone();
+        let aliases =
+            REFERENCE.iter().filter(|(name, _)| *name == pspec.name()).map(|(_, alias)| *alias);
         command.arg(
             Arg::new(pspec.name().to_owned())
+                .visible_aliases(aliases)
                 .long(pspec.name().to_owned())
                 .value_name(pspec.value_type().name().trim_start_matches("Gst").to_owned())
                 .help(help(pspec))

@@ -12,7 +12,7 @@ use std::{
 use gst::{ClockTime, prelude::*};
 
 use crate::{
-    args::Args,
+    args::{Args, Prompts},
     failure::{Failure, Kind, make, missing_plugin},
     graph::{self, Work},
     partial::{Partial, Paths, Progress, Settings},
@@ -62,8 +62,40 @@ impl Session {
         self.interrupts.load(Ordering::Relaxed) > 0
     }
 
-    /// Enhances one file.
-    pub fn enhance(&self, input: &Path, output: &Path) -> Result<Done, Failure> {
+    /// Sets the prompt of a video, and gives it if it is its own. `index` counts the videos.
+    fn prompt(&self, input: &Path, index: usize) -> Result<Option<String>, Failure> {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path).map_err(|error| Failure::input(path, error))
+        };
+        let beside = input.with_extension("txt");
+        let prompt = match &self.args.prompts {
+            Prompts::Given => return Ok(None),
+            Prompts::Beside if !beside.is_file() => {
+                let default = self.enhancer.find_property("prompt");
+                if let Some(pspec) = default {
+                    self.enhancer.set_property_from_value("prompt", pspec.default_value());
+                }
+                return Ok(None);
+            }
+            Prompts::Beside => read(&beside)?.trim().to_owned(),
+            Prompts::FileName => {
+                input.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+            }
+            Prompts::Lines(path) => {
+                let text = read(path)?;
+                let line = text.lines().nth(index).map(|line| line.trim().to_owned());
+                line.ok_or_else(|| {
+                    let lines = text.lines().count();
+                    Failure::input(path, format!("it has {lines} lines, fewer than there are videos"))
+                })?
+            }
+        };
+        self.enhancer.set_property("prompt", &prompt);
+        Ok(Some(prompt))
+    }
+
+    /// Enhances one file, the `index`th of its folder.
+    pub fn enhance(&self, input: &Path, output: &Path, index: usize) -> Result<Done, Failure> {
         let container = Container::of(output)?;
         let encoder = Encoder::new(container, self.args.encoder.as_deref(), self.args.quality)?;
         let paths = Paths::new(output);
@@ -84,7 +116,10 @@ impl Session {
 
         let started = Instant::now();
         let mut frames = None;
-        let settings = self.settings(&source, &encoder);
+        let mut settings = self.settings(&source, &encoder);
+        if let Some(prompt) = self.prompt(input, index)? {
+            settings.push(("its prompt".into(), prompt));
+        }
         let (partial, progress) = self.partial(&paths, &settings)?;
         if progress == Progress::Complete {
             drop(partial);
@@ -303,6 +338,10 @@ impl Session {
                             _ => failure,
                         });
                     }
+                    gst::MessageView::Warning(warning) => {
+                        let text = warning.error();
+                        eprintln!("{}: {}", source.path.display(), text.message());
+                    }
                     gst::MessageView::Progress(progress) => {
                         let (kind, code, text) = progress.get();
                         if kind == gst::ProgressType::Complete && code == "load-model" {
@@ -310,6 +349,11 @@ impl Session {
                         }
                     }
                     gst::MessageView::Element(element) => {
+                        if let (Some(download), Some((_, report))) =
+                            (element.structure().filter(|s| s.has_name("venhance-download")), &mut work)
+                        {
+                            report.download(download);
+                        }
                         let unit = element
                             .structure()
                             .filter(|structure| structure.has_name("venhance-progress"))

@@ -59,9 +59,16 @@ fn start() -> Result<(), Failure> {
     let (input, output) = (args.input.clone(), args.output.clone());
     let session = Session::new(args, &INTERRUPTS)?;
     match input.is_dir() {
+        _ if session.args.plan => {
+            println!("{}", session.plan(&input)?);
+            Ok(())
+        }
         true => folder(&session),
         false => {
-            match session.enhance(&input, &output)? {
+            if let Some(folder) = &session.args.save_dir {
+                std::fs::create_dir_all(folder).map_err(|error| Failure::output(folder, &error))?;
+            }
+            match session.enhance(&input, &output, 0)? {
                 Done::Enhanced(what) => println!("{}: {what}", output.display()),
                 Done::Before => println!("{}: was there before", output.display()),
             }
@@ -79,8 +86,8 @@ fn folder(session: &Session) -> Result<(), Failure> {
     let jobs = job::folder(input, output)?;
     std::fs::create_dir_all(output).map_err(|error| Failure::output(output, &error))?;
     let (mut done, mut before, mut failures) = (0, 0, Vec::new());
-    for (input, output) in &jobs {
-        match session.enhance(input, output) {
+    for (index, (input, output)) in jobs.iter().enumerate() {
+        match session.enhance(input, output, index) {
             Ok(Done::Enhanced(what)) => {
                 println!("{}: {what}", output.display());
                 done += 1;

@@ -42,6 +42,18 @@ impl Report {
         self.unit = unit.to_owned();
     }
 
+    /// Shows how far a download has come, as the element says it.
+    pub fn download(&mut self, progress: &gst::StructureRef) {
+        let file = progress.get::<&str>("file").unwrap_or_default();
+        let mib = |field| progress.get::<u64>(field).unwrap_or_default() >> 20;
+        let text = format!("downloading {file}: {} of {} MiB", mib("bytes"), mib("total-bytes"));
+        self.bar.set_message(text.clone());
+        if self.bar.is_hidden() && self.last_line.elapsed() >= LINE {
+            self.last_line = Instant::now();
+            eprintln!("{text}");
+        }
+    }
+
     /// Shows how far it has come.
     pub fn tick(&mut self, position: ClockTime, frames: u64) {
         let state = self.state(position, frames);

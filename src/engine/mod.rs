@@ -13,7 +13,7 @@ mod rules;
 
 pub use error::{Cancel, Error};
 pub use frame::Frame;
-pub use options::{Model, NEGATIVE_PROMPT, Options, Solver};
+pub use options::{Model, NEGATIVE_PROMPT, Options, POSITIVE_PROMPT, Solver};
 pub use rules::{MAX_MADE_FRAMES, made_frames, scaled_side, target_size, unscaled_sides};
 
 use std::{sync::Arc, time::Duration};

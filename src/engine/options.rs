@@ -3,6 +3,13 @@
 
 use std::{fmt, path::PathBuf};
 
+use super::rules::{scaled_side, target_size};
+
+/// What the reference tells the diffusion models beside the prompt, with nothing between.
+pub const POSITIVE_PROMPT: &str = "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R \
+    camera,   hyper detailed photo - realistic maximum detail, 32k, Color Grading, ultra HD, extreme \
+    meticulous detailing,  skin pore detailing, hyper sharpness, perfect without deformations.";
+
 /// What the reference tells the diffusion models to stay away from.
 pub const NEGATIVE_PROMPT: &str = "painting, oil painting, illustration, drawing, art, sketch, \
     oil painting, cartoon, CG Style, 3D render, unreal engine, blurring, dirty, messy, worst quality, \
@@ -71,6 +78,16 @@ pub struct Options {
     pub model_dir: Option<PathBuf>,
     /// Where to compute: "auto", "cpu", "cuda:N" or several, separated by commas.
     pub device: String,
+}
+
+impl Options {
+    /// The size (w, h) that a model gives frames of size `input` for a scale.
+    pub fn output_size(&self, model: Model, input: (usize, usize), scale: f64) -> (usize, usize) {
+        match model {
+            Model::Lite => (scaled_side(input.0, scale), scaled_side(input.1, scale)),
+            Model::V1 | Model::V2 => target_size(input, scale, self.min_height, self.max_pixels),
+        }
+    }
 }
 
 impl Default for Options {

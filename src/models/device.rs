@@ -12,6 +12,19 @@ pub(super) enum Device {
 }
 
 impl Device {
+    /// The first CUDA device if there is one, else the CPU.
+    pub(super) fn best() -> Self {
+        cuda_usable(0).map_or(Self::Cpu, |()| Self::Cuda(0))
+    }
+
+    /// The device to compute with.
+    pub(super) fn open(self) -> candle_core::Result<candle_core::Device> {
+        match self {
+            Self::Cpu => Ok(candle_core::Device::Cpu),
+            Self::Cuda(ordinal) => candle_core::Device::new_cuda(ordinal),
+        }
+    }
+
     /// Reads "auto" (`None`), or a list of "cpu" and "cuda:N".
     ///
     /// # Errors

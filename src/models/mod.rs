@@ -2,46 +2,42 @@
 //! The one place where models are chosen and put together.
 
 mod device;
+mod diffusion;
 
 use crate::{
     engine::{Cancel, Enhancer, Error, Model, Options},
     lite::Lite,
+    weights,
 };
 use device::{Device, cuda_usable};
+use diffusion::{Networks, Request};
 
 /// The model that will run, and why this one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
     /// The model.
     pub model: Model,
     /// The reason, for people.
     pub reason: String,
+    /// What a diffusion model is built from.
+    request: Option<Request>,
 }
 
 /// Decides which model runs, by the options and the hardware alone: the same for every video.
 ///
 /// # Errors
-/// [`Error::Unavailable`] for a model that cannot run here, [`Error::Setting`] for a device that
-/// does not exist or that the model cannot use.
+/// [`Error::Setting`] for a device that does not exist or that the model cannot use.
 pub fn choose(options: &Options) -> Result<Choice, Error> {
     let devices = Device::parse(&options.device)?;
-    let choice = match options.model {
-        None => Choice {
-            model: Model::Lite,
-            reason: format!(
-                "model=auto: {}; v1 and v2 are not built yet, so lite runs on the CPU",
-                match cuda_usable(0) {
-                    Ok(()) => "a CUDA device is usable".into(),
-                    Err(why) => format!("no CUDA device is usable ({why})"),
-                }
-            ),
+    let (model, mut reason) = match options.model {
+        Some(model) => (model, format!("model={model} was asked for")),
+        None => match cuda_usable(0) {
+            Ok(()) => (Model::V1, "model=auto: a CUDA device is usable".into()),
+            Err(why) => (Model::Lite, format!("model=auto: no CUDA device is usable ({why})")),
         },
-        Some(model) => Choice { model, reason: format!("model={model} was asked for") },
     };
-    if choice.model != Model::Lite {
-        return Err(not_built(choice.model));
-    }
-    if devices.iter().flatten().any(|device| *device != Device::Cpu) {
+    let request = Request::new(model, devices.as_deref(), options);
+    if request.is_none() && devices.iter().flatten().any(|device| *device != Device::Cpu) {
         return Err(Error::Setting {
             setting: "device",
             value: options.device.clone(),
@@ -49,25 +45,51 @@ pub fn choose(options: &Options) -> Result<Choice, Error> {
             instead: "use device=auto or device=cpu".into(),
         });
     }
-    Ok(choice)
+    if request.as_ref().is_some_and(Request::is_on_cpu) {
+        reason += "; on a CPU the published model takes hours for a second of video";
+    }
+    Ok(Choice { model, reason, request })
 }
 
-/// Loads a model. May take minutes; `cancel` stops it.
+/// What there is to say while a model is loaded.
+#[derive(Debug)]
+pub enum Note {
+    /// How far downloads have come.
+    Download(weights::Progress),
+    /// Something that the user may not have wanted.
+    Warning(String),
+}
+
+/// A model, ready to work.
+pub struct Loaded {
+    /// What it was built for.
+    pub choice: Choice,
+    /// The model.
+    pub enhancer: Box<dyn Enhancer>,
+    /// What it shares with the next, if that has the same weights on the same devices.
+    networks: Option<Networks>,
+}
+
+/// Loads a model. May take minutes; `cancel` stops it. What was loaded `before` is used again as far as
+/// it serves, and is let go of before anything else is loaded.
 ///
 /// # Errors
-/// Those of [`choose`], and [`Error::Cancelled`].
-pub fn build(choice: &Choice, cancel: &Cancel) -> Result<Box<dyn Enhancer>, Error> {
+/// [`Error::Weights`] if there are no weights, [`Error::Compute`] if a device has no memory for them,
+/// and [`Error::Cancelled`].
+pub fn build(
+    choice: &Choice,
+    before: Option<Loaded>,
+    cancel: &Cancel,
+    note: &mut dyn FnMut(Note),
+) -> Result<Loaded, Error> {
     cancel.check()?;
-    match choice.model {
-        Model::Lite => Ok(Box::new(Lite::default())),
-        model => Err(not_built(model)),
-    }
-}
-
-fn not_built(model: Model) -> Error {
-    Error::Unavailable {
-        model: format!("model={model}"),
-        why: "it is not built yet".into(),
-        instead: "use model=lite or model=auto".into(),
-    }
+    let (enhancer, networks): (Box<dyn Enhancer>, _) = match &choice.request {
+        None => (Box::new(Lite::default()), None),
+        Some(request) => {
+            let before = before.and_then(|before| before.networks);
+            let (wavefront, networks) = diffusion::build(request, before, cancel, note)?;
+            (Box::new(wavefront), Some(networks))
+        }
+    };
+    Ok(Loaded { choice: choice.clone(), enhancer, networks })
 }

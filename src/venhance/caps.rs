@@ -10,7 +10,7 @@ use gst_video::{
 use once_cell::sync::Lazy;
 
 use super::settings::Settings;
-use crate::engine::{MAX_MADE_FRAMES, made_frames, scaled_side, unscaled_sides};
+use crate::engine::{MAX_MADE_FRAMES, Model, made_frames, scaled_side, unscaled_sides};
 
 /// What decoders give and encoders take.
 const FORMATS: [VideoFormat; 22] = [
@@ -69,6 +69,7 @@ pub(super) fn rate(fps: gst::Fraction) -> (u32, u32) {
 /// The caps possible on the other pad for those on the pad of `direction`.
 pub(super) fn transform(
     settings: &Settings,
+    model: Model,
     direction: gst::PadDirection,
     caps: &gst::CapsRef,
 ) -> gst::Caps {
@@ -80,7 +81,7 @@ pub(super) fn transform(
         {
             continue;
         }
-        if let Some(structure) = transform_structure(settings, direction, structure) {
+        if let Some(structure) = transform_structure(settings, model, direction, structure) {
             out.merge_structure(structure);
         }
     }
@@ -89,21 +90,14 @@ pub(super) fn transform(
 
 fn transform_structure(
     settings: &Settings,
+    model: Model,
     direction: gst::PadDirection,
     structure: &gst::StructureRef,
 ) -> Option<gst::Structure> {
-    let scale = settings.up_scale;
     let mut out = structure.to_owned();
-    for field in ["width", "height"] {
-        if let Ok(value) = structure.value(field) {
-            let value = match direction {
-                gst::PadDirection::Sink => map_ints(value, &|sides| {
-                    Some(scaled_side(*sides.start(), scale)..=scaled_side(*sides.end(), scale))
-                }),
-                _ => map_ints(value, &|sides| unscaled_sides(sides, scale)),
-            };
-            out.set_value(field, value?);
-        }
+    match model {
+        Model::Lite => map_sides(&mut out, settings.up_scale, direction)?,
+        Model::V1 | Model::V2 => map_size(&mut out, settings, model, direction),
     }
     if let Ok(value) = structure.value("framerate") {
         let value = match direction {
@@ -119,6 +113,50 @@ fn transform_structure(
     out.set_value("format", FORMAT_LIST.to_send_value());
     out.remove_fields(["colorimetry", "chroma-site", "max-framerate"]);
     Some(out)
+}
+
+/// Each side for itself; `None` when nothing is left.
+fn map_sides(
+    structure: &mut gst::StructureRef,
+    scale: f64,
+    direction: gst::PadDirection,
+) -> Option<()> {
+    for field in ["width", "height"] {
+        if let Ok(value) = structure.value(field) {
+            let value = match direction {
+                gst::PadDirection::Sink => map_ints(value, &|sides| {
+                    Some(scaled_side(*sides.start(), scale)..=scaled_side(*sides.end(), scale))
+                }),
+                _ => map_ints(value, &|sides| unscaled_sides(sides, scale)),
+            };
+            structure.set_value(field, value?);
+        }
+    }
+    Some(())
+}
+
+/// Both sides together, where the one depends on the other: for an input of one size its output's, else
+/// any.
+fn map_size(
+    structure: &mut gst::StructureRef,
+    settings: &Settings,
+    model: Model,
+    direction: gst::PadDirection,
+) {
+    let side = |field| structure.get::<i32>(field).ok().map(|side| side.max(1) as usize);
+    let input = side("width").zip(side("height"));
+    let output = match (direction, input) {
+        (gst::PadDirection::Sink, Some(input)) => {
+            let (width, height) = settings.options.output_size(model, input, settings.up_scale);
+            [width, height].map(|side| (side as i32).to_send_value())
+        }
+        _ => [(); 2].map(|()| gst::IntRange::new(1, i32::MAX).to_send_value()),
+    };
+    for (field, value) in ["width", "height"].into_iter().zip(output) {
+        if structure.has_field(field) {
+            structure.set_value(field, value);
+        }
+    }
 }
 
 /// Frames to make between two at an input rate, so that the output's rate is one.

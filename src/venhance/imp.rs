@@ -46,14 +46,13 @@ use super::{
     worker::{Item, Queue},
 };
 use crate::{
-    engine::Cancel,
-    models::{self, Choice},
+    engine::{self, Cancel},
+    models::{self, Choice, Loaded},
 };
 
 mod compute;
 mod push;
 
-use compute::Loaded;
 use push::{Pack, Pushed};
 
 static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
@@ -235,7 +234,8 @@ impl BaseTransformImpl for VEnhance {
         caps: &gst::Caps,
         filter: Option<&gst::Caps>,
     ) -> Option<gst::Caps> {
-        let out = caps::transform(&lock(&self.settings), direction, caps);
+        let model = self.model();
+        let out = caps::transform(&lock(&self.settings), model, direction, caps);
         gst::debug!(CAT, imp = self, "{direction:?} {caps} becomes {out}");
         Some(match filter {
             Some(filter) => filter.intersect_with_mode(&out, gst::CapsIntersectMode::First),
@@ -276,6 +276,7 @@ impl BaseTransformImpl for VEnhance {
             gst::loggable_error!(CAT, "{error}")
         })?;
         gst::info!(CAT, imp = self, "{incaps} becomes {outcaps}");
+        self.warn_of_size(&input, &output);
 
         lock(&self.pushed).pack = Some(Arc::new(Pack { packer, input, output }));
         let format = intake.format();
@@ -685,6 +686,32 @@ impl VEnhance {
                 .field("model", choice.model.to_string())
                 .field("reason", &choice.reason)
                 .build(),
+        );
+    }
+
+    /// The model that runs, or that will as far as it is known.
+    fn model(&self) -> engine::Model {
+        let active: Option<engine::Model> = (*lock(&self.active_model)).into();
+        active.or(lock(&self.settings).options.model).unwrap_or(engine::Model::Lite)
+    }
+
+    /// Says that the output is not of the size that up-scale asks for.
+    fn warn_of_size(&self, input: &VideoInfo, output: &VideoInfo) {
+        let scale = lock(&self.settings).up_scale;
+        let height = engine::scaled_side(input.height() as usize, scale) as u32;
+        // By more than the rounding to even sides.
+        if self.model() == engine::Model::Lite || height.abs_diff(output.height()) <= 1 {
+            return;
+        }
+        let property = if output.height() > height { "min-height" } else { "max-pixels" };
+        gst::element_imp_warning!(
+            self,
+            gst::StreamError::Format,
+            (
+                "up-scale={scale} asks for a height of {height}; {property} makes it {}: \
+                 {property}=0 lifts that",
+                output.height()
+            )
         );
     }
 

@@ -25,10 +25,10 @@ pub enum Model {
     #[enum_value(name = "Auto: v1 where a CUDA device is usable, else lite", nick = "auto")]
     Auto,
     /// VEnhancer as published with its paper.
-    #[enum_value(name = "VEnhancer v1: creative (not built yet)", nick = "v1")]
+    #[enum_value(name = "VEnhancer v1: creative", nick = "v1")]
     V1,
     /// VEnhancer's second version.
-    #[enum_value(name = "VEnhancer v2: keeps texture and identity (not built yet)", nick = "v2")]
+    #[enum_value(name = "VEnhancer v2: keeps texture and identity", nick = "v2")]
     V2,
     /// The small enhancer inside the plugin.
     #[enum_value(name = "Lite: embedded, for any CPU", nick = "lite")]

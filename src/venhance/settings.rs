@@ -57,8 +57,7 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
     vec![
         glib::ParamSpecEnum::builder_with_default("model", Model::Auto)
             .blurb(&format!(
-                "The model. auto: v1 where a CUDA device is usable, else lite; lite until v1 is built. \
-                 {AT_START}"
+                "The model. auto: v1 where a CUDA device is usable, else lite. {AT_START}"
             ))
             .mutable_ready()
             .build(),

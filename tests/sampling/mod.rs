@@ -384,15 +384,13 @@ fn models(fixture: &Fixture) -> Outcome<Models> {
     }
     let contexts = tower.forward(&tokens, &|| Ok(()))?;
     let denoiser = unet::Denoiser::new(&unet_config(&fixture.json("unet")?)?, weights("unet")?)?;
-    let prompt = denoiser.context(&contexts.narrow(0, 0, 1)?)?;
-    let negative = denoiser.context(&contexts.narrow(0, 1, 1)?)?;
     let config = fixture.json("vae")?;
     let config = vae::Config {
         block_out_channels: usizes_of(&config["block_out_channels"])?,
         layers_per_block: usize_of(&config, "layers_per_block")?,
     };
     let vae = Arc::new(Vae::new(&config, weights("vae")?)?);
-    let denoiser = Arc::new(Prompted { denoiser, prompt, negative });
+    let denoiser = Arc::new(Prompted::new(Arc::new(denoiser), &contexts)?);
     Ok(Models { encoder: vae.clone(), denoisers: vec![denoiser], decoder: vae })
 }
 

@@ -19,22 +19,17 @@ impl Default for Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokens of a text, and how many of them had no place: the end takes the place of what is left
-    /// out.
-    pub fn encode(&self, text: &str) -> (Tokens, usize) {
+    /// The tokens of a text, and the end of it that had no place.
+    pub fn encode(&self, text: &str) -> (Tokens, String) {
         let mut found = vec![self.0.start_of_text()];
         self.0.encode(&clean(text), &mut found);
+        let left_out = found.drain((CONTEXT - 1).min(found.len())..).collect::<Vec<_>>();
         found.push(self.0.end_of_text());
-        let left_out = found.len().saturating_sub(CONTEXT);
-        found.truncate(CONTEXT);
         let mut tokens = [0; CONTEXT];
         for (slot, token) in tokens.iter_mut().zip(found) {
             *slot = u32::from(token.to_u16());
         }
-        if left_out > 0 {
-            tokens[CONTEXT - 1] = u32::from(self.0.end_of_text().to_u16());
-        }
-        (tokens, left_out)
+        (tokens, self.0.decode(left_out).trim_end().to_owned())
     }
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The denoiser as the sampler asks for it: with the two prompts of a run.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{Context, Denoiser};
@@ -9,12 +11,20 @@ use crate::wavefront::{self, Check, Conditions, Precision, Velocities};
 /// A denoiser, and what its prompts come to.
 #[derive(Debug)]
 pub struct Prompted {
-    /// The network.
-    pub denoiser: Denoiser,
-    /// Of the prompt.
-    pub prompt: Context,
-    /// Of the negative prompt.
-    pub negative: Context,
+    denoiser: Arc<Denoiser>,
+    prompt: Context,
+    negative: Context,
+}
+
+impl Prompted {
+    /// With the tokens of prompt and negative prompt, [2, 77, context].
+    ///
+    /// # Errors
+    /// On other tokens.
+    pub fn new(denoiser: Arc<Denoiser>, tokens: &Tensor) -> Result<Self> {
+        let context = |n| denoiser.context(&tokens.narrow(0, n, 1)?);
+        Ok(Self { prompt: context(0)?, negative: context(1)?, denoiser })
+    }
 }
 
 impl wavefront::Denoiser for Prompted {

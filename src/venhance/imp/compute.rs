@@ -12,32 +12,26 @@ use gst::{ClockTime, glib, prelude::*, subclass::prelude::*};
 use super::{VEnhance, lock};
 use crate::{
     engine::{self, Cancel},
-    models::{self, Choice},
+    models::{self, Choice, Loaded, Note},
     venhance::{
         meter::Stage,
         worker::{Report, compute},
     },
 };
 
-/// A model, and the choice that it was built for.
-pub(super) struct Loaded {
-    choice: Choice,
-    enhancer: Box<dyn engine::Enhancer>,
-}
-
 impl VEnhance {
     /// What the thread does from start to stop.
     pub(super) fn compute(&self, choice: &Choice, cancel: &Cancel) {
         let report = Arc::new(Reporter(self.obj().downgrade()));
         let run = || {
-            let idle = lock(&self.idle).take().filter(|idle| idle.choice == *choice);
-            let mut enhancer = match idle {
-                Some(idle) => idle.enhancer,
-                None => self.load(choice, cancel)?,
+            let idle = lock(&self.idle).take();
+            let mut loaded = match idle {
+                Some(idle) if idle.choice == *choice => idle,
+                idle => self.load(choice, idle, cancel)?,
             };
-            compute(&self.queue, &mut *enhancer, report.clone());
-            enhancer.reset();
-            *lock(&self.idle) = Some(Loaded { choice: choice.clone(), enhancer });
+            compute(&self.queue, &mut *loaded.enhancer, report.clone());
+            loaded.enhancer.reset();
+            *lock(&self.idle) = Some(loaded);
             Ok(())
         };
         let error = match catch_unwind(AssertUnwindSafe(run)) {
@@ -53,8 +47,9 @@ impl VEnhance {
     fn load(
         &self,
         choice: &Choice,
+        before: Option<Loaded>,
         cancel: &Cancel,
-    ) -> Result<Box<dyn engine::Enhancer>, engine::Error> {
+    ) -> Result<Loaded, engine::Error> {
         let say = |kind, text: String| {
             let obj = self.obj();
             let message =
@@ -62,15 +57,26 @@ impl VEnhance {
             let _ = obj.post_message(message);
         };
         say(gst::ProgressType::Start, format!("Loading model {}", choice.model));
-        let enhancer = models::build(choice, cancel);
-        match &enhancer {
+        let loaded = models::build(choice, before, cancel, &mut |note| match note {
+            Note::Download(progress) => self.post(
+                gst::Structure::builder("venhance-download")
+                    .field("file", progress.file)
+                    .field("bytes", progress.done)
+                    .field("total-bytes", progress.total)
+                    .build(),
+            ),
+            Note::Warning(text) => {
+                gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{text}"));
+            }
+        });
+        match &loaded {
             Ok(_) => say(gst::ProgressType::Complete, format!("Model {} is loaded", choice.model)),
             Err(engine::Error::Cancelled) => {
                 say(gst::ProgressType::Canceled, "Loading was cancelled".into())
             }
             Err(error) => say(gst::ProgressType::Error, error.to_string()),
         }
-        enhancer
+        loaded
     }
 }
 

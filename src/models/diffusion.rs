@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! VEnhancer, put together: files, networks on their devices, prompts, and the sampler.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+use candle_nn::VarBuilder;
+
+use super::{Device, Note};
+use crate::{
+    engine::{Cancel, Error, Model, Options, POSITIVE_PROMPT},
+    networks::{
+        text::{TextTower, Tokenizer},
+        unet::{Denoiser, Prompted},
+        vae::Vae,
+    },
+    wavefront::{self, Models, Seeded, Settings, Wavefront},
+    weights::{self, Checkpoint, Files, Hub, Source, Version, keys::Keys},
+};
+
+/// What is asked of a diffusion model.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Request {
+    version: Version,
+    /// Each has a share of the evaluations. The first encodes, the last decodes.
+    devices: Vec<Device>,
+    options: Options,
+}
+
+impl Request {
+    /// `None` for a model that is none. Without `devices`, the first CUDA device, else the CPU.
+    pub(super) fn new(model: Model, devices: Option<&[Device]>, options: &Options) -> Option<Self> {
+        let version = match model {
+            Model::V1 => Version::V1,
+            Model::V2 => Version::V2,
+            Model::Lite => return None,
+        };
+        let devices = devices.map_or_else(|| vec![Device::best()], <[_]>::to_vec);
+        Some(Self { version, devices, options: options.clone() })
+    }
+
+    pub(super) fn is_on_cpu(&self) -> bool {
+        self.devices.contains(&Device::Cpu)
+    }
+}
+
+/// The networks that serve any prompt.
+pub(super) struct Networks {
+    /// What they were loaded from.
+    files: Files,
+    devices: Vec<Device>,
+    denoisers: Vec<Arc<Denoiser>>,
+    encoder: Arc<Vae>,
+    decoder: Arc<Vae>,
+}
+
+/// What an error says of `what`, unless it comes of a cancellation.
+fn failed(what: &str, cancel: &Cancel, error: &candle_core::Error) -> Error {
+    let failed = || Error::Compute { what: what.into(), why: error.to_string() };
+    cancel.check().err().unwrap_or_else(failed)
+}
+
+impl Networks {
+    fn load(files: Files, devices: &[Device], cancel: &Cancel) -> Result<Self, Error> {
+        let config = &files.config;
+        let denoiser = |device: &Device| {
+            let keys = config.unet_keys()?;
+            load("denoiser", &files.unet, &keys, *device, cancel, |vb| {
+                Denoiser::new(&config.unet, vb).map(Arc::new)
+            })
+        };
+        let vae = |device: &Device| {
+            let keys = config.vae_keys()?;
+            load("autoencoder", &files.vae, &keys, *device, cancel, |vb| {
+                Vae::new(&config.vae, vb).map(Arc::new)
+            })
+        };
+        let denoisers = devices.iter().map(denoiser).collect::<Result<_, _>>()?;
+        let (first, last) = (&devices[0], &devices[devices.len() - 1]);
+        let encoder = vae(first)?;
+        let decoder = if first == last { encoder.clone() } else { vae(last)? };
+        Ok(Self { denoisers, encoder, decoder, devices: devices.to_vec(), files })
+    }
+}
+
+/// One network, in the type of numbers that its device is fast with.
+fn load<T>(
+    name: &str,
+    file: &Checkpoint,
+    keys: &Keys,
+    device: Device,
+    cancel: &Cancel,
+    network: impl FnOnce(VarBuilder) -> candle_core::Result<T>,
+) -> Result<T, Error> {
+    cancel.check()?;
+    let what = format!("loading the {name}");
+    let dtype = match device {
+        Device::Cpu => DType::F32,
+        Device::Cuda(_) => DType::F16,
+    };
+    let device = device.open().map_err(|error| failed(&what, cancel, &error))?;
+    let vb = file.open(keys, dtype, &device, cancel)?;
+    network(vb).map_err(|error| failed(&what, cancel, &error))
+}
+
+/// Finds, loads and joins everything. Networks of `before` are used again where they are the same.
+pub(super) fn build(
+    request: &Request,
+    before: Option<Networks>,
+    cancel: &Cancel,
+    note: &mut dyn FnMut(Note),
+) -> Result<(Wavefront, Networks), Error> {
+    let Request { version, devices, options } = request;
+    let source = match &options.model_dir {
+        Some(folder) => Source::Folder(folder.clone()),
+        None => Source::Hub(Hub::from_env()?),
+    };
+    let mut download = |progress| note(Note::Download(progress));
+    let files = weights::locate(&source, *version, cancel, &mut download)?;
+    let same = |networks: &Networks| networks.files == files && networks.devices == *devices;
+    let networks = match before.filter(same) {
+        Some(networks) => networks,
+        None => Networks::load(files, devices, cancel)?,
+    };
+
+    let tokens = read_prompts(request, &networks.files, cancel, note)?;
+    let prompted = |denoiser: &Arc<Denoiser>| {
+        let prompted = Prompted::new(denoiser.clone(), &tokens);
+        let prompted = prompted.map_err(|error| failed("reading the prompt", cancel, &error))?;
+        Ok::<_, Error>(Arc::new(prompted) as Arc<dyn wavefront::Denoiser>)
+    };
+    let models = Models {
+        encoder: networks.encoder.clone(),
+        denoisers: networks.denoisers.iter().map(prompted).collect::<Result<_, _>>()?,
+        decoder: networks.decoder.clone(),
+    };
+    let smallest = networks.files.config.min_padded;
+    let settings = Settings { smallest, ..Settings::from(options) };
+    Ok((Wavefront::new(models, settings, Arc::new(Seeded(options.seed))), networks))
+}
+
+/// What the prompt and the negative prompt mean, [2, 77, c]. The text tower is there for no longer.
+fn read_prompts(
+    request: &Request,
+    files: &Files,
+    cancel: &Cancel,
+    note: &mut dyn FnMut(Note),
+) -> Result<Tensor, Error> {
+    let tokenizer = Tokenizer::default();
+    let mut tokens = |what: &str, text: &str| {
+        let (tokens, left_out) = tokenizer.encode(text);
+        if !left_out.is_empty() {
+            note(Note::Warning(format!("{what} is too long: the model does not see “{left_out}”")));
+        }
+        tokens
+    };
+    let Options { prompt, negative_prompt, .. } = &request.options;
+    let tokens = [
+        tokens("prompt, with the text added to every one,", &format!("{prompt}{POSITIVE_PROMPT}")),
+        tokens("negative-prompt", negative_prompt),
+    ];
+    let config = &files.config;
+    let keys = config.text_keys()?;
+    let tower = load("text tower", &files.text, &keys, request.devices[0], cancel, |vb| {
+        TextTower::new(&config.text, vb)
+    })?;
+    let check = || cancel.check().map_err(candle_core::Error::wrap);
+    tower.forward(&tokens, &check).map_err(|error| failed("reading the prompt", cancel, &error))
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `model=v1` and `model=v2` through the front door, with a tiny model in a folder.
+
+mod common;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use common::{TIMEOUT, decode, run, try_run};
+use gst::prelude::*;
+use gstvenhance::{
+    engine::{Cancel, Clip, Error, Format, Frame, Model, Options, Progress, Sink},
+    models,
+    networks::{text, unet, vae},
+    weights::{self, Config},
+};
+
+/// A folder with a model, and a video of four frames of 36×24 at 8 fps.
+struct Room(tempfile::TempDir);
+
+impl Room {
+    fn new() -> Self {
+        common::init();
+        let room = Self(tempfile::tempdir().unwrap());
+        let config = Config {
+            min_padded: (80, 128),
+            unet: unet::Config {
+                dim: 32,
+                head_dim: 8,
+                context_dim: 48,
+                num_res_blocks: 1,
+                ..unet::Config::full()
+            },
+            vae: vae::Config { block_out_channels: vec![32, 32, 64, 64], layers_per_block: 1 },
+            text: text::Config { width: 48, heads: 4, layers: 3 },
+        };
+        weights::synthesize(&room.path("model"), &config, candle_core::DType::F32).unwrap();
+        run(&format!(
+            "videotestsrc pattern=ball num-buffers=4 ! video/x-raw,format=I420,width=36,height=24,framerate=8/1 \
+             ! x264enc ! mp4mux ! filesink location={}",
+            room.path("in.mp4").display()
+        ));
+        room
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The element, as in gst-launch.
+    fn element(&self, model: &str, properties: &str) -> String {
+        let folder = self.path("model");
+        format!("venhance model={model} model-dir={} {properties}", folder.display())
+    }
+
+    fn source(&self) -> String {
+        format!("filesrc location={} ! decodebin", self.path("in.mp4").display())
+    }
+}
+
+#[test]
+fn one_line_enhances_a_video() {
+    let room = Room::new();
+    let (input, out) = (room.source(), room.path("out.mp4"));
+    let element = room.element("v2", "up-scale=3 min-height=0 target-fps=24");
+    let messages = run(&format!(
+        "{input} ! {element} ! x264enc ! mp4mux ! filesink location={}",
+        out.display()
+    ));
+    let video = decode(&out);
+    assert_eq!((video.info().width(), video.info().height()), (108, 72));
+    assert_eq!(video.times.len(), 10);
+    for (n, time) in video.times.iter().enumerate() {
+        let expected = gst::ClockTime::SECOND * n as u64 / 24;
+        assert!(time.absdiff(expected) < gst::ClockTime::MSECOND, "frame {n} at {time}");
+    }
+    let units: Vec<String> =
+        messages.iter().filter_map(|message| message.get("unit").ok()).collect();
+    for step in 0..14 {
+        assert!(units.contains(&format!("window 0, step {step}")), "{units:?}");
+    }
+}
+
+#[derive(Default)]
+struct Collect(Mutex<Vec<Arc<Frame>>>);
+
+impl Sink for Collect {
+    fn frame(&self, frame: Arc<Frame>) -> Result<(), Error> {
+        self.0.lock().unwrap().push(frame);
+        Ok(())
+    }
+    fn progress(&self, _: Progress) {}
+}
+
+/// Frames of 8 bits, [h, w, 3], one after the other.
+fn frames(file: &Path, (width, height): (usize, usize)) -> Vec<Frame> {
+    let bytes = std::fs::read(file).unwrap();
+    let frame = |bytes: &[u8]| {
+        let mut frame = Frame::new(width, height).unwrap();
+        for (out, pixel) in frame.pixels_mut().chunks_exact_mut(4).zip(bytes.chunks_exact(3)) {
+            let wide = |n: usize| u16::from(pixel[n]) * 257;
+            out.copy_from_slice(&[wide(0), wide(1), wide(2), u16::MAX]);
+        }
+        frame
+    };
+    bytes.chunks_exact(3 * width * height).map(frame).collect()
+}
+
+#[test]
+fn the_element_gives_what_the_library_gives_for_the_same_frames() {
+    let room = Room::new();
+    let (input, raw) = (room.path("in.raw"), room.path("out.raw"));
+    let (input, raw) = (input.display(), raw.display());
+    let rgb = "video/x-raw,format=RGB";
+    run(&format!(
+        "{} ! videoconvert ! {rgb} ! tee name=t ! queue ! filesink location={input} t. ! queue ! {} ! {rgb} \
+         ! filesink location={raw}",
+        room.source(),
+        room.element("v1", "up-scale=3 min-height=0 seed=7 solver=normal steps=3 prompt=a\\ ball")
+    ));
+    let options = Options {
+        model: Some(Model::V1),
+        model_dir: Some(room.path("model")),
+        seed: 7,
+        solver: gstvenhance::engine::Solver::Normal,
+        steps: 3,
+        prompt: "a ball".into(),
+        ..Options::default()
+    };
+    let cancel = Cancel::default();
+    let choice = models::choose(&options).unwrap();
+    let mut loaded = models::build(&choice, None, &cancel, &mut |_| {}).unwrap();
+    let sink = Arc::new(Collect::default());
+    let format = Format { input: (36, 24), output: (108, 72), made: 2, alpha: false };
+    loaded.enhancer.start(format, Clip { sink: sink.clone(), cancel }).unwrap();
+    for frame in frames(&room.path("in.raw"), (36, 24)) {
+        loaded.enhancer.push(frame).unwrap();
+    }
+    loaded.enhancer.finish().unwrap();
+    let (ours, theirs) = (sink.0.lock().unwrap(), frames(&room.path("out.raw"), (108, 72)));
+    assert_eq!((ours.len(), theirs.len()), (10, 10));
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        let off = ours.pixels().iter().zip(theirs.pixels()).map(|(a, b)| a.abs_diff(*b)).max();
+        // Of 8 bits.
+        assert!(off <= Some(257), "{off:?}");
+    }
+}
+
+/// The warnings of a pipeline that runs to its end.
+fn warnings(pipeline: &str) -> String {
+    common::init();
+    let pipeline = gst::parse::launch(pipeline).unwrap();
+    let bus = pipeline.bus().unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let mut text = String::new();
+    loop {
+        let timeout = gst::ClockTime::try_from(TIMEOUT).unwrap();
+        let message = bus.timed_pop(timeout).unwrap_or_else(|| panic!("the pipeline hangs"));
+        match message.view() {
+            gst::MessageView::Eos(_) => break,
+            gst::MessageView::Error(error) => panic!("{error:?}"),
+            gst::MessageView::Warning(warning) => text += &warning.error().to_string(),
+            _ => {}
+        }
+    }
+    pipeline.set_state(gst::State::Null).unwrap();
+    text
+}
+
+#[test]
+fn what_is_not_done_as_asked_is_a_warning() {
+    let room = Room::new();
+    let source = room.source();
+    let said = |properties: &str| {
+        let element = room.element("v2", &format!("solver=normal steps=1 {properties}"));
+        warnings(&format!("{source} ! {element} ! fakesink"))
+    };
+    assert_eq!(said("up-scale=3 min-height=72"), "");
+    let text = said("up-scale=1 min-height=72");
+    assert!(text.contains("min-height makes it 72"), "{text}");
+    let text = said("up-scale=4 min-height=0 max-pixels=3500");
+    assert!(text.contains("height of 96; max-pixels makes it 48"), "{text}");
+    let text = said(&format!("min-height=0 negative-prompt=\"{}the end\"", "no cats, ".repeat(40)));
+    assert!(text.contains("negative-prompt is too long") && text.contains("the end"), "{text}");
+}
+
+#[test]
+fn missing_weights_are_an_error_that_says_how_to_have_them() {
+    let room = Room::new();
+    let folder = room.path("empty");
+    std::fs::create_dir(&folder).unwrap();
+    let (_, error) = try_run(&format!(
+        "videotestsrc num-buffers=3 ! venhance model=v1 model-dir={} ! fakesink",
+        folder.display()
+    ));
+    let error = error.unwrap();
+    let licence = "https://huggingface.co/stabilityai/stable-video-diffusion-img2vid";
+    for part in ["venhancer_paper.pt", licence, "HF_TOKEN", "model-dir", "model=lite"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
