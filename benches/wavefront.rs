@@ -23,9 +23,9 @@ use gstvenhance::{
     wavefront::{Check, Conditions, Denoiser, Models, Precision, Seeded, Velocities, Wavefront},
 };
 
-/// What a frame of a window takes a device.
-const FRAME: Duration = Duration::from_micros(200);
-const KEYS: usize = 500;
+/// What a frame of a window takes a device: long, beside the host's own work.
+const FRAME: Duration = Duration::from_millis(1);
+const KEYS: usize = 250;
 const MADE: usize = 2;
 
 /// One device: one evaluation at a time.

@@ -57,7 +57,7 @@ fn tiny() -> Models {
 
 #[test]
 fn memory_stays_flat_over_six_hundred_frames() {
-    let (settings, format) = (toy::settings(Solver::Normal, 3), toy::format(2, false));
+    let (settings, format) = (toy::settings(Solver::Normal, 2), toy::format(2, false));
     let plan = Plan::new(&settings, format, 200, |_, _| 0);
     assert_eq!(plan.frames(), 598);
     let mut enhancer = Wavefront::new(tiny(), settings, Arc::new(Seeded(1)));
