@@ -234,7 +234,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(300))]
+    #![proptest_config(cases(100))]
 
     #[test]
     #[ignore = "takes minutes: scripts/test runs it"]
