@@ -78,8 +78,11 @@ impl Clip {
             let mut first = 0;
             while first < n {
                 let count = (full - frames).min(n - first);
-                // A copy, so that nothing holds on to the whole.
-                waiting.push(slice.narrow(0, first, count)?.copy()?);
+                // A copy of its own, so that nothing holds on to the whole.
+                waiting.push(match count == n {
+                    true => slice.clone(),
+                    false => slice.narrow(0, first, count)?.force_contiguous()?,
+                });
                 (first, frames) = (first + count, frames + count);
                 if frames == full {
                     slices.push(join(std::mem::take(&mut waiting))?);

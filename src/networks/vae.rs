@@ -354,3 +354,28 @@ impl Autoencoder for Vae {
         self.decode_in(self.dtype(precision), &(latents / SCALE)?, check)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::synth;
+
+    #[test]
+    fn a_wide_evaluation_gives_the_same_to_the_precision_of_its_type() {
+        let device = &Device::Cpu;
+        let config = Config { block_out_channels: vec![32; 4], layers_per_block: 1 };
+        let vae = Vae::new(&config, synth::weights("", DType::F32, device)).unwrap();
+        let noise = |name, shape: &[usize]| synth::noise(name, shape, device).unwrap();
+        let (image, latents) = (noise("image", &[1, 3, 16, 16]), noise("latents", &[3, 4, 2, 2]));
+        let run = |precision| {
+            let encoded = Autoencoder::encode(&vae, &image, precision, &|| Ok(())).unwrap();
+            let decoded = Autoencoder::decode(&vae, &latents, precision, &|| Ok(())).unwrap();
+            [encoded.mean, encoded.deviation, decoded]
+        };
+        let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        for (usual, wide) in run(Precision::Usual).iter().zip(run(Precision::Wide)) {
+            let relative = (norm(&(usual - wide).unwrap()) / norm(usual)).sqrt();
+            assert!((1e-4..0.1).contains(&relative), "{relative}");
+        }
+    }
+}

@@ -84,11 +84,6 @@ impl Plan {
         self.frames
     }
 
-    /// Sizes of the frames.
-    pub fn canvas(&self) -> &Canvas {
-        &self.canvas
-    }
-
     /// The most frames of latents in flight, whatever the clip's length: see
     /// [`Sampler::latents`](super::Sampler::latents).
     pub fn latents(&self) -> usize {
@@ -98,11 +93,6 @@ impl Plan {
     /// Output frames that must be there before the first has been sampled.
     pub fn sampled_after(&self) -> usize {
         needed(self.windows, self.evaluations, 0)
-    }
-
-    /// Evaluations of the network for one window.
-    pub fn evaluations(&self) -> usize {
-        self.evaluations
     }
 
     /// Bytes of the sampler's latents, of the hints, of decoded frames, and of the networks.

@@ -82,12 +82,18 @@ impl Part {
 /// A thread's part, how it ended, and from the last one the tail.
 type Ended<T> = (Part, Option<T>, Result<(), Error>);
 
+/// Parts on their threads.
+struct Running<T> {
+    input: SyncSender<Batch>,
+    threads: Vec<JoinHandle<Ended<T>>>,
+}
+
 /// All evaluations of a clip.
 pub struct Sampler<T: Tail> {
     /// Unless they are on their threads.
     parts: Vec<Part>,
     tail: Option<T>,
-    running: Option<(SyncSender<Batch>, Vec<JoinHandle<Ended<T>>>)>,
+    running: Option<Running<T>>,
     control: Control,
 }
 
@@ -154,7 +160,7 @@ impl<T: Tail> Sampler<T> {
         if self.running.is_none() {
             self.run()?;
         }
-        let sent = self.running.as_ref().is_some_and(|(input, _)| input.send(batch).is_ok());
+        let sent = self.running.as_ref().is_some_and(|running| running.input.send(batch).is_ok());
         if sent { Ok(()) } else { self.rest().and(Err(Error::Cancelled)) }
     }
 
@@ -163,7 +169,7 @@ impl<T: Tail> Sampler<T> {
     /// # Errors
     /// As [`push`](Self::push).
     pub fn rest(&mut self) -> Result<(), Error> {
-        let Some((input, threads)) = self.running.take() else {
+        let Some(Running { input, threads }) = self.running.take() else {
             return Ok(());
         };
         drop(input);
@@ -210,7 +216,7 @@ impl<T: Tail> Sampler<T> {
             let (part, result) = last.drain(receiver, &mut |batch| tail.take(batch));
             (part, Some(tail), result)
         })?);
-        self.running = Some((input, threads));
+        self.running = Some(Running { input, threads });
         Ok(())
     }
 }
@@ -228,7 +234,7 @@ fn start<T: Tail>(
 impl<T: Tail> Drop for Sampler<T> {
     fn drop(&mut self) {
         self.control.stop();
-        if let Some((input, threads)) = self.running.take() {
+        if let Some(Running { input, threads }) = self.running.take() {
             drop(input);
             for thread in threads {
                 // What it says was said, or nobody asks any more.

