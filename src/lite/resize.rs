@@ -2,7 +2,7 @@
 //! Lanczos resize of one frame, in bands of rows on all cores.
 
 use fast_image_resize::{
-    FilterType, MulDiv, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image,
+    FilterType, MulDiv, ResizeAlg, ResizeOptions, Resizer, images::TypedImage, pixels::U16x4,
 };
 use rayon::prelude::*;
 
@@ -25,7 +25,9 @@ pub(super) fn resize(
     let failed = |why: String| Error::Resize { from, to: size, why };
     if alpha {
         let mut whole = image(frame.pixels_mut(), from).map_err(failed)?;
-        MulDiv::new().multiply_alpha_inplace(&mut whole).map_err(|e| failed(e.to_string()))?;
+        MulDiv::new()
+            .multiply_alpha_inplace_typed(&mut whole)
+            .map_err(|e| failed(e.to_string()))?;
     }
     let source = image(frame.pixels_mut(), from).map_err(failed)?;
 
@@ -47,9 +49,14 @@ pub(super) fn resize(
                 from.0 as f64,
                 rows as f64 * rows_per_row,
             );
-        Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(e.to_string()))?;
+        // For this one kind of pixels: for all kinds, it would compile for minutes.
+        Resizer::new()
+            .resize_typed(&source, &mut target, &options)
+            .map_err(|e| failed(e.to_string()))?;
         if alpha {
-            MulDiv::new().divide_alpha_inplace(&mut target).map_err(|e| failed(e.to_string()))?;
+            MulDiv::new()
+                .divide_alpha_inplace_typed(&mut target)
+                .map_err(|e| failed(e.to_string()))?;
         }
         Ok(())
     })?;
@@ -57,11 +64,13 @@ pub(super) fn resize(
 }
 
 /// Pixels [h, w, 4] as the resizer takes them.
-fn image(pixels: &mut [u16], (width, height): (usize, usize)) -> Result<Image<'_>, String> {
+fn image(
+    pixels: &mut [u16],
+    (width, height): (usize, usize),
+) -> Result<TypedImage<'_, U16x4>, String> {
     let side = |side: usize| u32::try_from(side).map_err(|e| e.to_string());
     let bytes = bytemuck::cast_slice_mut(pixels);
-    Image::from_slice_u8(side(width)?, side(height)?, bytes, PixelType::U16x4)
-        .map_err(|e| e.to_string())
+    TypedImage::from_buffer(side(width)?, side(height)?, bytes).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
@@ -83,13 +92,13 @@ mod tests {
         let size = (1800, 1140);
         let bands = resize(frame.clone(), size, false, &Cancel::default()).unwrap();
         let source = image(frame.pixels_mut(), (300, 190)).unwrap();
-        let mut whole = Image::new(size.0 as u32, size.1 as u32, PixelType::U16x4);
+        let mut whole = TypedImage::<U16x4>::new(size.0 as u32, size.1 as u32);
         let options = ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
             .use_alpha(false);
-        Resizer::new().resize(&source, &mut whole, &options).unwrap();
-        let whole: &[u16] = bytemuck::cast_slice(whole.buffer());
-        let off = bands.pixels().iter().zip(whole).map(|(a, b)| a.abs_diff(*b)).max();
+        Resizer::new().resize_typed(&source, &mut whole, &options).unwrap();
+        let whole = whole.pixels().iter().flat_map(|pixel| pixel.0);
+        let off = bands.pixels().iter().zip(whole).map(|(a, b)| a.abs_diff(b)).max();
         assert!(off <= Some(1), "{off:?} of 65535");
     }
 
