@@ -34,6 +34,16 @@ pub enum Error {
         /// What to do.
         instead: String,
     },
+    /// Weights that cannot be had, or that cannot be used.
+    #[error("{tried} failed: {why}; {instead}")]
+    Weights {
+        /// What was tried, and on what.
+        tried: String,
+        /// What went wrong.
+        why: String,
+        /// What to do.
+        instead: String,
+    },
     /// The system has no memory for a frame.
     #[error(
         "no memory for a frame of {width}×{height} ({bytes} bytes); use a smaller up-scale, a smaller \

@@ -4,6 +4,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Check,
@@ -26,7 +27,8 @@ const COLOURS: usize = 3;
 pub const SCALE: f64 = 0.18215;
 
 /// The size of an autoencoder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// Channels of each level; each but the last halves both sides.
     pub block_out_channels: Vec<usize>,

@@ -5,6 +5,7 @@ mod tokenizer;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
 
 pub use tokenizer::{CONTEXT, Tokenizer, Tokens};
 
@@ -15,7 +16,8 @@ use crate::ops::{LayerNorm, Linear, attention, gelu};
 const VOCABULARY: usize = 49_408;
 
 /// The size of a text tower.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// Channels of a token.
     pub width: usize,

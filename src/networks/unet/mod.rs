@@ -12,6 +12,7 @@ use std::iter::repeat_n;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
 
 pub use budget::peak_bytes;
 pub use prompted::Prompted;
@@ -30,7 +31,8 @@ use crate::{
 };
 
 /// The size of a denoiser.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// Channels of the latents.
     pub latents: usize,

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Loading takes little more memory than what is loaded. Alone in its process: the allocator counts
+//! everything.
+
+#[path = "common/torch.rs"]
+mod torch;
+
+use std::{path::Path, sync::Mutex};
+
+use candle_core::{DType, Device};
+use gstvenhance::{
+    engine::Cancel,
+    networks::unet::Denoiser,
+    weights::{Checkpoint, Config, Source, Version, keys::Keys, locate, synthesize},
+};
+use peak_alloc::PeakAlloc;
+use torch::{Pickle, Tensor, state_dict};
+
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+/// Keeps the tests of this file apart.
+static ONE: Mutex<()> = Mutex::new(());
+
+const MIB: usize = 1 << 20;
+
+/// The peak while `load` runs, beyond what it leaves, in bytes.
+fn excess<T>(load: impl FnOnce() -> T) -> (T, usize) {
+    MEMORY.reset_peak_usage();
+    let loaded = load();
+    let (peak, held) = (MEMORY.peak_usage(), MEMORY.current_usage());
+    eprintln!("held {} MiB, at most {} MiB", held / MIB, peak / MIB);
+    (loaded, peak - held)
+}
+
+/// 48 tensors of 4 MiB in f32.
+fn write(path: &Path) -> Keys {
+    const SIDE: usize = 1024;
+    let names: Vec<_> = (0..48).map(|n| format!("{n:02}")).collect();
+    let tensors: Vec<_> = names
+        .iter()
+        .map(|name| {
+            let (shape, strides) = (&[SIDE, SIDE], &[SIDE, 1]);
+            let length = SIDE * SIDE;
+            let kind = "FloatStorage";
+            (name.as_str(), Tensor { kind, storage: name, length, offset: 0, shape, strides })
+        })
+        .collect();
+    let bytes = [0, 0, 0x80, 0x3f].repeat(SIDE * SIDE);
+    let storages: Vec<_> = names.iter().map(|name| (name.as_str(), bytes.as_slice())).collect();
+    torch::write(path, &state_dict(Pickle::new(), &tensors).end(), &storages);
+    names.into_iter().map(|name| (name, vec![SIDE, SIDE])).collect()
+}
+
+#[test]
+fn tensors_are_copied_and_loaded_one_by_one() {
+    let _one = ONE.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.pt");
+    let keys = write(&path);
+    let checkpoint = Checkpoint { path, unused: Vec::new() };
+    // The first makes the copy.
+    for _ in 0..2 {
+        let (loaded, excess) = excess(|| {
+            let cancel = Cancel::default();
+            let weights = checkpoint.open(&keys, DType::F32, &Device::Cpu, &cancel).unwrap();
+            let load = |(name, shape): (&String, &Vec<usize>)| weights.get(shape.as_slice(), name);
+            keys.iter().map(load).collect::<Result<Vec<_>, _>>().unwrap()
+        });
+        assert_eq!(loaded.len(), 48);
+        // Four tensors of 192 MiB.
+        assert!(excess < 16 * MIB, "{} MiB", excess / MIB);
+    }
+}
+
+/// Takes 8 GB of disk and 9 GB of memory:
+/// `cargo test --test weights_memory -- --ignored --nocapture`
+#[test]
+#[ignore = "takes minutes and gigabytes"]
+fn the_published_denoiser_loads_with_less_than_a_gib_above_its_own() {
+    let _one = ONE.lock();
+    let folder = tempfile::tempdir().unwrap();
+    synthesize(folder.path(), &Config::full(), DType::F16).unwrap();
+    let cancel = Cancel::default();
+    let source = Source::Folder(folder.path().into());
+    let files = locate(&source, Version::V1, &cancel, &mut |_| ()).unwrap();
+    let keys = files.config.unet_keys().unwrap();
+    let (denoiser, excess) = excess(|| {
+        let weights = files.unet.open(&keys, DType::F16, &Device::Cpu, &cancel).unwrap();
+        Denoiser::new(&files.config.unet, weights).unwrap()
+    });
+    drop(denoiser);
+    assert!(excess < 1024 * MIB, "{} MiB", excess / MIB);
+}
