@@ -62,6 +62,22 @@ impl Session {
         self.interrupts.load(Ordering::Relaxed) > 0
     }
 
+    /// What would be done with a file, for people.
+    pub fn plan(&self, input: &Path) -> Result<String, Failure> {
+        let source = Source::open(input)?;
+        let enhancer = self.enhancer.downcast_ref::<gstvenhance::VEnhance>();
+        let info = gst_video::VideoInfo::from_caps(&source.video.caps);
+        let (Some(enhancer), Ok(info)) = (enhancer, info) else {
+            return Err(Failure::input(input, "its size is not known"));
+        };
+        let fps = (info.fps().numer().max(0) as u32, info.fps().denom().max(1) as u32);
+        let seconds = source.duration.unwrap_or(ClockTime::ZERO).seconds_f64();
+        let keys = (seconds * f64::from(fps.0) / f64::from(fps.1)).round() as usize;
+        let size = (info.width() as usize, info.height() as usize);
+        let plan = enhancer.plan(size, fps, keys);
+        plan.map_err(|error| Failure::new(Kind::Model, error.to_string()))
+    }
+
     /// Sets the prompt of a video, and gives it if it is its own. `index` counts the videos.
     fn prompt(&self, input: &Path, index: usize) -> Result<Option<String>, Failure> {
         let read = |path: &Path| {
@@ -86,7 +102,10 @@ impl Session {
                 let line = text.lines().nth(index).map(|line| line.trim().to_owned());
                 line.ok_or_else(|| {
                     let lines = text.lines().count();
-                    Failure::input(path, format!("it has {lines} lines, fewer than there are videos"))
+                    Failure::input(
+                        path,
+                        format!("it has {lines} lines, fewer than there are videos"),
+                    )
                 })?
             }
         };
@@ -349,9 +368,10 @@ impl Session {
                         }
                     }
                     gst::MessageView::Element(element) => {
-                        if let (Some(download), Some((_, report))) =
-                            (element.structure().filter(|s| s.has_name("venhance-download")), &mut work)
-                        {
+                        if let (Some(download), Some((_, report))) = (
+                            element.structure().filter(|s| s.has_name("venhance-download")),
+                            &mut work,
+                        ) {
                             report.download(download);
                         }
                         let unit = element

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a model can compute on.
 
+use candle_core::DType;
+
 use crate::engine::Error;
 
 /// A place to compute.
@@ -15,6 +17,14 @@ impl Device {
     /// The first CUDA device if there is one, else the CPU.
     pub(super) fn best() -> Self {
         cuda_usable(0).map_or(Self::Cpu, |()| Self::Cuda(0))
+    }
+
+    /// The type of numbers that networks have there.
+    pub(super) fn dtype(self) -> DType {
+        match self {
+            Self::Cpu => DType::F32,
+            Self::Cuda(_) => DType::F16,
+        }
     }
 
     /// The device to compute with.

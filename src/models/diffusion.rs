@@ -3,19 +3,19 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::{Device, Note};
 use crate::{
-    engine::{Cancel, Error, Model, Options, POSITIVE_PROMPT},
+    engine::{Cancel, Error, Format, Model, Options, POSITIVE_PROMPT},
     networks::{
         text::{TextTower, Tokenizer},
-        unet::{Denoiser, Prompted},
+        unet::{self, Denoiser, Prompted},
         vae::Vae,
     },
-    wavefront::{self, Models, Seeded, Settings, Wavefront},
-    weights::{self, Checkpoint, Files, Hub, Source, Version, keys::Keys},
+    wavefront::{self, Models, Plan, Seeded, Settings, Wavefront},
+    weights::{self, Checkpoint, Config, Files, Hub, Source, Version, keys::Keys},
 };
 
 /// What is asked of a diffusion model.
@@ -41,6 +41,17 @@ impl Request {
 
     pub(super) fn is_on_cpu(&self) -> bool {
         self.devices.contains(&Device::Cpu)
+    }
+
+    fn source(&self) -> Result<Source, Error> {
+        match &self.options.model_dir {
+            Some(folder) => Ok(Source::Folder(folder.clone())),
+            None => Hub::from_env().map(Source::Hub),
+        }
+    }
+
+    fn settings(&self, config: &Config) -> Settings {
+        Settings { smallest: config.min_padded, ..Settings::from(&self.options) }
     }
 }
 
@@ -83,7 +94,7 @@ impl Networks {
     }
 }
 
-/// One network, in the type of numbers that its device is fast with.
+/// One network.
 fn load<T>(
     name: &str,
     file: &Checkpoint,
@@ -94,10 +105,7 @@ fn load<T>(
 ) -> Result<T, Error> {
     cancel.check()?;
     let what = format!("loading the {name}");
-    let dtype = match device {
-        Device::Cpu => DType::F32,
-        Device::Cuda(_) => DType::F16,
-    };
+    let dtype = device.dtype();
     let device = device.open().map_err(|error| failed(&what, cancel, &error))?;
     let vb = file.open(keys, dtype, &device, cancel)?;
     network(vb).map_err(|error| failed(&what, cancel, &error))
@@ -111,12 +119,8 @@ pub(super) fn build(
     note: &mut dyn FnMut(Note),
 ) -> Result<(Wavefront, Networks), Error> {
     let Request { version, devices, options } = request;
-    let source = match &options.model_dir {
-        Some(folder) => Source::Folder(folder.clone()),
-        None => Source::Hub(Hub::from_env()?),
-    };
     let mut download = |progress| note(Note::Download(progress));
-    let files = weights::locate(&source, *version, cancel, &mut download)?;
+    let files = weights::locate(&request.source()?, *version, cancel, &mut download)?;
     let same = |networks: &Networks| networks.files == files && networks.devices == *devices;
     let networks = match before.filter(same) {
         Some(networks) => networks,
@@ -134,9 +138,22 @@ pub(super) fn build(
         denoisers: networks.denoisers.iter().map(prompted).collect::<Result<_, _>>()?,
         decoder: networks.decoder.clone(),
     };
-    let smallest = networks.files.config.min_padded;
-    let settings = Settings { smallest, ..Settings::from(options) };
+    let settings = request.settings(&networks.files.config);
     Ok((Wavefront::new(models, settings, Arc::new(Seeded(options.seed))), networks))
+}
+
+/// What a clip of `keys` frames takes.
+pub(super) fn plan(request: &Request, format: Format, keys: usize) -> Result<Plan, Error> {
+    let config = weights::sizes(&request.source()?)?;
+    let settings = request.settings(&config);
+    let dtype = request.devices[0].dtype();
+    let count =
+        |keys: Keys| keys.values().map(|shape| shape.iter().product::<usize>()).sum::<usize>();
+    let weights = (count(config.unet_keys()?) + count(config.vae_keys()?)) * dtype.size_in_bytes();
+    let branches = if settings.guidance.guided() { 2 } else { 1 };
+    Ok(Plan::new(&settings, format, keys, |frames, latent| {
+        weights + unet::peak_bytes(&config.unet, frames, latent, branches, dtype)
+    }))
 }
 
 /// What the prompt and the negative prompt mean, [2, 77, c]. The text tower is there for no longer.

@@ -5,7 +5,7 @@ mod device;
 mod diffusion;
 
 use crate::{
-    engine::{Cancel, Enhancer, Error, Model, Options},
+    engine::{Cancel, Enhancer, Error, Format, Model, Options},
     lite::Lite,
     weights,
 };
@@ -49,6 +49,30 @@ pub fn choose(options: &Options) -> Result<Choice, Error> {
         reason += "; on a CPU the published model takes hours for a second of video";
     }
     Ok(Choice { model, reason, request })
+}
+
+/// What a model will do with a clip of `keys` frames, and what it needs, for people. Takes no weights.
+///
+/// # Errors
+/// [`Error::Weights`] if a folder's model is none.
+pub fn plan(choice: &Choice, format: Format, keys: usize) -> Result<String, Error> {
+    let Choice { model, reason, request } = choice;
+    let plan = match request {
+        Some(request) => diffusion::plan(request, format, keys)?.to_string(),
+        None => {
+            let Format { input, output, made, .. } = format;
+            format!(
+                "output: {} frames, {} for each before\nsize: {}×{} to {}×{}",
+                keys + made * keys.saturating_sub(1),
+                made + 1,
+                input.0,
+                input.1,
+                output.0,
+                output.1
+            )
+        }
+    };
+    Ok(format!("model: {model} ({reason})\n{plan}"))
 }
 
 /// What there is to say while a model is loaded.

@@ -689,6 +689,21 @@ impl VEnhance {
         );
     }
 
+    /// See [`super::VEnhance::plan`].
+    pub(super) fn plan(
+        &self,
+        input: (usize, usize),
+        fps: (u32, u32),
+        keys: usize,
+    ) -> Result<String, engine::Error> {
+        let Settings { up_scale, target_fps, options } = lock(&self.settings).clone();
+        let choice = models::choose(&options)?;
+        let output = options.output_size(choice.model, input, up_scale);
+        let made = engine::made_frames(caps::rate(target_fps), fps);
+        let format = engine::Format { input, output, made, alpha: false };
+        models::plan(&choice, format, keys)
+    }
+
     /// The model that runs, or that will as far as it is known.
     fn model(&self) -> engine::Model {
         let active: Option<engine::Model> = (*lock(&self.active_model)).into();

@@ -11,7 +11,7 @@ mod settings;
 mod timeline;
 mod worker;
 
-use gst::{glib, prelude::*};
+use gst::{glib, prelude::*, subclass::prelude::*};
 
 use crate::engine;
 
@@ -96,6 +96,22 @@ glib::wrapper! {
     /// The element; see the README for its properties and the pipelines it is made for.
     pub struct VEnhance(ObjectSubclass<imp::VEnhance>)
         @extends gst_base::BaseTransform, gst::Element, gst::Object;
+}
+
+impl VEnhance {
+    /// What the element would do, as it is set, with a clip of `keys` frames of size (w, h) at a rate
+    /// (numerator, denominator): for people. Takes no weights.
+    ///
+    /// # Errors
+    /// On settings that cannot be used.
+    pub fn plan(
+        &self,
+        input: (usize, usize),
+        fps: (u32, u32),
+        keys: usize,
+    ) -> Result<String, engine::Error> {
+        imp::VEnhance::from_obj(self).plan(input, fps, keys)
+    }
 }
 
 pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {

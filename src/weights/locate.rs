@@ -47,7 +47,7 @@ pub fn locate(
     let [unet, vae, text] = match source {
         Source::Hub(hub) => hub.fetch(version, cancel, progress)?,
         Source::Folder(folder) if folder.join(CONFIG).is_file() => {
-            let config = Config::read(&folder.join(CONFIG))?;
+            let config = sizes(source)?;
             let parts = [UNET, VAE, TEXT].map(|name| folder.join(name));
             if let Some(missing) = parts.iter().find(|path| !path.is_file()) {
                 return Err(Error::Weights {
@@ -61,6 +61,19 @@ pub fn locate(
         Source::Folder(folder) => published_in(folder, version)?,
     };
     Ok(files(Config::full(), [unet, vae, text]))
+}
+
+/// The sizes of a model, without its weights.
+///
+/// # Errors
+/// [`Error::Weights`] if a folder's `config.json` cannot be used.
+pub fn sizes(source: &Source) -> Result<Config, Error> {
+    match source {
+        Source::Folder(folder) if folder.join(CONFIG).is_file() => {
+            Config::read(&folder.join(CONFIG))
+        }
+        _ => Ok(Config::full()),
+    }
 }
 
 fn files(config: Config, [unet, vae, text]: [PathBuf; 3]) -> Files {

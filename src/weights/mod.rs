@@ -19,7 +19,7 @@ mod torch;
 pub use checkpoint::Checkpoint;
 pub use folder::{Config, synthesize};
 pub use hub::Hub;
-pub use locate::{Files, Source, locate};
+pub use locate::{Files, Source, locate, sizes};
 pub use published::Version;
 
 use std::{io, path::Path};
