@@ -78,9 +78,8 @@ mod tests {
         let conditions =
             Conditions { t: 500.0, hint: &hint, t_hint: 199.0, s_cond: 8.0, mask: &mask };
         let denoiser = Denoiser::new(&config, synth::weights("", DType::F32, device)).unwrap();
-        let context = |name| denoiser.context(&noise(name, &[1, 77, 16])).unwrap();
-        let (prompt, negative) = (context("prompt"), context("negative"));
-        let prompted = Prompted { denoiser, prompt, negative };
+        let prompts = noise("prompts", &[2, 77, 16]);
+        let prompted = Prompted::new(Arc::new(denoiser), &prompts).unwrap();
         let run = |precision, guided| {
             prompted.velocities(&x, &conditions, guided, precision, &|| Ok(())).unwrap()
         };
