@@ -847,14 +847,12 @@ fn no_byte_of_a_header_can_bring_the_reader_down() {
     let file = counting(pickle, 12);
     let bytes = fs::read(file.path()).unwrap();
     for position in 0..bytes.len() {
-        for change in [0xff, 0x01, 0x80] {
-            let mut changed = bytes.clone();
-            changed[position] ^= change;
-            fs::write(file.path(), &changed).unwrap();
-            // Read or refused: most bytes change nothing that is looked at.
-            let _ = file.open(&[("a", &[12])]);
-            let _ = fs::remove_file(file.copy());
-        }
+        let mut changed = bytes.clone();
+        changed[position] ^= 0xff;
+        fs::write(file.path(), &changed).unwrap();
+        // Read or refused: most bytes change nothing that is looked at.
+        let _ = file.open(&[("a", &[12])]);
+        let _ = fs::remove_file(file.copy());
     }
 }
 

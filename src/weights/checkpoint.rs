@@ -154,10 +154,8 @@ fn create_in_folder(path: &Path) -> io::Result<File> {
 fn stamp(path: &Path) -> Result<HashMap<String, String>> {
     let file = fs::metadata(path)?;
     let modified = file.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(HashMap::from([
-        ("source_bytes".into(), file.len().to_string()),
-        ("source_modified_ns".into(), modified.as_nanos().to_string()),
-    ]))
+    let stamp = format!("{} bytes, changed at {} ns", file.len(), modified.as_nanos());
+    Ok(HashMap::from([("source".into(), stamp)]))
 }
 
 /// A copy, if it is one of the file as it is now, and holds what is needed.
