@@ -5,6 +5,7 @@ mod common;
 
 use std::{
     path::{Path, PathBuf},
+    process::Command,
     sync::{Arc, Mutex},
 };
 
@@ -199,5 +200,69 @@ fn missing_weights_are_an_error_that_says_how_to_have_them() {
     let licence = "https://huggingface.co/stabilityai/stable-video-diffusion-img2vid";
     for part in ["venhancer_paper.pt", licence, "HF_TOKEN", "model-dir", "model=lite"] {
         assert!(error.contains(part), "{error}");
+    }
+}
+
+/// What the application, run in the room, says on standard output.
+fn enhance(room: &Room, arguments: &[&str]) -> String {
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.parent().unwrap().with_file_name("examples/enhance");
+    let output = Command::new(program).current_dir(&room.0).args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The decoded pixels of a video.
+fn pixels(file: &Path) -> Vec<u8> {
+    let raw = file.with_extension("raw");
+    run(&format!(
+        "filesrc location={} ! decodebin ! videoconvert ! video/x-raw,format=RGB ! filesink location={}",
+        file.display(),
+        raw.display()
+    ));
+    std::fs::read(raw).unwrap()
+}
+
+#[test]
+fn the_application_takes_the_command_line_of_the_reference() {
+    let room = Room::new();
+    let script = |rest: &[&str]| {
+        let all = "--version v2 --model_path model --up_scale 3 --target_fps 24 --noise_aug 250 \
+            --solver_mode normal --steps 1 --cfg 7.5 --s_cond 8 --min-height 0 --overwrite";
+        enhance(&room, &all.split_whitespace().chain(rest.iter().copied()).collect::<Vec<_>>());
+    };
+    let one = ["--input_path", "in.mp4", "--save_dir", "results"];
+    let results = room.path("results");
+    script(&[&one[..], &["--prompt", "a red balloon"]].concat());
+    let given = pixels(&results.join("in.mp4"));
+    assert_eq!(given.len(), 10 * 108 * 72 * 3);
+
+    // A text file beside the video is its prompt.
+    std::fs::write(room.path("in.txt"), "a red balloon\n").unwrap();
+    script(&one);
+    assert_eq!(pixels(&results.join("in.mp4")), given);
+    script(&[&one[..], &["--filename_as_prompt"]].concat());
+    let named = pixels(&results.join("in.mp4"));
+    assert_ne!(named, given);
+
+    // A line for each video of a folder.
+    std::fs::create_dir(room.path("videos")).unwrap();
+    for name in ["a.mp4", "b.mp4"] {
+        std::fs::copy(room.path("in.mp4"), room.path("videos").join(name)).unwrap();
+    }
+    std::fs::write(room.path("prompts"), "in\na red balloon\n").unwrap();
+    script(&["--input_path", "videos", "--save_dir", "results", "--prompt_path", "prompts"]);
+    assert_eq!(pixels(&results.join("a.mp4")), named);
+    assert_eq!(pixels(&results.join("b.mp4")), given);
+}
+
+#[test]
+fn the_application_says_what_it_would_do() {
+    let room = Room::new();
+    let options = "in.mp4 --plan --model v1 --model-dir model --up-scale 3 --min-height 0";
+    let plan = enhance(&room, &options.split(' ').collect::<Vec<_>>());
+    for part in ["10 frames", "36×24 to 108×72, padded to 128×80", "14 a window", "GiB"] {
+        assert!(plan.contains(part), "{part} is not in {plan}");
     }
 }
