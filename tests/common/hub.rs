@@ -72,7 +72,8 @@ pub fn sha256(bytes: &[u8]) -> String {
 
 impl Files {
     pub fn new() -> Self {
-        let bytes = |seed: usize, count: usize| (0..count).map(|n| ((n * seed) >> 7) as u8).collect();
+        let bytes =
+            |seed: usize, count: usize| (0..count).map(|n| ((n * seed) >> 7) as u8).collect();
         Self(BTreeMap::from([
             (UNET.into(), bytes(31, 700_000)),
             (VAE.into(), bytes(37, 300_000)),
