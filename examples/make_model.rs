@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Makes a folder that is a model, with synthetic weights, to try the element with without a download:
-//! what comes out of it is noise. The sizes are tiny unless others are given.
+//! Makes a folder that is a model, with synthetic weights, to try things without a download: what comes
+//! out of it is noise. The sizes are tiny unless others are given.
 //!
 //! ```text
 //! cargo run --example make_model -- tiny
-//! gst-launch-1.0 videotestsrc num-buffers=4 ! venhance model=v1 model-dir=tiny ! fakesink
 //! ```
 
 use std::{path::PathBuf, process::ExitCode};
@@ -28,7 +27,7 @@ enum Precision {
 struct Args {
     /// Where to make it.
     folder: PathBuf,
-    /// The sizes of the published model; the other sizes are ignored. 4.9 GB in f16.
+    /// The sizes of the published model; the other sizes are ignored. 5 GB in f16.
     #[arg(long)]
     full: bool,
     #[arg(long, value_enum, default_value = "f32")]

@@ -176,6 +176,20 @@ fn what_another_process_left_is_gone_on_with_and_dropped_if_it_is_wrong() {
     }
 }
 
+#[test]
+fn bytes_that_are_here_under_a_good_name_are_looked_at_before_they_get_another() {
+    for (bytes, gets) in [(published_part(UNET, 700_000), 0), (vec![7; 700_000], 1)] {
+        let (cache, published) = (Cache::new(), hub::Files::new());
+        let answers = published.clone();
+        let server = Server::start(move |request| answers.answer(request));
+        let blob = cache.blob(UNET, &published.0[UNET]);
+        fs::create_dir_all(blob.parent().unwrap()).unwrap();
+        fs::write(blob, bytes).unwrap();
+        assert_right(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
+        assert_eq!(server.gets("venhancer_paper.pt").len(), gets);
+    }
+}
+
 fn published_part(name: &str, length: usize) -> Vec<u8> {
     hub::Files::new().0[name][..length].to_vec()
 }

@@ -76,7 +76,7 @@ fn tensors_are_copied_and_loaded_one_by_one() {
     }
 }
 
-/// Takes 8 GB of disk and 9 GB of memory:
+/// Takes 5 GB of disk and 4 GB of memory:
 /// `cargo test --test weights_memory -- --ignored --nocapture`
 #[test]
 #[ignore = "takes minutes and gigabytes"]

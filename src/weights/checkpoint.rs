@@ -65,17 +65,21 @@ impl Checkpoint {
         Error::Weights {
             tried: format!("reading {}", self.path.display()),
             why: reason(error),
-            instead:
-                "delete the file and let it be downloaded again, or set model-dir to a folder with \
-                      the right one"
-                    .into(),
+            instead: match is_io(error) {
+                true => "see that the file can be read, and that there is room for its copy".into(),
+                false => {
+                    "delete the file and let it be downloaded again, or set model-dir to a folder \
+                          with the right one"
+                        .into()
+                }
+            },
         }
     }
 
     fn map(&self, needed: &Keys, cancel: &Cancel) -> Result<MmapedSafetensors> {
-        let mut magic = [0; 4];
-        File::open(&self.path)?.read_exact(&mut magic)?;
-        match &magic {
+        let mut magic = Vec::new();
+        File::open(&self.path)?.take(4).read_to_end(&mut magic)?;
+        match magic.as_slice() {
             b"PK\x03\x04" => self.map_copy(needed, cancel),
             // A pickle: what PyTorch wrote before version 1.6.
             [0x80, ..] => candle_core::bail!(
@@ -110,13 +114,13 @@ impl Checkpoint {
         }
         let archive = Archive::open(&self.path)?;
         self.check(needed, archive.keys())?;
-        let mut refused = None;
+        let mut refused = Vec::new();
         for place in &places {
             let lock_path = with_suffix(place, ".lock");
             let lock = match create_in_folder(&lock_path) {
                 Ok(lock) => lock,
                 Err(error) => {
-                    refused.get_or_insert(error);
+                    refused.push(format!("{}: {error}", place.display()));
                     continue;
                 }
             };
@@ -128,8 +132,8 @@ impl Checkpoint {
             copy(&archive, place, &stamp, needed, cancel)?;
             return map(place);
         }
-        let why = refused.map(|error| error.to_string()).unwrap_or_default();
-        candle_core::bail!("its copy can be written to none of {places:?}: {why}")
+        let why = format!("its copy has no place: {}", refused.join("; "));
+        Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, why).into())
     }
 
     /// Where the copy may be.
@@ -182,15 +186,23 @@ fn copy(
     let folder = path.parent().unwrap_or(Path::new("."));
     let (need, free) = (store::bytes(needed, DType::F16), free_space(folder)?);
     if free < need {
-        candle_core::bail!(
-            "its copy in f16 needs {need} bytes in {}, which has {free}: make room there",
-            folder.display()
-        );
+        let folder = folder.display();
+        let why = format!("its copy needs {need} bytes in {folder}, whose disk has {free} free");
+        return Err(io::Error::new(io::ErrorKind::StorageFull, why).into());
     }
     store::write(path, needed, DType::F16, stamp.clone(), |name, shape| {
         cancel.check().map_err(candle_core::Error::wrap)?;
         Tensor::from_vec(archive.read(name)?, shape, &Device::Cpu)
     })
+}
+
+/// Whether it is the system that failed, not what the file holds.
+fn is_io(error: &candle_core::Error) -> bool {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. }
+        | candle_core::Error::WithPath { inner, .. } => is_io(inner),
+        error => matches!(error, candle_core::Error::Io(_)),
+    }
 }
 
 /// Names and shapes.

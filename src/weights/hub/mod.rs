@@ -196,8 +196,10 @@ impl Hub {
         let lock_path = locks.join(format!("{}.lock", remote.sha256));
         let lock = lock::create(&lock_path).map_err(|error| disk(&lock_path, &error))?;
         lock::wait(&lock, &lock_path, client.cancel)?;
-        // Another process may have downloaded it meanwhile.
-        if !fs::metadata(&blob).is_ok_and(|file| file.len() == remote.size) {
+        // It may be there for another commit, or another process may have downloaded it meanwhile.
+        let whole =
+            blob.is_file() && Partial::open(blob.clone(), client.cancel)?.sha256() == remote.sha256;
+        if !whole {
             let path = with_suffix(&blob, ".incomplete");
             let mut partial = Partial::open(path, client.cancel)?;
             client.pull(remote, &mut partial, &mut |length| meter.at(length))?;

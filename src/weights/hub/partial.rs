@@ -21,7 +21,7 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Goes on with what is there.
+    /// Reads what is there, to go on with.
     pub(super) fn open(path: PathBuf, cancel: &Cancel) -> Result<Self, Failure> {
         let failed = |error: io::Error| disk(&path, &error);
         let mut file = File::options()
