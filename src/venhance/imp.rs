@@ -46,11 +46,12 @@ use super::{
     worker::{Item, Queue},
 };
 use crate::{
-    engine::{self, Cancel},
-    models::{self, Choice, Loaded},
+    engine::Cancel,
+    models::{self, Loaded},
 };
 
 mod compute;
+mod model;
 mod push;
 
 use push::{Pack, Pushed};
@@ -674,60 +675,6 @@ impl VEnhance {
         self.src_pad().start_task(step).map_err(|error| {
             gst::error_msg!(gst::ResourceError::Failed, ("no task can be started: {error}"))
         })
-    }
-
-    /// Says which model runs, and why.
-    fn announce(&self, choice: &Choice) {
-        gst::info!(CAT, imp = self, "{}", choice.reason);
-        *lock(&self.active_model) = choice.model.into();
-        self.obj().notify("active-model");
-        self.post(
-            gst::Structure::builder("venhance-model")
-                .field("model", choice.model.to_string())
-                .field("reason", &choice.reason)
-                .build(),
-        );
-    }
-
-    /// See [`super::VEnhance::plan`].
-    pub(super) fn plan(
-        &self,
-        input: (usize, usize),
-        fps: (u32, u32),
-        keys: usize,
-    ) -> Result<String, engine::Error> {
-        let Settings { up_scale, target_fps, options } = lock(&self.settings).clone();
-        let choice = models::choose(&options)?;
-        let output = options.output_size(choice.model, input, up_scale);
-        let made = engine::made_frames(caps::rate(target_fps), fps);
-        let format = engine::Format { input, output, made, alpha: false };
-        models::plan(&choice, format, keys)
-    }
-
-    /// The model that runs, or that will as far as it is known.
-    fn model(&self) -> engine::Model {
-        let active: Option<engine::Model> = (*lock(&self.active_model)).into();
-        active.or(lock(&self.settings).options.model).unwrap_or(engine::Model::Lite)
-    }
-
-    /// Says that the output is not of the size that up-scale asks for.
-    fn warn_of_size(&self, input: &VideoInfo, output: &VideoInfo) {
-        let scale = lock(&self.settings).up_scale;
-        let height = engine::scaled_side(input.height() as usize, scale) as u32;
-        // By more than the rounding to even sides.
-        if self.model() == engine::Model::Lite || height.abs_diff(output.height()) <= 1 {
-            return;
-        }
-        let property = if output.height() > height { "min-height" } else { "max-pixels" };
-        gst::element_imp_warning!(
-            self,
-            gst::StreamError::Format,
-            (
-                "up-scale={scale} asks for a height of {height}; {property} makes it {}: \
-                 {property}=0 lifts that",
-                output.height()
-            )
-        );
     }
 
     fn post(&self, structure: gst::Structure) {
