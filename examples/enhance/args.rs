@@ -39,7 +39,7 @@ pub enum Prompts {
 }
 
 /// What the reference's script calls properties of the element.
-const REFERENCE: [(&str, &str); 9] = [
+const REFERENCE: [(&str, &str); 8] = [
     ("model", "version"),
     ("model-dir", "model_path"),
     ("up-scale", "up_scale"),
@@ -48,7 +48,6 @@ const REFERENCE: [(&str, &str); 9] = [
     ("solver", "solver_mode"),
     ("guidance-scale", "cfg"),
     ("downscale-cond", "s_cond"),
-    ("negative-prompt", "negative_prompt"),
 ];
 
 const ABOUT: &str = "Makes video larger, smoother and cleaner; sound, subtitles and tags stay.

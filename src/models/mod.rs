@@ -46,7 +46,7 @@ pub fn choose(options: &Options) -> Result<Choice, Error> {
         });
     }
     if request.as_ref().is_some_and(Request::is_on_cpu) {
-        reason += "; on a CPU the published model takes hours for a second of video";
+        reason += "; on a CPU the published model is far too slow for real use";
     }
     Ok(Choice { model, reason, request })
 }
