@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a frame costs in the element, beside GStreamer's own `videoconvert ! videoscale`.
+//! What a frame of the input costs in the element, beside GStreamer's own `videoconvert ! videoscale`.
 //!
 //! Output is always 1280×720 I420. "own" enlarges nothing: what is left is the element's way through
 //! 16-bit R'G'B' and its queue.
@@ -17,10 +17,16 @@ fn bench(c: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     let scale = "videoconvert ! videoscale method=lanczos \
                  ! capsfilter caps=video/x-raw,width=1280,height=720";
-    for (name, elements, (width, height)) in [
-        ("own, 720p", "venhance up-scale=1 target-fps=0/1", (1280, 720)),
-        ("lite, 360p to 720p", "venhance up-scale=2 target-fps=0/1", (640, 360)),
-        ("videoconvert ! videoscale, 360p to 720p", scale, (640, 360)),
+    for (name, elements, (width, height), outputs) in [
+        ("own, 720p", "venhance up-scale=1 target-fps=0/1", (1280, 720), 1),
+        ("lite, 360p to 720p", "venhance model=lite up-scale=2 target-fps=0/1", (640, 360), 1),
+        (
+            "lite, 360p to 720p, and one made",
+            "venhance model=lite up-scale=2 target-fps=60",
+            (640, 360),
+            2,
+        ),
+        ("videoconvert ! videoscale, 360p to 720p", scale, (640, 360), 1),
     ] {
         let caps = gst::Caps::builder("video/x-raw")
             .field("format", "I420")
@@ -29,25 +35,24 @@ fn bench(c: &mut Criterion) {
             .field("framerate", gst::Fraction::new(30, 1))
             .build();
         let info = gst_video::VideoInfo::from_caps(&caps).unwrap();
-        let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
-        for (i, byte) in buffer.get_mut().unwrap().map_writable().unwrap().iter_mut().enumerate() {
-            *byte = 16 + (i * 7 / 5 % 200) as u8;
-        }
+        let buffers: Vec<_> = (0..8).map(|n| picture(&info, 3 * n)).collect();
         let mut harness = gst_check::Harness::new_parse(elements);
         harness.set_src_caps(caps);
-        let mut next = 0;
+        let (mut pushed, mut pulled) = (0, 0);
         group.bench_function(name, |b| {
             b.iter_custom(|iterations| {
                 let start = Instant::now();
                 for _ in 0..iterations.div_ceil(FRAMES) {
                     for _ in 0..FRAMES {
-                        let mut frame = buffer.copy();
-                        frame.make_mut().set_pts(gst::ClockTime::SECOND * next / 30);
-                        next += 1;
+                        let mut frame = buffers[pushed as usize % buffers.len()].copy();
+                        frame.make_mut().set_pts(gst::ClockTime::SECOND * pushed / 30);
+                        pushed += 1;
                         harness.push(frame).unwrap();
                     }
-                    for _ in 0..FRAMES {
+                    // Nothing is made before the first frame.
+                    while pulled < outputs * pushed - (outputs - 1) {
                         harness.pull().unwrap();
+                        pulled += 1;
                     }
                 }
                 // Criterion divides by its own number.
@@ -57,6 +62,17 @@ fn bench(c: &mut Criterion) {
         });
     }
     group.finish();
+}
+
+/// A texture, so far to the right.
+fn picture(info: &gst_video::VideoInfo, shift: usize) -> gst::Buffer {
+    let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
+    let width = info.width() as usize;
+    for (n, byte) in buffer.get_mut().unwrap().map_writable().unwrap().iter_mut().enumerate() {
+        let (x, y) = ((n % width + shift) as f32, (n / width) as f32);
+        *byte = (128.0 + 40.0 * ((0.3 * x + 0.1 * y).sin() + (0.05 * x - 0.4 * y).sin())) as u8;
+    }
+    buffer
 }
 
 criterion_group!(benches, bench);

@@ -1,28 +1,64 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The enhancer inside the plugin, version 0: classical.
+//! The enhancer inside the plugin: small networks, for any CPU.
 //!
-//! It resizes with a Lanczos kernel and makes frames by cross-fading their neighbours. That is what
-//! any scaler does: nothing is invented, and what moves between two frames appears twice in the
-//! frames made between them. Trained networks will take its place.
+//! A frame is resized with a Lanczos kernel, and a network adds the detail that this loses ([`network`]).
+//! Frames between two neighbours are made of both, each fetched from where the motion leads ([`flow`]);
+//! where a scene is cut, the neighbours are repeated. `examples/train_lite` has trained the networks.
 
+pub mod flow;
+pub mod network;
+pub mod plane;
 mod resize;
+mod synthesis;
+mod upscale;
+mod weights;
 
 use std::{sync::Arc, time::Instant};
 
-use rayon::prelude::*;
+use crate::engine::{Clip, Enhancer, Error, Format, Frame, Progress};
+use flow::Pyramid;
+use plane::Plane;
+use weights::Networks;
 
-use crate::engine::{Cancel, Clip, Enhancer, Error, Format, Frame, Progress};
-use resize::resize;
+/// A frame of the input, and what it became.
+struct Key {
+    pyramid: Pyramid,
+    large: Arc<Frame>,
+}
 
-/// Components blended between two looks at the cancel token: about a millisecond's work.
-const BLEND_BLOCK: usize = 1 << 20;
-
-/// Resizes and cross-fades on all cores of the CPU.
-#[derive(Default)]
+/// Works on all cores of the CPU.
 pub struct Lite {
+    networks: &'static Networks,
     clip: Option<(Format, Clip)>,
-    /// The last key frame at output size.
-    previous: Option<Arc<Frame>>,
+    /// Where frames are made: the last key frame.
+    previous: Option<Key>,
+}
+
+impl Lite {
+    /// Reads the weights, once for all.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if the plugin's file is damaged.
+    pub fn new() -> Result<Self, Error> {
+        Ok(Self { networks: Networks::get()?, clip: None, previous: None })
+    }
+
+    /// The frame `step` of those that are made between two key frames.
+    fn between(&self, first: &Key, second: &Key, step: usize) -> Result<Arc<Frame>, Error> {
+        let (Format { made, alpha, .. }, Clip { cancel, .. }) = self.clip()?;
+        let time = step as f32 / (made + 1) as f32;
+        let pyramids = [&first.pyramid, &second.pyramid];
+        let motion = flow::estimate(self.networks, pyramids, time, cancel)?;
+        if motion.cut {
+            return Ok(if time < 0.5 { first.large.clone() } else { second.large.clone() });
+        }
+        let frames = [&*first.large, &*second.large];
+        synthesis::between(frames, &motion, time, *alpha, cancel).map(Arc::new)
+    }
+
+    fn clip(&self) -> Result<&(Format, Clip), Error> {
+        self.clip.as_ref().ok_or(Error::Cancelled)
+    }
 }
 
 impl Enhancer for Lite {
@@ -37,25 +73,30 @@ impl Enhancer for Lite {
     }
 
     fn push(&mut self, frame: Frame) -> Result<(), Error> {
-        let (format, Clip { sink, cancel }) = self.clip.as_ref().ok_or(Error::Cancelled)?;
+        let (format, clip) = self.clip()?;
         let start = Instant::now();
-        cancel.check()?;
-        let key = match format.input == format.output {
-            true => Arc::new(frame),
-            false => Arc::new(resize(frame, format.output, format.alpha, cancel)?),
+        clip.cancel.check()?;
+        let luma = Plane::of(&frame);
+        let large = match format.input == format.output {
+            true => frame,
+            false => upscale::upscale(self.networks, frame, &luma, format, &clip.cancel)?,
         };
+        let large = Arc::new(large);
         let mut took = start.elapsed();
-
-        if let Some(previous) = self.previous.replace(key.clone()) {
-            for step in 1..=format.made {
-                let start = Instant::now();
-                let made = blend(&previous, &key, step, format, cancel)?;
-                took += start.elapsed();
-                sink.frame(Arc::new(made))?;
+        if format.made > 0 {
+            let key = Key { pyramid: Pyramid::new(luma), large: large.clone() };
+            if let Some(previous) = &self.previous {
+                for step in 1..=format.made {
+                    let start = Instant::now();
+                    let made = self.between(previous, &key, step)?;
+                    took += start.elapsed();
+                    clip.sink.frame(made)?;
+                }
             }
+            self.previous = Some(key);
         }
-        sink.frame(key)?;
-        sink.progress(Progress { unit: "frame".into(), took });
+        clip.sink.frame(large)?;
+        clip.sink.progress(Progress { unit: "frame".into(), took });
         Ok(())
     }
 
@@ -70,60 +111,12 @@ impl Enhancer for Lite {
     }
 }
 
-/// (1−w)·a + w·b with w = step/(made + 1), to the nearest. With alpha, colours count by it.
-fn blend(
-    a: &Frame,
-    b: &Frame,
-    step: usize,
-    format: &Format,
-    cancel: &Cancel,
-) -> Result<Frame, Error> {
-    let mut out = Frame::new(a.width(), a.height())?;
-    let steps = format.made + 1;
-    // Weights of 16 bits: a weighted sum of two 16-bit components fits 32 bits.
-    let weight = (((step << 16) + steps / 2) / steps) as u32;
-    let weights = [(1 << 16) - weight, weight];
-    out.pixels_mut()
-        .par_chunks_mut(BLEND_BLOCK)
-        .zip(a.pixels().par_chunks(BLEND_BLOCK))
-        .zip(b.pixels().par_chunks(BLEND_BLOCK))
-        .try_for_each(|((out, a), b)| {
-            cancel.check()?;
-            match format.alpha {
-                true => blend_with_alpha(out, a, b, weights),
-                false => blend_components(out, a, b, weights),
-            }
-            Ok(())
-        })?;
-    Ok(out)
-}
-
-fn blend_components(out: &mut [u16], a: &[u16], b: &[u16], [wa, wb]: [u32; 2]) {
-    for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
-        *out = ((u32::from(a) * wa + u32::from(b) * wb + (1 << 15)) >> 16) as u16;
-    }
-}
-
-fn blend_with_alpha(out: &mut [u16], a: &[u16], b: &[u16], [wa, wb]: [u32; 2]) {
-    let pixels = a.as_chunks::<{ Frame::COMPONENTS }>().0.iter();
-    let pixels = pixels.zip(b.as_chunks().0).zip(out.as_chunks_mut().0);
-    for ((&[ar, ag, ab, aa], &[br, bg, bb, ba]), out) in pixels {
-        let (wa, wb) = (u64::from(aa) * u64::from(wa), u64::from(ba) * u64::from(wb));
-        let alpha = wa + wb;
-        let mix = |a: u16, b: u16| {
-            let sum = u64::from(a) * wa + u64::from(b) * wb + alpha / 2;
-            sum.checked_div(alpha).unwrap_or(0) as u16
-        };
-        *out = [mix(ar, br), mix(ag, bg), mix(ab, bb), ((alpha + (1 << 15)) >> 16) as u16];
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::engine::Sink;
+    use crate::engine::{Cancel, Sink};
 
     #[derive(Default)]
     struct Collect(Mutex<Vec<Arc<Frame>>>);
@@ -136,54 +129,144 @@ mod tests {
         fn progress(&self, _: Progress) {}
     }
 
-    fn flat(value: u16, (width, height): (usize, usize)) -> Frame {
+    /// A frame whose pixel (x, y) has the brightness `value`, 0 to 1.
+    fn picture((width, height): (usize, usize), value: impl Fn(f32, f32) -> f32) -> Frame {
         let mut frame = Frame::new(width, height).unwrap();
-        frame.pixels_mut().fill(value);
+        for (n, pixel) in frame.pixels_mut().chunks_exact_mut(4).enumerate() {
+            let value = value((n % width) as f32, (n / width) as f32).clamp(0.0, 1.0);
+            pixel[..3].fill((value * 65535.0) as u16);
+            pixel[3] = u16::MAX;
+        }
         frame
     }
 
-    fn enhance(values: &[u16], format: Format) -> Vec<Arc<Frame>> {
+    fn enhance(frames: Vec<Frame>, format: Format) -> Vec<Arc<Frame>> {
         let sink = Arc::new(Collect::default());
-        let mut lite = Lite::default();
+        let mut lite = Lite::new().unwrap();
         lite.start(format, Clip { sink: sink.clone(), cancel: Cancel::default() }).unwrap();
-        for &value in values {
-            lite.push(flat(value, format.input)).unwrap();
+        for frame in frames {
+            lite.push(frame).unwrap();
         }
         lite.finish().unwrap();
         sink.0.lock().unwrap().clone()
     }
 
+    /// Between two frames of 1, in parts of 1.
+    fn difference(a: &Frame, b: &Frame) -> f64 {
+        let off = a.pixels().iter().zip(b.pixels()).map(|(a, b)| f64::from(a.abs_diff(*b)));
+        off.sum::<f64>() / a.pixels().len() as f64 / 65535.0
+    }
+
+    /// Waves in all directions: there is something to follow everywhere.
+    fn texture(x: f32, y: f32) -> f32 {
+        let wave = |a: f32, b: f32| ((a * x + b * y) * 0.1).sin();
+        0.5 + 0.1 * (wave(1.3, 0.4) + wave(-0.7, 1.9) + wave(2.9, -1.1) + wave(0.3, 4.0))
+    }
+
     #[test]
-    fn a_clip_of_any_length_gives_n_plus_k_times_n_minus_1_frames_that_fade_evenly() {
-        for made in 0..=8 {
-            let format = Format { input: (6, 4), output: (12, 8), made, alpha: false };
-            for length in 0..5u16 {
-                let values: Vec<u16> = (0..length).map(|i| i * 9000).collect();
-                let output = enhance(&values, format);
-                let expected = values.len() + made * values.len().saturating_sub(1);
-                assert_eq!(output.len(), expected);
-                for (i, frame) in output.iter().enumerate() {
-                    let ideal = i as f64 * 9000.0 / (made + 1) as f64;
+    fn a_clip_of_any_length_gives_n_plus_k_times_n_minus_1_frames_and_light_fades_steadily() {
+        for made in [0, 1, 3, 8] {
+            let format = Format { input: (14, 11), output: (28, 22), made, alpha: false };
+            for length in 0..4usize {
+                let light = |n: usize| 0.2 + 0.1 * n as f32;
+                let frames = (0..length).map(|n| picture((14, 11), |_, _| light(n))).collect();
+                let output = enhance(frames, format);
+                assert_eq!(output.len(), length + made * length.saturating_sub(1));
+                for (n, frame) in output.iter().enumerate() {
+                    let ideal = 0.2 + 0.1 * n as f32 / (made + 1) as f32;
                     assert_eq!((frame.width(), frame.height()), format.output);
-                    for &value in frame.pixels() {
-                        assert!((f64::from(value) - ideal).abs() <= 1.0, "{value} is not {ideal}");
-                    }
+                    let off = difference(frame, &picture(format.output, |_, _| ideal));
+                    assert!(off < 0.02, "frame {n} of k = {made} is off by {off}");
                 }
             }
         }
     }
 
     #[test]
-    fn extremes_blend_without_overflow() {
-        let (black, white) = (flat(0, (2, 2)), flat(u16::MAX, (2, 2)));
-        let cancel = Cancel::default();
-        for alpha in [false, true] {
-            let format = Format { input: (2, 2), output: (2, 2), made: 8, alpha };
-            for step in 1..=8 {
-                let ideal = 65535.0 * step as f64 / 9.0;
-                let got = blend(&black, &white, step, &format, &cancel).unwrap().pixels()[3];
-                assert!((f64::from(got) - ideal).abs() <= 1.0);
-                assert_eq!(blend(&white, &white, step, &format, &cancel).unwrap(), white);
+    fn every_scale_and_every_side_gives_the_size_asked_for_and_the_same_picture() {
+        for (input, output) in [
+            ((32, 24), (64, 48)),
+            ((31, 23), (62, 46)),
+            ((31, 23), (92, 68)),
+            ((30, 20), (120, 80)),
+            ((33, 21), (82, 52)),
+            ((16, 18), (128, 144)),
+            ((1, 1), (8, 8)),
+            ((3, 50), (12, 200)),
+        ] {
+            let format = Format { input, output, made: 1, alpha: false };
+            let scale = output.0 as f32 / input.0 as f32;
+            let place = |x: f32| (x + 0.5) / scale - 0.5;
+            let smooth = |x: f32, y: f32| 0.5 + 0.3 * ((x + 2.0 * y) * 0.1).sin();
+            let frames = vec![picture(input, smooth), picture(input, smooth)];
+            for frame in enhance(frames, format) {
+                let ideal = picture(output, |x, y| smooth(place(x), place(y)));
+                let off = difference(&frame, &ideal);
+                assert!(off < 0.02, "{input:?} to {output:?}: {off}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_moves_is_between_and_not_twice() {
+        let size = (128, 96);
+        let at = |shift: f32| picture(size, |x, y| texture(x - shift, y - shift / 2.0));
+        for made in [1, 2, 4] {
+            let format = Format { input: size, output: size, made, alpha: false };
+            let output = enhance(vec![at(0.0), at(8.0)], format);
+            for (n, frame) in output.iter().enumerate() {
+                let time = n as f32 / (made + 1) as f32;
+                let off = difference(frame, &at(8.0 * time));
+                let fade = picture(size, |x, y| {
+                    let ghost = |shift: f32| texture(x - shift, y - shift / 2.0);
+                    ghost(0.0) * (1.0 - time) + ghost(8.0) * time
+                });
+                let faded = difference(&fade, &at(8.0 * time));
+                assert!(off < 0.002 + faded / 3.0, "frame {n} of k = {made}: {off}, fades {faded}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_stands_still_stays_as_it_is_to_the_last_bit() {
+        let size = (64, 48);
+        let format = Format { input: size, output: size, made: 2, alpha: false };
+        // A ball flies past a wall.
+        let at = |left: f32| {
+            picture(size, |x, y| {
+                let inside = (x - left).hypot(y - 12.0) < 6.0;
+                if inside { 0.95 } else { texture(x, y) }
+            })
+        };
+        let output = enhance(vec![at(12.0), at(20.0)], format);
+        let rows = 28 * 64 * 4..;
+        for frame in &output {
+            assert_eq!(frame.pixels()[rows.clone()], output[0].pixels()[rows.clone()]);
+        }
+    }
+
+    #[test]
+    fn scenes_that_are_cut_are_repeated_and_not_mixed() {
+        let size = (96, 64);
+        let format = Format { input: size, output: size, made: 3, alpha: false };
+        let other = |x: f32, y: f32| {
+            if (x / 9.0).floor() as i32 % 2 == (y / 13.0).floor() as i32 % 2 { 0.15 } else { 0.8 }
+        };
+        let output = enhance(vec![picture(size, texture), picture(size, other)], format);
+        assert_eq!(output[1], output[0]);
+        for n in 2..4 {
+            assert_eq!(output[n], output[4]);
+        }
+    }
+
+    #[test]
+    fn black_and_white_stay_black_and_white() {
+        let size = (24, 16);
+        for value in [0.0, 1.0] {
+            let format = Format { input: size, output: (48, 32), made: 2, alpha: true };
+            let frames = (0..2).map(|_| picture(size, |_, _| value)).collect();
+            for frame in enhance(frames, format) {
+                assert!(difference(&frame, &picture((48, 32), |_, _| value)) < 0.004);
             }
         }
     }
@@ -191,21 +274,24 @@ mod tests {
     #[test]
     fn what_fades_in_from_nothing_keeps_its_colour() {
         let format = Format { input: (1, 1), output: (1, 1), made: 1, alpha: true };
-        let (nothing, mut red) = (flat(0, (1, 1)), flat(0, (1, 1)));
+        let mut red = Frame::new(1, 1).unwrap();
         red.pixels_mut().copy_from_slice(&[60000, 0, 0, u16::MAX]);
-        let half = blend(&nothing, &red, 1, &format, &Cancel::default()).unwrap();
-        assert_eq!(half.pixels(), [60000, 0, 0, 32768]);
+        let output = enhance(vec![Frame::new(1, 1).unwrap(), red], format);
+        let [red, green, blue, alpha] = output[1].pixels()[..] else { panic!("one pixel") };
+        assert_eq!([red, green, blue], [60000, 0, 0]);
+        assert!((8192..57344).contains(&alpha), "{alpha}");
     }
 
     #[test]
     fn a_cancelled_clip_stops_and_the_next_one_works() {
         let format = Format { input: (6, 4), output: (12, 8), made: 1, alpha: false };
-        let mut lite = Lite::default();
+        let mut lite = Lite::new().unwrap();
         let clip = Clip { sink: Arc::new(Collect::default()), cancel: Cancel::default() };
         lite.start(format, clip.clone()).unwrap();
         clip.cancel.cancel();
-        assert_eq!(lite.push(flat(1, (6, 4))), Err(Error::Cancelled));
+        assert_eq!(lite.push(Frame::new(6, 4).unwrap()), Err(Error::Cancelled));
         lite.reset();
-        assert_eq!(enhance(&[1, 2], format).len(), 3);
+        let frames = (0..2).map(|_| Frame::new(6, 4).unwrap()).collect();
+        assert_eq!(enhance(frames, format).len(), 3);
     }
 }

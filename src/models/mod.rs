@@ -108,7 +108,7 @@ pub fn build(
 ) -> Result<Loaded, Error> {
     cancel.check()?;
     let (enhancer, networks): (Box<dyn Enhancer>, _) = match &choice.request {
-        None => (Box::new(Lite::default()), None),
+        None => (Box::new(Lite::new()?), None),
         Some(request) => {
             let before = before.and_then(|before| before.networks);
             let (wavefront, networks) = diffusion::build(request, before, cancel, note)?;

@@ -6,12 +6,14 @@
 //! norms and softmax in f32.
 
 mod attention;
+mod chain;
 mod conv;
 mod host;
 mod linear;
 mod math;
 mod matrix;
 mod norm;
+mod trained;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,9 +32,11 @@ fn count(m: usize, n: usize, k: usize) {
 }
 
 pub use attention::attention;
+pub use chain::{Chain, SLOPE};
 pub use conv::{Conv2d, Shape, TimeConv};
 pub use linear::{LayerNorm, Linear, geglu, gelu};
 pub use norm::{Affine, GroupNorm, Moments};
+pub use trained::{chain_layers, trained_chain};
 
 /// Every operation's two sides compute the same: here both on the CPU.
 #[cfg(test)]

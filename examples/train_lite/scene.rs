@@ -1,0 +1,472 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Scenes to learn from: dead leaves in layered motion.
+//!
+//! Random shapes whose sizes follow a power law, one lying over the other, have the statistics of natural
+//! images (Lee, Mumford, Huang: "Occlusion models for natural images", 2001). Layers of them that turn,
+//! grow and travel over each other give motion, with what is hidden and what appears, known exactly.
+
+use std::{f32::consts::TAU, sync::Arc};
+
+use super::{plane::Plane, random::Random};
+
+/// Side of a canvas in its own pixels. It repeats beyond.
+const CANVAS: usize = 768;
+/// Canvas pixels for a pixel of a frame, at scale 1.
+const DENSITY: f32 = 2.0;
+/// Side of a texture. It repeats beyond.
+const TEXTURE: usize = 256;
+
+/// An outline around the origin, within −1..1 in both directions.
+#[derive(Debug, Clone, Copy)]
+enum Outline {
+    Ellipse,
+    Box,
+    Diamond,
+    Ring,
+    Star {
+        points: f32,
+        depth: f32,
+    },
+    /// Rows of glyphs, each of 5×7 cells.
+    Text {
+        columns: f32,
+        rows: f32,
+        seed: u32,
+    },
+}
+
+impl Outline {
+    fn random(random: &mut Random) -> Self {
+        match random.below(20) {
+            0..8 => Self::Ellipse,
+            8..13 => Self::Box,
+            13..15 => Self::Diamond,
+            15 => Self::Ring,
+            16..19 => {
+                Self::Star { points: (2 + random.below(5)) as f32, depth: random.uniform(0.1, 0.6) }
+            }
+            _ => Self::text(random),
+        }
+    }
+
+    fn text(random: &mut Random) -> Self {
+        let columns = random.uniform(2.0, 9.0).floor();
+        Self::Text { columns, rows: random.uniform(1.0, 4.0).floor(), seed: random.seed() as u32 }
+    }
+
+    fn contains(&self, u: f32, v: f32) -> bool {
+        if u.abs() > 1.0 || v.abs() > 1.0 {
+            return false;
+        }
+        match *self {
+            Self::Ellipse => u * u + v * v <= 1.0,
+            Self::Box => true,
+            Self::Diamond => u.abs() + v.abs() <= 1.0,
+            Self::Ring => (0.5..=1.0).contains(&(u * u + v * v)),
+            Self::Star { points, depth } => {
+                let reach = 1.0 - depth * (0.5 + 0.5 * (points * v.atan2(u)).cos());
+                u * u + v * v <= reach * reach
+            }
+            Self::Text { columns, rows, seed } => {
+                let (x, y) = ((u + 1.0) / 2.0 * columns * 6.0, (v + 1.0) / 2.0 * rows * 9.0);
+                let (x, y) = (x as u32, y as u32);
+                let (glyph, line) = (x / 6, y / 9);
+                let (x, y) = (x % 6, y % 9);
+                // Strokes: a column or a row of a glyph, or a cell by itself.
+                let hash = |n: u32| {
+                    let n = (n ^ seed).wrapping_mul(0x9E37_79B1).rotate_left(13);
+                    (n ^ (n >> 15)).wrapping_mul(0x85EB_CA77) >> 24
+                };
+                let glyph = (line * 64 + glyph) * 64;
+                x < 5
+                    && y < 7
+                    && ((hash(glyph + x) < 80 && x % 2 == 0)
+                        || (hash(glyph + 8 + y) < 90 && y % 3 == 0)
+                        || hash(glyph + 16 + y * 5 + x) < 40)
+            }
+        }
+    }
+}
+
+/// Turns by `angle`, and grows.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    cos: f32,
+    sin: f32,
+}
+
+impl Turn {
+    fn new(angle: f32, scale: f32) -> Self {
+        Self { cos: angle.cos() * scale, sin: angle.sin() * scale }
+    }
+
+    fn apply(self, x: f32, y: f32) -> (f32, f32) {
+        (self.cos * x - self.sin * y, self.sin * x + self.cos * y)
+    }
+}
+
+/// Noise whose spectrum falls by a power law.
+fn texture(random: &mut Random) -> Vec<f32> {
+    let mut values = vec![0.0; TEXTURE * TEXTURE];
+    let fall = random.uniform(0.45, 1.0);
+    let mut amplitude = 1.0;
+    for octave in 1..8 {
+        let cells = 1 << octave;
+        let lattice: Vec<f32> = (0..cells * cells).map(|_| random.normal()).collect();
+        for (n, value) in values.iter_mut().enumerate() {
+            let at = |n: usize| n as f32 * cells as f32 / TEXTURE as f32;
+            let (x, y) = (at(n % TEXTURE), at(n / TEXTURE));
+            let smooth = |x: f32| (x.fract() * x.fract()) * (3.0 - 2.0 * x.fract());
+            let (fx, fy) = (smooth(x), smooth(y));
+            let cell = |i: usize, j: usize| {
+                lattice[(y as usize + j) % cells * cells + (x as usize + i) % cells]
+            };
+            let top = cell(0, 0) * (1.0 - fx) + cell(1, 0) * fx;
+            let bottom = cell(0, 1) * (1.0 - fx) + cell(1, 1) * fx;
+            *value += amplitude * (top * (1.0 - fy) + bottom * fy);
+        }
+        amplitude *= fall;
+    }
+    let power = values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32;
+    values.iter_mut().for_each(|value| *value /= power.sqrt());
+    values
+}
+
+/// How a leaf is painted.
+struct Paint {
+    base: f32,
+    slope: (f32, f32),
+    contrast: f32,
+    texture: usize,
+    turn: Turn,
+    /// Stripes: cycles a pixel, contrast; hard edges or a sine.
+    stripes: Option<(Turn, f32, bool)>,
+}
+
+impl Paint {
+    fn random(random: &mut Random, size: f32, textures: usize) -> Self {
+        let contrast = if random.chance(0.3) { 0.0 } else { random.log_uniform(0.005, 0.12) };
+        let stripes = random.chance(0.12).then(|| {
+            let turn = Turn::new(random.uniform(0.0, TAU), random.log_uniform(0.01, 0.2));
+            (turn, random.uniform(0.02, 0.3), random.chance(0.5))
+        });
+        Self {
+            base: random.uniform(0.0, 1.0),
+            slope: (random.normal() * 0.15 / size, random.normal() * 0.15 / size),
+            contrast,
+            texture: random.below(textures),
+            turn: Turn::new(random.uniform(0.0, TAU), random.log_uniform(0.3, 2.0)),
+            stripes,
+        }
+    }
+
+    fn shade(&self, textures: &[Vec<f32>], x: f32, y: f32) -> f32 {
+        let mut value = self.base + self.slope.0 * x + self.slope.1 * y;
+        if self.contrast > 0.0 {
+            let (u, v) = self.turn.apply(x, y);
+            let wrap = |x: f32| (x.floor() as i32).rem_euclid(TEXTURE as i32) as usize;
+            value += self.contrast * textures[self.texture][wrap(v) * TEXTURE + wrap(u)];
+        }
+        if let Some((turn, contrast, hard)) = self.stripes {
+            let wave = (TAU * turn.apply(x, y).0).sin();
+            value += contrast * if hard { wave.signum() } else { wave };
+        }
+        value.clamp(0.0, 1.0)
+    }
+}
+
+/// Dead leaves.
+pub struct Canvas(Vec<f32>);
+
+impl Canvas {
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let textures: Vec<_> = (0..4).map(|_| texture(&mut random)).collect();
+        let mut values = vec![f32::NAN; CANVAS * CANVAS];
+        let mut left = values.len();
+        // Sizes between these follow r⁻³.
+        let (smallest, largest) = (random.log_uniform(3.0, 12.0), random.uniform(80.0, 380.0));
+        while left > values.len() / 200 {
+            let u = random.uniform(0.0, 1.0);
+            let between = smallest.powi(-2) * (1.0 - u) + f32::powi(largest, -2) * u;
+            let size = between.powf(-0.5);
+            left -= Self::draw(&mut values, &textures, size, &mut random);
+        }
+        let ground = random.uniform(0.0, 1.0);
+        values.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = ground);
+        Self(values)
+    }
+
+    /// Puts a leaf under all others; gives how many pixels it shows.
+    fn draw(values: &mut [f32], textures: &[Vec<f32>], size: f32, random: &mut Random) -> usize {
+        let outline = Outline::random(random);
+        let paint = Paint::random(random, size, textures.len());
+        let flat = if random.chance(0.12) {
+            random.log_uniform(0.02, 0.2)
+        } else {
+            random.uniform(0.3, 1.0)
+        };
+        let angle = match random.chance(0.3) {
+            true => random.below(4) as f32 * TAU / 4.0,
+            false => random.uniform(0.0, TAU),
+        };
+        let turn = Turn::new(angle, 1.0 / size);
+        let (x, y) = (random.uniform(0.0, CANVAS as f32), random.uniform(0.0, CANVAS as f32));
+        let reach = (size * 1.415).ceil() as i32;
+        let mut shown = 0;
+        for dy in -reach..=reach {
+            let row = (y as i32 + dy).rem_euclid(CANVAS as i32) as usize * CANVAS;
+            for dx in -reach..=reach {
+                let at = row + (x as i32 + dx).rem_euclid(CANVAS as i32) as usize;
+                if !values[at].is_nan() {
+                    continue;
+                }
+                let (u, v) = turn.apply(dx as f32, dy as f32);
+                if outline.contains(u, v / flat) {
+                    values[at] = paint.shade(textures, dx as f32, dy as f32);
+                    shown += 1;
+                }
+            }
+        }
+        shown
+    }
+
+    fn sample(&self, x: f32, y: f32) -> f32 {
+        let (left, top) = (x.floor(), y.floor());
+        let (fx, fy) = (x - left, y - top);
+        let wrap = |n: i32| n.rem_euclid(CANVAS as i32) as usize;
+        let (x0, y0) = (wrap(left as i32), wrap(top as i32));
+        let (x1, y1) = ((x0 + 1) % CANVAS, (y0 + 1) % CANVAS);
+        let at = |x: usize, y: usize| self.0[y * CANVAS + x];
+        let top = at(x0, y0) * (1.0 - fx) + at(x1, y0) * fx;
+        let bottom = at(x0, y1) * (1.0 - fx) + at(x1, y1) * fx;
+        top * (1.0 - fy) + bottom * fy
+    }
+}
+
+/// A canvas, cut out along an outline, that moves.
+struct Layer {
+    canvas: Arc<Canvas>,
+    /// `None`: it is everywhere.
+    outline: Option<(Outline, f32, f32)>,
+    centre: (f32, f32),
+    /// Pixels in the time from 0 to 1.
+    velocity: (f32, f32),
+    angle: f32,
+    spin: f32,
+    scale: f32,
+    growth: f32,
+    offset: (f32, f32),
+    gain: f32,
+    bias: f32,
+}
+
+/// Where a layer is at a time.
+struct Pose {
+    centre: (f32, f32),
+    inverse: Turn,
+    forward: Turn,
+}
+
+impl Layer {
+    fn pose(&self, time: f32) -> Pose {
+        let angle = self.angle + self.spin * time;
+        let scale = self.scale * (1.0 + self.growth * time);
+        Pose {
+            centre: (
+                self.centre.0 + self.velocity.0 * time,
+                self.centre.1 + self.velocity.1 * time,
+            ),
+            inverse: Turn::new(-angle, 1.0 / scale),
+            forward: Turn::new(angle, scale),
+        }
+    }
+
+    /// The brightness at a place of its own, if it is there.
+    fn shade(&self, (u, v): (f32, f32)) -> Option<f32> {
+        if let Some((outline, w, h)) = &self.outline
+            && !outline.contains(u / w, v / h)
+        {
+            return None;
+        }
+        let (x, y) = (u * DENSITY + self.offset.0, v * DENSITY + self.offset.1);
+        Some((self.canvas.sample(x, y) * self.gain + self.bias).clamp(0.0, 1.0))
+    }
+}
+
+impl Pose {
+    fn local(&self, x: f32, y: f32) -> (f32, f32) {
+        self.inverse.apply(x - self.centre.0, y - self.centre.1)
+    }
+
+    fn place(&self, (u, v): (f32, f32)) -> (f32, f32) {
+        let (x, y) = self.forward.apply(u, v);
+        (x + self.centre.0, y + self.centre.1)
+    }
+}
+
+/// Layers in motion, the front one first.
+pub struct Scene {
+    layers: Vec<Layer>,
+    /// How long the shutter is open.
+    shutter: f32,
+}
+
+impl Scene {
+    /// For frames of `size`, with motion of up to `speed` pixels in the time from 0 to 1.
+    pub fn new(
+        canvases: &[Arc<Canvas>],
+        size: (usize, usize),
+        speed: f32,
+        random: &mut Random,
+    ) -> Self {
+        let (w, h) = (size.0 as f32, size.1 as f32);
+        let camera = velocity(random, speed);
+        let count = random.below(5);
+        let mut layers: Vec<_> = (0..=count)
+            .map(|n| {
+                let ground = n == count;
+                let scale = random.log_uniform(0.6, 1.8);
+                let still = !ground && random.chance(0.1);
+                let own = if ground { (0.0, 0.0) } else { velocity(random, speed) };
+                let outline = (!ground).then(|| {
+                    let size = random.log_uniform(0.03, 0.5) * w / scale;
+                    let thin = random.chance(0.15);
+                    let flat =
+                        if thin { random.uniform(0.02, 0.1) } else { random.uniform(0.3, 1.0) };
+                    (Outline::random(random), size, (size * flat).max(0.7))
+                });
+                let moves = |random: &mut Random, much: f32| match random.chance(0.5) && !still {
+                    true => random.normal() * much * (speed / w).min(0.3),
+                    false => 0.0,
+                };
+                let gain = random.uniform(0.3, 1.0);
+                Layer {
+                    canvas: random.pick(canvases).clone(),
+                    outline,
+                    centre: match ground {
+                        true => (w / 2.0, h / 2.0),
+                        false => (random.uniform(0.0, w), random.uniform(0.0, h)),
+                    },
+                    velocity: if still { (0.0, 0.0) } else { (camera.0 + own.0, camera.1 + own.1) },
+                    angle: if random.chance(0.3) { 0.0 } else { random.uniform(0.0, TAU) },
+                    spin: moves(random, 0.3),
+                    scale,
+                    growth: moves(random, 0.2),
+                    offset: (random.uniform(0.0, 768.0), random.uniform(0.0, 768.0)),
+                    gain,
+                    bias: random.uniform(0.0, 1.0 - gain),
+                }
+            })
+            .collect();
+        // The middle of the motion is at time ½, where it matters.
+        for layer in &mut layers {
+            layer.centre.0 -= layer.velocity.0 / 2.0;
+            layer.centre.1 -= layer.velocity.1 / 2.0;
+        }
+        let shutter = if random.chance(0.6) { 0.0 } else { random.uniform(0.0, 0.5) };
+        Self { layers, shutter }
+    }
+
+    /// The brightness at a time, 0 to 1.
+    pub fn frame(&self, (w, h): (usize, usize), time: f32) -> Plane {
+        const SUB: [(f32, f32); 4] = [(0.25, 0.25), (0.75, 0.75), (0.75, 0.25), (0.25, 0.75)];
+        let poses: Vec<Vec<_>> = (0..4)
+            .map(|n| {
+                let time = time + self.shutter * (n as f32 - 1.5) / 4.0;
+                self.layers.iter().map(|layer| layer.pose(time)).collect()
+            })
+            .collect();
+        let mut frame = Plane::new(w, h);
+        for (n, value) in frame.values.iter_mut().enumerate() {
+            let (x, y) = ((n % w) as f32, (n / w) as f32);
+            *value = SUB
+                .iter()
+                .zip(&poses)
+                .map(|((dx, dy), poses)| {
+                    let mut seen = self.layers.iter().zip(poses);
+                    seen.find_map(|(layer, pose)| layer.shade(pose.local(x + dx, y + dy)))
+                        .unwrap_or(0.0)
+                })
+                .sum::<f32>()
+                / 4.0;
+        }
+        frame
+    }
+
+    /// What is seen at each pixel at a time moves so far between times 0 and 1: x, then y.
+    pub fn flow(&self, (w, h): (usize, usize), time: f32) -> [Plane; 2] {
+        let poses = |time| self.layers.iter().map(|layer| layer.pose(time)).collect::<Vec<_>>();
+        let (before, now, after) = (poses(0.0), poses(time), poses(1.0));
+        let mut flow = [Plane::new(w, h), Plane::new(w, h)];
+        for n in 0..w * h {
+            let (x, y) = ((n % w) as f32 + 0.5, (n / w) as f32 + 0.5);
+            for (i, layer) in self.layers.iter().enumerate() {
+                let local = now[i].local(x, y);
+                if layer.shade(local).is_some() {
+                    let ((x0, y0), (x1, y1)) = (before[i].place(local), after[i].place(local));
+                    (flow[0].values[n], flow[1].values[n]) = (x1 - x0, y1 - y0);
+                    break;
+                }
+            }
+        }
+        flow
+    }
+}
+
+fn velocity(random: &mut Random, speed: f32) -> (f32, f32) {
+    if speed == 0.0 || random.chance(0.2) {
+        return (0.0, 0.0);
+    }
+    let (sin, cos) = random.uniform(0.0, TAU).sin_cos();
+    let length = random.log_uniform(speed / 30.0, speed);
+    // Pans are more often level than not.
+    let level = if random.chance(0.4) { 0.15 } else { 1.0 };
+    (cos * length, sin * length * level)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scene(seed: u64) -> Scene {
+        let canvases = [Arc::new(Canvas::new(seed)), Arc::new(Canvas::new(seed + 1))];
+        Scene::new(&canvases, (96, 64), 12.0, &mut Random::new(seed))
+    }
+
+    #[test]
+    fn a_seed_always_makes_the_same_scene() {
+        let (a, b) = (scene(7), scene(7));
+        assert_eq!(a.frame((96, 64), 0.3).values, b.frame((96, 64), 0.3).values);
+        assert_ne!(a.frame((96, 64), 0.3).values, scene(8).frame((96, 64), 0.3).values);
+    }
+
+    #[test]
+    fn the_flow_leads_from_a_pixel_to_where_it_is_before_and_after() {
+        // Most of the picture is seen at all times; what is hidden differs.
+        for seed in 0..4 {
+            let mut scene = scene(seed);
+            scene.shutter = 0.0;
+            let size = (96, 64);
+            let [before, now, after] = [0.0, 0.5, 1.0].map(|time| scene.frame(size, time));
+            let flow = scene.flow(size, 0.5);
+            let mut right = 0;
+            let mut seen = 0;
+            for y in 12..52 {
+                for x in 12..84 {
+                    let n = y * 96 + x;
+                    let (dx, dy) = (flow[0].values[n] / 2.0, flow[1].values[n] / 2.0);
+                    let at = |plane: &Plane, sign: f32| {
+                        plane.sample(x as f32 + sign * dx, y as f32 + sign * dy)
+                    };
+                    let off = (at(&before, -1.0) - now.values[n])
+                        .abs()
+                        .max((at(&after, 1.0) - now.values[n]).abs());
+                    seen += 1;
+                    right += usize::from(off < 0.1);
+                }
+            }
+            assert!(right * 10 > seen * 7, "seed {seed}: {right} of {seen}");
+        }
+    }
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Motion between two neighbours, seen from a time between them.
+//!
+//! From coarse to fine, each level takes the flow of the one before. For a pixel of the frame to be made,
+//! and for every small change of its flow, it compares the two places that the flow leads to, one in each
+//! neighbour. A network sees these differences, improves the flow, and says which neighbour shows what is
+//! seen here.
+
+use rayon::prelude::*;
+
+use super::{
+    network::{COARSE, FINE, Matcher},
+    plane::Plane,
+    weights::Networks,
+};
+use crate::{
+    engine::{Cancel, Error},
+    ops::Chain,
+};
+
+/// Numbers that a level hands to the next beside the flow: which neighbour to trust, and what the network
+/// wants to remember.
+pub const STATE: usize = 14;
+
+/// The flow of a pixel counts this much in what a network sees.
+const FLOW_SCALE: f32 = 0.1;
+
+/// What a network gives for a pixel: a change of the flow, then the state.
+const GIVEN: usize = 2 + STATE;
+
+/// Rows of a network that a thread computes at a time. The result does not depend on it.
+const ROWS: usize = 32;
+
+/// Differences are scaled to about this mean, but those about as small as noise less.
+const TYPICAL: f32 = 0.05;
+const NOISE: f32 = 0.01;
+
+/// Displacements (x, y) of each pixel from the first neighbour to the second, in pixels of a level.
+pub type Flow = Vec<[f32; 2]>;
+
+/// How many times a picture of (w, h) is halved: the smallest is still large enough to see shapes in.
+pub fn levels((w, h): (usize, usize)) -> usize {
+    ((w.min(h) / 6).max(1).ilog2() as usize).max(2)
+}
+
+/// What is known at a level before its network has seen it.
+#[derive(Debug)]
+pub struct Level<'a> {
+    /// The neighbours, as large as the level.
+    pub neighbours: [&'a Plane; 2],
+    /// Between 0, the first neighbour, and 1.
+    pub time: f32,
+    /// [h, w].
+    pub flow: Flow,
+}
+
+impl Level<'_> {
+    /// Writes what `matcher` sees at a pixel: differences for all changes of the flow, both neighbours, the
+    /// flow. All but the state.
+    #[inline]
+    pub fn see(&self, matcher: &Matcher, x: usize, y: usize, seen: &mut [f32]) {
+        let [first, second] = self.neighbours;
+        let (before, after) = (self.time, 1.0 - self.time);
+        let [vx, vy] = self.flow[y * first.width + x];
+        let (px, py) = (x as f32, y as f32);
+        let reach = matcher.reach as i32;
+        let (differences, rest) = seen.split_at_mut(matcher.changes());
+        let (mut next, mut sum) = (0, 0.0);
+        for dy in -reach..=reach {
+            let vy = vy + dy as f32;
+            for dx in -reach..=reach {
+                let vx = vx + dx as f32;
+                let a = first.sample(px - before * vx, py - before * vy);
+                let b = second.sample(px + after * vx, py + after * vy);
+                let difference = (a - b).abs();
+                differences[next] = difference;
+                (next, sum) = (next + 1, sum + difference);
+                if (dx, dy) == (0, 0) {
+                    (rest[0], rest[1]) = (a, b);
+                }
+            }
+        }
+        // Which of them is the smallest counts, not how strong the contrast is.
+        let scale = TYPICAL / (sum / next as f32 + NOISE);
+        differences.iter_mut().for_each(|difference| *difference *= scale);
+        (rest[2], rest[3]) = (vx * FLOW_SCALE, vy * FLOW_SCALE);
+    }
+}
+
+/// The flow at twice the size (w, h), from (w/2, h/2) rounded up: bilinear.
+pub fn double(flow: &[[f32; 2]], (w, h): (usize, usize)) -> Flow {
+    let (from_w, from_h) = (w.div_ceil(2), h.div_ceil(2));
+    // Pixel x of the finer level lies at (x + ½)/2 − ½ of the coarser.
+    let place = |x: usize, count: usize| {
+        let near = x / 2;
+        let far = if x % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(count - 1) };
+        (near, far)
+    };
+    let mut doubled = Vec::with_capacity(w * h);
+    for y in 0..h {
+        let (near_y, far_y) = place(y, from_h);
+        let (near_row, far_row) = (&flow[near_y * from_w..], &flow[far_y * from_w..]);
+        for x in 0..w {
+            let (near, far) = place(x, from_w);
+            doubled.push(std::array::from_fn(|i| {
+                // Twice 9/16, 3/16, 3/16, 1/16: a pixel is half as long.
+                1.125 * near_row[near][i]
+                    + 0.375 * (near_row[far][i] + far_row[near][i])
+                    + 0.125 * far_row[far][i]
+            }));
+        }
+    }
+    doubled
+}
+
+/// A picture, and smaller ones, each half as large as the one before.
+pub(super) struct Pyramid(Vec<Plane>);
+
+impl Pyramid {
+    pub(super) fn new(plane: Plane) -> Self {
+        let levels = levels((plane.width, plane.height));
+        let mut planes = vec![plane];
+        for n in 0..levels {
+            planes.push(planes[n].halve());
+        }
+        Self(planes)
+    }
+}
+
+/// How a frame is to be made of its neighbours, at half their size.
+pub(super) struct Motion {
+    pub width: usize,
+    pub height: usize,
+    /// Displacements (x, y) from the first to the second, in pixels of this size.
+    pub flow: Flow,
+    /// The share of the first neighbour, 0 to 1.
+    pub first: Vec<f32>,
+    /// Whether the neighbours have nothing in common, wherever the flow leads.
+    pub cut: bool,
+}
+
+/// Motion between `neighbours` as seen at `time`.
+pub(super) fn estimate(
+    networks: &Networks,
+    neighbours: [&Pyramid; 2],
+    time: f32,
+    cancel: &Cancel,
+) -> Result<Motion, Error> {
+    let mut given: Vec<f32> = Vec::new();
+    let mut flow = Flow::new();
+    for n in (1..neighbours[0].0.len()).rev() {
+        cancel.check()?;
+        let planes = neighbours.map(|pyramid| &pyramid.0[n]);
+        let size = (planes[0].width, planes[0].height);
+        flow = match flow.is_empty() {
+            true => vec![[0.0; 2]; size.0 * size.1],
+            false => double(&flow, size),
+        };
+        let (matcher, chain) = match n {
+            1 => (FINE, &networks.fine),
+            _ => (COARSE, &networks.coarse),
+        };
+        let level = Level { neighbours: planes, time, flow };
+        given = run(&level, &matcher, chain, &given);
+        flow = level.flow;
+        for (flow, given) in flow.iter_mut().zip(given.chunks_exact(GIVEN)) {
+            flow[0] += given[0];
+            flow[1] += given[1];
+        }
+    }
+    let prior = ((1.0 - time) / time).ln();
+    let first = given.chunks_exact(GIVEN).map(|given| 1.0 / (1.0 + (-given[2] - prior).exp()));
+    let [a, b] = neighbours.map(|pyramid| &pyramid.0[1]);
+    let (width, height) = (a.width, a.height);
+    let mut motion = Motion { width, height, first: first.collect(), flow, cut: false };
+    motion.look(a, b, time);
+    Ok(motion)
+}
+
+/// What a network gives for a level; `before` is what it gave for the coarser one.
+fn run(level: &Level, matcher: &Matcher, chain: &Chain, before: &[f32]) -> Vec<f32> {
+    let (width, height) = (level.neighbours[0].width, level.neighbours[0].height);
+    let seen = matcher.seen();
+    let input = |y: usize, row: &mut [f32]| {
+        for (x, pixel) in row.chunks_exact_mut(seen + STATE).enumerate() {
+            level.see(matcher, x, y, pixel);
+            let coarser = (y / 2 * width.div_ceil(2) + x / 2) * GIVEN;
+            match before.get(coarser + 2..coarser + GIVEN) {
+                Some(state) => pixel[seen..].copy_from_slice(state),
+                None => pixel[seen..].fill(0.0),
+            }
+        }
+    };
+    let mut given = vec![0.0; width * height * GIVEN];
+    given.par_chunks_mut(ROWS * width * GIVEN).enumerate().for_each(|(band, given)| {
+        let first = band * ROWS;
+        let rows = first..(first + ROWS).min(height);
+        chain.rows((width, height), rows, input, |y, row| {
+            given[(y - first) * width * GIVEN..][..width * GIVEN].copy_from_slice(row);
+        });
+    });
+    given
+}
+
+impl Motion {
+    /// Compares the neighbours where the flow leads: stops it where they are the same without it, and
+    /// notices a cut.
+    fn look(&mut self, a: &Plane, b: &Plane, time: f32) {
+        let width = self.width;
+        let rows = self.flow.par_chunks_mut(width).enumerate().map(|(y, flow)| {
+            let mut sums = Sums::default();
+            for (x, flow) in flow.iter_mut().enumerate() {
+                if is_still(a, b, x, y) {
+                    *flow = [0.0; 2];
+                }
+                let [vx, vy] = *flow;
+                let (x, y) = (x as f32, y as f32);
+                sums.add(
+                    a.sample(x - time * vx, y - time * vy),
+                    b.sample(x + (1.0 - time) * vx, y + (1.0 - time) * vy),
+                );
+            }
+            sums
+        });
+        // In a fixed order, whatever the threads.
+        let mut sums = Sums::default();
+        rows.collect::<Vec<_>>().into_iter().for_each(|row| sums.join(row));
+        self.cut = sums.is_cut();
+    }
+}
+
+/// Whether nothing happens about a pixel: no difference beyond rounding.
+fn is_still(a: &Plane, b: &Plane, x: usize, y: usize) -> bool {
+    const REACH: usize = 2;
+    const ROUNDING: f32 = 1.2 / 255.0;
+    let columns = x.saturating_sub(REACH)..(x + REACH + 1).min(a.width);
+    (y.saturating_sub(REACH)..(y + REACH + 1).min(a.height)).all(|y| {
+        let row = y * a.width + columns.start..y * a.width + columns.end;
+        let mut pairs = a.values[row.clone()].iter().zip(&b.values[row]);
+        pairs.all(|(a, b)| (a - b).abs() < ROUNDING)
+    })
+}
+
+/// Of pairs of values.
+#[derive(Default)]
+struct Sums {
+    count: f64,
+    a: f64,
+    b: f64,
+    aa: f64,
+    bb: f64,
+    ab: f64,
+    off: f64,
+}
+
+impl Sums {
+    fn add(&mut self, a: f32, b: f32) {
+        let (a, b) = (f64::from(a), f64::from(b));
+        self.join(Self { count: 1.0, a, b, aa: a * a, bb: b * b, ab: a * b, off: (a - b).abs() });
+    }
+
+    fn join(&mut self, other: Self) {
+        self.count += other.count;
+        self.a += other.a;
+        self.b += other.b;
+        self.aa += other.aa;
+        self.bb += other.bb;
+        self.ab += other.ab;
+        self.off += other.off;
+    }
+
+    /// Pictures of two scenes differ much, and not by light alone: they hardly correlate.
+    fn is_cut(&self) -> bool {
+        const DIFFERENCE: f64 = 0.04;
+        const CORRELATION: f64 = 0.6;
+        let mean = |sum: f64| sum / self.count;
+        let spread = |square: f64, value: f64| (mean(square) - mean(value).powi(2)).max(0.0);
+        let covariance = mean(self.ab) - mean(self.a) * mean(self.b);
+        let most = (spread(self.aa, self.a) * spread(self.bb, self.b)).sqrt();
+        // What has no contrast correlates with nothing, and fades well.
+        mean(self.off) > DIFFERENCE && most > 1e-4 && covariance < CORRELATION * most
+    }
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The brightness of a picture.
+
+use rayon::prelude::*;
+
+use crate::engine::Frame;
+
+/// What the components add to the brightness: ITU-R BT.709.
+const WEIGHTS: [f32; 3] = [0.2126, 0.7152, 0.0722];
+
+/// Values [h, w], 0 to 1.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plane {
+    /// Pixels of a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// Row by row.
+    pub values: Vec<f32>,
+}
+
+impl Plane {
+    /// All zeros.
+    pub fn new(width: usize, height: usize) -> Self {
+        Self { width, height, values: vec![0.0; width * height] }
+    }
+
+    /// Of a picture.
+    pub(super) fn of(frame: &Frame) -> Self {
+        let mut plane = Self::new(frame.width(), frame.height());
+        let rows = plane.values.par_chunks_mut(plane.width);
+        let pixels = frame.pixels().par_chunks(plane.width * Frame::COMPONENTS);
+        let scale = WEIGHTS.map(|weight| weight / 65535.0);
+        rows.zip(pixels).for_each(|(row, pixels)| {
+            for (value, &[r, g, b, _]) in row.iter_mut().zip(pixels.as_chunks().0) {
+                *value =
+                    f32::from(r) * scale[0] + f32::from(g) * scale[1] + f32::from(b) * scale[2];
+            }
+        });
+        plane
+    }
+
+    /// Half as large: means of four pixels. Where a side is odd, its last pixel counts twice.
+    pub fn halve(&self) -> Self {
+        let mut half = Self::new(self.width.div_ceil(2), self.height.div_ceil(2));
+        for (y, row) in half.values.chunks_exact_mut(half.width).enumerate() {
+            let [top, bottom] = [2 * y, (2 * y + 1).min(self.height - 1)]
+                .map(|y| &self.values[y * self.width..][..self.width]);
+            let (tops, bottoms) = (top.as_chunks::<2>().0, bottom.as_chunks::<2>().0);
+            for ((value, top), bottom) in row.iter_mut().zip(tops).zip(bottoms) {
+                *value = 0.25 * (top[0] + top[1] + bottom[0] + bottom[1]);
+            }
+            if let (true, Some(value)) = (self.width % 2 == 1, row.last_mut()) {
+                *value = 0.5 * (top[self.width - 1] + bottom[self.width - 1]);
+            }
+        }
+        half
+    }
+
+    /// The value between pixels: bilinear. Beyond the border it is the border's.
+    #[inline]
+    pub fn sample(&self, x: f32, y: f32) -> f32 {
+        let x = x.clamp(0.0, (self.width - 1) as f32);
+        let y = y.clamp(0.0, (self.height - 1) as f32);
+        let (left, top) = (x as usize, y as usize);
+        let (fx, fy) = (x - left as f32, y - top as f32);
+        let right = usize::from(left + 1 < self.width);
+        let below = if top + 1 < self.height { self.width } else { 0 };
+        let at = top * self.width + left;
+        let upper = self.values[at] + fx * (self.values[at + right] - self.values[at]);
+        let at = at + below;
+        let lower = self.values[at] + fx * (self.values[at + right] - self.values[at]);
+        upper + fy * (lower - upper)
+    }
+}
