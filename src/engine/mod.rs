@@ -50,6 +50,9 @@ pub trait Sink: Send + Sync {
 
     /// Takes note of a finished unit of work.
     fn progress(&self, progress: Progress);
+
+    /// Takes note of something that the user may not have wanted; the work goes on.
+    fn warning(&self, _text: String) {}
 }
 
 /// Where the output of one clip goes, and how its computation is stopped.

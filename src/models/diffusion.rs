@@ -67,8 +67,11 @@ pub(super) struct Networks {
 
 /// What an error says of `what`, unless it comes of a cancellation.
 fn failed(what: &str, cancel: &Cancel, error: &candle_core::Error) -> Error {
-    let failed = || Error::Compute { what: what.into(), why: error.to_string() };
-    cancel.check().err().unwrap_or_else(failed)
+    let (what, why) = (what.into(), error.to_string());
+    cancel.check().err().unwrap_or(match wavefront::is_out_of_memory(error) {
+        true => Error::DeviceMemory { what, why },
+        false => Error::Compute { what, why },
+    })
 }
 
 impl Networks {

@@ -98,7 +98,8 @@ pub struct Loaded {
 /// it serves, and is let go of before anything else is loaded.
 ///
 /// # Errors
-/// [`Error::Weights`] if there are no weights, [`Error::Compute`] if a device has no memory for them,
+/// [`Error::Weights`] if there are no weights, [`Error::DeviceMemory`] if a device has no memory for
+/// them,
 /// and [`Error::Cancelled`].
 pub fn build(
     choice: &Choice,

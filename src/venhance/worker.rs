@@ -274,6 +274,8 @@ pub(super) trait Report: Send + Sync + 'static {
     fn progress(&self, progress: Progress, position: Option<ClockTime>);
     /// An input frame took this long, waiting not counted.
     fn computed(&self, took: Duration);
+    /// The work goes on, but not as it was asked for.
+    fn warned(&self, text: String);
     /// The model has failed on these frames.
     fn failed(&self, error: Error);
     /// Events that were behind frames which have been dropped.
@@ -513,5 +515,9 @@ impl Sink for Delivery {
     fn progress(&self, progress: Progress) {
         let position = self.line().key.map(|key| key.pts);
         self.report.progress(progress, position);
+    }
+
+    fn warning(&self, text: String) {
+        self.report.warned(text);
     }
 }

@@ -17,6 +17,7 @@ mod decode;
 mod geometry;
 mod guidance;
 mod intake;
+mod memory;
 mod model;
 mod noise;
 mod picture;
@@ -27,14 +28,18 @@ mod solver;
 mod stage;
 mod state;
 mod stream;
+mod tiles;
 mod windows;
 
 use std::sync::Arc;
 
-pub use decode::{COLUMNS, Decode, FRAMES, ROWS, tile_weights};
+pub use decode::{Decode, FRAMES};
 pub use geometry::{Canvas, mask};
 pub use guidance::Guidance;
-pub use model::{Autoencoder, Check, Conditions, Denoiser, Encoded, LATENT, Precision, Velocities};
+pub use memory::is_out_of_memory;
+pub use model::{
+    Autoencoder, Check, Conditions, Denoiser, Encoded, LATENT, Mode, Precision, Slices, Velocities,
+};
 pub use noise::{Noise, Purpose, Seeded};
 pub use picture::{fit, frame, planes};
 pub use plan::{Plan, lookahead};
@@ -44,6 +49,7 @@ pub use solver::{Evaluation, evaluations};
 pub use stage::{Batch, Frame, Recipe};
 pub use state::State;
 pub use stream::{Models, Settings, Stream};
+pub use tiles::{COLUMNS, ROWS, tile_weights};
 pub use windows::{Windows, cross_fade};
 
 use self::{control::Control, windows::Sliding};

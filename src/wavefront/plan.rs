@@ -4,12 +4,13 @@
 use std::fmt;
 
 use super::{
-    decode::{COLUMNS, FRAMES, ROWS},
+    decode::FRAMES,
     geometry::Canvas,
     model::COLOURS,
     schedule::Table,
     solver::evaluations,
     stream::Settings,
+    tiles::{COLUMNS, ROWS},
     windows::Windows,
 };
 use crate::engine::Format;
