@@ -218,6 +218,52 @@ fn same_as_whole(
     }
 }
 
+/// What a run of the key frames from `first` on leaves.
+fn part(keys: &[Frame], first: usize, settings: &Settings, format: Format) -> Vec<Arc<Frame>> {
+    let sink = Arc::new(Record::default());
+    let new = || Wavefront::new(models(1), settings.clone(), Arc::new(Seeded(3)));
+    let mut enhancer = new();
+    enhancer.start_at(first, format, clip(&sink)).unwrap();
+    for (n, key) in keys.iter().enumerate().skip(first) {
+        if n == (first + keys.len()) / 2 {
+            // It can be put down as well.
+            let state = enhancer.save().unwrap();
+            enhancer = new();
+            enhancer.restore(format, clip(&sink), &state).unwrap();
+        }
+        enhancer.push(key.clone()).unwrap();
+    }
+    enhancer.finish().unwrap();
+    sink.take()
+}
+
+#[test]
+fn a_run_that_begins_in_the_middle_soon_gives_what_the_whole_gives() {
+    for made in 0..=8 {
+        // All 14 steps once with an overlap longer than the stride, and once with another.
+        let fast = (made == 2 || made == 3).then_some((Solver::Fast, 15));
+        let solvers = [(Solver::Normal, 1), (Solver::Normal, 4), (Solver::Heun, 2)];
+        for (solver, steps) in solvers.into_iter().chain(fast) {
+            let (settings, format) = (settings(solver, steps), format(made, false));
+            // The first key frame that does not need all before it, and one later.
+            let from = |key: usize| wavefront::resume_from(&settings, made, key);
+            let soonest = (0..).find(|&key| from(key) > 0).unwrap();
+            for (key, after) in [(soonest, 0), (soonest, 40), (2 * soonest + 7, 3)] {
+                let (first, keys) = (from(key), keys(key + 1 + after, format));
+                let (whole, part) =
+                    (part(&keys, 0, &settings, format), part(&keys, first, &settings, format));
+                let lacking = whole.len() - part.len();
+                assert_eq!(lacking, first * (made + 1));
+                let same: Vec<_> =
+                    whole[lacking..].iter().zip(&part).map(|(a, b)| a == b).collect();
+                let wanted = key * (made + 1) - lacking;
+                assert!(same.contains(&false), "{made}, {solver:?} {steps}");
+                assert!(same[wanted..].iter().all(|same| *same), "{made}, {solver:?} {steps}");
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(cases(16))]
 

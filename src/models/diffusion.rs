@@ -159,6 +159,11 @@ pub(super) fn plan(request: &Request, format: Format, keys: usize) -> Result<Pla
     }))
 }
 
+/// See [`super::resume_from`].
+pub(super) fn resume_from(request: &Request, made: usize, key: usize) -> usize {
+    wavefront::resume_from(&Settings::from(&request.options), made, key)
+}
+
 /// What the prompt and the negative prompt mean, [2, 77, c]. The text tower is there for no longer.
 fn read_prompts(
     request: &Request,

@@ -29,7 +29,8 @@ impl VEnhance {
                 Some(idle) if idle.choice == *choice => idle,
                 idle => self.load(choice, idle, cancel)?,
             };
-            compute(&self.queue, &mut *loaded.enhancer, report.clone());
+            let first = lock(&self.settings).first_frame;
+            compute(&self.queue, &mut *loaded.enhancer, report.clone(), first);
             loaded.enhancer.reset();
             *lock(&self.idle) = Some(loaded);
             Ok(())
@@ -175,7 +176,7 @@ mod tests {
         queue.enter(Item::Frame(Frame::new(2, 2).unwrap(), stamp)).unwrap();
         let message = std::thread::scope(|scope| {
             let report = Arc::new(Reporter(element.downgrade()));
-            scope.spawn(|| compute(&queue, &mut Warns, report));
+            scope.spawn(|| compute(&queue, &mut Warns, report, 0));
             let timeout = ClockTime::from_seconds(10);
             let message = bus.timed_pop_filtered(timeout, &[gst::MessageType::Warning]);
             queue.close(gst::FlowError::Flushing);
