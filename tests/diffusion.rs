@@ -2,6 +2,8 @@
 //! `model=v1` and `model=v2` through the front door, with a tiny model in a folder.
 
 mod common;
+#[path = "common/torch.rs"]
+mod torch;
 
 use std::{
     path::{Path, PathBuf},
@@ -193,6 +195,50 @@ fn what_is_not_done_as_asked_is_a_warning() {
     assert!(text.contains("height of 96; max-pixels makes it 48"), "{text}");
     let text = said(&format!("min-height=0 negative-prompt=\"{}the end\"", "no cats, ".repeat(40)));
     assert!(text.contains("negative-prompt is too long") && text.contains("the end"), "{text}");
+}
+
+/// Makes a safetensors file what PyTorch would have written instead.
+fn as_torch_file(path: &Path) {
+    let tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
+    let bytes = tensors.iter().map(|(name, tensor)| {
+        let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (name.as_str(), values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+    });
+    let bytes: Vec<_> = bytes.collect();
+    let described = tensors.iter().map(|(name, tensor)| {
+        let (storage, length) = (name.as_str(), tensor.elem_count());
+        let (shape, strides) = (tensor.dims(), tensor.stride());
+        (
+            storage,
+            torch::Tensor { kind: "FloatStorage", storage, length, offset: 0, shape, strides },
+        )
+    });
+    let pickle = torch::state_dict(torch::Pickle::new(), &described.collect::<Vec<_>>()).end();
+    let storages: Vec<_> = bytes.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+    torch::write(path, &pickle, &storages);
+}
+
+#[test]
+fn a_pytorch_file_is_copied_once_and_that_is_on_the_bus() {
+    let room = Room::with_model((16, 64), &[1, 2]);
+    as_torch_file(&room.path("model/text.safetensors"));
+    let copy = room.path("model/text.safetensors.f16.safetensors");
+    let pipeline = format!(
+        "videotestsrc num-buffers=2 ! video/x-raw,width=32,height=16,framerate=8/1 ! {} ! fakesink",
+        room.element("v1", "up-scale=1 min-height=0 solver=normal steps=1")
+    );
+    let copies = || {
+        let messages =
+            run(&pipeline).into_iter().filter(|message| message.has_name("venhance-copy"));
+        messages.collect::<Vec<_>>()
+    };
+    let said = copies();
+    let last = said.last().unwrap();
+    assert_eq!(last.get::<String>("file").unwrap(), copy.display().to_string());
+    let bytes: u64 = last.get("bytes").unwrap();
+    assert_eq!(bytes, last.get::<u64>("total-bytes").unwrap());
+    assert!((1..=copy.metadata().unwrap().len()).contains(&bytes));
+    assert!(copies().is_empty());
 }
 
 #[test]

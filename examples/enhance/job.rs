@@ -369,11 +369,13 @@ impl Session {
                         }
                     }
                     gst::MessageView::Element(element) => {
-                        if let (Some(download), Some((_, report))) = (
-                            element.structure().filter(|s| s.has_name("venhance-download")),
-                            &mut work,
-                        ) {
-                            report.download(download);
+                        let named = |name: &str| element.structure().filter(|s| s.has_name(name));
+                        for (name, doing) in
+                            [("venhance-download", "downloading"), ("venhance-copy", "copying to")]
+                        {
+                            if let (Some(progress), Some((_, report))) = (named(name), &mut work) {
+                                report.transfer(doing, progress);
+                            }
                         }
                         let unit = element
                             .structure()

@@ -94,6 +94,8 @@ pub fn resume_from(choice: &Choice, made: usize, key: usize) -> usize {
 pub enum Note {
     /// How far downloads have come.
     Download(weights::Progress),
+    /// How far the copy of a file has come: see [`weights::Checkpoint::open`].
+    Copy(weights::Progress),
     /// Something that the user may not have wanted.
     Warning(String),
 }

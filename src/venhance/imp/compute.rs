@@ -17,6 +17,7 @@ use crate::{
         meter::Stage,
         worker::{Report, compute},
     },
+    weights,
 };
 
 impl VEnhance {
@@ -59,13 +60,8 @@ impl VEnhance {
         };
         say(gst::ProgressType::Start, format!("Loading model {}", choice.model));
         let loaded = models::build(choice, before, cancel, &mut |note| match note {
-            Note::Download(progress) => self.post(
-                gst::Structure::builder("venhance-download")
-                    .field("file", progress.file)
-                    .field("bytes", progress.done)
-                    .field("total-bytes", progress.total)
-                    .build(),
-            ),
+            Note::Download(progress) => self.post(transfer("venhance-download", progress)),
+            Note::Copy(progress) => self.post(transfer("venhance-copy", progress)),
             Note::Warning(text) => {
                 gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{text}"));
             }
@@ -79,6 +75,15 @@ impl VEnhance {
         }
         loaded
     }
+}
+
+/// The message that says how far files have come.
+fn transfer(name: &str, progress: weights::Progress) -> gst::Structure {
+    gst::Structure::builder(name)
+        .field("file", progress.file)
+        .field("bytes", progress.done)
+        .field("total-bytes", progress.total)
+        .build()
 }
 
 /// What the compute thread has to say. It does not keep the element alive.
