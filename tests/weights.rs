@@ -46,6 +46,7 @@ impl Cache {
             token: Some("secret".into()),
             offline: false,
             retry_after: Duration::from_millis(5),
+            silence: Duration::from_secs(30),
             free_space,
         }
     }
@@ -538,6 +539,27 @@ fn a_cancelled_download_ends_within_a_second_and_goes_on_later() {
     assert!(cancelled.unwrap() < Duration::from_secs(1), "{cancelled:?}");
     assert_eq!(cache.named(), Vec::<PathBuf>::new());
     assert_right(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
+    assert_eq!(server.gets("venhancer_paper.pt").last().unwrap().from, Some(100_000));
+}
+
+#[test]
+fn a_server_that_falls_silent_is_left_and_asked_for_the_rest() {
+    let (cache, published) = (Cache::new(), hub::Files::new());
+    let answers = published.clone();
+    let server = Server::start(move |request| {
+        let answer = answers.answer(request);
+        match request.gets(UNET) && request.path.starts_with("/cdn/") && request.from.is_none() {
+            true => Answer { stall: true, ..answer.cut(100_000) },
+            false => answer,
+        }
+    });
+    let silence = Duration::from_millis(300);
+    let start = Instant::now();
+    let files = fetch(Hub { silence, ..cache.hub(&server.endpoint()) }).unwrap();
+    // The server would be silent for ten seconds.
+    let took = start.elapsed();
+    assert!(took >= silence && took < Duration::from_secs(8), "{took:?}");
+    assert_right(&files, &published);
     assert_eq!(server.gets("venhancer_paper.pt").last().unwrap().from, Some(100_000));
 }
 

@@ -30,6 +30,9 @@ const ENDPOINT: &str = "https://huggingface.co";
 /// The pause before a request is repeated for the first time; it doubles each time.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
+/// A server that is silent for longer is gone.
+const SILENCE: Duration = Duration::from_secs(30);
+
 /// A hub and its cache.
 #[derive(Clone)]
 pub struct Hub {
@@ -43,6 +46,8 @@ pub struct Hub {
     pub offline: bool,
     /// The pause before a request is repeated for the first time; it doubles each time.
     pub retry_after: Duration,
+    /// How long a server may be silent in the middle of a request, which is then repeated.
+    pub silence: Duration,
     /// Bytes that a folder's disk has room for.
     pub free_space: fn(&Path) -> io::Result<u64>,
 }
@@ -77,6 +82,7 @@ impl Hub {
             token,
             offline: ["1", "ON", "YES", "TRUE"].contains(&offline.as_str()),
             retry_after: RETRY_AFTER,
+            silence: SILENCE,
             free_space,
         })
     }
