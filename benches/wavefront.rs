@@ -21,7 +21,7 @@ use std::{
 use candle_core::{Device, Result, Tensor};
 use gstvenhance::{
     engine::{self, Cancel, Clip, Enhancer, Error, Progress, Sink, Solver},
-    wavefront::{Check, Conditions, Denoiser, Models, Precision, Seeded, Velocities, Wavefront},
+    wavefront::{Check, Conditions, Denoiser, Mode, Models, Seeded, Velocities, Wavefront},
 };
 
 /// What a frame of a window takes a device: long, beside the host's own work.
@@ -45,7 +45,7 @@ impl Denoiser for Sleeper {
         x: &Tensor,
         _: &Conditions,
         _: bool,
-        _: Precision,
+        _: Mode,
         _: Check,
     ) -> Result<Velocities> {
         let _alone = self.alone.lock().unwrap();

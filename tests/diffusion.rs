@@ -2,6 +2,8 @@
 //! `model=v1` and `model=v2` through the front door, with a tiny model in a folder.
 
 mod common;
+#[path = "common/torch.rs"]
+mod torch;
 
 use std::{
     path::{Path, PathBuf},
@@ -17,32 +19,40 @@ use gstvenhance::{
     networks::{text, unet, vae},
     weights::{self, Config},
 };
+use serde_json::Value;
 
 /// A folder with a model, and a video of four frames of 36×24 at 8 fps.
 struct Room(tempfile::TempDir);
 
 impl Room {
     fn new() -> Self {
+        let room = Self::with_model((80, 128), &[1, 2, 4, 4]);
+        run(&format!(
+            "videotestsrc pattern=ball num-buffers=4 ! video/x-raw,format=I420,width=36,height=24,framerate=8/1 \
+             ! x264enc ! mp4mux ! filesink location={}",
+            room.path("in.mp4").display()
+        ));
+        room
+    }
+
+    /// Only the model, with a smallest canvas and the multiples of its levels' channels.
+    fn with_model(min_padded: (usize, usize), dim_mult: &[usize]) -> Self {
         common::init();
         let room = Self(tempfile::tempdir().unwrap());
         let config = Config {
-            min_padded: (80, 128),
+            min_padded,
             unet: unet::Config {
                 dim: 32,
                 head_dim: 8,
                 context_dim: 48,
                 num_res_blocks: 1,
+                dim_mult: dim_mult.to_vec(),
                 ..unet::Config::full()
             },
             vae: vae::Config { block_out_channels: vec![32, 32, 64, 64], layers_per_block: 1 },
             text: text::Config { width: 48, heads: 4, layers: 3 },
         };
         weights::synthesize(&room.path("model"), &config, candle_core::DType::F32).unwrap();
-        run(&format!(
-            "videotestsrc pattern=ball num-buffers=4 ! video/x-raw,format=I420,width=36,height=24,framerate=8/1 \
-             ! x264enc ! mp4mux ! filesink location={}",
-            room.path("in.mp4").display()
-        ));
         room
     }
 
@@ -187,6 +197,50 @@ fn what_is_not_done_as_asked_is_a_warning() {
     assert!(text.contains("negative-prompt is too long") && text.contains("the end"), "{text}");
 }
 
+/// Makes a safetensors file what PyTorch would have written instead.
+fn as_torch_file(path: &Path) {
+    let tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
+    let bytes = tensors.iter().map(|(name, tensor)| {
+        let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (name.as_str(), values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+    });
+    let bytes: Vec<_> = bytes.collect();
+    let described = tensors.iter().map(|(name, tensor)| {
+        let (storage, length) = (name.as_str(), tensor.elem_count());
+        let (shape, strides) = (tensor.dims(), tensor.stride());
+        (
+            storage,
+            torch::Tensor { kind: "FloatStorage", storage, length, offset: 0, shape, strides },
+        )
+    });
+    let pickle = torch::state_dict(torch::Pickle::new(), &described.collect::<Vec<_>>()).end();
+    let storages: Vec<_> = bytes.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+    torch::write(path, &pickle, &storages);
+}
+
+#[test]
+fn a_pytorch_file_is_copied_once_and_that_is_on_the_bus() {
+    let room = Room::with_model((16, 64), &[1, 2]);
+    as_torch_file(&room.path("model/text.safetensors"));
+    let copy = room.path("model/text.safetensors.f16.safetensors");
+    let pipeline = format!(
+        "videotestsrc num-buffers=2 ! video/x-raw,width=32,height=16,framerate=8/1 ! {} ! fakesink",
+        room.element("v1", "up-scale=1 min-height=0 solver=normal steps=1")
+    );
+    let copies = || {
+        let messages =
+            run(&pipeline).into_iter().filter(|message| message.has_name("venhance-copy"));
+        messages.collect::<Vec<_>>()
+    };
+    let said = copies();
+    let last = said.last().unwrap();
+    assert_eq!(last.get::<String>("file").unwrap(), copy.display().to_string());
+    let bytes: u64 = last.get("bytes").unwrap();
+    assert_eq!(bytes, last.get::<u64>("total-bytes").unwrap());
+    assert!((1..=copy.metadata().unwrap().len()).contains(&bytes));
+    assert!(copies().is_empty());
+}
+
 #[test]
 fn missing_weights_are_an_error_that_says_how_to_have_them() {
     let room = Room::new();
@@ -203,11 +257,17 @@ fn missing_weights_are_an_error_that_says_how_to_have_them() {
     }
 }
 
+/// The application, to be run in the room.
+fn program(room: &Room) -> Command {
+    let tests = std::env::current_exe().unwrap();
+    let mut command = Command::new(tests.parent().unwrap().with_file_name("examples/enhance"));
+    command.current_dir(&room.0);
+    command
+}
+
 /// What the application, run in the room, says on standard output.
 fn enhance(room: &Room, arguments: &[&str]) -> String {
-    let tests = std::env::current_exe().unwrap();
-    let program = tests.parent().unwrap().with_file_name("examples/enhance");
-    let output = Command::new(program).current_dir(&room.0).args(arguments).output().unwrap();
+    let output = program(room).args(arguments).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
     text(&output.stdout)
@@ -255,6 +315,72 @@ fn the_application_takes_the_command_line_of_the_reference() {
     script(&["--input_path", "videos", "--save_dir", "results", "--prompt_path", "prompts"]);
     assert_eq!(pixels(&results.join("a.mp4")), named);
     assert_eq!(pixels(&results.join("b.mp4")), given);
+}
+
+/// A video of `frames` frames at 8 fps, without the one that is number `hole`.
+fn video_with_a_hole(path: &Path, frames: u32, hole: u64) {
+    let pipeline = gst::parse::launch(&format!(
+        "videotestsrc pattern=ball num-buffers={frames} ! video/x-raw,format=I420,width=32,height=16,framerate=8/1 \
+         ! identity name=i ! x264enc bframes=0 ! matroskamux ! filesink location={}",
+        path.display()
+    ));
+    let pipeline = pipeline.unwrap().downcast::<gst::Pipeline>().unwrap();
+    let pad = pipeline.by_name("i").unwrap().static_pad("src").unwrap();
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        match info.buffer().and_then(|buffer| buffer.pts()) {
+            Some(time) if time == gst::ClockTime::SECOND * hole / 8 => gst::PadProbeReturn::Handled,
+            _ => gst::PadProbeReturn::Ok,
+        }
+    });
+    let bus = pipeline.bus().unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let end = bus.timed_pop_filtered(
+        gst::ClockTime::try_from(TIMEOUT).unwrap(),
+        &[gst::MessageType::Eos, gst::MessageType::Error],
+    );
+    pipeline.set_state(gst::State::Null).unwrap();
+    assert_eq!(end.unwrap().type_(), gst::MessageType::Eos);
+}
+
+#[test]
+fn a_run_that_goes_on_gives_what_an_uninterrupted_one_gives_bit_for_bit() {
+    let room = Room::with_model((16, 64), &[1, 2]);
+    // Two clips: the second begins with the fourth of 43 frames.
+    video_with_a_hole(&room.path("long.mkv"), 44, 3);
+    let arguments = |output| {
+        let all = "--model v1 --model-dir model --up-scale 1 --min-height 0 --solver normal --steps 2 --guidance-scale 1";
+        let lossless = ["--encoder", "x264enc pass=quant quantizer=0 tune=zerolatency"];
+        let all = ["long.mkv", output].into_iter().chain(all.split(' ')).chain(lossless);
+        all.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run =
+        |arguments: &[String]| enhance(&room, &arguments.iter().map(|a| &**a).collect::<Vec<_>>());
+    run(&arguments("whole.mkv"));
+    let whole = pixels(&room.path("whole.mkv"));
+    assert_eq!(whole.len(), (7 + 118) * 32 * 16 * 3);
+
+    // An encoder that holds nothing back. Cut off when it has come so far that not all of the second clip is needed to go on.
+    let mut child = program(&room).args(arguments("cut.mkv")).spawn().unwrap();
+    let index = room.path("cut.mkv.partial.json");
+    let joint = || {
+        let text = std::fs::read_to_string(&index).unwrap_or_default();
+        let number = |line: &str, name| serde_json::from_str::<Value>(line).ok()?[name].as_u64();
+        let mut joints =
+            text.lines().filter_map(|line| Some((number(line, "skip")?, number(line, "first")?)));
+        joints.next_back().filter(|(_, first)| *first > 0)
+    };
+    common::wait_for("a joint far enough", || {
+        joint().is_some() || child.try_wait().unwrap().is_some()
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!room.path("cut.mkv").exists());
+    let (skip, first) = joint().unwrap();
+    assert_eq!(skip - first, 3);
+    run(&[arguments("cut.mkv"), vec!["--resume".into()]].concat());
+    let resumed = pixels(&room.path("cut.mkv"));
+    assert_eq!(resumed.len(), whole.len());
+    assert!(resumed == whole);
 }
 
 #[test]

@@ -15,10 +15,74 @@ fn commands() -> Vec<&'static str> {
         .collect()
 }
 
+/// The command that has never been run to its end.
+const PUBLISHED: &str = "scripts/published example.mp4 published.mp4";
+
+/// What is said, on both outputs, and whether it is a success.
+fn says(command: &mut Command) -> (String, bool) {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (text.into_owned(), output.status.success())
+}
+
+#[test]
+fn the_published_example_is_compared_with_what_was_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let video = |name: &str, frames: u32| {
+        common::run(&format!(
+            "videotestsrc num-buffers={frames} ! video/x-raw,format=I420,width=720,height=480,framerate=8/1 \
+             ! x264enc speed-preset=ultrafast ! mp4mux ! filesink location={}",
+            dir.path().join(name).display()
+        ));
+    };
+    video("example.mp4", 49);
+    video("short.mp4", 48);
+    let scripts = dir.path().join("scripts");
+    std::fs::create_dir_all(&scripts).unwrap();
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/published");
+    std::os::unix::fs::symlink(ours, scripts.join("published")).unwrap();
+    let tests = std::env::current_exe().unwrap();
+    let application = tests.parent().unwrap().with_file_name("examples/enhance");
+    std::os::unix::fs::symlink(&application, scripts.join("enhance")).unwrap();
+    let run = |command: &str| {
+        says(
+            Command::new("bash")
+                .args(["-ec", command])
+                .current_dir(dir.path())
+                .env_remove("G_DEBUG"),
+        )
+    };
+
+    let (text, same) = run("scripts/published example.mp4 --plan");
+    assert!(same && text.contains("windows: 8 of frames"), "{text}");
+    let (text, same) = run("scripts/published short.mp4 --plan");
+    assert!(!same && text.contains("not “output: 145 frames, 3 for each before”"), "{text}");
+    assert!(text.contains("output: 142 frames") && !text.contains("not “size"), "{text}");
+    let (text, same) = run("scripts/published example.mp4 --plan --solver heun");
+    assert!(!same && text.contains("not “evaluations: 14 a window"), "{text}");
+
+    // The plan is the application's; the run is played.
+    std::fs::rename(scripts.join("enhance"), scripts.join("real")).unwrap();
+    for (frames, expected) in [(145, true), (144, false)] {
+        let script = format!(
+            "#!/bin/sh\ncase \"$*\" in\n*--plan*) exec scripts/real \"$@\";;\n\
+             *) echo \"$2: {frames} frames of 1982x1320 at 24 fps in 1:02:03, 0.0 a second\";;\nesac\n"
+        );
+        std::fs::write(scripts.join("enhance"), script).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(scripts.join("enhance"), mode).unwrap();
+        let (text, same) = run(PUBLISHED);
+        assert_eq!(same, expected, "{text}");
+        let said = if expected { "As published: 145" } else { "not “145 frames of 1982x1320" };
+        assert!(text.contains(said), "{text}");
+    }
+}
+
 #[test]
 fn every_command_runs() {
-    // These are run by scripts/test itself, which runs this test.
-    let outer = ["scripts/enhance", "scripts/test", "cargo build --release"];
+    // These are run by scripts/test itself, which runs this test; but the last, which takes gigabytes of
+    // weights and hours. Another test runs what does not need them.
+    let outer = ["scripts/enhance", "scripts/test", "cargo build --release", PUBLISHED];
     let (outside, commands): (Vec<_>, Vec<_>) =
         commands().into_iter().partition(|command| outer.contains(command));
     assert_eq!(outside, outer);

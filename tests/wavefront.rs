@@ -17,9 +17,9 @@ use candle_core::{Device, Result, Tensor};
 use gstvenhance::{
     engine::{self, Cancel, Clip, Enhancer, Error, Format, Frame, Solver},
     wavefront::{
-        self, Autoencoder, Batch, Canvas, Check, Conditions, Denoiser, Noise, Precision, Purpose,
-        Recipe, START, Sampler, Seeded, Settings, State, Table, Tail, Velocities, Wavefront,
-        Windows, evaluations, lookahead,
+        self, Autoencoder, Batch, Canvas, Check, Conditions, Denoiser, Encoded, LATENT, Mode,
+        Noise, Precision, Purpose, Recipe, START, Sampler, Seeded, Settings, State, Table, Tail,
+        Velocities, Wavefront, Windows, evaluations, lookahead,
     },
 };
 use proptest::prelude::*;
@@ -84,7 +84,7 @@ fn sample(
                 mask: &mask[window.clone()],
             };
             let said =
-                ToyDenoiser.velocities(&seen, &conditions, true, Precision::Usual, &|| Ok(()))?;
+                ToyDenoiser.velocities(&seen, &conditions, true, Mode::default(), &|| Ok(()))?;
             let d = evaluation.denoised(&seen, &settings.guidance.apply(said)?)?;
             let split = (0..window.len()).map(|n| d.narrow(2, n, 1)?.contiguous());
             results.push(split.collect::<Result<_>>()?);
@@ -116,7 +116,7 @@ fn whole_video(
     let (mut x, mut hints) = (Vec::new(), Vec::new());
     for n in 0..keys.len() + made * (keys.len() - 1) {
         let image = wavefront::fit(&wavefront::planes(&keys[n / (made + 1)])?, &canvas)?;
-        let encoded = ToyAutoencoder.encode(&image, Precision::Usual, &|| Ok(()))?;
+        let encoded = ToyAutoencoder.encode(&image, Mode::default(), &|| Ok(()))?;
         let noise = |purpose| noise.normal(purpose, n, canvas.latent());
         let latents = encoded.sample(&noise(Purpose::Encode)?)?;
         let noised = table.diffuse(&latents, START, &noise(Purpose::Start)?)?;
@@ -135,7 +135,7 @@ fn whole_video(
     let decode = |window: &Range<usize>| {
         let latents = Tensor::cat(&latents[window.clone()], 2)?.squeeze(0)?.transpose(0, 1)?;
         let latents = latents.contiguous()?;
-        let frames = ToyAutoencoder.decode(&latents, Precision::Usual, &|| Ok(()))?;
+        let frames = ToyAutoencoder.decode(&latents, Mode::default(), &|| Ok(()))?;
         // A single tile.
         let frames = frames.broadcast_mul(&weights)?.broadcast_div(&weights)?;
         (0..window.len()).map(|n| frames.narrow(0, n, 1)?.contiguous()).collect()
@@ -214,6 +214,52 @@ fn same_as_whole(
         assert_eq!(got.len(), expected.len());
         for (n, (got, expected)) in got.iter().zip(&expected).enumerate() {
             assert!(**got == *expected, "frame {n}, cuts {cuts:?}, devices {devices:?}");
+        }
+    }
+}
+
+/// What a run of the key frames from `first` on leaves.
+fn part(keys: &[Frame], first: usize, settings: &Settings, format: Format) -> Vec<Arc<Frame>> {
+    let sink = Arc::new(Record::default());
+    let new = || Wavefront::new(models(1), settings.clone(), Arc::new(Seeded(3)));
+    let mut enhancer = new();
+    enhancer.start_at(first, format, clip(&sink)).unwrap();
+    for (n, key) in keys.iter().enumerate().skip(first) {
+        if n == (first + keys.len()) / 2 {
+            // It can be put down as well.
+            let state = enhancer.save().unwrap();
+            enhancer = new();
+            enhancer.restore(format, clip(&sink), &state).unwrap();
+        }
+        enhancer.push(key.clone()).unwrap();
+    }
+    enhancer.finish().unwrap();
+    sink.take()
+}
+
+#[test]
+fn a_run_that_begins_in_the_middle_soon_gives_what_the_whole_gives() {
+    for made in 0..=8 {
+        // All 14 steps once with an overlap longer than the stride, and once with another.
+        let fast = (made == 2 || made == 3).then_some((Solver::Fast, 15));
+        let solvers = [(Solver::Normal, 1), (Solver::Normal, 4), (Solver::Heun, 2)];
+        for (solver, steps) in solvers.into_iter().chain(fast) {
+            let (settings, format) = (settings(solver, steps), format(made, false));
+            // The first key frame that does not need all before it, and one later.
+            let from = |key: usize| wavefront::resume_from(&settings, made, key);
+            let soonest = (0..).find(|&key| from(key) > 0).unwrap();
+            for (key, after) in [(soonest, 0), (soonest, 40), (2 * soonest + 7, 3)] {
+                let (first, keys) = (from(key), keys(key + 1 + after, format));
+                let (whole, part) =
+                    (part(&keys, 0, &settings, format), part(&keys, first, &settings, format));
+                let lacking = whole.len() - part.len();
+                assert_eq!(lacking, first * (made + 1));
+                let same: Vec<_> =
+                    whole[lacking..].iter().zip(&part).map(|(a, b)| a == b).collect();
+                let wanted = key * (made + 1) - lacking;
+                assert!(same.contains(&false), "{made}, {solver:?} {steps}");
+                assert!(same[wanted..].iter().all(|same| *same), "{made}, {solver:?} {steps}");
+            }
         }
     }
 }
@@ -414,12 +460,12 @@ fn a_state_of_another_run_is_refused_with_a_reason() {
 struct Faulty {
     /// The time of that evaluation.
     time: f64,
-    fault: fn(Tensor, Precision, Check) -> Result<Tensor>,
+    fault: fn(Tensor, Mode, Check) -> Result<Tensor>,
     wide: AtomicUsize,
 }
 
 impl Faulty {
-    fn new(step: usize, fault: fn(Tensor, Precision, Check) -> Result<Tensor>) -> Arc<Self> {
+    fn new(step: usize, fault: fn(Tensor, Mode, Check) -> Result<Tensor>) -> Arc<Self> {
         let (_, evaluations) = evaluations(&Table::default(), Solver::Fast, 15);
         let time = evaluations[step].time as f64;
         Arc::new(Self { time, fault, wide: AtomicUsize::new(0) })
@@ -451,13 +497,13 @@ impl Denoiser for Faulty {
         x: &Tensor,
         conditions: &Conditions,
         guided: bool,
-        precision: Precision,
+        mode: Mode,
         check: Check,
     ) -> Result<Velocities> {
-        self.wide.fetch_add(usize::from(precision == Precision::Wide), Ordering::Relaxed);
-        let mut velocities = ToyDenoiser.velocities(x, conditions, guided, precision, check)?;
+        self.wide.fetch_add(usize::from(mode.precision == Precision::Wide), Ordering::Relaxed);
+        let mut velocities = ToyDenoiser.velocities(x, conditions, guided, mode, check)?;
         if conditions.t == self.time {
-            velocities.conditional = (self.fault)(velocities.conditional, precision, check)?;
+            velocities.conditional = (self.fault)(velocities.conditional, mode, check)?;
         }
         Ok(velocities)
     }
@@ -474,7 +520,7 @@ fn infinite(x: Tensor) -> Result<Tensor> {
 #[test]
 fn what_is_not_finite_is_computed_again_in_a_wider_type() {
     for devices in [1, 5] {
-        let faulty = Faulty::new(6, |x, precision, _| match precision {
+        let faulty = Faulty::new(6, |x, mode, _| match mode.precision {
             Precision::Usual => infinite(x),
             Precision::Wide => Ok(x),
         });
@@ -498,6 +544,132 @@ fn what_is_not_finite_again_is_an_error_that_names_step_and_window() {
         assert!(matches!(error, Error::NotFinite { .. }));
         assert!(error.to_string().starts_with("window 0, step 6 gave values"), "{error}");
         assert_eq!(sink.count(), 0);
+    }
+}
+
+/// Networks on a device that is soon full.
+struct Narrow {
+    /// The largest part of a usual slice, in sixteenths, that it has memory for.
+    slice: usize,
+    /// The most latents that it can decode or encode at once.
+    latents: usize,
+    full: AtomicUsize,
+}
+
+impl Narrow {
+    fn new(slice: usize, latents: usize) -> Arc<Self> {
+        Arc::new(Self { slice, latents, full: AtomicUsize::new(0) })
+    }
+
+    fn check(&self, mode: Mode, latents: usize) -> Result<()> {
+        if mode.slices.of(16) <= self.slice && latents <= self.latents {
+            return Ok(());
+        }
+        self.full.fetch_add(1, Ordering::Relaxed);
+        let text = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+        Err(candle_core::Error::Cuda(text.into()).bt())
+    }
+
+    /// What leaves of a few frames of 90×24 that become 360×96, 45×18 latents with the padding.
+    fn run(models: wavefront::Models) -> (Arc<Record>, std::result::Result<(), Error>) {
+        let format = Format { input: (90, 24), output: (360, 96), made: 2, alpha: false };
+        let sink = Arc::new(Record::default());
+        let settings = settings(Solver::Normal, 2);
+        let mut enhancer = Wavefront::new(models, settings, Arc::new(Seeded(1)));
+        enhancer.start(format, clip(&sink)).unwrap();
+        let pushed = (0..4).try_for_each(|n| enhancer.push(picture(n, format.input)));
+        let result = pushed.and_then(|()| enhancer.finish());
+        (sink, result)
+    }
+}
+
+impl Denoiser for Narrow {
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn velocities(
+        &self,
+        x: &Tensor,
+        conditions: &Conditions,
+        guided: bool,
+        mode: Mode,
+        check: Check,
+    ) -> Result<Velocities> {
+        self.check(mode, 0)?;
+        ToyDenoiser.velocities(x, conditions, guided, mode, check)
+    }
+}
+
+impl Autoencoder for Narrow {
+    fn encode(&self, frames: &Tensor, mode: Mode, check: Check) -> Result<Encoded> {
+        let (_, _, h, w) = frames.dims4()?;
+        self.check(mode, h * w / LATENT.pow(2))?;
+        ToyAutoencoder.encode(frames, mode, check)
+    }
+
+    fn decode(&self, latents: &Tensor, mode: Mode, check: Check) -> Result<Tensor> {
+        let (_, _, h, w) = latents.dims4()?;
+        self.check(mode, h * w)?;
+        ToyAutoencoder.decode(latents, mode, check)
+    }
+}
+
+#[test]
+fn a_device_without_memory_works_in_smaller_slices_from_then_on() {
+    let usual = Narrow::run(models(1)).0.take();
+    let (denoiser, vae) = (Narrow::new(4, 0), Narrow::new(2, usize::MAX));
+    let (sink, result) = Narrow::run(wavefront::Models {
+        encoder: vae.clone(),
+        denoisers: vec![denoiser.clone()],
+        decoder: vae.clone(),
+    });
+    result.unwrap();
+    assert_eq!(sink.take(), usual);
+    assert!(sink.warnings.lock().unwrap().is_empty());
+    // Two halvings for two evaluations, three each for the encoder and the decoder.
+    let full = |narrow: &Narrow| narrow.full.load(Ordering::Relaxed);
+    assert_eq!((full(&denoiser), full(&vae)), (2, 6));
+}
+
+#[test]
+fn where_slices_do_not_help_tiles_become_smaller_with_a_warning() {
+    let usual = Narrow::run(models(1)).0.take();
+    // A quarter of a published tile.
+    let vae = Narrow::new(16, 18 * 32);
+    let mut narrow = models(1);
+    (narrow.encoder, narrow.decoder) = (vae.clone(), vae.clone());
+    let (sink, result) = Narrow::run(narrow);
+    result.unwrap();
+    // The toy knows no neighbours in a frame: only the mean over tiles is rounded.
+    for (frame, usual) in sink.take().iter().zip(usual) {
+        let off = frame.pixels().iter().zip(usual.pixels()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(off <= Some(1), "{off:?}");
+    }
+    let warnings = sink.warnings.lock().unwrap();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    for (warning, what) in warnings.iter().zip(["encoding", "decoding"]) {
+        for part in [what, "256×144 pixels", "differ slightly", "max-pixels"] {
+            assert!(warning.contains(part), "{part} is not in {warning}");
+        }
+    }
+}
+
+#[test]
+fn where_nothing_helps_the_error_says_what_was_tried_and_what_to_do() {
+    let error = |models| Narrow::run(models).1.unwrap_err();
+    let mut narrow = models(1);
+    narrow.denoisers = vec![Narrow::new(0, 0)];
+    let denoising = error(narrow);
+    let mut narrow = models(1);
+    narrow.decoder = Narrow::new(16, 18 * 32 - 1);
+    let decoding = error(narrow);
+    for (error, what) in [(denoising, "window 0, step 0"), (decoding, "decoding window 0")] {
+        assert!(matches!(error, Error::DeviceMemory { .. }));
+        let text = error.to_string();
+        for part in [what, "smallest slices", "no memory left", "OUT_OF_MEMORY", "max-pixels"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
     }
 }
 

@@ -46,6 +46,7 @@ impl Cache {
             token: Some("secret".into()),
             offline: false,
             retry_after: Duration::from_millis(5),
+            silence: Duration::from_secs(30),
             free_space,
         }
     }
@@ -541,6 +542,27 @@ fn a_cancelled_download_ends_within_a_second_and_goes_on_later() {
     assert_eq!(server.gets("venhancer_paper.pt").last().unwrap().from, Some(100_000));
 }
 
+#[test]
+fn a_server_that_falls_silent_is_left_and_asked_for_the_rest() {
+    let (cache, published) = (Cache::new(), hub::Files::new());
+    let answers = published.clone();
+    let server = Server::start(move |request| {
+        let answer = answers.answer(request);
+        match request.gets(UNET) && request.path.starts_with("/cdn/") && request.from.is_none() {
+            true => Answer { stall: true, ..answer.cut(100_000) },
+            false => answer,
+        }
+    });
+    let silence = Duration::from_millis(300);
+    let start = Instant::now();
+    let files = fetch(Hub { silence, ..cache.hub(&server.endpoint()) }).unwrap();
+    // The server would be silent for ten seconds.
+    let took = start.elapsed();
+    assert!(took >= silence && took < Duration::from_secs(8), "{took:?}");
+    assert_right(&files, &published);
+    assert_eq!(server.gets("venhancer_paper.pt").last().unwrap().from, Some(100_000));
+}
+
 // Folders.
 
 /// As small as a model can be and still have all its parts.
@@ -570,7 +592,7 @@ fn a_folder_with_a_config_is_a_model_of_its_size() {
     assert_eq!(files.config, tiny());
     let config = &files.config;
     let open = |checkpoint: &Checkpoint, keys: Keys| {
-        checkpoint.open(&keys, DType::F32, &Device::Cpu, &Cancel::default()).unwrap()
+        checkpoint.open(&keys, DType::F32, &Device::Cpu, &Cancel::default(), &mut |_| ()).unwrap()
     };
     let unet = open(&files.unet, config.unet_keys().unwrap());
     let expected = synth::weight("unet.time_embed.0.bias", 128, DType::F32, &Device::Cpu).unwrap();
@@ -580,8 +602,13 @@ fn a_folder_with_a_config_is_a_model_of_its_size() {
     Vae::new(&config.vae, open(&files.vae, config.vae_keys().unwrap())).unwrap();
     TextTower::new(&config.text, open(&files.text, config.text_keys().unwrap())).unwrap();
     // The files of one network are none of another.
-    let error =
-        files.vae.open(&config.unet_keys().unwrap(), DType::F32, &Device::Cpu, &Cancel::default());
+    let error = files.vae.open(
+        &config.unet_keys().unwrap(),
+        DType::F32,
+        &Device::Cpu,
+        &Cancel::default(),
+        &mut |_| (),
+    );
     let error = error.err().unwrap().to_string();
     for part in ["vae.safetensors", "is missing", "tensors,", "and "] {
         assert!(error.contains(part), "{error}");
@@ -657,7 +684,7 @@ impl Torch {
     fn open(&self, keys: &[(&str, &[usize])]) -> Result<candle_nn::VarBuilder<'static>, Error> {
         let checkpoint = Checkpoint { path: self.path(), unused: vec!["visual.".into()] };
         let keys = keys.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
-        checkpoint.open(&keys, DType::F32, &Device::Cpu, &Cancel::default())
+        checkpoint.open(&keys, DType::F32, &Device::Cpu, &Cancel::default(), &mut |_| ())
     }
 
     /// The numbers of a tensor.
@@ -962,7 +989,7 @@ fn reads_in_a_process_of_its_own() {
     let checkpoint = Checkpoint { path, unused: Vec::new() };
     let keys = Keys::from([("a".into(), vec![4])]);
     let cancel = Cancel::default();
-    match checkpoint.open(&keys, DType::F32, &Device::Cpu, &cancel) {
+    match checkpoint.open(&keys, DType::F32, &Device::Cpu, &cancel, &mut |_| ()) {
         Ok(weights) => {
             println!("read: {:?}", weights.get(4, "a").unwrap().to_vec1::<f32>().unwrap())
         }
@@ -1008,6 +1035,25 @@ fn two_at_once_share_a_copy() {
 }
 
 #[test]
+fn a_copy_says_how_far_it_has_come_once() {
+    let [a, b] = ["a", "b"].map(|name| (name, whole("FloatStorage", "0", &[60_000])));
+    let file = counting(state_dict(Pickle::new(), &[a, b]), 60_000);
+    let checkpoint = Checkpoint { path: file.path(), unused: Vec::new() };
+    let keys = ["a", "b"].map(|name| (name.to_owned(), vec![60_000])).into();
+    let mut said = Vec::new();
+    for _ in 0..2 {
+        let mut progress = |progress| said.push(progress);
+        checkpoint
+            .open(&keys, DType::F32, &Device::Cpu, &Cancel::default(), &mut progress)
+            .unwrap();
+    }
+    let copy = file.copy().display().to_string();
+    assert!(said.iter().all(|said| said.file == copy && said.total == 240_000), "{said:?}");
+    assert!(said.is_sorted_by_key(|said| said.done), "{said:?}");
+    assert_eq!((said[0].done, said.last().unwrap().done), (0, 240_000));
+}
+
+#[test]
 fn a_cancelled_copy_is_no_copy() {
     let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[4]))]);
     let file = counting(pickle, 4);
@@ -1015,7 +1061,7 @@ fn a_cancelled_copy_is_no_copy() {
     let cancel = Cancel::default();
     cancel.cancel();
     let keys = Keys::from([("a".into(), vec![4])]);
-    let result = checkpoint.open(&keys, DType::F32, &Device::Cpu, &cancel);
+    let result = checkpoint.open(&keys, DType::F32, &Device::Cpu, &cancel, &mut |_| ());
     assert_eq!(result.err(), Some(Error::Cancelled));
     assert!(!file.copy().exists());
     assert_eq!(file.read("a", &[4]), [0.0, 1.0, 2.0, 3.0]);

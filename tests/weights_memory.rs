@@ -62,8 +62,9 @@ fn tensors_are_copied_and_loaded_one_by_one() {
     let cancel = Cancel::default();
     // The first makes the copy.
     for _ in 0..2 {
-        let (weights, opening) =
-            excess(|| checkpoint.open(&keys, DType::F32, &Device::Cpu, &cancel).unwrap());
+        let (weights, opening) = excess(|| {
+            checkpoint.open(&keys, DType::F32, &Device::Cpu, &cancel, &mut |_| ()).unwrap()
+        });
         let (loaded, loading) = excess(|| {
             let load = |(name, shape): (&String, &Vec<usize>)| weights.get(shape.as_slice(), name);
             keys.iter().map(load).collect::<Result<Vec<_>, _>>().unwrap()
@@ -89,7 +90,8 @@ fn the_published_denoiser_loads_with_less_than_a_gib_above_its_own() {
     let files = locate(&source, Version::V1, &cancel, &mut |_| ()).unwrap();
     let keys = files.config.unet_keys().unwrap();
     let (denoiser, excess) = excess(|| {
-        let weights = files.unet.open(&keys, DType::F16, &Device::Cpu, &cancel).unwrap();
+        let weights =
+            files.unet.open(&keys, DType::F16, &Device::Cpu, &cancel, &mut |_| ()).unwrap();
         Denoiser::new(&files.config.unet, weights).unwrap()
     });
     drop(denoiser);

@@ -123,6 +123,8 @@ fn properties() -> Vec<glib::ParamSpec> {
         .into_iter()
         .filter(|pspec| pspec.owner_type() == gstvenhance::VEnhance::static_type())
         .filter(|pspec| pspec.flags().contains(glib::ParamFlags::WRITABLE))
+        // That of a run which goes on.
+        .filter(|pspec| pspec.name() != "first-frame")
         .collect()
 }
 

@@ -26,17 +26,13 @@ use gst::{ClockTime, prelude::*};
 
 use crate::{
     failure::{Failure, Kind, READER, WRITER, make},
-    partial::Partial,
+    partial::{Joint, Partial},
     source::{Source, Stream},
     target::{Container, Encoder, MATROSKA, Treatment},
 };
 
 /// Video between two places at which work can be taken up again. Each costs a key frame.
 const PIECE: ClockTime = ClockTime::from_seconds(2);
-
-/// Output frames made again before the first new one when work is taken up: two windows of the
-/// diffusion models, which are 31 to 43 frames long.
-const WARM_UP_FRAMES: u64 = 64;
 
 /// How far the time of a frame may differ from one run to the next: what containers round to, twice.
 const ROUNDING: ClockTime = ClockTime::from_mseconds(2);
@@ -60,8 +56,10 @@ pub struct State {
     failure: Mutex<Option<Failure>>,
     /// Whether the user has had enough: nothing more goes to the encoder and the muxer.
     stopped: AtomicBool,
-    /// Frames that begin a piece, on their way through the encoder.
-    borders: Mutex<VecDeque<ClockTime>>,
+    /// Joints on their way through the encoder, each with the frame after it.
+    joints: Mutex<VecDeque<Joint>>,
+    /// Input frames whose output has left the enhancer, with those that were skipped.
+    keys: AtomicU64,
     /// Number of the piece that is with the enhancer.
     piece: AtomicU64,
     frames: AtomicU64,
@@ -118,39 +116,43 @@ impl State {
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
         let begins_cluster =
             !buffer.flags().intersects(gst::BufferFlags::DELTA_UNIT | gst::BufferFlags::HEADER);
-        let border = begins_cluster.then(|| self.border_at(buffer.pts()?)).flatten();
+        let joint = begins_cluster.then(|| self.joint_at(buffer.pts()?)).flatten();
         self.write(element, |partial| {
-            if let Some(time) = border {
-                partial.end_piece(time)?;
+            if let Some(joint) = joint {
+                partial.end_piece(joint)?;
             }
             partial.write(buffer)
         })
     }
 
-    /// The border that a cluster's first key frame is, if it is one.
-    fn border_at(&self, pts: ClockTime) -> Option<ClockTime> {
-        let borders = &mut *lock(&self.borders);
-        let near = |border: &ClockTime| border.absdiff(pts) <= ClockTime::MSECOND;
-        let index = borders.iter().position(near)?;
-        borders.drain(..=index).next_back()
+    /// The joint before a cluster's first key frame, if there is one.
+    fn joint_at(&self, pts: ClockTime) -> Option<Joint> {
+        let joints = &mut *lock(&self.joints);
+        let near = |joint: &Joint| joint.time.absdiff(pts) <= ClockTime::MSECOND;
+        let index = joints.iter().position(near)?;
+        joints.drain(..=index).next_back()
     }
 }
 
 impl Work {
-    /// Builds the pipeline. Frames before `from` are in the partial file already.
+    /// Builds the pipeline. Frames before the joint are in the partial file already.
     pub fn new(
         source: &Source,
         encoder: &Encoder,
         enhancer: &gst::Element,
         partial: Partial,
-        from: ClockTime,
+        joint: Joint,
     ) -> Result<Self, Failure> {
         let pipeline = gst::Pipeline::new();
+        // Without times they cannot be told from each other.
+        let joint = if source.timed { joint } else { Joint { skip: 0, first: 0, ..joint } };
+        let from = joint.time;
         let state = Arc::new(State {
             partial: Mutex::new(partial),
             failure: Mutex::default(),
             stopped: AtomicBool::new(false),
-            borders: Mutex::default(),
+            joints: Mutex::default(),
+            keys: AtomicU64::new(joint.skip),
             piece: AtomicU64::new(from.nseconds() / PIECE.nseconds()),
             frames: AtomicU64::new(0),
             position: AtomicU64::new(from.nseconds()),
@@ -194,7 +196,7 @@ impl Work {
             enhancer: enhancer.clone(),
             state,
         };
-        work.watch_enhancer(source, from)?;
+        work.watch_enhancer(joint)?;
         for pad in &others {
             work.watch_other(pad, from);
         }
@@ -216,23 +218,28 @@ impl Work {
     }
 
     /// Lets only the frames to and from the enhancer that are needed, and marks the pieces.
-    fn watch_enhancer(&mut self, source: &Source, from: ClockTime) -> Result<(), Failure> {
+    fn watch_enhancer(&mut self, joint: Joint) -> Result<(), Failure> {
+        let Joint { time: from, skip, first } = joint;
         let sink = static_pad(&self.enhancer, "sink")?;
         let src = static_pad(&self.enhancer, "src")?;
+        self.enhancer.set_property("first-frame", first);
         // Frames come to the decoder from the first one on, which is exact in every format, and fast
         // beside what the model takes for them.
-        if from > ClockTime::ZERO && source.timed {
-            let enhancer = self.enhancer.downgrade();
-            let probe = sink.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
-                let time = info.buffer().and_then(|buffer| running_time(pad, buffer));
-                let warm_up = enhancer.upgrade().map(|enhancer| warm_up(&enhancer, pad));
-                let needed = time.zip(warm_up).is_none_or(|(time, before)| time + before >= from);
-                pass_unless(!needed)
+        if skip > 0 {
+            let arrived = AtomicU64::new(0);
+            let probe = sink.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+                pass_unless(arrived.fetch_add(1, Ordering::Relaxed) < skip)
             });
-            self.probes.extend(probe.map(|probe| (sink, probe)));
+            self.probes.extend(probe.map(|probe| (sink.clone(), probe)));
         }
-        let state = self.state.clone();
+        let (state, enhancer) = (self.state.clone(), self.enhancer.downgrade());
         let probe = src.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+            let number = info.buffer().map_or(0, |buffer| buffer.offset());
+            let made = made_frames(&sink, pad);
+            let key = number / (made + 1);
+            if number % (made + 1) == 0 {
+                state.keys.fetch_add(1, Ordering::Relaxed);
+            }
             let time = info.buffer().and_then(|buffer| running_time(pad, buffer));
             let Some(time) = time else { return gst::PadProbeReturn::Ok };
             let early = time + (frame_duration(pad) / 2).min(ROUNDING) < from;
@@ -241,7 +248,15 @@ impl Work {
             }
             let piece = time.nseconds() / PIECE.nseconds();
             if piece > state.piece.fetch_max(piece, Ordering::Relaxed) {
-                lock(&state.borders).push_back(time);
+                let keys = state.keys.load(Ordering::Relaxed);
+                let joint = enhancer.upgrade().and_then(|enhancer| {
+                    let first = first_needed(&enhancer, &sink, key)?;
+                    // The frames of this clip up to the key frame have been counted.
+                    Some(Joint { time, skip: keys.checked_sub(key + 1)? + u64::from(first), first })
+                });
+                // Else all before it is made again.
+                let joint = joint.unwrap_or(Joint { time, ..Joint::BEGINNING });
+                lock(&state.joints).push_back(joint);
                 // For the very next frame. With its time, x264enc of GStreamer 1.22 follows only the first
                 // request: it compares the time with one that it has put 1000 hours ahead.
                 let event =
@@ -537,13 +552,25 @@ fn writer(state: &Arc<State>) -> gst_app::AppSink {
         .build()
 }
 
-/// How much input the enhancer needs before a frame to make it as if it had seen everything.
-fn warm_up(enhancer: &gst::Element, sink: &gst::Pad) -> ClockTime {
-    let rate = |rate: gst::Fraction| (rate.numer().max(0) as u32, rate.denom().max(1) as u32);
-    let target = rate(enhancer.property("target-fps"));
-    let input = sink.current_caps().and_then(|caps| gst_video::VideoInfo::from_caps(&caps).ok());
-    let made = input.map_or(0, |info| gstvenhance::engine::made_frames(target, rate(info.fps())));
-    frame_duration(sink) * WARM_UP_FRAMES.div_ceil(made as u64 + 1)
+/// The frame rate of a pad's video, numerator and denominator.
+fn rate(pad: &gst::Pad) -> (u32, u32) {
+    let caps = pad.current_caps();
+    let info = caps.and_then(|caps| gst_video::VideoInfo::from_caps(&caps).ok());
+    let fps = info.map_or(gst::Fraction::new(0, 1), |info| info.fps());
+    (fps.numer().max(0) as u32, fps.denom().max(1) as u32)
+}
+
+/// The frames that the enhancer makes between two of its input's, as its caps say.
+fn made_frames(sink: &gst::Pad, src: &gst::Pad) -> u64 {
+    gstvenhance::engine::made_frames(rate(src), rate(sink)) as u64
+}
+
+/// The number in its clip of the first frame that the enhancer needs to go on at frame `key` as if it had
+/// seen all before. `None` where it finds out the rate by itself, from the first frames that come.
+fn first_needed(enhancer: &gst::Element, sink: &gst::Pad, key: u64) -> Option<u32> {
+    let (enhancer, rate) = (enhancer.downcast_ref::<gstvenhance::VEnhance>()?, rate(sink));
+    let first = (rate.0 > 0).then(|| enhancer.resume_from(rate, key as usize))?;
+    first.ok()?.try_into().ok()
 }
 
 /// The duration of a frame by the caps; that of film where they do not say.

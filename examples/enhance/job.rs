@@ -15,7 +15,7 @@ use crate::{
     args::{Args, Prompts},
     failure::{Failure, Kind, make, missing_plugin},
     graph::{self, Work},
-    partial::{Partial, Paths, Progress, Settings},
+    partial::{Joint, Partial, Paths, Progress, Settings},
     report::{Report, clock},
     source::Source,
     target::{Container, Encoder, Treatment},
@@ -225,7 +225,7 @@ impl Session {
 
     /// Opens the partial file, at the point where the work begins.
     fn partial(&self, paths: &Paths, settings: &Settings) -> Result<(Partial, Progress), Failure> {
-        let beginning = Progress::UpTo(ClockTime::ZERO);
+        let beginning = Progress::UpTo(Joint::BEGINNING);
         if !self.args.resume {
             if paths.video.exists() && !self.args.overwrite {
                 return Err(Failure::usage(format!(
@@ -240,7 +240,7 @@ impl Session {
         match progress {
             None => eprintln!("{}: begins at the beginning", paths.output.display()),
             Some(Progress::Complete) => eprintln!("{}: was made", paths.output.display()),
-            Some(Progress::UpTo(time)) => {
+            Some(Progress::UpTo(Joint { time, .. })) => {
                 eprintln!("{}: goes on at {}", paths.output.display(), clock(time.seconds()));
             }
         }
@@ -256,12 +256,13 @@ impl Session {
         partial: Partial,
         progress: Progress,
     ) -> Result<(u64, String), Failure> {
-        let from = match progress {
-            Progress::UpTo(time) => time,
-            Progress::Complete => ClockTime::ZERO,
+        let joint = match progress {
+            Progress::UpTo(joint) => joint,
+            Progress::Complete => Joint::BEGINNING,
         };
+        let from = joint.time;
         let name = source.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let work = Work::new(source, encoder, &self.enhancer, partial, from)?;
+        let work = Work::new(source, encoder, &self.enhancer, partial, joint)?;
         let mut report = Report::new(name, source.duration, from);
         let end = self.run(&work.pipeline, source, paths, Some((&work, &mut report)));
         drop(report);
@@ -368,11 +369,13 @@ impl Session {
                         }
                     }
                     gst::MessageView::Element(element) => {
-                        if let (Some(download), Some((_, report))) = (
-                            element.structure().filter(|s| s.has_name("venhance-download")),
-                            &mut work,
-                        ) {
-                            report.download(download);
+                        let named = |name: &str| element.structure().filter(|s| s.has_name(name));
+                        for (name, doing) in
+                            [("venhance-download", "downloading"), ("venhance-copy", "copying to")]
+                        {
+                            if let (Some(progress), Some((_, report))) = (named(name), &mut work) {
+                                report.transfer(doing, progress);
+                            }
                         }
                         let unit = element
                             .structure()

@@ -59,11 +59,27 @@ impl Paths {
     }
 }
 
+/// A place between two pieces, and how to go on there with frames as if nothing had been interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Joint {
+    /// The time of the first frame after it.
+    pub time: ClockTime,
+    /// Input frames before the first that is needed.
+    pub skip: u64,
+    /// The number of that frame in its clip.
+    pub first: u32,
+}
+
+impl Joint {
+    /// Where all begins.
+    pub const BEGINNING: Self = Self { time: ClockTime::ZERO, skip: 0, first: 0 };
+}
+
 /// How far an enhancement has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// The time of the first frame that is not in a complete piece.
-    UpTo(ClockTime),
+    /// What is after it is not in a complete piece.
+    UpTo(Joint),
     /// Only the finished file is missing.
     Complete,
 }
@@ -175,7 +191,7 @@ impl Partial {
                         settings: settings.clone(),
                         stream: None,
                         bytes: 0,
-                        progress: Progress::UpTo(ClockTime::ZERO),
+                        progress: Progress::UpTo(Joint::BEGINNING),
                         length,
                     });
                 }
@@ -238,10 +254,12 @@ impl Partial {
         Ok(())
     }
 
-    /// All that has been written is complete up to the frame at `time`, which comes next.
-    pub fn end_piece(&mut self, time: ClockTime) -> Result<(), Failure> {
+    /// All that has been written is complete up to a joint, after which is what comes next.
+    pub fn end_piece(&mut self, joint: Joint) -> Result<(), Failure> {
         self.sync()?;
-        self.note(&json!({ "bytes": self.bytes, "time": time.nseconds() }))
+        let Joint { time, skip, first } = joint;
+        let time = time.nseconds();
+        self.note(&json!({ "bytes": self.bytes, "time": time, "skip": skip, "first": first }))
     }
 
     /// All frames have been written.
@@ -285,8 +303,14 @@ impl Index {
         if let Some(bytes) = entry.get("bytes").and_then(Value::as_u64) {
             self.bytes = bytes;
         }
-        if let Some(time) = entry.get("time").and_then(Value::as_u64) {
-            self.progress = Progress::UpTo(ClockTime::from_nseconds(time));
+        let number = |name| entry.get(name).and_then(Value::as_u64);
+        if let Some(time) = number("time") {
+            self.progress = Progress::UpTo(Joint {
+                time: ClockTime::from_nseconds(time),
+                // Frames that are made again in vain do no harm.
+                skip: number("skip").unwrap_or(0),
+                first: number("first").and_then(|first| first.try_into().ok()).unwrap_or(0),
+            });
         }
         if entry.get("complete").is_some() {
             self.progress = Progress::Complete;

@@ -42,11 +42,11 @@ impl Report {
         self.unit = unit.to_owned();
     }
 
-    /// Shows how far a download has come, as the element says it.
-    pub fn download(&mut self, progress: &gst::StructureRef) {
+    /// Shows how far a download or a copy has come, as the element says it.
+    pub fn transfer(&mut self, doing: &str, progress: &gst::StructureRef) {
         let file = progress.get::<&str>("file").unwrap_or_default();
         let mib = |field| progress.get::<u64>(field).unwrap_or_default() >> 20;
-        let text = format!("downloading {file}: {} of {} MiB", mib("bytes"), mib("total-bytes"));
+        let text = format!("{doing} {file}: {} of {} MiB", mib("bytes"), mib("total-bytes"));
         self.bar.set_message(text.clone());
         if self.bar.is_hidden() && self.last_line.elapsed() >= LINE {
             self.last_line = Instant::now();

@@ -57,11 +57,19 @@ pub enum Error {
         /// What was asked for.
         bytes: usize,
     },
-    /// A part of the computation failed.
+    /// A device has no memory for a part of the computation, in however small pieces.
     #[error(
-        "{what} failed: {why}; if it is memory that lacks, use a smaller up-scale or max-pixels, or \
-         another device"
+        "{what} failed: the device has no memory left ({why}); use a smaller up-scale or max-pixels, \
+         another device, or close other programs that use this one"
     )]
+    DeviceMemory {
+        /// What was computed, and in what pieces.
+        what: String,
+        /// What the device or library said.
+        why: String,
+    },
+    /// A part of the computation failed.
+    #[error("{what} failed: {why}; use another device or another model, or report this")]
     Compute {
         /// What was computed.
         what: String,

@@ -50,6 +50,9 @@ pub trait Sink: Send + Sync {
 
     /// Takes note of a finished unit of work.
     fn progress(&self, progress: Progress);
+
+    /// Takes note of something that the user may not have wanted; the work goes on.
+    fn warning(&self, _text: String) {}
 }
 
 /// Where the output of one clip goes, and how its computation is stopped.
@@ -63,9 +66,9 @@ pub struct Clip {
 
 /// A model at work on one clip after another.
 ///
-/// The calls of a clip are [`start`](Self::start), [`push`](Self::push) for each frame, then
-/// [`finish`](Self::finish), or [`reset`](Self::reset) at any time. After an error only `reset` and
-/// `start` may follow.
+/// The calls of a clip are [`start`](Self::start) or [`start_at`](Self::start_at),
+/// [`push`](Self::push) for each frame, then [`finish`](Self::finish), or [`reset`](Self::reset) at any
+/// time. After an error only `reset` and `start` may follow.
 pub trait Enhancer: Send {
     /// The number of input frames, after a given one, that must be pushed before all output up to
     /// and including that frame has left.
@@ -75,6 +78,12 @@ pub trait Enhancer: Send {
 
     /// Begins a clip; its frames have the size `format.input`.
     fn start(&mut self, format: Format, clip: Clip) -> Result<(), Error>;
+
+    /// As [`start`](Self::start), for a clip's frames from key frame `first` on: a model to which a frame's
+    /// place in its clip makes a difference works as if those before had come.
+    fn start_at(&mut self, _first: usize, format: Format, clip: Clip) -> Result<(), Error> {
+        self.start(format, clip)
+    }
 
     /// Takes the clip's next frame. May return before the frame has been worked on.
     fn push(&mut self, frame: Frame) -> Result<(), Error>;

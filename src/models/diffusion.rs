@@ -67,26 +67,29 @@ pub(super) struct Networks {
 
 /// What an error says of `what`, unless it comes of a cancellation.
 fn failed(what: &str, cancel: &Cancel, error: &candle_core::Error) -> Error {
-    let failed = || Error::Compute { what: what.into(), why: error.to_string() };
-    cancel.check().err().unwrap_or_else(failed)
+    let (what, why) = (what.into(), error.to_string());
+    cancel.check().err().unwrap_or(match wavefront::is_out_of_memory(error) {
+        true => Error::DeviceMemory { what, why },
+        false => Error::Compute { what, why },
+    })
 }
 
 impl Networks {
-    fn load(files: Files, devices: &[Device], cancel: &Cancel) -> Result<Self, Error> {
+    fn load(files: Files, devices: &[Device], loader: &mut Loader) -> Result<Self, Error> {
         let config = &files.config;
         let denoiser = |device: &Device| {
             let keys = config.unet_keys()?;
-            load("denoiser", &files.unet, &keys, *device, cancel, |vb| {
+            loader.load("denoiser", &files.unet, &keys, *device, |vb| {
                 Denoiser::new(&config.unet, vb).map(Arc::new)
             })
         };
-        let vae = |device: &Device| {
+        let denoisers = devices.iter().map(denoiser).collect::<Result<_, _>>()?;
+        let mut vae = |device: &Device| {
             let keys = config.vae_keys()?;
-            load("autoencoder", &files.vae, &keys, *device, cancel, |vb| {
+            loader.load("autoencoder", &files.vae, &keys, *device, |vb| {
                 Vae::new(&config.vae, vb).map(Arc::new)
             })
         };
-        let denoisers = devices.iter().map(denoiser).collect::<Result<_, _>>()?;
         let (first, last) = (&devices[0], &devices[devices.len() - 1]);
         let encoder = vae(first)?;
         let decoder = if first == last { encoder.clone() } else { vae(last)? };
@@ -94,21 +97,32 @@ impl Networks {
     }
 }
 
-/// One network.
-fn load<T>(
-    name: &str,
-    file: &Checkpoint,
-    keys: &Keys,
-    device: Device,
-    cancel: &Cancel,
-    network: impl FnOnce(VarBuilder) -> candle_core::Result<T>,
-) -> Result<T, Error> {
-    cancel.check()?;
-    let what = format!("loading the {name}");
-    let dtype = device.dtype();
-    let device = device.open().map_err(|error| failed(&what, cancel, &error))?;
-    let vb = file.open(keys, dtype, &device, cancel)?;
-    network(vb).map_err(|error| failed(&what, cancel, &error))
+/// Loads networks, until it is cancelled, and says how that goes.
+struct Loader<'a> {
+    cancel: &'a Cancel,
+    note: &'a mut dyn FnMut(Note),
+}
+
+impl Loader<'_> {
+    /// One network.
+    fn load<T>(
+        &mut self,
+        name: &str,
+        file: &Checkpoint,
+        keys: &Keys,
+        device: Device,
+        network: impl FnOnce(VarBuilder) -> candle_core::Result<T>,
+    ) -> Result<T, Error> {
+        let Self { cancel, note } = self;
+        cancel.check()?;
+        let failed = |error| failed(&format!("loading the {name}"), cancel, &error);
+        let dtype = device.dtype();
+        let device = device.open().map_err(failed)?;
+        let vb = file.open(keys, dtype, &device, cancel, &mut |progress| {
+            note(Note::Copy(progress));
+        })?;
+        network(vb).map_err(failed)
+    }
 }
 
 /// Finds, loads and joins everything. Networks of `before` are used again where they are the same.
@@ -124,10 +138,10 @@ pub(super) fn build(
     let same = |networks: &Networks| networks.files == files && networks.devices == *devices;
     let networks = match before.filter(same) {
         Some(networks) => networks,
-        None => Networks::load(files, devices, cancel)?,
+        None => Networks::load(files, devices, &mut Loader { cancel, note })?,
     };
 
-    let tokens = read_prompts(request, &networks.files, cancel, note)?;
+    let tokens = read_prompts(request, &networks.files, &mut Loader { cancel, note })?;
     let prompted = |denoiser: &Arc<Denoiser>| {
         let prompted = Prompted::new(denoiser.clone(), &tokens);
         let prompted = prompted.map_err(|error| failed("reading the prompt", cancel, &error))?;
@@ -156,18 +170,20 @@ pub(super) fn plan(request: &Request, format: Format, keys: usize) -> Result<Pla
     }))
 }
 
+/// See [`super::resume_from`].
+pub(super) fn resume_from(request: &Request, made: usize, key: usize) -> usize {
+    wavefront::resume_from(&Settings::from(&request.options), made, key)
+}
+
 /// What the prompt and the negative prompt mean, [2, 77, c]. The text tower is there for no longer.
-fn read_prompts(
-    request: &Request,
-    files: &Files,
-    cancel: &Cancel,
-    note: &mut dyn FnMut(Note),
-) -> Result<Tensor, Error> {
+fn read_prompts(request: &Request, files: &Files, loader: &mut Loader) -> Result<Tensor, Error> {
     let tokenizer = Tokenizer::default();
     let mut tokens = |what: &str, text: &str| {
         let (tokens, left_out) = tokenizer.encode(text);
         if !left_out.is_empty() {
-            note(Note::Warning(format!("{what} is too long: the model does not see “{left_out}”")));
+            (loader.note)(Note::Warning(format!(
+                "{what} is too long: the model does not see “{left_out}”"
+            )));
         }
         tokens
     };
@@ -178,9 +194,10 @@ fn read_prompts(
     ];
     let config = &files.config;
     let keys = config.text_keys()?;
-    let tower = load("text tower", &files.text, &keys, request.devices[0], cancel, |vb| {
+    let tower = loader.load("text tower", &files.text, &keys, request.devices[0], |vb| {
         TextTower::new(&config.text, vb)
     })?;
+    let cancel = loader.cancel;
     let check = || cancel.check().map_err(candle_core::Error::wrap);
     tower.forward(&tokens, &check).map_err(|error| failed("reading the prompt", cancel, &error))
 }

@@ -75,11 +75,27 @@ pub fn plan(choice: &Choice, format: Format, keys: usize) -> Result<String, Erro
     Ok(format!("model: {model} ({reason})\n{plan}"))
 }
 
+/// Output frames before the first that is wanted of a run in the middle of a clip, with `lite`, which
+/// looks at a few.
+const LITE_WARM_UP: usize = 64;
+
+/// The key frame that a run in the middle of a clip must begin with so that, from key frame `key` on, it
+/// gives what a run from the beginning gives; with `made` frames between two. A run that begins with
+/// another is a good one as well, but not the same.
+pub fn resume_from(choice: &Choice, made: usize, key: usize) -> usize {
+    match &choice.request {
+        Some(request) => diffusion::resume_from(request, made, key),
+        None => key.saturating_sub(LITE_WARM_UP.div_ceil(made + 1)),
+    }
+}
+
 /// What there is to say while a model is loaded.
 #[derive(Debug)]
 pub enum Note {
     /// How far downloads have come.
     Download(weights::Progress),
+    /// How far the copy of a file has come: see [`weights::Checkpoint::open`].
+    Copy(weights::Progress),
     /// Something that the user may not have wanted.
     Warning(String),
 }
@@ -98,7 +114,8 @@ pub struct Loaded {
 /// it serves, and is let go of before anything else is loaded.
 ///
 /// # Errors
-/// [`Error::Weights`] if there are no weights, [`Error::Compute`] if a device has no memory for them,
+/// [`Error::Weights`] if there are no weights, [`Error::DeviceMemory`] if a device has no memory for
+/// them,
 /// and [`Error::Cancelled`].
 pub fn build(
     choice: &Choice,

@@ -3,44 +3,58 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::{Affine, GroupNorm, Moments, TimeConv};
+use crate::{
+    ops::{Affine, GroupNorm, Moments, TimeConv},
+    wavefront::Slices,
+};
 
 /// Pixels that a slice holds at most, if it holds more than one frame: enough to keep a device busy.
 const PIXELS: usize = 1 << 15;
 
 /// Frames in order, in slices of [n, h, w, c].
 #[derive(Debug, Clone, Default)]
-pub(super) struct Clip(Vec<Tensor>);
+pub(super) struct Clip {
+    slices: Vec<Tensor>,
+    size: Slices,
+}
 
 /// Frames of this size in a slice.
-pub(super) fn frames_in_slice(h: usize, w: usize) -> usize {
-    (PIXELS / (h * w)).max(1)
+pub(super) fn frames_in_slice(h: usize, w: usize, size: Slices) -> usize {
+    (size.of(PIXELS) / (h * w)).max(1)
 }
 
 impl Clip {
     /// From frames [f, h, w, c].
-    pub(super) fn new(frames: &Tensor) -> Result<Self> {
-        Self(vec![frames.clone()]).rescale(Ok)
+    pub(super) fn new(frames: &Tensor, size: Slices) -> Result<Self> {
+        Self { slices: vec![frames.clone()], size }.rescale(Ok)
     }
 
     /// From frames [1, h, w, c], one after the other.
-    pub(super) fn of_frames(frames: impl Iterator<Item = Result<Tensor>>) -> Result<Self> {
-        let frames = frames.collect::<Result<_>>()?;
-        Self(frames).rescale(Ok)
+    pub(super) fn of_frames(
+        frames: impl Iterator<Item = Result<Tensor>>,
+        size: Slices,
+    ) -> Result<Self> {
+        Self { slices: frames.collect::<Result<_>>()?, size }.rescale(Ok)
     }
 
     /// All frames, [f, h, w, c].
     pub(super) fn frames(self) -> Result<Tensor> {
-        Tensor::cat(&self.0, 0)
+        Tensor::cat(&self.slices, 0)
     }
 
     pub(super) fn slices(&self) -> &[Tensor] {
-        &self.0
+        &self.slices
+    }
+
+    /// How much is worked on at a time.
+    pub(super) fn size(&self) -> Slices {
+        self.size
     }
 
     /// Changes slice after slice; each is freed before the next is made.
     pub(super) fn map(self, change: impl FnMut(Tensor) -> Result<Tensor>) -> Result<Self> {
-        Ok(Self(self.0.into_iter().map(change).collect::<Result<_>>()?))
+        let slices = self.slices.into_iter().map(change).collect::<Result<_>>()?;
+        Ok(Self { slices, size: self.size })
     }
 
     /// Makes `count` clips of one: `change` gives a slice of each.
@@ -49,10 +63,10 @@ impl Clip {
         count: usize,
         mut change: impl FnMut(Tensor) -> Result<Vec<Tensor>>,
     ) -> Result<Vec<Self>> {
-        let mut clips = vec![Self::default(); count];
-        for slice in self.0 {
+        let mut clips = vec![Self { slices: Vec::new(), size: self.size }; count];
+        for slice in self.slices {
             for (clip, slice) in clips.iter_mut().zip(change(slice)?) {
-                clip.0.push(slice);
+                clip.slices.push(slice);
             }
         }
         Ok(clips)
@@ -64,17 +78,18 @@ impl Clip {
         other: Self,
         mut change: impl FnMut(Tensor, Tensor) -> Result<Tensor>,
     ) -> Result<Self> {
-        let pairs = self.0.into_iter().zip(other.0);
-        Ok(Self(pairs.map(|(one, other)| change(one, other)).collect::<Result<_>>()?))
+        let pairs = self.slices.into_iter().zip(other.slices);
+        let slices = pairs.map(|(one, other)| change(one, other)).collect::<Result<_>>()?;
+        Ok(Self { slices, size: self.size })
     }
 
     /// Changes the scale: `change` gives frames of another size, which are put in slices anew.
     pub(super) fn rescale(self, mut change: impl FnMut(Tensor) -> Result<Tensor>) -> Result<Self> {
         let (mut slices, mut waiting, mut frames) = (Vec::new(), Vec::new(), 0);
-        for slice in self.0 {
+        for slice in self.slices {
             let slice = change(slice)?;
             let (n, h, w, _) = slice.dims4()?;
-            let full = frames_in_slice(h, w);
+            let full = frames_in_slice(h, w, self.size);
             let mut first = 0;
             while first < n {
                 let count = (full - frames).min(n - first);
@@ -93,12 +108,12 @@ impl Clip {
         if frames > 0 {
             slices.push(join(waiting)?);
         }
-        Ok(Self(slices))
+        Ok(Self { slices, size: self.size })
     }
 
     /// What a norm over all frames comes to.
     pub(super) fn affine(&self, norm: &GroupNorm) -> Result<Affine> {
-        let moments = self.0.iter().map(Moments::of).collect::<Result<Vec<_>>>()?;
+        let moments = self.slices.iter().map(Moments::of).collect::<Result<Vec<_>>>()?;
         norm.affine(&Moments::pool(&moments)?)
     }
 
@@ -111,7 +126,7 @@ impl Clip {
         add: Option<&Self>,
     ) -> Result<Self> {
         let affine = norm.map(|norm| self.affine(norm)).transpose()?;
-        let mut rest = self.0.into_iter().map(|slice| match &affine {
+        let mut rest = self.slices.into_iter().map(|slice| match &affine {
             Some(affine) => affine.apply(&slice, true),
             None => Ok(slice),
         });
@@ -119,11 +134,11 @@ impl Clip {
         let mut slices = Vec::with_capacity(rest.len() + 1);
         while let Some(slice) = middle {
             let after = rest.next().transpose()?;
-            let add = add.map(|add| &add.0[slices.len()]);
+            let add = add.map(|add| &add.slices[slices.len()]);
             slices.push(conv.forward(before.as_ref(), &slice, after.as_ref(), add)?);
             (before, middle) = (Some(slice), after);
         }
-        Ok(Self(slices))
+        Ok(Self { slices, size: self.size })
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     ops::{Conv2d, GroupNorm, Linear, Moments, Shape, TimeConv, attention},
-    wavefront::{Autoencoder, Encoded, Precision},
+    wavefront::{Autoencoder, Encoded, Mode, Precision, Slices},
 };
 
 const EPSILON: f64 = 1e-6;
@@ -250,8 +250,8 @@ impl Decoder {
     }
 
     /// Latents [f, h, w, 4] to frames [f, 8h, 8w, 3].
-    fn forward(&self, latents: &Tensor, check: Check) -> Result<Tensor> {
-        let mut x = Clip::new(latents)?.map(|x| self.conv_in.forward(&[&x], None, None))?;
+    fn forward(&self, latents: &Tensor, slices: Slices, check: Check) -> Result<Tensor> {
+        let mut x = Clip::new(latents, slices)?.map(|x| self.conv_in.forward(&[&x], None, None))?;
         for (n, block) in self.middle.iter().enumerate() {
             if n == 1 {
                 check()?;
@@ -307,11 +307,12 @@ impl Vae {
     /// # Errors
     /// On shapes that do not fit, if the device has no memory, or if `check` fails.
     pub fn encode(&self, frames: &Tensor, check: Check) -> Result<Posterior> {
-        self.encode_in(self.dtype, frames, check)
+        self.encode_in(Mode::default(), frames, check)
     }
 
-    fn encode_in(&self, dtype: DType, frames: &Tensor, check: Check) -> Result<Posterior> {
-        let frames = Clip::new(&self.channels_last(frames, dtype)?)?;
+    fn encode_in(&self, mode: Mode, frames: &Tensor, check: Check) -> Result<Posterior> {
+        let frames = self.channels_last(frames, self.dtype(mode.precision))?;
+        let frames = Clip::new(&frames, mode.slices)?;
         let moments = frames.map(|slice| self.encoder.forward(&slice, check))?.frames()?;
         let moments = moments.permute((0, 3, 1, 2))?.to_dtype(DType::F32)?;
         let half = |first| moments.narrow(1, first, LATENTS)?.contiguous();
@@ -323,11 +324,12 @@ impl Vae {
     /// # Errors
     /// On shapes that do not fit, if the device has no memory, or if `check` fails.
     pub fn decode(&self, latents: &Tensor, check: Check) -> Result<Tensor> {
-        self.decode_in(self.dtype, latents, check)
+        self.decode_in(Mode::default(), latents, check)
     }
 
-    fn decode_in(&self, dtype: DType, latents: &Tensor, check: Check) -> Result<Tensor> {
-        let frames = self.decoder.forward(&self.channels_last(latents, dtype)?, check)?;
+    fn decode_in(&self, mode: Mode, latents: &Tensor, check: Check) -> Result<Tensor> {
+        let latents = self.channels_last(latents, self.dtype(mode.precision))?;
+        let frames = self.decoder.forward(&latents, mode.slices, check)?;
         frames.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)
     }
 
@@ -346,14 +348,14 @@ impl Vae {
 }
 
 impl Autoencoder for Vae {
-    fn encode(&self, frames: &Tensor, precision: Precision, check: Check) -> Result<Encoded> {
-        let Posterior { mean, logvar } = self.encode_in(self.dtype(precision), frames, check)?;
+    fn encode(&self, frames: &Tensor, mode: Mode, check: Check) -> Result<Encoded> {
+        let Posterior { mean, logvar } = self.encode_in(mode, frames, check)?;
         let deviation = (logvar * 0.5)?.exp()?;
         Ok(Encoded { mean: (mean * SCALE)?, deviation: (deviation * SCALE)? })
     }
 
-    fn decode(&self, latents: &Tensor, precision: Precision, check: Check) -> Result<Tensor> {
-        self.decode_in(self.dtype(precision), &(latents / SCALE)?, check)
+    fn decode(&self, latents: &Tensor, mode: Mode, check: Check) -> Result<Tensor> {
+        self.decode_in(mode, &(latents / SCALE)?, check)
     }
 }
 
@@ -362,22 +364,53 @@ mod tests {
     use super::*;
     use crate::weights::synth;
 
+    /// What the networks give, with differences relative to what they usually give.
+    struct Tiny(Vae);
+
+    impl Tiny {
+        fn new() -> Self {
+            let config = Config { block_out_channels: vec![32; 4], layers_per_block: 1 };
+            Self(Vae::new(&config, synth::weights("", DType::F32, &Device::Cpu)).unwrap())
+        }
+
+        fn run(&self, mode: Mode, frames: usize, (h, w): (usize, usize)) -> [Tensor; 3] {
+            let noise = |name, shape: &[usize]| synth::noise(name, shape, &Device::Cpu).unwrap();
+            let image = noise("image", &[frames, 3, 8 * h, 8 * w]);
+            let latents = noise("latents", &[frames, 4, h, w]);
+            let encoded = Autoencoder::encode(&self.0, &image, mode, &|| Ok(())).unwrap();
+            let decoded = Autoencoder::decode(&self.0, &latents, mode, &|| Ok(())).unwrap();
+            [encoded.mean, encoded.deviation, decoded]
+        }
+
+        fn differences(&self, mode: Mode, frames: usize, size: (usize, usize)) -> [f32; 3] {
+            let norm = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>();
+            let usual = self.run(Mode::default(), frames, size);
+            let mut others = self.run(mode, frames, size).into_iter();
+            usual.map(|usual| {
+                let error = (&usual - others.next().unwrap()).unwrap();
+                (norm(&error).unwrap() / norm(&usual).unwrap()).sqrt()
+            })
+        }
+    }
+
+    #[test]
+    fn smaller_slices_give_the_same() {
+        let mut slices = Slices::default();
+        while let Some(smaller) = slices.halved() {
+            slices = smaller;
+            // 5 frames are a slice of latents at first, and 3 in the end.
+            let mode = Mode { slices, ..Mode::default() };
+            for difference in Tiny::new().differences(mode, 5, (20, 32)) {
+                assert!(difference < 1e-5, "{slices:?}: {difference}");
+            }
+        }
+    }
+
     #[test]
     fn a_wide_evaluation_gives_the_same_to_the_precision_of_its_type() {
-        let device = &Device::Cpu;
-        let config = Config { block_out_channels: vec![32; 4], layers_per_block: 1 };
-        let vae = Vae::new(&config, synth::weights("", DType::F32, device)).unwrap();
-        let noise = |name, shape: &[usize]| synth::noise(name, shape, device).unwrap();
-        let (image, latents) = (noise("image", &[1, 3, 16, 16]), noise("latents", &[3, 4, 2, 2]));
-        let run = |precision| {
-            let encoded = Autoencoder::encode(&vae, &image, precision, &|| Ok(())).unwrap();
-            let decoded = Autoencoder::decode(&vae, &latents, precision, &|| Ok(())).unwrap();
-            [encoded.mean, encoded.deviation, decoded]
-        };
-        let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
-        for (usual, wide) in run(Precision::Usual).iter().zip(run(Precision::Wide)) {
-            let relative = (norm(&(usual - wide).unwrap()) / norm(usual)).sqrt();
-            assert!((1e-4..0.1).contains(&relative), "{relative}");
+        let mode = Mode { precision: Precision::Wide, ..Mode::default() };
+        for difference in Tiny::new().differences(mode, 3, (2, 2)) {
+            assert!((1e-4..0.1).contains(&difference), "{difference}");
         }
     }
 }

@@ -112,6 +112,16 @@ impl VEnhance {
     ) -> Result<String, engine::Error> {
         imp::VEnhance::from_obj(self).plan(input, fps, keys)
     }
+
+    /// The input frame of a clip, at a rate (numerator, denominator), that must be the first to come, with
+    /// its number in the property `first-frame`, so that from input frame `key` on the element as it is
+    /// set makes what it makes of the whole clip.
+    ///
+    /// # Errors
+    /// On settings that cannot be used.
+    pub fn resume_from(&self, fps: (u32, u32), key: usize) -> Result<usize, engine::Error> {
+        imp::VEnhance::from_obj(self).resume_from(fps, key)
+    }
 }
 
 pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {

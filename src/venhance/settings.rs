@@ -14,12 +14,19 @@ use crate::engine::Options;
 pub(super) struct Settings {
     pub(super) up_scale: f64,
     pub(super) target_fps: gst::Fraction,
+    /// The number, in its clip, of the first frame that comes.
+    pub(super) first_frame: u32,
     pub(super) options: Options,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { up_scale: 4.0, target_fps: gst::Fraction::new(24, 1), options: Options::default() }
+        Self {
+            up_scale: 4.0,
+            target_fps: gst::Fraction::new(24, 1),
+            first_frame: 0,
+            options: Options::default(),
+        }
     }
 }
 
@@ -30,7 +37,7 @@ const ANY_TIME: &str = "Can change in PLAYING: the frames held are finished as a
     new caps follow";
 
 pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
-    let Settings { up_scale, target_fps, options } = Settings::default();
+    let Settings { up_scale, target_fps, first_frame, options } = Settings::default();
     let int = |name, low, high, default: u32, text: &str| {
         glib::ParamSpecInt::builder(name)
             .minimum(low)
@@ -101,6 +108,7 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
         int("downscale-cond", 1, 8, options.downscale_cond, "v1, v2: the downscale factor told to the network"),
         text("prompt", Some(&options.prompt), "v1, v2: what the video shows"),
         text("negative-prompt", Some(&options.negative_prompt), "v1, v2: what the video must not look like"),
+        uint("first-frame", first_frame, "v1, v2: the number of the first input frame in the clip that it is a part of, which gives it the same noise as there; the clips after it count from 0"),
         glib::ParamSpecUInt64::builder("seed")
             .default_value(options.seed)
             .blurb(&format!("v1, v2: start of all randomness. {AT_START}"))
@@ -138,6 +146,7 @@ impl Settings {
             "negative-prompt" => {
                 options.negative_prompt = get::<Option<String>>(value).unwrap_or_default()
             }
+            "first-frame" => self.first_frame = get(value),
             "seed" => options.seed = get(value),
             "min-height" => options.min_height = get(value),
             "max-pixels" => options.max_pixels = get(value),
@@ -163,6 +172,7 @@ impl Settings {
             "downscale-cond" => (options.downscale_cond as i32).to_value(),
             "prompt" => options.prompt.to_value(),
             "negative-prompt" => options.negative_prompt.to_value(),
+            "first-frame" => self.first_frame.to_value(),
             "seed" => options.seed.to_value(),
             "min-height" => options.min_height.to_value(),
             "max-pixels" => options.max_pixels.to_value(),

@@ -84,7 +84,7 @@ pub(super) struct Moment {
 }
 
 impl Moment {
-    fn first(pts: ClockTime) -> Self {
+    pub(super) fn first(pts: ClockTime) -> Self {
         Self { pts, base: pts, n: 0 }
     }
 }

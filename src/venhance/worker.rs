@@ -71,6 +71,8 @@ impl Ready {
 /// An output frame and what its buffer has to say.
 pub(super) struct Output {
     pub(super) frame: Arc<Frame>,
+    /// Its place in its clip.
+    pub(super) number: u64,
     pub(super) pts: ClockTime,
     pub(super) duration: Option<ClockTime>,
     pub(super) flags: gst::BufferFlags,
@@ -274,14 +276,22 @@ pub(super) trait Report: Send + Sync + 'static {
     fn progress(&self, progress: Progress, position: Option<ClockTime>);
     /// An input frame took this long, waiting not counted.
     fn computed(&self, took: Duration);
+    /// The work goes on, but not as it was asked for.
+    fn warned(&self, text: String);
     /// The model has failed on these frames.
     fn failed(&self, error: Error);
     /// Events that were behind frames which have been dropped.
     fn dropped(&self, events: Vec<gst::Event>);
 }
 
-/// Feeds the enhancer until the queue is [closed](Queue::close).
-pub(super) fn compute(queue: &Arc<Queue>, enhancer: &mut dyn Enhancer, report: Arc<dyn Report>) {
+/// Feeds the enhancer until the queue is [closed](Queue::close). The first frame is number `first` of its
+/// clip.
+pub(super) fn compute(
+    queue: &Arc<Queue>,
+    enhancer: &mut dyn Enhancer,
+    report: Arc<dyn Report>,
+    first: u32,
+) {
     let mut desk = Desk {
         queue,
         enhancer,
@@ -290,12 +300,16 @@ pub(super) fn compute(queue: &Arc<Queue>, enhancer: &mut dyn Enhancer, report: A
         cancel: Cancel::default(),
         format: None,
         clip: None,
+        first,
     };
     loop {
         match queue.next(desk.epoch) {
             Step::Stop => return,
             Step::Restart(epoch, cancel) => {
                 desk.drop_clip();
+                if desk.epoch > 0 {
+                    desk.first = 0;
+                }
                 (desk.epoch, desk.cancel) = (epoch, cancel);
             }
             Step::Item(item) => match desk.work(item) {
@@ -321,6 +335,8 @@ struct Desk<'a> {
     cancel: Cancel,
     format: Option<(Format, Option<Cadence>)>,
     clip: Option<Arc<Delivery>>,
+    /// The number, in its clip, of the next frame that begins one: not 0 only for the first of a run.
+    first: u32,
 }
 
 impl Desk<'_> {
@@ -363,16 +379,18 @@ impl Desk<'_> {
     fn start_clip(&mut self) -> Result<Arc<Delivery>, Error> {
         // The element never lets a frame in before a format.
         let (format, cadence) = self.format.ok_or(Error::Cancelled)?;
+        let (first, parts) = (std::mem::take(&mut self.first), format.made as u64 + 1);
         let clip = Arc::new(Delivery {
             queue: self.queue.clone(),
             report: self.report.clone(),
             epoch: self.epoch,
             cadence,
-            parts: format.made as u64 + 1,
-            line: Mutex::default(),
+            parts,
+            line: Mutex::new(Line { number: u64::from(first) * parts, ..Line::default() }),
             leaving: Mutex::default(),
         });
-        self.enhancer.start(format, Clip { sink: clip.clone(), cancel: self.cancel.clone() })?;
+        let output = Clip { sink: clip.clone(), cancel: self.cancel.clone() };
+        self.enhancer.start_at(first as usize, format, output)?;
         self.clip = Some(clip.clone());
         Ok(clip)
     }
@@ -406,8 +424,8 @@ struct Line {
     pending: VecDeque<Pending>,
     /// The last key frame put out.
     key: Option<Moment>,
-    /// The part of the way to the next key frame that comes next.
-    part: u64,
+    /// The place in the clip of the frame that comes next.
+    number: u64,
     /// Time spent waiting for the push task.
     waited: Duration,
 }
@@ -469,20 +487,21 @@ impl Line {
             Some(cadence) if parts > 1 => Some(cadence.key_duration(moment, duration)),
             _ => duration,
         };
-        Some(Output { frame, pts: moment.pts, duration, flags, metas })
+        Some(Output { frame, number: self.number, pts: moment.pts, duration, flags, metas })
     }
 
-    /// The output of a frame made between the last key frame and the next one.
-    fn made_frame(&self, frame: Arc<Frame>, cadence: Option<Cadence>) -> Option<Output> {
+    /// The output of a frame made between the last key frame and the next one, at `part` of the way.
+    fn made_frame(&self, frame: Arc<Frame>, cadence: Option<Cadence>, part: u64) -> Option<Output> {
         let (Some(Pending::Key(next)), Some(key), Some(cadence)) =
             (self.pending.front(), self.key, cadence)
         else {
             return None;
         };
-        let pts = cadence.between(key, next.moment, self.part);
-        let end = cadence.between(key, next.moment, self.part + 1);
+        let pts = cadence.between(key, next.moment, part);
+        let end = cadence.between(key, next.moment, part + 1);
         Some(Output {
             frame,
+            number: self.number,
             pts,
             duration: Some(end.saturating_sub(pts)),
             flags: gst::BufferFlags::empty(),
@@ -496,11 +515,11 @@ impl Sink for Delivery {
         let leaving = self.leaving();
         let output = {
             let line = &mut *self.line();
-            let output = match line.part {
+            let output = match line.number % self.parts {
                 0 => line.key_frame(frame, self.cadence, self.parts),
-                _ => line.made_frame(frame, self.cadence),
+                part => line.made_frame(frame, self.cadence, part),
             };
-            line.part = (line.part + 1) % self.parts;
+            line.number += 1;
             // None: more frames than N + k·(N−1), which no model makes.
             output.ok_or(Error::Cancelled)?
         };
@@ -513,5 +532,9 @@ impl Sink for Delivery {
     fn progress(&self, progress: Progress) {
         let position = self.line().key.map(|key| key.pts);
         self.report.progress(progress, position);
+    }
+
+    fn warning(&self, text: String) {
+        self.report.warned(text);
     }
 }

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How the parts of a run report, stop and fail.
 
-use std::{fmt::Display, sync::Arc, time::Instant};
+use std::{cell::Cell, fmt::Display, sync::Arc, time::Instant};
 
 use candle_core::Tensor;
 
-use super::model::{Check, Precision};
+use super::{
+    memory::is_out_of_memory,
+    model::{Check, Mode, Precision, Slices},
+};
 use crate::engine::{Cancel, Clip, Error, Progress, Sink};
 
 /// What every part of a run holds.
@@ -16,11 +19,18 @@ pub(super) struct Control {
     cancel: Cancel,
     /// Of the run itself, when it is dropped.
     stop: Cancel,
+    /// What the holder's device has memory for, as far as is known. Each holder has its own.
+    slices: Cell<Slices>,
 }
 
 impl Control {
     pub(super) fn new(clip: Clip) -> Self {
-        Self { sink: clip.sink, cancel: clip.cancel, stop: Cancel::default() }
+        Self {
+            sink: clip.sink,
+            cancel: clip.cancel,
+            stop: Cancel::default(),
+            slices: Cell::default(),
+        }
     }
 
     pub(super) fn stop(&self) {
@@ -40,21 +50,55 @@ impl Control {
     ) -> Result<T, Error> {
         result.or_else(|error| {
             self.check()?;
-            Err(Error::Compute { what: what.to_string(), why: error.to_string() })
+            let (what, why) = (what.to_string(), error.to_string());
+            Err(match is_out_of_memory(&error) {
+                true => Error::DeviceMemory { what, why },
+                false => Error::Compute { what, why },
+            })
         })
+    }
+
+    /// Does as much at a time as usual again.
+    pub(super) fn begin_anew(&self) {
+        self.slices.set(Slices::default());
+    }
+
+    /// Runs a network. Where its device has no memory left, it is run again in smaller slices, and so are
+    /// the next.
+    fn in_slices<T>(
+        &self,
+        what: impl Display,
+        run: impl Fn(Slices) -> candle_core::Result<T>,
+    ) -> Result<T, Error> {
+        loop {
+            let result = run(self.slices.get());
+            let full = result.as_ref().is_err_and(is_out_of_memory);
+            match self.slices.get().halved() {
+                Some(smaller) if full => self.slices.set(smaller),
+                None if full => {
+                    return self.attempt(format!("{what}, in the smallest slices,"), result);
+                }
+                _ => return self.attempt(what, result),
+            }
+            self.check()?;
+        }
     }
 
     /// Runs a network and reports it. What is not finite is computed once more, with the wide type.
     pub(super) fn evaluate<const N: usize>(
         &self,
         what: impl Display,
-        run: impl Fn(Precision, Check) -> candle_core::Result<[Tensor; N]>,
+        run: impl Fn(Mode, Check) -> candle_core::Result<[Tensor; N]>,
     ) -> Result<[Tensor; N], Error> {
         let check = || self.check().map_err(candle_core::Error::wrap);
         for precision in [Precision::Usual, Precision::Wide] {
             let start = Instant::now();
-            let tensors = self.attempt(&what, run(precision, &check))?;
-            if self.attempt(&what, are_finite(&tensors))? {
+            let (tensors, finite) = self.in_slices(&what, |slices| {
+                let tensors = run(Mode { precision, slices }, &check)?;
+                let finite = are_finite(&tensors)?;
+                Ok((tensors, finite))
+            })?;
+            if finite {
                 self.sink.progress(Progress { unit: what.to_string(), took: start.elapsed() });
                 return Ok(tensors);
             }

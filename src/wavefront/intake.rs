@@ -14,6 +14,7 @@ use super::{
     picture,
     schedule::{START, Table},
     stage::Frame,
+    tiles::Tiles,
 };
 use crate::engine::Error;
 
@@ -61,6 +62,7 @@ impl Rules {
 
 pub(super) struct Intake {
     autoencoder: Arc<dyn Autoencoder>,
+    tiles: Tiles,
     rules: Rules,
     /// Key frames so far.
     keys: usize,
@@ -75,7 +77,8 @@ impl Intake {
         (keys, previous): (usize, Option<Key>),
         control: Control,
     ) -> Self {
-        Self { autoencoder, rules, keys, previous, control }
+        let tiles = Tiles::to_encode(rules.canvas.latent());
+        Self { autoencoder, tiles, rules, keys, previous, control }
     }
 
     /// Key frames so far, and the last.
@@ -100,11 +103,17 @@ impl Intake {
         let number = self.keys;
         let what = format!("key frame {number}");
         let image = self.control.attempt(&what, picture::fit(planes, &self.rules.canvas))?;
-        let [mean, deviation] = self.control.evaluate(&what, |precision, check| {
-            let Encoded { mean, deviation } = self.autoencoder.encode(&image, precision, check)?;
-            Ok([mean, deviation])
-        })?;
-        let key = Key { encoded: Encoded { mean, deviation }, alpha };
+        let encoded = loop {
+            let encoded = self.control.evaluate(&what, |mode, check| {
+                let encoded = self.tiles.encode(&image, &*self.autoencoder, mode, check)?;
+                Ok([encoded.mean, encoded.deviation])
+            });
+            match encoded {
+                Ok([mean, deviation]) => break Encoded { mean, deviation },
+                Err(error) => self.tiles = self.tiles.smaller(error, "encoding", &self.control)?,
+            }
+        };
+        let key = Key { encoded, alpha };
         let frames = self.control.attempt(&what, self.frames_to(&key))?;
         self.keys += 1;
         self.previous = Some(key);

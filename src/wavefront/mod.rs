@@ -17,6 +17,7 @@ mod decode;
 mod geometry;
 mod guidance;
 mod intake;
+mod memory;
 mod model;
 mod noise;
 mod picture;
@@ -27,26 +28,31 @@ mod solver;
 mod stage;
 mod state;
 mod stream;
+mod tiles;
 mod windows;
 
 use std::sync::Arc;
 
-pub use decode::{COLUMNS, Decode, FRAMES, ROWS, tile_weights};
+pub use decode::{Decode, FRAMES};
 pub use geometry::{Canvas, mask};
 pub use guidance::Guidance;
-pub use model::{Autoencoder, Check, Conditions, Denoiser, Encoded, LATENT, Precision, Velocities};
+pub use memory::is_out_of_memory;
+pub use model::{
+    Autoencoder, Check, Conditions, Denoiser, Encoded, LATENT, Mode, Precision, Slices, Velocities,
+};
 pub use noise::{Noise, Purpose, Seeded};
 pub use picture::{fit, frame, planes};
-pub use plan::{Plan, lookahead};
+pub use plan::{Plan, lookahead, resume_from};
 pub use sampler::{Sampler, Tail};
 pub use schedule::{START, Table, model_time, times};
 pub use solver::{Evaluation, evaluations};
 pub use stage::{Batch, Frame, Recipe};
 pub use state::State;
 pub use stream::{Models, Settings, Stream};
+pub use tiles::{COLUMNS, ROWS, tile_weights};
 pub use windows::{Windows, cross_fade};
 
-use self::{control::Control, windows::Sliding};
+use self::{control::Control, noise::Part, windows::Sliding};
 use crate::engine::{self, Clip, Enhancer, Error, Format};
 
 /// Frames that leave: decoded, cropped, rounded.
@@ -67,12 +73,20 @@ impl Tail for Exit {
     }
 }
 
+/// A clip at work.
+struct Run {
+    format: Format,
+    /// The number of its first key frame in the clip that it is a part of.
+    first: usize,
+    stream: Stream<Exit>,
+}
+
 /// The diffusion models at work: networks, settings and noise, put together.
 pub struct Wavefront {
     models: Models,
     settings: Settings,
     noise: Arc<dyn Noise>,
-    run: Option<(Format, Stream<Exit>)>,
+    run: Option<Run>,
 }
 
 impl Wavefront {
@@ -93,11 +107,11 @@ impl Wavefront {
     /// # Errors
     /// Those of the run; [`Error::State`] outside a clip.
     pub fn save(&mut self) -> Result<State, Error> {
-        let Some((format, _)) = &self.run else {
+        let Some(Run { format, first, .. }) = &self.run else {
             return Err(Error::State { why: "no clip has begun".into() });
         };
-        let mut state = State::new(self.describe(format));
-        if let Some((_, stream)) = &mut self.run
+        let mut state = State::new(self.describe(format), *first);
+        if let Some(Run { stream, .. }) = &mut self.run
             && let Some(tail) = stream.save(&mut state)?
         {
             state.put_decode(tail.decode.held());
@@ -112,7 +126,7 @@ impl Wavefront {
     /// [`Error::State`] if the state is not of such a clip.
     pub fn restore(&mut self, format: Format, clip: Clip, state: &State) -> Result<(), Error> {
         state.check(&self.describe(&format))?;
-        self.begin(format, clip, Some(state))
+        self.begin(state.first()?, format, clip, Some(state))
     }
 
     /// Frames of latents in flight: see [`Sampler::latents`].
@@ -120,14 +134,20 @@ impl Wavefront {
     /// # Errors
     /// Those of the run.
     pub fn latents(&mut self) -> Result<usize, Error> {
-        let Some((_, stream)) = &mut self.run else {
+        let Some(Run { stream, .. }) = &mut self.run else {
             return Ok(0);
         };
         stream.sampler().rest()?;
         Ok(stream.sampler().latents())
     }
 
-    fn begin(&mut self, format: Format, clip: Clip, state: Option<&State>) -> Result<(), Error> {
+    fn begin(
+        &mut self,
+        first: usize,
+        format: Format,
+        clip: Clip,
+        state: Option<&State>,
+    ) -> Result<(), Error> {
         self.run = None;
         let (width, height) = format.output;
         let canvas = Canvas::new((height, width), self.settings.smallest);
@@ -139,10 +159,11 @@ impl Wavefront {
         let decoder = self.models.decoder.clone();
         let decode = Decode::restore(decoder, canvas.latent(), frames, control.clone());
         let exit = Exit { decode, canvas, control: control.clone() };
-        let (noise, sizes) = (self.noise.clone(), (canvas, format.made));
+        let noise = Arc::new(Part { whole: self.noise.clone(), first: first * (format.made + 1) });
+        let sizes = (canvas, format.made);
         let stream =
             Stream::restore(&self.models, &self.settings, noise, sizes, control, exit, state)?;
-        self.run = Some((format, stream));
+        self.run = Some(Run { format, first, stream });
         Ok(())
     }
 
@@ -151,7 +172,7 @@ impl Wavefront {
         &mut self,
         work: impl FnOnce(&Format, &mut Stream<Exit>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let (format, stream) = self.run.as_mut().ok_or(Error::Cancelled)?;
+        let Run { format, stream, .. } = self.run.as_mut().ok_or(Error::Cancelled)?;
         let result = work(format, stream);
         if result.is_err() {
             self.run = None;
@@ -166,7 +187,11 @@ impl Enhancer for Wavefront {
     }
 
     fn start(&mut self, format: Format, clip: Clip) -> Result<(), Error> {
-        self.begin(format, clip, None)
+        self.begin(0, format, clip, None)
+    }
+
+    fn start_at(&mut self, first: usize, format: Format, clip: Clip) -> Result<(), Error> {
+        self.begin(first, format, clip, None)
     }
 
     fn push(&mut self, frame: engine::Frame) -> Result<(), Error> {

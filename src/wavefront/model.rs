@@ -13,12 +13,45 @@ pub(super) const COLOURS: usize = 3;
 pub type Check<'a> = &'a dyn Fn() -> Result<()>;
 
 /// The type of a network's activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     /// That of its weights.
+    #[default]
     Usual,
     /// bf16, whose range is that of f32: for an evaluation that has left the usual one's.
     Wide,
+}
+
+/// How much a network works on at a time: what is fast, or less where a device has no memory for that.
+/// What comes out is the same but for rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Slices {
+    halvings: u32,
+}
+
+impl Slices {
+    /// Smaller ones save next to nothing, and take a device's time with little work at once.
+    const MOST_HALVINGS: u32 = 4;
+
+    /// What is left of a slice's usual size, at least 1.
+    pub fn of(self, usual: usize) -> usize {
+        (usual >> self.halvings).max(1)
+    }
+
+    /// Half as much at a time; `None` for the smallest.
+    pub fn halved(self) -> Option<Self> {
+        let halvings = self.halvings + 1;
+        (halvings <= Self::MOST_HALVINGS).then_some(Self { halvings })
+    }
+}
+
+/// How an evaluation is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Mode {
+    /// The type of activations.
+    pub precision: Precision,
+    /// How much is worked on at a time.
+    pub slices: Slices,
 }
 
 /// What a window is denoised with.
@@ -59,7 +92,7 @@ pub trait Denoiser: Send + Sync {
         x: &Tensor,
         conditions: &Conditions,
         guided: bool,
-        precision: Precision,
+        mode: Mode,
         check: Check,
     ) -> Result<Velocities>;
 }
@@ -91,11 +124,11 @@ pub trait Autoencoder: Send + Sync {
     ///
     /// # Errors
     /// On shapes that do not fit, if the device has no memory, or if `check` fails.
-    fn encode(&self, frames: &Tensor, precision: Precision, check: Check) -> Result<Encoded>;
+    fn encode(&self, frames: &Tensor, mode: Mode, check: Check) -> Result<Encoded>;
 
     /// Decodes latents [f, 4, h, w] as [`Encoded`] has them, together, to frames [f, 3, 8h, 8w], f32.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
-    fn decode(&self, latents: &Tensor, precision: Precision, check: Check) -> Result<Tensor>;
+    fn decode(&self, latents: &Tensor, mode: Mode, check: Check) -> Result<Tensor>;
 }

@@ -2,7 +2,7 @@
 //! Randomness that depends on nothing but the seed, its purpose and the frame: not on batches, threads,
 //! devices, or where a run began.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use candle_core::{Device, Result, Tensor};
 use rand_chacha::{
@@ -53,6 +53,19 @@ impl Noise for Seeded {
         generator.set_stream(frame as u64);
         let values = values(&mut generator, 4 * h * w);
         Tensor::from_vec(values, (1, 4, h, w), &Device::Cpu)
+    }
+}
+
+/// The noise of a part of a clip that begins with output frame `first` of the whole.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) whole: Arc<dyn Noise>,
+    pub(super) first: usize,
+}
+
+impl Noise for Part {
+    fn normal(&self, purpose: Purpose, frame: usize, size: (usize, usize)) -> Result<Tensor> {
+        self.whole.normal(purpose, self.first + frame, size)
     }
 }
 

@@ -4,12 +4,13 @@
 use std::fmt;
 
 use super::{
-    decode::{COLUMNS, FRAMES, ROWS},
+    decode::FRAMES,
     geometry::Canvas,
     model::COLOURS,
     schedule::Table,
     solver::evaluations,
     stream::Settings,
+    tiles::{COLUMNS, ROWS},
     windows::Windows,
 };
 use crate::engine::Format;
@@ -39,6 +40,36 @@ pub fn lookahead(settings: &Settings, made: usize) -> usize {
     // Then the windows lie over the frames as at the beginning.
     let period = windows.stride() * FRAMES.stride();
     (0..=period).map(after).max().unwrap_or(0)
+}
+
+/// The first item from which on a stage over windows gives what it gives in the whole, in a run that begins
+/// in the middle, if that is so of what comes in from item `right` on.
+fn right_after(windows: Windows, right: usize) -> usize {
+    // From the first window on that sees nothing else, but for what it fades in from the one before.
+    right.next_multiple_of(windows.stride()) + windows.overlap
+}
+
+/// As [`right_after`], of the last stage, wherever the whole ends.
+fn right_at_last(windows: Windows, right: usize) -> usize {
+    // That window may not be there: the one before may be the last, and longer.
+    right.next_multiple_of(windows.stride()) + windows.longest() - windows.stride()
+}
+
+/// The key frame that a run in the middle of a clip must begin with so that, from key frame `key` on, it gives
+/// what a run from the beginning gives: the last for which that is sure.
+pub fn resume_from(settings: &Settings, made: usize, key: usize) -> usize {
+    let windows = Windows::of_clip(made);
+    let stages = evaluations(&Table::default(), settings.solver, settings.steps).1.len();
+    let sampled = (1..stages).fold(0, |right, _| right_after(windows, right));
+    let right = right_at_last(FRAMES, right_at_last(windows, sampled));
+    // At these output frames a window of each kind begins, with a key frame.
+    let period = match windows.stride().is_multiple_of(FRAMES.stride()) {
+        true => windows.stride(),
+        // Which is a prime number.
+        false => windows.stride() * FRAMES.stride(),
+    };
+    let first = (key * (made + 1)).saturating_sub(right) / period * period;
+    first / (made + 1)
 }
 
 /// A run in numbers. Its text is for people.

@@ -147,7 +147,7 @@ impl Stage {
         let mut mask = mask(self.frames.first(), count, recipe.made);
         let skipped = mask.iter().flatten().next().copied().unwrap_or(0);
         mask.iter_mut().flatten().for_each(|key| *key -= skipped);
-        let [d] = control.evaluate(what, |precision, check| {
+        let [d] = control.evaluate(what, |mode, check| {
             let x = Tensor::cat(&frames().map(|frame| &frame.x).collect::<Vec<_>>(), 2)?;
             let hint: Vec<_> = frames().filter_map(|frame| frame.hint.as_ref()).collect();
             let conditions = Conditions {
@@ -159,7 +159,7 @@ impl Stage {
             };
             let seen = self.evaluation.input(&x)?;
             let guided = recipe.guidance.guided();
-            let velocities = denoiser.velocities(&seen, &conditions, guided, precision, check)?;
+            let velocities = denoiser.velocities(&seen, &conditions, guided, mode, check)?;
             let velocity = recipe.guidance.apply(velocities)?;
             Ok([self.evaluation.denoised(&seen, &velocity)?])
         })?;

@@ -25,6 +25,7 @@ pub struct State {
 
 /// The note that says what the run does.
 const RUN: &str = "run";
+const FIRST: &str = "first";
 const KEYS: &str = "keys";
 
 fn invalid(why: impl ToString) -> Error {
@@ -32,9 +33,15 @@ fn invalid(why: impl ToString) -> Error {
 }
 
 impl State {
-    /// Of a run that is described by `run`.
-    pub(super) fn new(run: String) -> Self {
-        Self { tensors: HashMap::new(), notes: HashMap::from([(RUN.into(), run)]) }
+    /// Of a run that is described by `run`, and began with key frame `first` of its clip.
+    pub(super) fn new(run: String, first: usize) -> Self {
+        let notes = [(RUN.into(), run), (FIRST.into(), first.to_string())];
+        Self { tensors: HashMap::new(), notes: notes.into() }
+    }
+
+    /// The key frame that the run began with.
+    pub(super) fn first(&self) -> Result<usize, Error> {
+        self.number(FIRST)
     }
 
     /// The state in the safetensors format.

@@ -16,9 +16,11 @@ use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 
 use super::{
-    free_space,
+    Progress, free_space,
     keys::{self, Keys},
-    lock, reason,
+    lock,
+    meter::Meter,
+    reason,
     store::{self, with_suffix},
     torch::Archive,
 };
@@ -42,7 +44,7 @@ impl Checkpoint {
     ///
     /// Of a PyTorch file, the first call writes a copy in f16 and later ones map that: beside the file, or
     /// in the user's cache folder if there it cannot be written. Copying takes seconds a gigabyte;
-    /// `cancel` ends it.
+    /// `progress` is called a few times a second meanwhile, and `cancel` ends it.
     ///
     /// # Errors
     /// [`Error::Weights`] if the file cannot be read, is damaged, does not hold what is needed, or has no
@@ -53,8 +55,9 @@ impl Checkpoint {
         dtype: DType,
         device: &Device,
         cancel: &Cancel,
+        progress: &mut dyn FnMut(Progress),
     ) -> std::result::Result<VarBuilder<'static>, Error> {
-        let mapped = self.map(needed, cancel).map_err(|error| match cancel.check() {
+        let mapped = self.map(needed, cancel, progress).map_err(|error| match cancel.check() {
             Err(cancelled) => cancelled,
             Ok(()) => self.unusable(&error),
         })?;
@@ -76,11 +79,16 @@ impl Checkpoint {
         }
     }
 
-    fn map(&self, needed: &Keys, cancel: &Cancel) -> Result<MmapedSafetensors> {
+    fn map(
+        &self,
+        needed: &Keys,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<MmapedSafetensors> {
         let mut magic = Vec::new();
         File::open(&self.path)?.take(4).read_to_end(&mut magic)?;
         match magic.as_slice() {
-            b"PK\x03\x04" => self.map_copy(needed, cancel),
+            b"PK\x03\x04" => self.map_copy(needed, cancel, progress),
             // A pickle: what PyTorch wrote before version 1.6.
             [0x80, ..] => candle_core::bail!(
                 "this is a PyTorch file of the old format; load and save it with PyTorch 1.6 or newer"
@@ -106,7 +114,12 @@ impl Checkpoint {
     }
 
     /// Maps the copy of a PyTorch file, which is made if there is none.
-    fn map_copy(&self, needed: &Keys, cancel: &Cancel) -> Result<MmapedSafetensors> {
+    fn map_copy(
+        &self,
+        needed: &Keys,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<MmapedSafetensors> {
         let stamp = stamp(&self.path)?;
         let places = self.places()?;
         if let Some(copy) = places.iter().find_map(|place| reuse(place, &stamp, needed)) {
@@ -129,7 +142,7 @@ impl Checkpoint {
             if let Some(copy) = reuse(place, &stamp, needed) {
                 return Ok(copy);
             }
-            copy(&archive, place, &stamp, needed, cancel)?;
+            copy(&archive, place, &stamp, needed, cancel, progress)?;
             return map(place);
         }
         let why = format!("its copy has no place: {}", refused.join("; "));
@@ -182,6 +195,7 @@ fn copy(
     stamp: &HashMap<String, String>,
     needed: &Keys,
     cancel: &Cancel,
+    progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let (need, free) = (store::bytes(needed, DType::F16), free_space(folder)?);
@@ -190,10 +204,17 @@ fn copy(
         let why = format!("its copy needs {need} bytes in {folder}, whose disk has {free} free");
         return Err(io::Error::new(io::ErrorKind::StorageFull, why).into());
     }
+    let (mut meter, mut done) = (Meter::new(need, progress), 0);
+    meter.begin(path.display().to_string());
     store::write(path, needed, DType::F16, stamp.clone(), |name, shape| {
         cancel.check().map_err(candle_core::Error::wrap)?;
-        Tensor::from_vec(archive.read(name)?, shape, &Device::Cpu)
-    })
+        meter.at(done);
+        let tensor = Tensor::from_vec(archive.read(name)?, shape, &Device::Cpu)?;
+        done += (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
+        Ok(tensor)
+    })?;
+    meter.end(done);
+    Ok(())
 }
 
 /// Whether it is the system that failed, not what the file holds.

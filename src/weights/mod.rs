@@ -10,6 +10,7 @@ mod hub;
 pub mod keys;
 mod locate;
 mod lock;
+mod meter;
 mod pickle;
 mod published;
 pub mod store;
@@ -24,14 +25,14 @@ pub use published::Version;
 
 use std::{io, path::Path};
 
-/// How far the downloads have come.
+/// How far downloads, or the copy of a file, have come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
-    /// The file at work, with its repository before it.
+    /// The file at work: with its repository before it, or the path of a copy.
     pub file: String,
-    /// Bytes that are here, of all files to download.
+    /// Bytes that are here, of all files at work.
     pub done: u64,
-    /// Bytes of all files to download.
+    /// Bytes of all files at work.
     pub total: u64,
 }
 

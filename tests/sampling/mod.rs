@@ -17,9 +17,9 @@ use gstvenhance::{
         vae::{self, Vae},
     },
     wavefront::{
-        Batch, Canvas, Check, Conditions, Decode, Denoiser, Frame, Guidance, Models, Noise,
-        Precision, Purpose, Recipe, Sampler, Settings, Stream, Table, Tail, Velocities, Windows,
-        cross_fade, evaluations, mask, model_time, tile_weights, times,
+        Batch, Canvas, Check, Conditions, Decode, Denoiser, Frame, Guidance, Mode, Models, Noise,
+        Purpose, Recipe, Sampler, Settings, Stream, Table, Tail, Velocities, Windows, cross_fade,
+        evaluations, mask, model_time, tile_weights, times,
     },
     weights::synth,
 };
@@ -135,7 +135,7 @@ impl Denoiser for Toy {
         x: &Tensor,
         conditions: &Conditions,
         guided: bool,
-        _: Precision,
+        _: Mode,
         _: Check,
     ) -> Result<Velocities> {
         let [a, b, c, d, e] = self.numbers[..] else { candle_core::bail!("another toy") };

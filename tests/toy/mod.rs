@@ -8,7 +8,7 @@ use candle_core::{Device, Result, Tensor};
 use gstvenhance::{
     engine::{self, Cancel, Clip, Format, Options, Progress, Sink, Solver},
     wavefront::{
-        Autoencoder, Check, Conditions, Denoiser, Encoded, Guidance, LATENT, Models, Precision,
+        Autoencoder, Check, Conditions, Denoiser, Encoded, Guidance, LATENT, Mode, Models,
         Settings, Velocities,
     },
 };
@@ -26,7 +26,7 @@ impl Denoiser for ToyDenoiser {
         x: &Tensor,
         conditions: &Conditions,
         guided: bool,
-        _: Precision,
+        _: Mode,
         check: Check,
     ) -> Result<Velocities> {
         check()?;
@@ -58,7 +58,7 @@ impl Denoiser for ToyDenoiser {
 pub struct ToyAutoencoder;
 
 impl Autoencoder for ToyAutoencoder {
-    fn encode(&self, frames: &Tensor, _: Precision, check: Check) -> Result<Encoded> {
+    fn encode(&self, frames: &Tensor, _: Mode, check: Check) -> Result<Encoded> {
         check()?;
         let colours = frames.avg_pool2d(LATENT)?;
         let mean = Tensor::cat(&[&colours, &colours.mean_keepdim(1)?], 1)?;
@@ -66,7 +66,7 @@ impl Autoencoder for ToyAutoencoder {
         Ok(Encoded { mean, deviation })
     }
 
-    fn decode(&self, latents: &Tensor, _: Precision, check: Check) -> Result<Tensor> {
+    fn decode(&self, latents: &Tensor, _: Mode, check: Check) -> Result<Tensor> {
         check()?;
         let (_, _, h, w) = latents.dims4()?;
         let window = (latents.mean_keepdim(0)? * 0.2)?;
@@ -103,11 +103,12 @@ pub fn picture(number: usize, (width, height): (usize, usize)) -> engine::Frame 
     frame
 }
 
-/// Keeps what leaves, and the units of progress.
+/// Keeps what leaves, the units of progress, and the warnings.
 #[derive(Default)]
 pub struct Record {
     pub frames: Mutex<Vec<Arc<engine::Frame>>>,
     pub units: Mutex<Vec<String>>,
+    pub warnings: Mutex<Vec<String>>,
 }
 
 impl Record {
@@ -128,6 +129,10 @@ impl Sink for Record {
 
     fn progress(&self, progress: Progress) {
         self.units.lock().unwrap().push(progress.unit);
+    }
+
+    fn warning(&self, text: String) {
+        self.warnings.lock().unwrap().push(text);
     }
 }
 

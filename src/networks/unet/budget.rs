@@ -5,7 +5,7 @@
 use candle_core::DType;
 
 use super::{Config, transformer::TOKENS};
-use crate::networks::clip::frames_in_slice;
+use crate::{networks::clip::frames_in_slice, wavefront::Slices};
 
 /// Bytes of a level for each channel: of a whole window, of a slice, of the tokens that temporal
 /// attention takes at a time.
@@ -21,7 +21,7 @@ impl Scale {
         let pixels = h * w;
         Self {
             clip: frames * pixels * bytes,
-            slice: frames_in_slice(h, w).min(frames) * pixels * bytes,
+            slice: frames_in_slice(h, w, Slices::default()).min(frames) * pixels * bytes,
             tokens: (TOKENS / frames).clamp(1, pixels) * frames * bytes,
         }
     }

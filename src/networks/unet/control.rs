@@ -14,7 +14,7 @@ use super::{
 use crate::{
     networks::{Check, clip::Clip, layers},
     ops::{Conv2d, Linear, Shape},
-    wavefront::Conditions,
+    wavefront::{Conditions, Slices},
 };
 
 #[derive(Debug)]
@@ -72,8 +72,8 @@ impl ControlNet {
     pub(super) fn begin(
         &self,
         x: &Tensor,
-        hint: &Tensor,
-        mask: &[Option<usize>],
+        slices: Slices,
+        (hint, mask): (&Tensor, &[Option<usize>]),
         embedding: &Embedding,
         contexts: &[&Context],
         check: Check,
@@ -82,7 +82,7 @@ impl ControlNet {
             let key = mask[frame].map(|key| hint.narrow(0, key, 1));
             key.map(|key| self.hint.forward(&[&key?], None, None)).transpose()
         };
-        self.encoder.begin(x, hints, embedding, contexts, check)
+        self.encoder.begin(x, slices, hints, embedding, contexts, check)
     }
 
     /// Adds to the UNet's first skip what this network's first block has given.

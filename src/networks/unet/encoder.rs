@@ -13,6 +13,7 @@ use super::{
 use crate::{
     networks::{Check, clip::Clip, layers},
     ops::{Conv2d, Shape},
+    wavefront::Slices,
 };
 
 /// Halves both sides. Two rows of zeros above and below, so that what comes up again has two rows too
@@ -173,6 +174,7 @@ impl Encoder {
     pub(super) fn begin(
         &self,
         x: &Tensor,
+        slices: Slices,
         hints: impl Fn(usize) -> Result<Option<Tensor>>,
         embedding: &Embedding,
         contexts: &[&Context],
@@ -182,7 +184,7 @@ impl Encoder {
         let frames = (0..x.dim(0)?).map(|frame| {
             self.conv.forward(&[&x.narrow(0, frame, 1)?], None, hints(frame)?.as_ref())
         });
-        let x = Clip::of_frames(frames)?;
+        let x = Clip::of_frames(frames, slices)?;
         let first = self.temporal.forward(x)?;
         let Some(Block::Stage(stage)) = self.blocks.first() else {
             candle_core::bail!("a UNet needs a residual block on its first level");

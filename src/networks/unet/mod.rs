@@ -27,7 +27,7 @@ use self::{
 use super::{Check, clip::Clip, layers};
 use crate::{
     ops::{Conv2d, GroupNorm, Linear, Shape},
-    wavefront::Conditions,
+    wavefront::{Conditions, Mode, Precision},
 };
 
 /// The size of a denoiser.
@@ -176,21 +176,25 @@ impl Denoiser {
         contexts: &[&Context],
         check: Check,
     ) -> Result<Vec<Tensor>> {
-        self.forward_in(self.dtype, x, conditions, contexts, check)
+        self.forward_in(Mode::default(), x, conditions, contexts, check)
     }
 
-    /// As [`forward`](Self::forward), with activations of another type than that of the weights.
+    /// As [`forward`](Self::forward), with activations of another type, or in smaller slices.
     ///
     /// # Errors
     /// As there.
     pub fn forward_in(
         &self,
-        dtype: DType,
+        Mode { precision, slices }: Mode,
         x: &Tensor,
         conditions: &Conditions,
         contexts: &[&Context],
         check: Check,
     ) -> Result<Vec<Tensor>> {
+        let dtype = match precision {
+            Precision::Usual => self.dtype,
+            Precision::Wide => DType::BF16,
+        };
         let (_, _, frames, _, _) = x.dims5()?;
         if conditions.mask.len() != frames {
             candle_core::bail!("{frames} frames, a mask of {}", conditions.mask.len());
@@ -201,9 +205,11 @@ impl Denoiser {
         let hint = self.channels_last(conditions.hint, dtype)?;
         let told = self.control.embedding(conditions, dtype, &self.device)?;
 
-        let (first, starts) = self.encoder.begin(&x, |_| Ok(None), &embedding, contexts, check)?;
-        let (own, controls) =
-            self.control.begin(&x, &hint, conditions.mask, &told, contexts, check)?;
+        let no_hints = |_| Ok(None);
+        let (first, starts) =
+            self.encoder.begin(&x, slices, no_hints, &embedding, contexts, check)?;
+        let hints = (&hint, conditions.mask);
+        let (own, controls) = self.control.begin(&x, slices, hints, &told, contexts, check)?;
         let first = self.control.add_first(first, &own)?;
         drop(own);
         let starts = starts.into_iter().zip(controls).zip(repeat_n(first, contexts.len()));

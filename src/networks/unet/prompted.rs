@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::{Context, Denoiser};
-use crate::wavefront::{self, Check, Conditions, Precision, Velocities};
+use crate::wavefront::{self, Check, Conditions, Mode, Velocities};
 
 /// A denoiser, and what its prompts come to.
 #[derive(Debug)]
@@ -37,17 +37,13 @@ impl wavefront::Denoiser for Prompted {
         x: &Tensor,
         conditions: &Conditions,
         guided: bool,
-        precision: Precision,
+        mode: Mode,
         check: Check,
     ) -> Result<Velocities> {
-        let dtype = match precision {
-            Precision::Usual => self.denoiser.dtype,
-            Precision::Wide => DType::BF16,
-        };
         let contexts = [&self.prompt, &self.negative];
         let contexts = &contexts[..if guided { 2 } else { 1 }];
         let mut velocities =
-            self.denoiser.forward_in(dtype, x, conditions, contexts, check)?.into_iter();
+            self.denoiser.forward_in(mode, x, conditions, contexts, check)?.into_iter();
         let Some(conditional) = velocities.next() else {
             candle_core::bail!("a denoiser gives something for every prompt");
         };
@@ -57,11 +53,17 @@ impl wavefront::Denoiser for Prompted {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{networks::unet::Config, wavefront::Denoiser as _, weights::synth};
+    use candle_core::DType;
 
-    #[test]
-    fn a_wide_evaluation_gives_the_same_to_the_precision_of_its_type() {
+    use super::*;
+    use crate::{
+        networks::unet::Config,
+        wavefront::{Denoiser as _, Precision, Slices},
+        weights::synth,
+    };
+
+    /// A tiny denoiser and its prompts.
+    fn tiny() -> Prompted {
         let device = &Device::Cpu;
         let config = Config {
             dim: 32,
@@ -72,19 +74,58 @@ mod tests {
             dim_mult: vec![1, 2],
             ..Config::full()
         };
-        let noise = |name, shape: &[usize]| synth::noise(name, shape, device).unwrap();
+        let denoiser = Denoiser::new(&config, synth::weights("", DType::F32, device)).unwrap();
+        Prompted::new(Arc::new(denoiser), &noise("prompts", &[2, 77, 16])).unwrap()
+    }
+
+    fn noise(name: &str, shape: &[usize]) -> Tensor {
+        synth::noise(name, shape, &Device::Cpu).unwrap()
+    }
+
+    fn norm(x: &Tensor) -> f32 {
+        x.sqr().unwrap().sum_all().unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn smaller_slices_give_the_same() {
+        // Of 18·24 pixels, 75 frames are a slice at first, and 4 in the end.
+        let (x, hint) = (noise("x", &[1, 4, 9, 18, 24]), noise("hint", &[1, 4, 3, 18, 24]));
+        let mask: Vec<_> = (0..9_usize).map(|n| n.is_multiple_of(4).then_some(n / 4)).collect();
+        let conditions =
+            Conditions { t: 500.0, hint: &hint, t_hint: 199.0, s_cond: 8.0, mask: &mask };
+        let prompted = tiny();
+        let run = |slices| {
+            let mode = Mode { slices, ..Mode::default() };
+            prompted.velocities(&x, &conditions, true, mode, &|| Ok(())).unwrap()
+        };
+        let usual = run(Slices::default());
+        let mut slices = Slices::default();
+        while let Some(smaller) = slices.halved() {
+            slices = smaller;
+            let found = run(slices);
+            let pairs = [
+                (found.conditional, &usual.conditional),
+                (found.unconditional.unwrap(), usual.unconditional.as_ref().unwrap()),
+            ];
+            for (found, usual) in pairs {
+                let relative = (norm(&(&found - usual).unwrap()) / norm(usual)).sqrt();
+                assert!(relative < 1e-5, "{slices:?}: {relative}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wide_evaluation_gives_the_same_to_the_precision_of_its_type() {
         let (x, hint) = (noise("x", &[1, 4, 5, 4, 8]), noise("hint", &[1, 4, 2, 4, 8]));
         let mask = [Some(0), None, None, None, Some(1)];
         let conditions =
             Conditions { t: 500.0, hint: &hint, t_hint: 199.0, s_cond: 8.0, mask: &mask };
-        let denoiser = Denoiser::new(&config, synth::weights("", DType::F32, device)).unwrap();
-        let prompts = noise("prompts", &[2, 77, 16]);
-        let prompted = Prompted::new(Arc::new(denoiser), &prompts).unwrap();
+        let prompted = tiny();
         let run = |precision, guided| {
-            prompted.velocities(&x, &conditions, guided, precision, &|| Ok(())).unwrap()
+            let mode = Mode { precision, ..Mode::default() };
+            prompted.velocities(&x, &conditions, guided, mode, &|| Ok(())).unwrap()
         };
         let (usual, wide) = (run(Precision::Usual, true), run(Precision::Wide, true));
-        let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
         let pairs = [
             (usual.conditional.clone(), wide.conditional),
             (usual.unconditional.unwrap(), wide.unconditional.unwrap()),

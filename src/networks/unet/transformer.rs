@@ -186,7 +186,7 @@ impl TemporalTransformer {
             .map(|slice| slice.reshape(tokens_of(slice)?))
             .collect::<Result<_>>()?;
         let (_, pixels, _) = slices[0].dims3()?;
-        let step = (TOKENS / frames).clamp(1, pixels);
+        let step = (x.size().of(TOKENS) / frames).clamp(1, pixels);
         for first in (0..pixels).step_by(step) {
             let count = step.min(pixels - first);
             let tokens = slices.iter().map(|slice| slice.narrow(1, first, count));

@@ -17,6 +17,7 @@ use crate::{
         meter::Stage,
         worker::{Report, compute},
     },
+    weights,
 };
 
 impl VEnhance {
@@ -29,7 +30,8 @@ impl VEnhance {
                 Some(idle) if idle.choice == *choice => idle,
                 idle => self.load(choice, idle, cancel)?,
             };
-            compute(&self.queue, &mut *loaded.enhancer, report.clone());
+            let first = lock(&self.settings).first_frame;
+            compute(&self.queue, &mut *loaded.enhancer, report.clone(), first);
             loaded.enhancer.reset();
             *lock(&self.idle) = Some(loaded);
             Ok(())
@@ -58,13 +60,8 @@ impl VEnhance {
         };
         say(gst::ProgressType::Start, format!("Loading model {}", choice.model));
         let loaded = models::build(choice, before, cancel, &mut |note| match note {
-            Note::Download(progress) => self.post(
-                gst::Structure::builder("venhance-download")
-                    .field("file", progress.file)
-                    .field("bytes", progress.done)
-                    .field("total-bytes", progress.total)
-                    .build(),
-            ),
+            Note::Download(progress) => self.post(transfer("venhance-download", progress)),
+            Note::Copy(progress) => self.post(transfer("venhance-copy", progress)),
             Note::Warning(text) => {
                 gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{text}"));
             }
@@ -78,6 +75,15 @@ impl VEnhance {
         }
         loaded
     }
+}
+
+/// The message that says how far files have come.
+fn transfer(name: &str, progress: weights::Progress) -> gst::Structure {
+    gst::Structure::builder(name)
+        .field("file", progress.file)
+        .field("bytes", progress.done)
+        .field("total-bytes", progress.total)
+        .build()
 }
 
 /// What the compute thread has to say. It does not keep the element alive.
@@ -105,6 +111,11 @@ impl Report for Reporter {
         obj.imp().took(Stage::Compute, took);
     }
 
+    fn warned(&self, text: String) {
+        let Some(obj) = self.0.upgrade() else { return };
+        gst::element_warning!(obj, gst::ResourceError::NoSpaceLeft, ("{text}"));
+    }
+
     fn failed(&self, error: engine::Error) {
         let Some(obj) = self.0.upgrade() else { return };
         gst::element_error!(obj, gst::LibraryError::Failed, ("{error}"));
@@ -113,5 +124,72 @@ impl Report for Reporter {
     fn dropped(&self, events: Vec<gst::Event>) {
         let Some(obj) = self.0.upgrade() else { return };
         obj.imp().keep_sticky(events);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        engine::{Clip, Enhancer, Error, Format, Frame},
+        venhance::{
+            timeline::Moment,
+            worker::{Item, Queue, Stamp},
+        },
+    };
+
+    /// A model that has something to say when a clip begins.
+    struct Warns;
+
+    impl Enhancer for Warns {
+        fn lookahead(&self, _: &Format) -> usize {
+            0
+        }
+
+        fn start(&mut self, _: Format, clip: Clip) -> Result<(), Error> {
+            clip.sink.warning("smaller tiles".into());
+            Ok(())
+        }
+
+        fn push(&mut self, _: Frame) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn finish(&mut self) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn reset(&mut self) {}
+    }
+
+    #[test]
+    fn what_a_model_warns_of_at_work_is_on_the_bus() {
+        gst::init().unwrap();
+        let element: crate::VEnhance = glib::Object::new();
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
+        let queue = Arc::new(Queue::new());
+        queue.open();
+        let format = Format { input: (2, 2), output: (2, 2), made: 0, alpha: false };
+        let stamp = Stamp {
+            moment: Moment::first(ClockTime::ZERO),
+            duration: None,
+            flags: gst::BufferFlags::empty(),
+            metas: None,
+        };
+        queue.enter(Item::Format(format, None)).unwrap();
+        queue.enter(Item::Frame(Frame::new(2, 2).unwrap(), stamp)).unwrap();
+        let message = std::thread::scope(|scope| {
+            let report = Arc::new(Reporter(element.downgrade()));
+            scope.spawn(|| compute(&queue, &mut Warns, report, 0));
+            let timeout = ClockTime::from_seconds(10);
+            let message = bus.timed_pop_filtered(timeout, &[gst::MessageType::Warning]);
+            queue.close(gst::FlowError::Flushing);
+            message
+        });
+        element.set_bus(None);
+        let message = message.unwrap();
+        let gst::MessageView::Warning(warning) = message.view() else { unreachable!() };
+        assert_eq!(warning.error().message(), "smaller tiles");
     }
 }

@@ -32,12 +32,23 @@ impl VEnhance {
         fps: (u32, u32),
         keys: usize,
     ) -> Result<String, engine::Error> {
-        let Settings { up_scale, target_fps, options } = lock(&self.settings).clone();
+        let Settings { up_scale, target_fps, options, .. } = lock(&self.settings).clone();
         let choice = models::choose(&options)?;
         let output = options.output_size(choice.model, input, up_scale);
         let made = engine::made_frames(caps::rate(target_fps), fps);
         let format = engine::Format { input, output, made, alpha: false };
         models::plan(&choice, format, keys)
+    }
+
+    /// See [`crate::VEnhance::resume_from`].
+    pub(in crate::venhance) fn resume_from(
+        &self,
+        fps: (u32, u32),
+        key: usize,
+    ) -> Result<usize, engine::Error> {
+        let Settings { target_fps, options, .. } = lock(&self.settings).clone();
+        let made = engine::made_frames(caps::rate(target_fps), fps);
+        Ok(models::resume_from(&models::choose(&options)?, made, key))
     }
 
     /// The model that runs, or that will as far as it is known.

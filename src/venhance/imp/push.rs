@@ -65,7 +65,7 @@ impl VEnhance {
     }
 
     fn push_frame(&self, output: Output) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let Output { frame, pts, duration, flags, metas } = output;
+        let Output { frame, number, pts, duration, flags, metas } = output;
         let pack = lock(&self.pushed).pack.clone().ok_or(gst::FlowError::NotNegotiated)?;
         let mut buffer = self.acquire(&pack)?;
         let start = Instant::now();
@@ -74,6 +74,8 @@ impl VEnhance {
             buffer.set_pts(pts);
             buffer.set_duration(duration);
             buffer.set_flags(flags);
+            buffer.set_offset(number);
+            buffer.set_offset_end(number + 1);
             pack.packer.pack(&frame, buffer).map_err(|error| {
                 gst::element_imp_error!(self, gst::StreamError::Encode, ("{error}"));
                 gst::FlowError::Error

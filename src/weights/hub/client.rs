@@ -31,9 +31,6 @@ const POLL: Duration = Duration::from_millis(100);
 /// A connection that takes longer is none.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// A server that is silent for longer is gone.
-const SILENCE: Duration = Duration::from_secs(30);
-
 /// Redirections within the hub: of a repository with a new name.
 const REDIRECTIONS: usize = 5;
 
@@ -95,8 +92,8 @@ impl<'a> Client<'a> {
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .timeout_connect(Some(CONNECT))
             .timeout_resolve(Some(CONNECT))
-            .timeout_per_read(Some(SILENCE))
-            .timeout_per_write(Some(SILENCE))
+            .timeout_per_read(Some(hub.silence))
+            .timeout_per_write(Some(hub.silence))
             .build();
         Self { hub, agent: config.into(), cancel }
     }

@@ -8,7 +8,7 @@ mod partial;
 use std::{
     env, fs, io,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use hf_hub::{Cache, CacheRepo, Repo};
@@ -19,6 +19,7 @@ use self::{
 };
 use super::{
     Progress, free_space, lock,
+    meter::Meter,
     published::{Published, Version, instead},
     store::with_suffix,
 };
@@ -29,8 +30,8 @@ const ENDPOINT: &str = "https://huggingface.co";
 /// The pause before a request is repeated for the first time; it doubles each time.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// Progress is told this often.
-const REPORT_EVERY: Duration = Duration::from_millis(200);
+/// A server that is silent for longer is gone.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// A hub and its cache.
 #[derive(Clone)]
@@ -45,6 +46,8 @@ pub struct Hub {
     pub offline: bool,
     /// The pause before a request is repeated for the first time; it doubles each time.
     pub retry_after: Duration,
+    /// How long a server may be silent in the middle of a request, which is then repeated.
+    pub silence: Duration,
     /// Bytes that a folder's disk has room for.
     pub free_space: fn(&Path) -> io::Result<u64>,
 }
@@ -79,6 +82,7 @@ impl Hub {
             token,
             offline: ["1", "ON", "YES", "TRUE"].contains(&offline.as_str()),
             retry_after: RETRY_AFTER,
+            silence: SILENCE,
             free_space,
         })
     }
@@ -140,20 +144,14 @@ impl Hub {
             remotes.push((remote, path));
         }
         self.check_space(remotes.iter().map(|(remote, _)| remote))?;
-        let mut meter = Meter {
-            report: progress,
-            file: String::new(),
-            before: 0,
-            total: remotes.iter().map(|(remote, _)| remote.size).sum(),
-            reported: None,
-        };
+        let total = remotes.iter().map(|(remote, _)| remote.size).sum();
+        let mut meter = Meter::new(total, progress);
         for (remote, path) in remotes {
             let failed = |failure: Failure| {
                 failure.error(&format!("downloading {}", client.url(&remote)), version)
             };
-            meter.file = format!("{}/{}", remote.repo, remote.name);
+            meter.begin(format!("{}/{}", remote.repo, remote.name));
             *path = Some(self.get(client, &remote, &mut meter).map_err(failed)?);
-            meter.before += remote.size;
         }
         Ok(())
     }
@@ -205,8 +203,7 @@ impl Hub {
             client.pull(remote, &mut partial, &mut |length| meter.at(length))?;
             partial.finish(&blob)?;
         }
-        meter.reported = None;
-        meter.at(remote.size);
+        meter.end(remote.size);
         self.link(remote).map_err(|error| disk(&self.folder(remote.repo), &error))
     }
 
@@ -239,25 +236,4 @@ fn disk(path: &Path, error: &io::Error) -> Failure {
         why: error.to_string(),
         instead: "make room there, or set HF_HOME to another folder".into(),
     })
-}
-
-/// Tells progress, not too often.
-struct Meter<'a> {
-    report: &'a mut dyn FnMut(Progress),
-    file: String,
-    /// Bytes of the files before this one.
-    before: u64,
-    total: u64,
-    reported: Option<Instant>,
-}
-
-impl Meter<'_> {
-    /// So many bytes of the file are here.
-    fn at(&mut self, length: u64) {
-        if self.reported.is_none_or(|last| last.elapsed() >= REPORT_EVERY) {
-            self.reported = Some(Instant::now());
-            let (file, done, total) = (self.file.clone(), self.before + length, self.total);
-            (self.report)(Progress { file, done, total });
-        }
-    }
 }
