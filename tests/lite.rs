@@ -5,7 +5,6 @@
 mod common;
 
 use common::{Rig, caps, frames};
-use gst::prelude::*;
 
 /// Size of the input; the scene is `scale` times as large.
 const SMALL: (usize, usize) = (160, 96);

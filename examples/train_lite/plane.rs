@@ -82,6 +82,18 @@ pub trait Picture {
     fn turn(&mut self, mirrors: [bool; 3]);
 }
 
+type Block = [[f32; 8]; 8];
+
+fn product(a: &Block, b: &Block) -> Block {
+    a.map(|row| {
+        std::array::from_fn(|x| row.iter().zip(b).map(|(value, line)| value * line[x]).sum())
+    })
+}
+
+fn transposed(a: &Block) -> Block {
+    std::array::from_fn(|y| a.map(|row| row[y]))
+}
+
 impl Picture for Plane {
     fn crop(&self, (x, y): (usize, usize), (w, h): (usize, usize)) -> Self {
         let rows = (y..y + h).flat_map(|y| &self.values[y * self.width + x..][..w]);
@@ -135,36 +147,23 @@ impl Picture for Plane {
     }
 
     fn quantise(&mut self, step: f32) {
-        let basis: [[f32; 8]; 8] = std::array::from_fn(|k| {
+        let basis: Block = std::array::from_fn(|k| {
             let scale = if k == 0 { 0.125_f32.sqrt() } else { 0.5 };
             std::array::from_fn(|n| scale * (PI * (n as f32 + 0.5) * k as f32 / 8.0).cos())
         });
         for top in (0..self.height / 8 * 8).step_by(8) {
             for left in (0..self.width / 8 * 8).step_by(8) {
-                let at = |y: usize, x: usize| (top + y) * self.width + left + x;
-                let mut freq = [[0.0; 8]; 8];
-                let mut half = [[0.0; 8]; 8];
-                for y in 0..8 {
-                    for k in 0..8 {
-                        half[y][k] = (0..8).map(|x| self.values[at(y, x)] * basis[k][x]).sum();
-                    }
+                let at = |y: usize| (top + y) * self.width + left;
+                let pixels: Block =
+                    std::array::from_fn(|y| std::array::from_fn(|x| self.values[at(y) + x]));
+                let mut waves = product(&product(&basis, &pixels), &transposed(&basis));
+                for (n, wave) in waves.as_flattened_mut().iter_mut().enumerate() {
+                    let step = step * (1.0 + 0.25 * (n / 8 + n % 8) as f32);
+                    *wave = (*wave / step).round() * step;
                 }
-                for j in 0..8 {
-                    for k in 0..8 {
-                        let value: f32 = (0..8).map(|y| half[y][k] * basis[j][y]).sum();
-                        let step = step * (1.0 + 0.25 * (j + k) as f32);
-                        freq[j][k] = (value / step).round() * step;
-                    }
-                }
-                for j in 0..8 {
-                    for x in 0..8 {
-                        half[j][x] = (0..8).map(|k| freq[j][k] * basis[k][x]).sum();
-                    }
-                }
-                for y in 0..8 {
-                    for x in 0..8 {
-                        self.values[at(y, x)] = (0..8).map(|j| half[j][x] * basis[j][y]).sum();
-                    }
+                let pixels = product(&product(&transposed(&basis), &waves), &basis);
+                for (y, row) in pixels.iter().enumerate() {
+                    self.values[at(y)..][..8].copy_from_slice(row);
                 }
             }
         }

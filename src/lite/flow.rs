@@ -93,7 +93,8 @@ pub fn double(flow: &[[f32; 2]], (w, h): (usize, usize)) -> Flow {
     // Pixel x of the finer level lies at (x + ½)/2 − ½ of the coarser.
     let place = |x: usize, count: usize| {
         let near = x / 2;
-        let far = if x % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(count - 1) };
+        let far =
+            if x.is_multiple_of(2) { near.saturating_sub(1) } else { (near + 1).min(count - 1) };
         (near, far)
     };
     let mut doubled = Vec::with_capacity(w * h);

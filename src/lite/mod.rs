@@ -73,13 +73,13 @@ impl Enhancer for Lite {
     }
 
     fn push(&mut self, frame: Frame) -> Result<(), Error> {
-        let (format, clip) = self.clip()?;
+        let (format, clip) = self.clip()?.clone();
         let start = Instant::now();
         clip.cancel.check()?;
         let luma = Plane::of(&frame);
         let large = match format.input == format.output {
             true => frame,
-            false => upscale::upscale(self.networks, frame, &luma, format, &clip.cancel)?,
+            false => upscale::upscale(self.networks, frame, &luma, &format, &clip.cancel)?,
         };
         let large = Arc::new(large);
         let mut took = start.elapsed();
