@@ -14,7 +14,7 @@ fn bench(c: &mut Criterion) {
     gst::init().unwrap();
     gstvenhance::plugin_register_static().unwrap();
     let mut group = c.benchmark_group("frame");
-    group.throughput(Throughput::Elements(1));
+    group.throughput(Throughput::Elements(1)).sample_size(10);
     let scale = "videoconvert ! videoscale method=lanczos \
                  ! capsfilter caps=video/x-raw,width=1280,height=720";
     for (name, elements, (width, height), outputs) in [

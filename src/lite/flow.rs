@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{
     network::{COARSE, FINE, Matcher},
-    plane::Plane,
+    plane::{Place, Plane},
     weights::Networks,
 };
 use crate::{
@@ -34,6 +34,9 @@ const ROWS: usize = 32;
 /// Differences are scaled to about this mean, but those about as small as noise less.
 const TYPICAL: f32 = 0.05;
 const NOISE: f32 = 0.01;
+
+/// Changes of a matcher's flow in one direction, at most.
+const MOST: usize = 5;
 
 /// Displacements (x, y) of each pixel from the first neighbour to the second, in pixels of a level.
 pub type Flow = Vec<[f32; 2]>;
@@ -60,28 +63,35 @@ impl Level<'_> {
     #[inline]
     pub fn see(&self, matcher: &Matcher, x: usize, y: usize, seen: &mut [f32]) {
         let [first, second] = self.neighbours;
-        let (before, after) = (self.time, 1.0 - self.time);
+        let (before, after) = (-self.time, 1.0 - self.time);
         let [vx, vy] = self.flow[y * first.width + x];
-        let (px, py) = (x as f32, y as f32);
+        // Where each change in x leads, and each in y.
         let reach = matcher.reach as i32;
+        let mut places = [[[Place::default(); MOST]; 2]; 2];
+        for (n, change) in (-reach..=reach).enumerate() {
+            let change = change as f32;
+            for (places, time) in places.iter_mut().zip([before, after]) {
+                places[0][n] = Place::new(x as f32 + time * (vx + change), first.width);
+                places[1][n] = Place::new(y as f32 + time * (vy + change), first.height);
+            }
+        }
+        let count = 2 * matcher.reach + 1;
+        let [[first_x, first_y], [second_x, second_y]] = &places;
         let (differences, rest) = seen.split_at_mut(matcher.changes());
-        let (mut next, mut sum) = (0, 0.0);
-        for dy in -reach..=reach {
-            let vy = vy + dy as f32;
-            for dx in -reach..=reach {
-                let vx = vx + dx as f32;
-                let a = first.sample(px - before * vx, py - before * vy);
-                let b = second.sample(px + after * vx, py + after * vy);
-                let difference = (a - b).abs();
-                differences[next] = difference;
-                (next, sum) = (next + 1, sum + difference);
-                if (dx, dy) == (0, 0) {
+        let mut sum = 0.0;
+        for (n, differences) in differences.chunks_exact_mut(count).enumerate() {
+            for (m, difference) in differences.iter_mut().enumerate() {
+                let a = first.between(first_x[m], first_y[n]);
+                let b = second.between(second_x[m], second_y[n]);
+                *difference = (a - b).abs();
+                sum += *difference;
+                if (m, n) == (matcher.reach, matcher.reach) {
                     (rest[0], rest[1]) = (a, b);
                 }
             }
         }
         // Which of them is the smallest counts, not how strong the contrast is.
-        let scale = TYPICAL / (sum / next as f32 + NOISE);
+        let scale = TYPICAL / (sum / (count * count) as f32 + NOISE);
         differences.iter_mut().for_each(|difference| *difference *= scale);
         (rest[2], rest[3]) = (vx * FLOW_SCALE, vy * FLOW_SCALE);
     }

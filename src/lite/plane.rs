@@ -60,16 +60,35 @@ impl Plane {
     /// The value between pixels: bilinear. Beyond the border it is the border's.
     #[inline]
     pub fn sample(&self, x: f32, y: f32) -> f32 {
-        let x = x.clamp(0.0, (self.width - 1) as f32);
-        let y = y.clamp(0.0, (self.height - 1) as f32);
-        let (left, top) = (x as usize, y as usize);
-        let (fx, fy) = (x - left as f32, y - top as f32);
-        let right = usize::from(left + 1 < self.width);
-        let below = if top + 1 < self.height { self.width } else { 0 };
-        let at = top * self.width + left;
-        let upper = self.values[at] + fx * (self.values[at + right] - self.values[at]);
-        let at = at + below;
-        let lower = self.values[at] + fx * (self.values[at + right] - self.values[at]);
-        upper + fy * (lower - upper)
+        self.between(Place::new(x, self.width), Place::new(y, self.height))
+    }
+
+    /// The value at a place in a row and a place in a column.
+    #[inline]
+    pub(super) fn between(&self, x: Place, y: Place) -> f32 {
+        let row = |y: usize| &self.values[y * self.width..][..self.width];
+        let (upper, lower) = (row(y.before), row(y.behind));
+        let along = |row: &[f32]| row[x.before] + x.share * (row[x.behind] - row[x.before]);
+        let (upper, lower) = (along(upper), along(lower));
+        upper + y.share * (lower - upper)
+    }
+}
+
+/// A place between two pixels of a side, or on its border.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Place {
+    pub before: usize,
+    pub behind: usize,
+    /// How near it is to the one behind, 0 to 1.
+    pub share: f32,
+}
+
+impl Place {
+    #[inline]
+    pub(super) fn new(at: f32, count: usize) -> Self {
+        // In this order a place that is no number is the first.
+        let at = at.max(0.0).min((count - 1) as f32);
+        let before = at as i32 as usize;
+        Self { before, behind: (before + 1).min(count - 1), share: at - before as f32 }
     }
 }

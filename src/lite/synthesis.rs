@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::flow::Motion;
+use super::{flow::Motion, plane::Place};
 use crate::engine::{Cancel, Error, Frame};
 
 /// Rows that a thread makes at a time.
@@ -41,22 +41,10 @@ pub(super) fn between(
     Ok(out)
 }
 
-/// Where a pixel lies on a coarser grid: the place before it, the one behind it, and how near that is.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    before: usize,
-    behind: usize,
-    share: f32,
-}
-
+/// Where the pixels of a side lie on a coarser grid.
 fn places(coarse: usize, fine: usize) -> Vec<Place> {
     let ratio = coarse as f32 / fine as f32;
-    let place = |n: usize| {
-        let at = ((n as f32 + 0.5) * ratio - 0.5).clamp(0.0, (coarse - 1) as f32);
-        let before = at as usize;
-        Place { before, behind: (before + 1).min(coarse - 1), share: at - before as f32 }
-    };
-    (0..fine).map(place).collect()
+    (0..fine).map(|n| Place::new((n as f32 + 0.5) * ratio - 0.5, coarse)).collect()
 }
 
 impl Motion {

@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Chains of small 3×3 convolutions, computed row by row: what a layer hands to the next never leaves the
 //! cache. At the borders the outermost pixels are repeated.
+//!
+//! Along a row, two outputs share their products: with d the four inputs and g a row of the kernel they are
+//! m₀ + m₁ + m₂ and m₁ − m₂ − m₃ of (d₀ − d₂)·g₀, (d₁ + d₂)·(g₀ + g₁ + g₂)/2, (d₂ − d₁)·(g₀ − g₁ + g₂)/2 and
+//! (d₁ − d₃)·g₂ (Winograd, "Arithmetic Complexity of Computations", 1980): four products for six.
 
 use candle_core::{Result, Tensor};
+use multiversion::multiversion;
 
 use super::host::Host;
 
@@ -11,8 +16,10 @@ pub const SLOPE: f32 = 0.1;
 
 /// Outputs that are computed together: two vectors of 8.
 const LANES: usize = 16;
-/// Pixels that are computed together: 6·2 sums and the weights fill the registers of AVX2.
-const PIXELS: usize = 6;
+/// Pairs of pixels that are computed together: 6·2 sums and the weights fill the registers of AVX2.
+const PAIRS: usize = 6;
+/// Products that a pair of pixels shares.
+const PRODUCTS: usize = 4;
 
 /// Layers on the CPU, ready to be computed.
 #[derive(Debug, Clone)]
@@ -25,25 +32,52 @@ pub struct Chain {
 struct Layer {
     input: usize,
     output: usize,
-    /// [outputs / 16, 3, 3·input, 16], filled up with zeros.
+    /// [outputs / 16, 4, 3, input, 16], filled up with zeros.
     weights: Vec<f32>,
     /// Filled up with zeros to whole lanes.
     bias: Vec<f32>,
     activated: bool,
 }
 
-/// Rows of a picture with one more pixel on either side.
+/// Three rows of a picture, as what is multiplied with weights.
 struct Ring {
+    width: usize,
+    channels: usize,
+    /// The row that is being written: a pixel of the border, the pixels, and the last one repeated.
+    line: Vec<f32>,
+    /// [4, pairs, channels] each.
     rows: [Vec<f32>; 3],
+}
+
+/// Pairs of pixels in a row, in whole blocks.
+fn pairs(width: usize) -> usize {
+    width.div_ceil(2).next_multiple_of(PAIRS)
 }
 
 impl Ring {
     fn new(width: usize, channels: usize) -> Self {
-        Self { rows: std::array::from_fn(|_| vec![0.0; (width + 2) * channels]) }
+        let pairs = pairs(width);
+        Self {
+            width,
+            channels,
+            line: vec![0.0; (2 * pairs + 2) * channels],
+            rows: std::array::from_fn(|_| vec![0.0; PRODUCTS * pairs * channels]),
+        }
     }
 
-    fn row_mut(&mut self, y: usize) -> &mut [f32] {
-        &mut self.rows[y % 3]
+    /// Where the pixels of a row are to be written.
+    fn line(&mut self) -> &mut [f32] {
+        &mut self.line[self.channels..(self.width + 1) * self.channels]
+    }
+
+    /// Takes what has been written for row y.
+    fn put(&mut self, y: usize) {
+        let (channels, end) = (self.channels, self.width * self.channels);
+        self.line.copy_within(channels..2 * channels, 0);
+        for at in (end + channels..self.line.len()).step_by(channels) {
+            self.line.copy_within(end..end + channels, at);
+        }
+        factors(&self.line, channels, &mut self.rows[y % 3]);
     }
 
     /// Rows y−1, y, y+1, as far as there are any.
@@ -52,11 +86,25 @@ impl Ring {
     }
 }
 
-/// Repeats the first and the last pixel of a row that has room for it.
-fn pad(row: &mut [f32], channels: usize) {
-    let end = row.len() - channels;
-    row.copy_within(channels..2 * channels, 0);
-    row.copy_within(end - channels..end, end);
+/// The four factors of each pair of pixels.
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn factors(line: &[f32], channels: usize, out: &mut [f32]) {
+    let (first, rest) = out.split_at_mut(out.len() / PRODUCTS);
+    let (second, rest) = rest.split_at_mut(first.len());
+    let (third, fourth) = rest.split_at_mut(first.len());
+    let outs = first.chunks_exact_mut(channels).zip(second.chunks_exact_mut(channels));
+    let outs = outs.zip(third.chunks_exact_mut(channels)).zip(fourth.chunks_exact_mut(channels));
+    for (n, (((first, second), third), fourth)) in outs.enumerate() {
+        let d = &line[2 * n * channels..(2 * n + 4) * channels];
+        let (a, b) = d.split_at(2 * channels);
+        let ((d0, d1), (d2, d3)) = (a.split_at(channels), b.split_at(channels));
+        for c in 0..channels {
+            first[c] = d0[c] - d2[c];
+            second[c] = d1[c] + d2[c];
+            third[c] = d2[c] - d1[c];
+            fourth[c] = d1[c] - d3[c];
+        }
+    }
 }
 
 impl Layer {
@@ -66,14 +114,21 @@ impl Layer {
         let values = Host::new(weight)?;
         let values = values.values()?;
         let groups = output.div_ceil(LANES);
-        let mut weights = vec![0.0; groups * 9 * input * LANES];
-        for (n, lanes) in weights.chunks_exact_mut(LANES).enumerate() {
-            let (group, tap, channel) = (n / (9 * input), n / input % 9, n % input);
-            for (lane, weight) in lanes.iter_mut().enumerate() {
-                let out = group * LANES + lane;
-                if out < output {
-                    *weight = values[(out * input + channel) * 9 + tap];
-                }
+        let mut weights = vec![0.0; groups * PRODUCTS * 3 * input * LANES];
+        for (n, weight) in weights.iter_mut().enumerate() {
+            let (lane, n) = (n % LANES, n / LANES);
+            let (channel, n) = (n % input, n / input);
+            let (row, n) = (n % 3, n / 3);
+            let (product, group) = (n % PRODUCTS, n / PRODUCTS);
+            let out = group * LANES + lane;
+            if out < output {
+                let g = &values[(out * input + channel) * 9 + row * 3..][..3];
+                *weight = match product {
+                    0 => g[0],
+                    1 => 0.5 * (g[0] + g[1] + g[2]),
+                    2 => 0.5 * (g[0] - g[1] + g[2]),
+                    _ => g[2],
+                };
             }
         }
         let mut padded = Host::new(bias)?.values()?.to_vec();
@@ -81,141 +136,107 @@ impl Layer {
         Ok(Self { input, output, weights, bias: padded, activated })
     }
 
-    fn row(&self, rows: [&[f32]; 3], out: &mut [f32]) {
-        let groups = self.weights.chunks_exact(9 * self.input * LANES);
+    /// One row of outputs; `sums` is room for [4, pairs, 16].
+    fn row(&self, rows: [&[f32]; 3], sums: &mut [[f32; LANES]], out: &mut [f32]) {
+        let pairs = sums.len() / PRODUCTS;
+        let groups = self.weights.chunks_exact(PRODUCTS * 3 * self.input * LANES);
         for (group, (weights, bias)) in groups.zip(self.bias.as_chunks().0).enumerate() {
-            let (channels, activated) = (self.input, self.activated);
-            let weights = weights.as_chunks().0;
-            let target = Target { out: &mut *out, stride: self.output, first: group * LANES };
-            Source { rows, channels, weights, bias, activated }.compute(target);
+            let weights = weights.as_chunks().0.chunks_exact(3 * self.input);
+            for (n, (weights, sums)) in weights.zip(sums.chunks_exact_mut(pairs)).enumerate() {
+                let part = n * pairs * self.input;
+                let rows = rows.map(|row| &row[part..part + pairs * self.input]);
+                multiply(rows, self.input, weights, sums);
+            }
+            self.finish(group, bias, sums, out);
+        }
+    }
+
+    fn finish(&self, group: usize, bias: &[f32; LANES], sums: &[[f32; LANES]], out: &mut [f32]) {
+        let first = group * LANES;
+        let used = (self.output - first).min(LANES);
+        // Without an activation, a slope of 1 changes nothing.
+        let slope = if self.activated { SLOPE } else { 1.0 };
+        finish(sums, bias, slope, out, (self.output, first, used));
+    }
+}
+
+/// The outputs of each pair of pixels, of which `used` go to every `stride` from `first` on.
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn finish(
+    sums: &[[f32; LANES]],
+    bias: &[f32; LANES],
+    slope: f32,
+    out: &mut [f32],
+    (stride, first, used): (usize, usize, usize),
+) {
+    let pairs = sums.len() / PRODUCTS;
+    for (n, out) in out.chunks_mut(2 * stride).enumerate() {
+        let [m0, m1, m2, m3] = [0, 1, 2, 3].map(|product| &sums[product * pairs + n]);
+        let mut pair = [[0.0; LANES]; 2];
+        for lane in 0..LANES {
+            let even = m0[lane] + m1[lane] + m2[lane] + bias[lane];
+            let odd = m1[lane] - m2[lane] - m3[lane] + bias[lane];
+            pair[0][lane] = if even < 0.0 { even * slope } else { even };
+            pair[1][lane] = if odd < 0.0 { odd * slope } else { odd };
+        }
+        for (out, values) in out.chunks_exact_mut(stride).zip(&pair) {
+            match out[first..first + used].as_mut_array() {
+                Some(out) => *out = *values,
+                None => out[first..first + used].copy_from_slice(&values[..used]),
+            }
         }
     }
 }
 
-/// Where the outputs of a group of lanes go.
-struct Target<'a> {
-    out: &'a mut [f32],
-    stride: usize,
-    first: usize,
-}
-
-impl Target<'_> {
-    #[inline(always)]
-    fn store(&mut self, x: usize, sums: &[[f32; LANES]]) {
-        let used = (self.stride - self.first).min(LANES);
-        for (p, sums) in sums.iter().enumerate() {
-            let at = (x + p) * self.stride + self.first;
-            self.out[at..at + used].copy_from_slice(&sums[..used]);
-        }
-    }
-}
-
-/// One row of a layer, for 16 of its outputs: what it is made of.
-#[derive(Clone, Copy)]
-struct Source<'a> {
-    rows: [&'a [f32]; 3],
+/// Products of all pairs of pixels with `weights` [3·channels, 16], added up over rows and channels.
+fn multiply(
+    rows: [&[f32]; 3],
     channels: usize,
-    weights: &'a [[f32; LANES]],
-    bias: &'a [f32; LANES],
-    activated: bool,
+    weights: &[[f32; LANES]],
+    sums: &mut [[f32; LANES]],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        // SAFETY: the processor has what the function is compiled for.
+        return unsafe { multiply_with_fma(rows, channels, weights, sums) };
+    }
+    for (n, sums) in sums.iter_mut().enumerate() {
+        *sums = [0.0; LANES];
+        for (row, weights) in rows.iter().zip(weights.chunks_exact(channels)) {
+            for (value, weights) in row[n * channels..].iter().zip(weights) {
+                sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += value * weight);
+            }
+        }
+    }
 }
 
-impl Source<'_> {
-    fn compute(self, target: Target) {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has what the function is compiled for.
-            return unsafe { self.with_fma(target) };
-        }
-        self.blocks(target, Self::pixels::<1>, Self::pixels::<PIXELS>);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    fn with_fma(self, target: Target) {
-        self.blocks(
-            target,
-            #[inline(always)]
-            |source, x| source.pixels_with_fma::<1>(x),
-            #[inline(always)]
-            |source, x| source.pixels_with_fma::<PIXELS>(x),
-        );
-    }
-
-    #[inline(always)]
-    fn blocks(
-        self,
-        mut target: Target,
-        one: impl Fn(&Self, usize) -> [[f32; LANES]; 1],
-        block: impl Fn(&Self, usize) -> [[f32; LANES]; PIXELS],
-    ) {
-        let width = target.out.len() / target.stride;
-        if width < PIXELS {
-            for x in 0..width {
-                target.store(x, &one(&self, x));
-            }
-            return;
-        }
-        for x in (0..width).step_by(PIXELS) {
-            // The last block reaches back, so that it is as long as the others.
-            let x = x.min(width - PIXELS);
-            target.store(x, &block(&self, x));
-        }
-    }
-
-    /// `N` pixels from `x` on.
-    fn pixels<const N: usize>(&self, x: usize) -> [[f32; LANES]; N] {
-        let mut sums = [*self.bias; N];
-        let taps = 3 * self.channels;
-        for (row, weights) in self.rows.iter().zip(self.weights.chunks_exact(taps)) {
-            let row = &row[x * self.channels..];
-            for (k, weights) in weights.iter().enumerate() {
-                for (p, sums) in sums.iter_mut().enumerate() {
-                    let value = row[p * self.channels + k];
-                    for (sum, weight) in sums.iter_mut().zip(weights) {
-                        *sum += value * weight;
-                    }
-                }
-            }
-        }
-        if self.activated {
-            for sum in sums.as_flattened_mut() {
-                *sum = sum.max(*sum * SLOPE);
-            }
-        }
-        sums
-    }
-
-    /// As [`Source::pixels`], with all sums in registers.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    #[inline]
-    fn pixels_with_fma<const N: usize>(&self, x: usize) -> [[f32; LANES]; N] {
-        use std::arch::x86_64::{
-            __m256, _mm256_fmadd_ps, _mm256_max_ps, _mm256_mul_ps, _mm256_set1_ps,
-        };
-        let mut sums: [[__m256; 2]; N] = [bytemuck::cast(*self.bias); N];
-        let taps = 3 * self.channels;
-        for (row, weights) in self.rows.iter().zip(self.weights.chunks_exact(taps)) {
-            let row = &row[x * self.channels..(x + N + 2) * self.channels];
+/// As [`multiply`], with the sums of a block in registers.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn multiply_with_fma(
+    rows: [&[f32]; 3],
+    channels: usize,
+    weights: &[[f32; LANES]],
+    sums: &mut [[f32; LANES]],
+) {
+    use std::arch::x86_64::{__m256, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_setzero_ps};
+    for (n, out) in sums.as_chunks_mut::<PAIRS>().0.iter_mut().enumerate() {
+        let mut sums = [[_mm256_setzero_ps(); 2]; PAIRS];
+        for (row, weights) in rows.iter().zip(weights.chunks_exact(channels)) {
+            let row = &row[n * PAIRS * channels..][..PAIRS * channels];
             // One length for all, so that one check serves all.
-            let values: [&[f32]; N] = std::array::from_fn(|p| &row[p * self.channels..][..taps]);
+            let values: [&[f32]; PAIRS] =
+                std::array::from_fn(|p| &row[p * channels..][..weights.len()]);
             for (k, weights) in weights.iter().enumerate() {
                 let weights: [__m256; 2] = bytemuck::cast(*weights);
-                for p in 0..N {
+                for p in 0..PAIRS {
                     let value = _mm256_set1_ps(values[p][k]);
                     sums[p][0] = _mm256_fmadd_ps(value, weights[0], sums[p][0]);
                     sums[p][1] = _mm256_fmadd_ps(value, weights[1], sums[p][1]);
                 }
             }
         }
-        if self.activated {
-            let slope = _mm256_set1_ps(SLOPE);
-            for sum in sums.as_flattened_mut() {
-                *sum = _mm256_max_ps(*sum, _mm256_mul_ps(*sum, slope));
-            }
-        }
-        sums.map(bytemuck::cast)
+        *out = sums.map(bytemuck::cast);
     }
 }
 
@@ -244,15 +265,14 @@ impl Chain {
         let mut rings: Vec<_> = channels.map(|channels| Ring::new(width, channels)).collect();
         let depth = self.layers.len();
         let mut last = vec![0.0; width * self.layers[depth - 1].output];
+        let mut sums = vec![[0.0; LANES]; PRODUCTS * pairs(width)];
         // Layer n needs a row more on either side than layer n + 1.
         let wanted =
             |n: usize| rows.start.saturating_sub(depth - n)..(rows.end + depth - n).min(height);
         for time in wanted(0).start..rows.end + depth {
             if wanted(0).contains(&time) {
-                let channels = self.layers[0].input;
-                let row = rings[0].row_mut(time);
-                input(time, &mut row[channels..(width + 1) * channels]);
-                pad(row, channels);
+                input(time, rings[0].line());
+                rings[0].put(time);
             }
             for (n, layer) in self.layers.iter().enumerate() {
                 let Some(y) = time.checked_sub(n + 1).filter(|y| wanted(n + 1).contains(y)) else {
@@ -262,12 +282,11 @@ impl Chain {
                 let source = before[n].around(y, height);
                 match after.first_mut() {
                     Some(ring) => {
-                        let row = ring.row_mut(y);
-                        layer.row(source, &mut row[layer.output..(width + 1) * layer.output]);
-                        pad(row, layer.output);
+                        layer.row(source, &mut sums, ring.line());
+                        ring.put(y);
                     }
                     None => {
-                        layer.row(source, &mut last);
+                        layer.row(source, &mut sums, &mut last);
                         output(y, &last);
                     }
                 }
