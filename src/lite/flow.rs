@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     engine::{Cancel, Error},
-    ops::Chain,
+    ops::{Chain, band_rows},
 };
 
 /// Numbers that a level hands to the next beside the flow: which neighbour to trust, and what the network
@@ -27,9 +27,6 @@ const FLOW_SCALE: f32 = 0.1;
 
 /// What a network gives for a pixel: a change of the flow, then the state.
 const GIVEN: usize = 2 + STATE;
-
-/// Rows of a network that a thread computes at a time. The result does not depend on it.
-const ROWS: usize = 32;
 
 /// Differences are scaled to about this mean, but those about as small as noise less.
 const TYPICAL: f32 = 0.05;
@@ -71,8 +68,9 @@ impl Level<'_> {
         for (n, change) in (-reach..=reach).enumerate() {
             let change = change as f32;
             for (places, time) in places.iter_mut().zip([before, after]) {
-                places[0][n] = Place::new(x as f32 + time * (vx + change), first.width);
-                places[1][n] = Place::new(y as f32 + time * (vy + change), first.height);
+                places[0][n] = Place::new(x as f32 + time * (vx + change), first.width, 1);
+                places[1][n] =
+                    Place::new(y as f32 + time * (vy + change), first.height, first.width);
             }
         }
         let count = 2 * matcher.reach + 1;
@@ -135,6 +133,11 @@ impl Pyramid {
             planes.push(planes[n].halve());
         }
         Self(planes)
+    }
+
+    /// The picture itself.
+    pub(super) fn base(&self) -> &Plane {
+        &self.0[0]
     }
 }
 
@@ -203,9 +206,10 @@ fn run(level: &Level, matcher: &Matcher, chain: &Chain, before: &[f32]) -> Vec<f
         }
     };
     let mut given = vec![0.0; width * height * GIVEN];
-    given.par_chunks_mut(ROWS * width * GIVEN).enumerate().for_each(|(band, given)| {
-        let first = band * ROWS;
-        let rows = first..(first + ROWS).min(height);
+    let band_rows = band_rows(height);
+    given.par_chunks_mut(band_rows * width * GIVEN).enumerate().for_each(|(band, given)| {
+        let first = band * band_rows;
+        let rows = first..(first + band_rows).min(height);
         chain.rows((width, height), rows, input, |y, row| {
             given[(y - first) * width * GIVEN..][..width * GIVEN].copy_from_slice(row);
         });

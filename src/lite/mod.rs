@@ -43,18 +43,9 @@ impl Lite {
         Ok(Self { networks: Networks::get()?, clip: None, previous: None })
     }
 
-    /// The frame `step` of those that are made between two key frames.
-    fn between(&self, first: &Key, second: &Key, step: usize) -> Result<Arc<Frame>, Error> {
-        let (Format { made, alpha, .. }, Clip { cancel, .. }) = self.clip()?;
-        let time = step as f32 / (made + 1) as f32;
-        let pyramids = [&first.pyramid, &second.pyramid];
-        let motion = flow::estimate(self.networks, pyramids, time, cancel)?;
-        if motion.cut {
-            let nearer = if time <= 0.5 { first } else { second };
-            return Ok(nearer.large.clone());
-        }
-        let frames = [&*first.large, &*second.large];
-        synthesis::between(frames, &motion, time, *alpha, cancel).map(Arc::new)
+    /// When the frames are that are made between two.
+    fn times(made: usize) -> impl Iterator<Item = f32> {
+        (1..=made).map(move |step| step as f32 / (made + 1) as f32)
     }
 
     fn clip(&self) -> Result<&(Format, Clip), Error> {
@@ -77,24 +68,43 @@ impl Enhancer for Lite {
         let (format, clip) = self.clip()?.clone();
         let start = Instant::now();
         clip.cancel.check()?;
+        let Format { made, alpha, .. } = format;
         let luma = Plane::of(&frame);
-        let large = match format.input == format.output {
-            true => frame,
-            false => upscale::upscale(self.networks, frame, &luma, &format, &clip.cancel)?,
+        let pyramid = Pyramid::new(luma);
+        let upscale = || match format.input == format.output {
+            true => Ok(frame),
+            false => upscale::upscale(self.networks, frame, pyramid.base(), &format, &clip.cancel),
         };
-        let large = Arc::new(large);
+        let motions = || match &self.previous {
+            Some(previous) => Self::times(made)
+                .map(|time| {
+                    let pyramids = [&previous.pyramid, &pyramid];
+                    flow::estimate(self.networks, pyramids, time, &clip.cancel)
+                })
+                .collect(),
+            None => Ok(Vec::new()),
+        };
+        let (large, motions): (_, Result<Vec<_>, Error>) = rayon::join(upscale, motions);
+        let (large, motions) = (Arc::new(large?), motions?);
         let mut took = start.elapsed();
-        if format.made > 0 {
-            let key = Key { pyramid: Pyramid::new(luma), large: large.clone() };
-            if let Some(previous) = &self.previous {
-                for step in 1..=format.made {
-                    let start = Instant::now();
-                    let made = self.between(previous, &key, step)?;
-                    took += start.elapsed();
-                    clip.sink.frame(made)?;
-                }
+
+        if let Some(previous) = &self.previous {
+            let frames = [&*previous.large, &*large];
+            for (motion, time) in motions.iter().zip(Self::times(made)) {
+                let start = Instant::now();
+                let nearer = if time <= 0.5 { &previous.large } else { &large };
+                let made = match motion.cut {
+                    true => nearer.clone(),
+                    false => {
+                        Arc::new(synthesis::between(frames, motion, time, alpha, &clip.cancel)?)
+                    }
+                };
+                took += start.elapsed();
+                clip.sink.frame(made)?;
             }
-            self.previous = Some(key);
+        }
+        if made > 0 {
+            self.previous = Some(Key { pyramid, large: large.clone() });
         }
         clip.sink.frame(large)?;
         clip.sink.progress(Progress { unit: "frame".into(), took });

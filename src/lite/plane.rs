@@ -60,16 +60,17 @@ impl Plane {
     /// The value between pixels: bilinear. Beyond the border it is the border's.
     #[inline]
     pub fn sample(&self, x: f32, y: f32) -> f32 {
-        self.between(Place::new(x, self.width), Place::new(y, self.height))
+        self.between(Place::new(x, self.width, 1), Place::new(y, self.height, self.width))
     }
 
-    /// The value at a place in a row and a place in a column.
+    /// The value at a place in a row (distance 1) and a place in a column (distance `width`).
     #[inline]
     pub(super) fn between(&self, x: Place, y: Place) -> f32 {
-        let row = |y: usize| &self.values[y * self.width..][..self.width];
-        let (upper, lower) = (row(y.before), row(y.behind));
-        let along = |row: &[f32]| row[x.before] + x.share * (row[x.behind] - row[x.before]);
-        let (upper, lower) = (along(upper), along(lower));
+        let along = |row: usize| {
+            let (before, behind) = (self.values[row + x.before], self.values[row + x.behind]);
+            before + x.share * (behind - before)
+        };
+        let (upper, lower) = (along(y.before), along(y.behind));
         upper + y.share * (lower - upper)
     }
 }
@@ -77,6 +78,7 @@ impl Plane {
 /// A place between two pixels of a side, or on its border.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Place {
+    /// How far from the first pixel they are.
     pub before: usize,
     pub behind: usize,
     /// How near it is to the one behind, 0 to 1.
@@ -84,11 +86,13 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// On a side of `count` pixels that are `distance` apart.
     #[inline]
-    pub(super) fn new(at: f32, count: usize) -> Self {
+    pub(super) fn new(at: f32, count: usize, distance: usize) -> Self {
         // In this order a place that is no number is the first.
         let at = at.max(0.0).min((count - 1) as f32);
         let before = at as i32 as usize;
-        Self { before, behind: (before + 1).min(count - 1), share: at - before as f32 }
+        let behind = (before + 1).min(count - 1);
+        Self { before: before * distance, behind: behind * distance, share: at - before as f32 }
     }
 }

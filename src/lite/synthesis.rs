@@ -44,7 +44,7 @@ pub(super) fn between(
 /// Where the pixels of a side lie on a coarser grid.
 fn places(coarse: usize, fine: usize) -> Vec<Place> {
     let ratio = coarse as f32 / fine as f32;
-    (0..fine).map(|n| Place::new((n as f32 + 0.5) * ratio - 0.5, coarse)).collect()
+    (0..fine).map(|n| Place::new((n as f32 + 0.5) * ratio - 0.5, coarse, 1)).collect()
 }
 
 impl Motion {
@@ -119,58 +119,33 @@ fn mix_with_alpha(a: [f32; 4], b: [f32; 4], share: f32) -> [u16; 4] {
     [round(colour(0)), round(colour(1)), round(colour(2)), round(alpha)]
 }
 
-/// Places between two pixels that weights are known for.
-const PHASES: usize = 256;
-
-/// The weights of four neighbours for each place between the middle two: Catmull and Rom's cubic.
-static CUBIC: [[f32; 4]; PHASES + 1] = {
-    let mut table = [[0.0; 4]; PHASES + 1];
-    let mut phase = 0;
-    while phase <= PHASES {
-        let x = phase as f32 / PHASES as f32;
-        table[phase] = [
-            ((-0.5 * x + 1.0) * x - 0.5) * x,
-            (1.5 * x - 2.5) * x * x + 1.0,
-            ((-1.5 * x + 2.0) * x + 0.5) * x,
-            (0.5 * x - 0.5) * x * x,
-        ];
-        phase += 1;
-    }
-    table
-};
-
-/// Where the 4×4 pixels begin that a place lies in the middle of, and the weights of columns and rows.
-#[inline(always)]
-fn split([x, y]: [f32; 2]) -> ([i32; 2], [&'static [f32; 4]; 2]) {
-    let (left, top) = (x.floor(), y.floor());
-    let weights = |x: f32| &CUBIC[((x * PHASES as f32 + 0.5) as i32 as usize).min(PHASES)];
-    ([left as i32 - 1, top as i32 - 1], [weights(x - left), weights(y - top)])
-}
-
-/// A frame's components between its pixels. Beyond the border they are the border's.
-fn fetch(frame: &Frame, place: [f32; 2]) -> [f32; 4] {
-    let ([left, top], [columns, rows]) = split(place);
-    let (w, h) = (frame.width() as i32, frame.height() as i32);
+/// A frame's components between its pixels: bilinear. Beyond the border they are the border's.
+fn fetch(frame: &Frame, [x, y]: [f32; 2]) -> [f32; 4] {
+    let (w, h) = (frame.width(), frame.height());
+    let (x, y) = (Place::new(x, w, 1), Place::new(y, h, w));
     let pixels = frame.pixels().as_chunks::<{ Frame::COMPONENTS }>().0;
+    let (upper, lower) = ((1.0 - y.share), y.share);
+    let corners = [
+        (y.before + x.before, upper * (1.0 - x.share)),
+        (y.before + x.behind, upper * x.share),
+        (y.behind + x.before, lower * (1.0 - x.share)),
+        (y.behind + x.behind, lower * x.share),
+    ];
     let mut sums = [0.0; Frame::COMPONENTS];
-    for (dy, wy) in (0..).zip(rows) {
-        let row = (top + dy).clamp(0, h - 1) * w;
-        for (dx, wx) in (0..).zip(columns) {
-            let pixel = pixels[(row + (left + dx).clamp(0, w - 1)) as usize];
-            for (sum, value) in sums.iter_mut().zip(pixel) {
-                *sum += wy * wx * f32::from(value);
-            }
+    for (at, weight) in corners {
+        for (sum, value) in sums.iter_mut().zip(pixels[at]) {
+            *sum += weight * f32::from(value);
         }
     }
     sums
 }
 
-/// The same with all sums in registers.
+/// The same with whole pixels in registers.
 #[cfg(target_arch = "x86_64")]
 mod fma {
     use std::arch::x86_64::*;
 
-    use super::{Frame, Row, fetch, split};
+    use super::{Frame, Row, fetch};
 
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn mix(row: Row, pixels: &mut [[u16; 4]]) {
@@ -187,28 +162,28 @@ mod fma {
 
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    fn fetch_with_fma(frame: &Frame, place: [f32; 2]) -> __m128 {
-        let ([left, top], [columns, rows]) = split(place);
-        let (w, h) = (frame.width() as i32, frame.height() as i32);
-        if left < 0 || top < 0 || left + 4 > w || top + 4 > h {
-            return bytemuck::cast(fetch(frame, place));
+    fn fetch_with_fma(frame: &Frame, [x, y]: [f32; 2]) -> __m128 {
+        let (w, h) = (frame.width(), frame.height());
+        let (left, top) = (x.floor(), y.floor());
+        let inside = left >= 0.0 && top >= 0.0 && left < (w - 1) as f32 && top < (h - 1) as f32;
+        if !inside {
+            return bytemuck::cast(fetch(frame, [x, y]));
         }
-        let stride = w as usize * Frame::COMPONENTS;
-        let mut at = (top * w + left) as usize * Frame::COMPONENTS;
-        // Two columns each.
-        let mut sums = [_mm256_setzero_ps(); 2];
-        for weight in rows {
-            let Some((halves, _)) = frame.pixels()[at..].split_first_chunk::<16>() else { break };
-            let weight = _mm256_set1_ps(*weight);
-            let [low, high]: [__m128i; 2] = bytemuck::cast(*halves);
-            let values = [_mm256_cvtepu16_epi32(low), _mm256_cvtepu16_epi32(high)];
-            sums[0] = _mm256_fmadd_ps(weight, _mm256_cvtepi32_ps(values[0]), sums[0]);
-            sums[1] = _mm256_fmadd_ps(weight, _mm256_cvtepi32_ps(values[1]), sums[1]);
-            at += stride;
-        }
-        let [a, b, c, d] = columns.map(|weight| _mm_set1_ps(weight));
-        let sum = _mm256_mul_ps(_mm256_set_m128(b, a), sums[0]);
-        let sum = _mm256_fmadd_ps(_mm256_set_m128(d, c), sums[1], sum);
-        _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum))
+        let at = (top as i32 as usize * w + left as i32 as usize) * Frame::COMPONENTS;
+        let pixels = frame.pixels();
+        let (Some(upper), Some(lower)) = (
+            pixels[at..].first_chunk::<8>(),
+            pixels[at + w * Frame::COMPONENTS..].first_chunk::<8>(),
+        ) else {
+            return bytemuck::cast(fetch(frame, [x, y]));
+        };
+        // Two pixels each.
+        let upper = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(bytemuck::cast(*upper)));
+        let lower = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(bytemuck::cast(*lower)));
+        let along = _mm256_set1_ps(y - top);
+        let pair = _mm256_fmadd_ps(along, _mm256_sub_ps(lower, upper), upper);
+        let (left_one, right_one) =
+            (_mm256_castps256_ps128(pair), _mm256_extractf128_ps::<1>(pair));
+        _mm_fmadd_ps(_mm_set1_ps(x - left), _mm_sub_ps(right_one, left_one), left_one)
     }
 }

@@ -7,12 +7,8 @@ use rayon::prelude::*;
 use super::{network::Sharpener, plane::Plane, resize::resize, weights::Networks};
 use crate::{
     engine::{Cancel, Error, Format, Frame},
-    ops::Chain,
+    ops::{Chain, band_rows},
 };
-
-/// Rows of a network that a thread computes at a time. More would take longer to cancel; fewer, and the
-/// rows that neighbours need as well would cost more. The result does not depend on it.
-const ROWS: usize = 32;
 
 /// Enlarges `frame`, whose brightness is `luma`, to the size of the output.
 pub(super) fn upscale(
@@ -48,11 +44,12 @@ fn sharpen(
     let stride = large.width() * Frame::COMPONENTS;
     // Squares may reach beyond an odd side.
     let height = large.height();
-    large.pixels_mut().par_chunks_mut(ROWS * square * stride).enumerate().try_for_each(
+    let band_rows = band_rows(size.1);
+    large.pixels_mut().par_chunks_mut(band_rows * square * stride).enumerate().try_for_each(
         |(band, pixels)| {
             cancel.check()?;
-            let first = band * ROWS;
-            let rows = first..(first + ROWS).min(height.div_ceil(square));
+            let first = band * band_rows;
+            let rows = first..(first + band_rows).min(height.div_ceil(square));
             let input = |y: usize, row: &mut [f32]| folded(luma, fold, y, row);
             chain.rows(size, rows, input, |y, row| {
                 let lines = pixels.chunks_exact_mut(stride).skip((y - first) * square).take(square);

@@ -21,6 +21,13 @@ const PAIRS: usize = 6;
 /// Products that a pair of pixels shares.
 const PRODUCTS: usize = 4;
 
+/// Rows of a picture of `height` that a thread should compute at a time, for all to have work: the fewer
+/// they are, the more of the rows around them are computed twice; the more, the longer takes a
+/// cancellation. The result does not depend on it.
+pub fn band_rows(height: usize) -> usize {
+    height.div_ceil(2 * rayon::current_num_threads()).clamp(8, 64)
+}
+
 /// Layers on the CPU, ready to be computed.
 #[derive(Debug, Clone)]
 pub struct Chain {
@@ -171,7 +178,8 @@ fn finish(
 ) {
     let pairs = sums.len() / PRODUCTS;
     for (n, out) in out.chunks_mut(2 * stride).enumerate() {
-        let [m0, m1, m2, m3] = [0, 1, 2, 3].map(|product| &sums[product * pairs + n]);
+        let (m0, m1) = (&sums[n], &sums[pairs + n]);
+        let (m2, m3) = (&sums[2 * pairs + n], &sums[3 * pairs + n]);
         let mut pair = [[0.0; LANES]; 2];
         for lane in 0..LANES {
             let even = m0[lane] + m1[lane] + m2[lane] + bias[lane];
@@ -224,9 +232,12 @@ fn multiply_with_fma(
         let mut sums = [[_mm256_setzero_ps(); 2]; PAIRS];
         for (row, weights) in rows.iter().zip(weights.chunks_exact(channels)) {
             let row = &row[n * PAIRS * channels..][..PAIRS * channels];
-            // One length for all, so that one check serves all.
-            let values: [&[f32]; PAIRS] =
-                std::array::from_fn(|p| &row[p * channels..][..weights.len()]);
+            // One length for all, so that one check serves all. No closures: they would be calls, as
+            // they are not compiled for this processor.
+            let mut values = [row; PAIRS];
+            for (p, values) in values.iter_mut().enumerate() {
+                *values = &row[p * channels..][..weights.len()];
+            }
             for (k, weights) in weights.iter().enumerate() {
                 let weights: [__m256; 2] = bytemuck::cast(*weights);
                 for p in 0..PAIRS {
@@ -236,7 +247,7 @@ fn multiply_with_fma(
                 }
             }
         }
-        *out = sums.map(bytemuck::cast);
+        *out = bytemuck::cast(sums);
     }
 }
 
