@@ -101,9 +101,9 @@ fn compare(clip: &Path, args: &Args, folder: &Path) -> Result<Vec<(String, [f64;
     let path = |name: &str| folder.join(format!("{stem}-x{}-{name}.yuv", args.scale));
     let (reference, small) = (path("reference"), path("small"));
 
-    // Sides that the scale divides into even ones, and an odd number of frames.
+    // Sides that the scale divides into such as need no padding, of chroma either.
     let (width, height) = size(clip)?;
-    let unit = 2 * args.scale;
+    let unit = 8 * args.scale;
     let large = Raw { width: width / unit * unit, height: height / unit * unit };
     let low = Raw { width: large.width / args.scale, height: large.height / args.scale };
     let crop = format!("crop={}:{}:0:0,format=yuv420p", large.width, large.height);

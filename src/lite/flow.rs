@@ -40,7 +40,7 @@ pub type Flow = Vec<[f32; 2]>;
 
 /// How many times a picture of (w, h) is halved: the smallest is still large enough to see shapes in.
 pub fn levels((w, h): (usize, usize)) -> usize {
-    ((w.min(h) / 6).max(1).ilog2() as usize).max(2)
+    ((w.min(h) / 3).max(1).ilog2() as usize).max(2)
 }
 
 /// What is known at a level before its network has seen it.

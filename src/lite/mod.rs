@@ -69,8 +69,10 @@ impl Enhancer for Lite {
         let start = Instant::now();
         clip.cancel.check()?;
         let Format { made, alpha, .. } = format;
-        let luma = Plane::of(&frame);
-        let pyramid = Pyramid::new(luma);
+        if made == 0 && format.input == format.output {
+            return clip.sink.frame(Arc::new(frame));
+        }
+        let pyramid = Pyramid::new(Plane::of(&frame));
         let upscale = || match format.input == format.output {
             true => Ok(frame),
             false => upscale::upscale(self.networks, frame, pyramid.base(), &format, &clip.cancel),

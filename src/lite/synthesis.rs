@@ -29,7 +29,7 @@ pub(super) fn between(
         .enumerate()
         .try_for_each(|(band, (pixels, lines))| {
             cancel.check()?;
-            let mut guide = vec![[0.0; 3]; motion.width];
+            let mut guide = vec![[0.0; 4]; motion.width];
             for (n, (pixels, line)) in pixels.chunks_exact_mut(stride).zip(lines).enumerate() {
                 motion.line(*line, scale, &mut guide);
                 let y = (band * ROWS + n) as f32;
@@ -49,14 +49,15 @@ fn places(coarse: usize, fine: usize) -> Vec<Place> {
 
 impl Motion {
     /// Flow (x, y) times `scale`, and the first neighbour's share, along a line between two rows.
-    fn line(&self, line: Place, scale: [f32; 2], guide: &mut [[f32; 3]]) {
+    fn line(&self, line: Place, scale: [f32; 2], guide: &mut [[f32; 4]]) {
         let row = |y: usize| y * self.width..(y + 1) * self.width;
         let (before, behind) = (row(line.before), row(line.behind));
         let flows = self.flow[before.clone()].iter().zip(&self.flow[behind.clone()]);
         let firsts = self.first[before].iter().zip(&self.first[behind]);
         for ((guide, (a, b)), (first, second)) in guide.iter_mut().zip(flows).zip(firsts) {
             let mix = |a: f32, b: f32| a + line.share * (b - a);
-            *guide = [mix(a[0], b[0]) * scale[0], mix(a[1], b[1]) * scale[1], mix(*first, *second)];
+            let (x, y) = (mix(a[0], b[0]) * scale[0], mix(a[1], b[1]) * scale[1]);
+            *guide = [x, y, mix(*first, *second), 0.0];
         }
     }
 }
@@ -65,8 +66,8 @@ impl Motion {
 #[derive(Clone, Copy)]
 struct Row<'a> {
     neighbours: [&'a Frame; 2],
-    /// Flow (x, y) and the first neighbour's share, at the motion's columns.
-    guide: &'a [[f32; 3]],
+    /// Flow (x, y), the first neighbour's share, and nothing, at the motion's columns.
+    guide: &'a [[f32; 4]],
     columns: &'a [Place],
     y: f32,
     time: f32,
@@ -74,17 +75,20 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// For pixel x of the row: where the motion leads in each neighbour, and the first one's share.
-    #[inline(always)]
-    fn look_up(&self, x: usize) -> ([[f32; 2]; 2], f32) {
+    /// Pixel x of the row.
+    fn pixel(&self, x: usize) -> [u16; 4] {
         let column = self.columns[x];
         let (a, b) = (&self.guide[column.before], &self.guide[column.behind]);
         let between = |n: usize| a[n] + column.share * (b[n] - a[n]);
-        let (vx, vy) = (between(0), between(1));
-        let after = 1.0 - self.time;
-        let x = x as f32;
-        let first = [x - self.time * vx, self.y - self.time * vy];
-        ([first, [x + after * vx, self.y + after * vy]], between(2))
+        let (vx, vy, share) = (between(0), between(1), between(2));
+        let [first, second] = self.neighbours;
+        let (before, after) = (-self.time, 1.0 - self.time);
+        let a = fetch(first, [x as f32 + before * vx, self.y + before * vy]);
+        let b = fetch(second, [x as f32 + after * vx, self.y + after * vy]);
+        match self.alpha {
+            true => mix_with_alpha(a, b, share),
+            false => std::array::from_fn(|i| round(b[i] + share * (a[i] - b[i]))),
+        }
     }
 }
 
@@ -95,15 +99,7 @@ fn mix(row: Row, out: &mut [u16]) {
         // SAFETY: the processor has what the function is compiled for.
         return unsafe { fma::mix(row, pixels) };
     }
-    let [first, second] = row.neighbours;
-    for (x, out) in pixels.iter_mut().enumerate() {
-        let ([a, b], share) = row.look_up(x);
-        let (a, b) = (fetch(first, a), fetch(second, b));
-        *out = match row.alpha {
-            true => mix_with_alpha(a, b, share),
-            false => std::array::from_fn(|i| round(b[i] + share * (a[i] - b[i]))),
-        };
-    }
+    pixels.iter_mut().enumerate().for_each(|(x, out)| *out = row.pixel(x));
 }
 
 #[inline(always)]
@@ -145,45 +141,93 @@ fn fetch(frame: &Frame, [x, y]: [f32; 2]) -> [f32; 4] {
 mod fma {
     use std::arch::x86_64::*;
 
-    use super::{Frame, Row, fetch};
+    use super::{Frame, Row};
 
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn mix(row: Row, pixels: &mut [[u16; 4]]) {
         let [first, second] = row.neighbours;
-        for (x, out) in pixels.iter_mut().enumerate() {
-            let ([a, b], share) = row.look_up(x);
-            let (a, b) = (fetch_with_fma(first, a), fetch_with_fma(second, b));
-            let mixed = _mm_fmadd_ps(_mm_set1_ps(share), _mm_sub_ps(a, b), b);
+        let (w, h) = ((first.width() - 1) as f32, (first.height() - 1) as f32);
+        let (before, after) = (-row.time, 1.0 - row.time);
+        // x and y, for both neighbours.
+        let times: __m128 = bytemuck::cast([before, before, after, after]);
+        let ends: __m128 = bytemuck::cast([w, h, w, h]);
+        let mut here: __m128 = bytemuck::cast([0.0, row.y, 0.0, row.y]);
+        let next: __m128 = bytemuck::cast([1.0_f32, 0.0, 1.0, 0.0]);
+        for (x, (out, column)) in pixels.iter_mut().zip(row.columns).enumerate() {
+            let a: __m128 = bytemuck::cast(row.guide[column.before]);
+            let b: __m128 = bytemuck::cast(row.guide[column.behind]);
+            let guide = _mm_fmadd_ps(_mm_set1_ps(column.share), _mm_sub_ps(b, a), a);
+            let places = _mm_fmadd_ps(_mm_movelh_ps(guide, guide), times, here);
+            here = _mm_add_ps(here, next);
+            let corners = _mm_floor_ps(places);
+            let inside =
+                _mm_and_ps(_mm_cmpge_ps(corners, _mm_setzero_ps()), _mm_cmplt_ps(corners, ends));
+            if _mm_movemask_ps(inside) != 0b1111 {
+                *out = row.pixel(x);
+                continue;
+            }
+            let shares: [f32; 4] = bytemuck::cast(_mm_sub_ps(places, corners));
+            let [ax, ay, bx, by]: [i32; 4] = bytemuck::cast(_mm_cvttps_epi32(corners));
+            let a = fetch(first, (ax as usize, ay as usize), (shares[0], shares[1]));
+            let b = fetch(second, (bx as usize, by as usize), (shares[2], shares[3]));
+            let share = _mm_shuffle_ps::<0b10_10_10_10>(guide, guide);
+            let mixed = _mm_fmadd_ps(share, _mm_sub_ps(a, b), b);
             // To the nearest; what is out of range becomes the nearest that is in it.
             let rounded = _mm_cvtps_epi32(mixed);
             *out = bytemuck::cast(_mm_cvtsi128_si64(_mm_packus_epi32(rounded, rounded)));
         }
     }
 
+    /// `corner` is the upper left one of the four pixels about a place, which has right and lower
+    /// neighbours.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    fn fetch_with_fma(frame: &Frame, [x, y]: [f32; 2]) -> __m128 {
-        let (w, h) = (frame.width(), frame.height());
-        let (left, top) = (x.floor(), y.floor());
-        let inside = left >= 0.0 && top >= 0.0 && left < (w - 1) as f32 && top < (h - 1) as f32;
-        if !inside {
-            return bytemuck::cast(fetch(frame, [x, y]));
-        }
-        let at = (top as i32 as usize * w + left as i32 as usize) * Frame::COMPONENTS;
-        let pixels = frame.pixels();
-        let (Some(upper), Some(lower)) = (
-            pixels[at..].first_chunk::<8>(),
-            pixels[at + w * Frame::COMPONENTS..].first_chunk::<8>(),
-        ) else {
-            return bytemuck::cast(fetch(frame, [x, y]));
+    fn fetch(frame: &Frame, corner: (usize, usize), share: (f32, f32)) -> __m128 {
+        let stride = frame.width() * Frame::COMPONENTS;
+        let at = corner.1 * stride + corner.0 * Frame::COMPONENTS;
+        let row = |at: usize| {
+            let mut pair = [0; 2 * Frame::COMPONENTS];
+            pair.copy_from_slice(&frame.pixels()[at..at + 2 * Frame::COMPONENTS]);
+            pair
         };
-        // Two pixels each.
-        let upper = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(bytemuck::cast(*upper)));
-        let lower = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(bytemuck::cast(*lower)));
-        let along = _mm256_set1_ps(y - top);
-        let pair = _mm256_fmadd_ps(along, _mm256_sub_ps(lower, upper), upper);
-        let (left_one, right_one) =
-            (_mm256_castps256_ps128(pair), _mm256_extractf128_ps::<1>(pair));
-        _mm_fmadd_ps(_mm_set1_ps(x - left), _mm_sub_ps(right_one, left_one), left_one)
+        let upper: __m128i = bytemuck::cast(row(at));
+        let lower: __m128i = bytemuck::cast(row(at + stride));
+        let upper = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(upper));
+        let lower = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(lower));
+        let pair = _mm256_fmadd_ps(_mm256_set1_ps(share.1), _mm256_sub_ps(lower, upper), upper);
+        let (left, right) = (_mm256_castps256_ps128(pair), _mm256_extractf128_ps::<1>(pair));
+        _mm_fmadd_ps(_mm_set1_ps(share.0), _mm_sub_ps(right, left), left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_in_registers_are_those_that_are_computed_one_by_one() {
+        let picture = |seed: usize| {
+            let mut frame = Frame::new(37, 5).unwrap();
+            let values = frame.pixels_mut().iter_mut().enumerate();
+            values.for_each(|(n, value)| *value = ((n + seed) * 40_503 % 65_536) as u16);
+            frame
+        };
+        let (first, second) = (picture(1), picture(77));
+        // Some lead beyond the borders.
+        let guide: Vec<[f32; 4]> = (0..10)
+            .map(|n| [n as f32 * 1.7 - 6.0, 2.9 - n as f32 * 0.6, 0.1 * n as f32, 0.0])
+            .collect();
+        let columns = places(10, 37);
+        for y in 0..5 {
+            let neighbours = [&first, &second];
+            let (y, time) = (y as f32, 0.3);
+            let row = Row { neighbours, guide: &guide, columns: &columns, y, time, alpha: false };
+            let mut out = vec![0; 37 * Frame::COMPONENTS];
+            mix(row, &mut out);
+            for (x, pixel) in out.as_chunks::<{ Frame::COMPONENTS }>().0.iter().enumerate() {
+                let off = pixel.iter().zip(row.pixel(x)).map(|(a, b)| a.abs_diff(b)).max();
+                assert!(off <= Some(2), "at ({x}, {y}): {off:?} of 65535");
+            }
+        }
     }
 }
