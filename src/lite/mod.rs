@@ -69,8 +69,11 @@ impl Enhancer for Lite {
         let start = Instant::now();
         clip.cancel.check()?;
         let Format { made, alpha, .. } = format;
+        let done = |took| clip.sink.progress(Progress { unit: "frame".into(), took });
         if made == 0 && format.input == format.output {
-            return clip.sink.frame(Arc::new(frame));
+            clip.sink.frame(Arc::new(frame))?;
+            done(start.elapsed());
+            return Ok(());
         }
         let pyramid = Pyramid::new(Plane::of(&frame));
         let upscale = || match format.input == format.output {
@@ -109,7 +112,7 @@ impl Enhancer for Lite {
             self.previous = Some(Key { pyramid, large: large.clone() });
         }
         clip.sink.frame(large)?;
-        clip.sink.progress(Progress { unit: "frame".into(), took });
+        done(took);
         Ok(())
     }
 
@@ -170,10 +173,19 @@ mod tests {
         off.sum::<f64>() / a.pixels().len() as f64 / 65535.0
     }
 
-    /// Waves in all directions: there is something to follow everywhere.
+    /// Hills of random height, 9 pixels apart: there is something to follow everywhere, and it does not
+    /// repeat.
     fn texture(x: f32, y: f32) -> f32 {
-        let wave = |a: f32, b: f32| ((a * x + b * y) * 0.1).sin();
-        0.5 + 0.1 * (wave(1.3, 0.4) + wave(-0.7, 1.9) + wave(2.9, -1.1) + wave(0.3, 4.0))
+        let height = |x: f32, y: f32| {
+            let seed = (x as i32).wrapping_mul(0x1F12_3BB5) ^ (y as i32).wrapping_mul(0x0527_4A7B);
+            (seed.wrapping_mul(0x2C1B_3C6D) >> 8 & 0xFFFF) as f32 / 65535.0
+        };
+        let smooth = |x: f32| x * x * (3.0 - 2.0 * x);
+        let (x, y) = (x / 9.0, y / 9.0);
+        let (left, top) = (x.floor(), y.floor());
+        let (fx, fy) = (smooth(x - left), smooth(y - top));
+        let row = |y: f32| height(left, y) * (1.0 - fx) + height(left + 1.0, y) * fx;
+        0.2 + 0.6 * (row(top) * (1.0 - fy) + row(top + 1.0) * fy)
     }
 
     #[test]
