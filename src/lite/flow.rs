@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{
     network::{COARSE, FINE, Matcher},
-    plane::{Place, Plane},
+    plane::{MOST, Place, Plane},
     weights::Networks,
 };
 use crate::{
@@ -31,9 +31,6 @@ const GIVEN: usize = 2 + STATE;
 /// Differences are scaled to about this mean, but those about as small as noise less.
 const TYPICAL: f32 = 0.05;
 const NOISE: f32 = 0.01;
-
-/// Changes of a matcher's flow in one direction, at most.
-const MOST: usize = 5;
 
 /// Displacements (x, y) of each pixel from the first neighbour to the second, in pixels of a level.
 pub type Flow = Vec<[f32; 2]>;
@@ -62,32 +59,28 @@ impl Level<'_> {
         let [first, second] = self.neighbours;
         let (before, after) = (-self.time, 1.0 - self.time);
         let [vx, vy] = self.flow[y * first.width + x];
-        // Where each change in x leads, and each in y.
-        let reach = matcher.reach as i32;
-        let mut places = [[[Place::default(); MOST]; 2]; 2];
-        for (n, change) in (-reach..=reach).enumerate() {
-            let change = change as f32;
-            for (places, time) in places.iter_mut().zip([before, after]) {
-                places[0][n] = Place::new(x as f32 + time * (vx + change), first.width, 1);
-                places[1][n] =
-                    Place::new(y as f32 + time * (vy + change), first.height, first.width);
-            }
-        }
         let count = 2 * matcher.reach + 1;
-        let [[first_x, first_y], [second_x, second_y]] = &places;
+        let looked_up = |plane: &Plane, time: f32| {
+            let place = |at: usize, v: f32, n: usize| {
+                at as f32 + time * (v + n as f32 - matcher.reach as f32)
+            };
+            let mut places = [[Place::default(); MOST]; 2];
+            for n in 0..count {
+                places[0][n] = Place::new(place(x, vx, n), plane.width, 1);
+                places[1][n] = Place::new(place(y, vy, n), plane.height, plane.width);
+            }
+            plane.grid(&places[0][..count], &places[1][..count])
+        };
+        let (a, b) = (looked_up(first, before), looked_up(second, after));
         let (differences, rest) = seen.split_at_mut(matcher.changes());
         let mut sum = 0.0;
-        for (n, differences) in differences.chunks_exact_mut(count).enumerate() {
-            for (m, difference) in differences.iter_mut().enumerate() {
-                let a = first.between(first_x[m], first_y[n]);
-                let b = second.between(second_x[m], second_y[n]);
+        for ((differences, a), b) in differences.chunks_exact_mut(count).zip(&a).zip(&b) {
+            for ((difference, a), b) in differences.iter_mut().zip(a).zip(b) {
                 *difference = (a - b).abs();
                 sum += *difference;
-                if (m, n) == (matcher.reach, matcher.reach) {
-                    (rest[0], rest[1]) = (a, b);
-                }
             }
         }
+        (rest[0], rest[1]) = (a[matcher.reach][matcher.reach], b[matcher.reach][matcher.reach]);
         // Which of them is the smallest counts, not how strong the contrast is.
         let scale = TYPICAL / (sum / (count * count) as f32 + NOISE);
         differences.iter_mut().for_each(|difference| *difference *= scale);

@@ -8,6 +8,9 @@ use crate::engine::Frame;
 /// What the components add to the brightness: ITU-R BT.709.
 const WEIGHTS: [f32; 3] = [0.2126, 0.7152, 0.0722];
 
+/// See [`Plane::grid`].
+pub(super) const MOST: usize = 5;
+
 /// Values [h, w], 0 to 1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plane {
@@ -63,6 +66,36 @@ impl Plane {
         self.between(Place::new(x, self.width, 1), Place::new(y, self.height, self.width))
     }
 
+    /// The values at some places in rows (distance 1), at each of some places in columns (distance `width`).
+    /// They are at most [`MOST`], each less than a pixel from the one before.
+    #[inline]
+    pub(super) fn grid(&self, xs: &[Place], ys: &[Place]) -> [[f32; MOST]; MOST] {
+        const WINDOW: usize = 8;
+        let mut values = [[0.0; MOST]; MOST];
+        let left = xs[0].before.min(xs[xs.len() - 1].before);
+        if left + WINDOW > self.width {
+            for (values, y) in values.iter_mut().zip(ys) {
+                values.iter_mut().zip(xs).for_each(|(value, x)| *value = self.between(*x, *y));
+            }
+            return values;
+        }
+        // All lie in a few columns: between two rows these are the same for all.
+        for (values, y) in values.iter_mut().zip(ys) {
+            let upper = &self.values[y.before + left..][..WINDOW];
+            let lower = &self.values[y.behind + left..][..WINDOW];
+            let mut row = [0.0; WINDOW];
+            for ((value, upper), lower) in row.iter_mut().zip(upper).zip(lower) {
+                *value = upper + y.share * (lower - upper);
+            }
+            for (value, x) in values.iter_mut().zip(xs) {
+                // Never more than MOST: this only spares a check.
+                let at = (x.before - left).min(WINDOW - 2);
+                *value = row[at] + x.share * (row[at + 1] - row[at]);
+            }
+        }
+        values
+    }
+
     /// The value at a place in a row (distance 1) and a place in a column (distance `width`).
     #[inline]
     pub(super) fn between(&self, x: Place, y: Place) -> f32 {
@@ -94,5 +127,29 @@ impl Place {
         let before = at as i32 as usize;
         let behind = (before + 1).min(count - 1);
         Self { before: before * distance, behind: behind * distance, share: at - before as f32 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_of_places_is_what_they_are_one_by_one() {
+        let mut plane = Plane::new(23, 9);
+        let values = plane.values.iter_mut().enumerate();
+        values.for_each(|(n, value)| *value = (n * 7919 % 101) as f32 / 101.0);
+        for (x, y, step) in
+            [(3.3, 2.6, 0.5), (8.0, -1.2, -0.9), (20.1, 7.9, 0.9), (-4.0, 12.0, 0.1)]
+        {
+            let at = |start: f32, n: usize| start + step * n as f32;
+            let xs: Vec<_> = (0..MOST).map(|n| Place::new(at(x, n), 23, 1)).collect();
+            let ys: Vec<_> = (0..MOST).map(|n| Place::new(at(y, n), 9, 23)).collect();
+            for (n, row) in plane.grid(&xs, &ys).iter().enumerate() {
+                for (m, value) in row.iter().enumerate() {
+                    assert!((value - plane.sample(at(x, m), at(y, n))).abs() < 1e-6);
+                }
+            }
+        }
     }
 }
