@@ -33,7 +33,7 @@ fn brightness(x: f64, y: f64, time: f64) -> f64 {
     for (speed, top, period, bright) in [(3.0, 62.0, 53.0, 90.0), (1.5, 40.0, 37.0, 170.0)] {
         let along = (x + speed * time).rem_euclid(period);
         if y > top + 9.0 * (along / period) && along < period * 0.7 {
-            let window = (along % 7.0 > 3.5) && ((y - top) % 9.0 > 4.0);
+            let window = (along % 19.0 > 10.0) && ((y - top) % 13.0 > 6.0);
             return if window { 255.0 - bright } else { bright };
         }
     }

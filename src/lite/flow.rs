@@ -64,12 +64,12 @@ impl Level<'_> {
             let place = |at: usize, v: f32, n: usize| {
                 at as f32 + time * (v + n as f32 - matcher.reach as f32)
             };
-            let mut places = [[Place::default(); MOST]; 2];
-            for n in 0..count {
-                places[0][n] = Place::new(place(x, vx, n), plane.width, 1);
-                places[1][n] = Place::new(place(y, vy, n), plane.height, plane.width);
+            let (mut xs, mut ys) = ([Place::default(); MOST], [Place::default(); MOST]);
+            for (n, (px, py)) in xs.iter_mut().zip(&mut ys).enumerate().take(count) {
+                *px = Place::new(place(x, vx, n), plane.width, 1);
+                *py = Place::new(place(y, vy, n), plane.height, plane.width);
             }
-            plane.grid(&places[0][..count], &places[1][..count])
+            plane.grid(&xs[..count], &ys[..count])
         };
         let (a, b) = (looked_up(first, before), looked_up(second, after));
         let (differences, rest) = seen.split_at_mut(matcher.changes());
