@@ -509,17 +509,22 @@ fn the_variables_of_the_hubs_own_tools_count() {
     assert_eq!(server.asked()[0].token.as_deref(), Some("Bearer a token"));
 }
 
-#[test]
-fn a_cancelled_download_ends_within_a_second_and_goes_on_later() {
-    let (cache, published) = (Cache::new(), hub::Files::new());
+/// Falls silent after 100,000 bytes of the denoiser, unless it is asked for the rest.
+fn stalling(published: &hub::Files) -> Server {
     let answers = published.clone();
-    let server = Server::start(move |request| {
+    Server::start(move |request| {
         let answer = answers.answer(request);
         match request.gets(UNET) && request.path.starts_with("/cdn/") && request.from.is_none() {
             true => Answer { stall: true, ..answer.cut(100_000) },
             false => answer,
         }
-    });
+    })
+}
+
+#[test]
+fn a_cancelled_download_ends_within_a_second_and_goes_on_later() {
+    let (cache, published) = (Cache::new(), hub::Files::new());
+    let server = stalling(&published);
     let cancel = Cancel::default();
     let source = Source::Hub(cache.hub(&server.endpoint()));
     let mut cancelled = None;
@@ -545,14 +550,7 @@ fn a_cancelled_download_ends_within_a_second_and_goes_on_later() {
 #[test]
 fn a_server_that_falls_silent_is_left_and_asked_for_the_rest() {
     let (cache, published) = (Cache::new(), hub::Files::new());
-    let answers = published.clone();
-    let server = Server::start(move |request| {
-        let answer = answers.answer(request);
-        match request.gets(UNET) && request.path.starts_with("/cdn/") && request.from.is_none() {
-            true => Answer { stall: true, ..answer.cut(100_000) },
-            false => answer,
-        }
-    });
+    let server = stalling(&published);
     let silence = Duration::from_millis(300);
     let start = Instant::now();
     let files = fetch(Hub { silence, ..cache.hub(&server.endpoint()) }).unwrap();

@@ -80,7 +80,7 @@ fn tensors_are_copied_and_loaded_one_by_one() {
 /// Takes 5 GB of disk and 4 GB of memory:
 /// `cargo test --test weights_memory -- --ignored --nocapture`
 #[test]
-#[ignore = "takes minutes and gigabytes"]
+#[ignore = "takes minutes and 5 GB of disk: scripts/test runs it where there is room"]
 fn the_published_denoiser_loads_with_less_than_a_gib_above_its_own() {
     let _one = ONE.lock();
     let folder = tempfile::tempdir().unwrap();

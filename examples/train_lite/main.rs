@@ -96,6 +96,11 @@ fn export(args: &Args) -> Result<()> {
                 tensors.extend(trainer::layers(*network, values)?);
             }
         }
+        if step == 0 {
+            // The plugin would not start with it.
+            println!("{part} is not trained yet: {} stays as it is", args.output.display());
+            return Ok(());
+        }
     }
     write(&tensors, recipe, &args.output)
 }

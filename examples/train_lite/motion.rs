@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 use gstvenhance::lite::{
-    flow::{self, Flow, Level, STATE},
+    flow::{self, Flow, GIVEN, Level, Pyramid, STATE},
     network::{COARSE, FINE, Matcher},
 };
 use rayon::prelude::*;
@@ -109,15 +109,6 @@ fn vary(lesson: &Lesson, random: &mut Random) -> Lesson {
     lesson
 }
 
-/// Each plane, then each half as large as the one before.
-fn pyramid(plane: &Plane, levels: usize) -> Vec<Plane> {
-    let mut pyramid = vec![plane.clone()];
-    for n in 0..levels {
-        pyramid.push(pyramid[n].halve());
-    }
-    pyramid
-}
-
 /// A lesson at all levels.
 struct Ready {
     neighbours: [Vec<Plane>; 2],
@@ -128,8 +119,7 @@ struct Ready {
 
 impl Ready {
     fn new(lesson: &Lesson) -> Self {
-        let levels = flow::levels((SIDE, SIDE));
-        let pyramid = |plane| pyramid(plane, levels);
+        let pyramid = |plane: &Plane| Pyramid::new(plane.clone()).0;
         Self {
             neighbours: lesson.neighbours.each_ref().map(pyramid),
             between: pyramid(&lesson.between),
@@ -180,8 +170,6 @@ struct Marks {
     power: f32,
     gradient: Vec<f32>,
 }
-
-const GIVEN: usize = 2 + STATE;
 
 impl Marks {
     fn new(pixels: usize) -> Self {

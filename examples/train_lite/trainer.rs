@@ -55,7 +55,8 @@ pub struct Run {
     next: usize,
     optimizer: AdamW,
     rate: f64,
-    loss: f64,
+    /// Of the steps since the last line of the curve.
+    losses: Vec<f32>,
     start: Instant,
     names: Vec<String>,
 }
@@ -93,7 +94,7 @@ impl Run {
             next,
             optimizer: AdamW::new(vars, params)?,
             rate,
-            loss: 0.0,
+            losses: Vec::new(),
             start: Instant::now(),
             names,
         })
@@ -111,7 +112,7 @@ impl Run {
         let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
         self.optimizer.set_learning_rate(self.rate * warm * (0.005 + 0.995 * cosine));
         self.optimizer.step(&slope.backward()?)?;
-        self.loss += f64::from(loss);
+        self.losses.push(loss);
         self.next += 1;
         if self.next.is_multiple_of(REPORT) || self.next == self.steps {
             println!(
@@ -119,10 +120,10 @@ impl Run {
                 self.names.join("+"),
                 self.next,
                 self.steps,
-                self.loss / REPORT as f64,
+                self.losses.iter().sum::<f32>() / self.losses.len() as f32,
                 self.start.elapsed().as_secs_f64()
             );
-            self.loss = 0.0;
+            self.losses.clear();
             self.save(learners)?;
         }
         Ok(())

@@ -26,7 +26,7 @@ pub const STATE: usize = 14;
 const FLOW_SCALE: f32 = 0.1;
 
 /// What a network gives for a pixel: a change of the flow, then the state.
-const GIVEN: usize = 2 + STATE;
+pub const GIVEN: usize = 2 + STATE;
 
 /// Differences are scaled to about this mean, but those about as small as noise less.
 const TYPICAL: f32 = 0.05;
@@ -116,10 +116,12 @@ pub fn double(flow: &[[f32; 2]], (w, h): (usize, usize)) -> Flow {
 }
 
 /// A picture, and smaller ones, each half as large as the one before.
-pub(super) struct Pyramid(Vec<Plane>);
+#[derive(Debug)]
+pub struct Pyramid(pub Vec<Plane>);
 
 impl Pyramid {
-    pub(super) fn new(plane: Plane) -> Self {
+    /// As many as a flow needs levels.
+    pub fn new(plane: Plane) -> Self {
         let levels = levels((plane.width, plane.height));
         let mut planes = vec![plane];
         for n in 0..levels {

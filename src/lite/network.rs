@@ -24,8 +24,7 @@ pub struct Sharpener {
     pub network: Network,
 }
 
-/// For each factor the one of its own, the smallest first. All cost about the same for a pixel of the
-/// output.
+/// For each factor one of its own, the smallest first.
 pub const SHARPENERS: [Sharpener; 3] = [
     Sharpener { factor: 2, fold: 2, network: Network { name: "x2", widths: &[4, 32, 32, 16] } },
     Sharpener { factor: 3, fold: 1, network: Network { name: "x3", widths: &[1, 32, 32, 9] } },

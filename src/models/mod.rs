@@ -75,17 +75,14 @@ pub fn plan(choice: &Choice, format: Format, keys: usize) -> Result<String, Erro
     Ok(format!("model: {model} ({reason})\n{plan}"))
 }
 
-/// Output frames before the first that is wanted of a run in the middle of a clip, with `lite`, which
-/// looks at a few.
-const LITE_WARM_UP: usize = 64;
-
 /// The key frame that a run in the middle of a clip must begin with so that, from key frame `key` on, it
 /// gives what a run from the beginning gives; with `made` frames between two. A run that begins with
 /// another is a good one as well, but not the same.
 pub fn resume_from(choice: &Choice, made: usize, key: usize) -> usize {
     match &choice.request {
         Some(request) => diffusion::resume_from(request, made, key),
-        None => key.saturating_sub(LITE_WARM_UP.div_ceil(made + 1)),
+        // `lite` makes a frame of its neighbours alone.
+        None => key.saturating_sub(1),
     }
 }
 

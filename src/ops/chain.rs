@@ -277,6 +277,9 @@ impl Chain {
         let depth = self.layers.len();
         let mut last = vec![0.0; width * self.layers[depth - 1].output];
         let mut sums = vec![[0.0; LANES]; PRODUCTS * pairs(width)];
+        for layer in &self.layers {
+            super::count(rows.len() * width, layer.output, 9 * layer.input);
+        }
         // Layer n needs a row more on either side than layer n + 1.
         let wanted =
             |n: usize| rows.start.saturating_sub(depth - n)..(rows.end + depth - n).min(height);

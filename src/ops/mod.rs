@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What candle lacks or does badly, for tensors whose channels are last: frames [n, h, w, c] and tokens
-//! [b, t, c]. Behind each function are a side for the CPU and one that runs on any device.
+//! [b, t, c]. Behind each function are a side for the CPU and one that runs on any device; only a [`Chain`] is
+//! for the CPU alone.
 //!
 //! On the CPU all is computed in f32, whatever the type; elsewhere products are in the tensors' own type,
 //! norms and softmax in f32.
