@@ -1,20 +1,37 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""VEnhancer's denoiser in PyTorch, written from its description, on the work that bench_networks does and with
-the weights that `weights::synth` makes: a line of JSON for each run.
+"""VEnhancer's denoiser in PyTorch, written from its description, on the work that bench_networks and bench_gpu do
+and with the weights that `weights::synth` makes: a line of JSON for each run.
 
     pip install torch
     python benches/torch_reference.py --dim 64 --head-dim 16 --context-dim 128 --frames 8 --height 42 --width 64
     cargo run --release --example bench_networks -- --network unet --dim 64 --head-dim 16 --context-dim 128 \
         --frames 8 --height 42 --width 64
+
+On a GPU with f16 it runs under autocast, as the published code does, with PyTorch's memory-efficient attention or
+another. `--compare` takes what bench_gpu has saved, and prints how far both are from PyTorch's own f32:
+
+    bench_gpu window --frames 8 --latent 42 64 --save ours.safetensors
+    python benches/torch_reference.py --device cuda --dtype f16 --frames 8 --compare ours.safetensors
+    python benches/torch_reference.py --device cuda --dtype f16 --frames 31 --height 170 --width 248 --branches 2 \
+        --attention efficient
 """
 
 import argparse
+import contextlib
 import json
 import math
 import time
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+ATTENTION = {
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 MASK = (1 << 64) - 1
 
@@ -219,26 +236,95 @@ def arguments():
     parser.add_argument("--height", type=int, default=42)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--branches", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["f32", "f16"], default="f32")
+    parser.add_argument("--attention", choices=list(ATTENTION), default="efficient")
+    parser.add_argument("--compare", help="what bench_gpu has saved")
     return parser.parse_args()
+
+
+class Evaluation:
+    """A window's evaluation, as bench_networks and bench_gpu do it."""
+
+    def __init__(self, args, dtype):
+        device, size = args.device, (args.height, args.width)
+        self.denoiser = Denoiser(args, Weights(device, dtype))
+        self.x = noise("x", (4, args.frames, *size), device).transpose(0, 1).to(dtype)
+        self.hint = noise("hint", (4, -(-args.frames // 3), *size), device).transpose(0, 1).to(dtype)
+        # bench_gpu has two prompts.
+        name, count = ("tokens", 2) if args.device != "cpu" else ("context", 1)
+        self.contexts = noise(name, (count, 77, args.context_dim), device).to(dtype)
+        self.branches = args.branches
+        self.mask = [-1 if n % 3 else n // 3 for n in range(args.frames)]
+
+    def __call__(self):
+        contexts = [self.contexts[n % len(self.contexts)][None] for n in range(self.branches)]
+        return [self.denoiser.forward(self.x, self.hint, self.mask, 601, 199, 8, c) for c in contexts]
+
+
+def surroundings(args):
+    """Autocast and the choice of attention, where there is one."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.inference_mode())
+    if args.device != "cpu":
+        stack.enter_context(sdpa_kernel([ATTENTION[args.attention]]))
+        if args.dtype == "f16":
+            stack.enter_context(torch.autocast("cuda", torch.float16))
+    return stack
+
+
+def synchronise(args):
+    if args.device != "cpu":
+        torch.cuda.synchronize()
+
+
+def time_runs(args):
+    evaluate = Evaluation(args, torch.float16 if args.dtype == "f16" else torch.float32)
+    # The first run makes the weights.
+    for run in range(args.runs + 1):
+        if args.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+        synchronise(args)
+        start = time.perf_counter()
+        out = evaluate()[0]
+        synchronise(args)
+        seconds = time.perf_counter() - start
+        line = {"network": "Unet", "frames": args.frames, "height": args.height, "width": args.width}
+        if run > 0:
+            line |= {"seconds": seconds, "rms": out.float().square().mean().sqrt().item()}
+            if args.device != "cpu":
+                peak = torch.cuda.max_memory_allocated() / 2**30
+                line |= {"attention": args.attention, "branches": args.branches, "peak_gib": peak}
+            print(json.dumps(line), flush=True)
+
+
+def compare(args):
+    """How far PyTorch's f16 and ours are from PyTorch's f32."""
+    from safetensors.torch import load_file
+
+    ours = load_file(args.compare)["conditional"].to(args.device)[0].transpose(0, 1).float()
+    with surroundings(args):
+        theirs = Evaluation(args, torch.float16)()[0].float()
+    # Plain f32, nothing rounded on its way into a product.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    args.dtype = "f32"
+    with surroundings(args):
+        exact = Evaluation(args, torch.float32)()[0]
+
+    def error(x):
+        return ((x - exact).norm() / exact.norm()).item()
+
+    print(json.dumps({"what": "errors to f32", "ours": error(ours), "torch_f16": error(theirs)}))
 
 
 def main():
     args = arguments()
-    size = (args.height, args.width)
-    with torch.inference_mode():
-        denoiser = Denoiser(args, Weights("cpu", torch.float32))
-        x = noise("x", (4, args.frames, *size), "cpu").transpose(0, 1)
-        hint = noise("hint", (4, -(-args.frames // 3), *size), "cpu").transpose(0, 1)
-        context = noise("context", (1, 77, args.context_dim), "cpu")
-        mask = [-1 if n % 3 else n // 3 for n in range(args.frames)]
-        # The first run makes the weights.
-        for run in range(args.runs + 1):
-            start = time.perf_counter()
-            out = denoiser.forward(x, hint, mask, 601, 199, 8, context)
-            seconds = time.perf_counter() - start
-            line = {"network": "Unet", "frames": args.frames, "height": args.height, "width": args.width}
-            if run > 0:
-                print(json.dumps({**line, "seconds": seconds, "rms": out.square().mean().sqrt().item()}), flush=True)
+    if args.compare:
+        compare(args)
+        return
+    with surroundings(args):
+        time_runs(args)
 
 
 if __name__ == "__main__":

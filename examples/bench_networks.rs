@@ -76,7 +76,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let device = args.cuda.map_or(Ok(Device::Cpu), Device::new_cuda)?;
+    let device = args.cuda.map_or(Ok(Device::Cpu), ops::cuda_device)?;
     let dtype = match args.dtype {
         Precision::F32 => DType::F32,
         Precision::F16 => DType::F16,

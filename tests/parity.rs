@@ -5,7 +5,11 @@
 
 mod sampling;
 
-use std::{collections::HashMap, io::Write, path::Path};
+use std::{
+    collections::HashMap,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{DType, Device, Tensor};
 use gstvenhance::{
@@ -58,13 +62,18 @@ impl Fixture {
 }
 
 /// What has been compared.
-#[derive(Default)]
 struct Report {
+    /// Where networks run.
+    device: Device,
     compared: usize,
     failed: usize,
 }
 
 impl Report {
+    fn on(device: Device) -> Self {
+        Self { device, compared: 0, failed: 0 }
+    }
+
     /// Prints past the test runner's capture.
     fn say(&self, text: &str) {
         let _ = writeln!(std::io::stderr(), "{text}");
@@ -136,7 +145,12 @@ fn unet_config(config: &Value) -> Result<unet::Config> {
 }
 
 /// A denoiser's inputs, by name, and its output with a type of numbers.
-fn denoise(fixture: &Fixture, config: &unet::Config, dtype: DType) -> Result<Tensor> {
+fn denoise(
+    fixture: &Fixture,
+    config: &unet::Config,
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
     let tag = fixture.text("tag")?;
     let (frames, h, w) =
         (fixture.number("frames")?, fixture.number("height")?, fixture.number("width")?);
@@ -148,7 +162,6 @@ fn denoise(fixture: &Fixture, config: &unet::Config, dtype: DType) -> Result<Ten
         .map(|key| key.as_u64().map(|key| key as usize))
         .collect();
     let keys = mask.iter().flatten().max().ok_or("no key frame")? + 1;
-    let device = &Device::Cpu;
     let noise = |name: &str, shape: &[usize]| synth::noise(&format!("{tag}.{name}"), shape, device);
     let x = noise("x", &[1, 4, frames, h, w])?;
     let hint = noise("hint", &[1, 4, keys, h, w])?;
@@ -170,14 +183,14 @@ fn unet(name: &str, fixture: &Fixture, report: &mut Report) -> Result<()> {
     let theirs = fixture.tensor("out")?;
     let keys = keys::keys(|vb| Denoiser::new(&config, vb))?;
     for dtype in DTYPES {
-        let ours = denoise(fixture, &config, dtype)?;
+        let ours = denoise(fixture, &config, dtype, &report.device)?;
         report.tensor(&format!("{name} {dtype:?}"), &ours, theirs, tolerance(dtype, &keys))?;
     }
     Ok(())
 }
 
 fn vae(name: &str, fixture: &Fixture, report: &mut Report) -> Result<()> {
-    let device = &Device::Cpu;
+    let device = &report.device.clone();
     let config = vae::Config {
         block_out_channels: usizes_of(&fixture.json("block_out_channels")?)?,
         layers_per_block: fixture.number("layers_per_block")?,
@@ -225,7 +238,7 @@ fn clip_text(name: &str, fixture: &Fixture, report: &mut Report) -> Result<()> {
     }
     let keys = keys::keys(|vb| TextTower::new(&config, vb))?;
     for dtype in DTYPES {
-        let tower = TextTower::new(&config, synth::weights("", dtype, &Device::Cpu))?;
+        let tower = TextTower::new(&config, synth::weights("", dtype, &report.device))?;
         let ours = tower.forward(&tokens, &|| Ok(()))?;
         let what = format!("{name} {dtype:?}");
         report.tensor(&what, &ours, fixture.tensor("out")?, tolerance(dtype, &keys))?;
@@ -280,8 +293,8 @@ fn check(name: &str, path: &Path, report: &mut Report) -> Result<()> {
     }
 }
 
-#[test]
-fn every_fixture_is_met() {
+/// The files of fixtures, in order.
+fn fixtures() -> Vec<PathBuf> {
     let folder = std::env::var("VENHANCE_FIXTURES");
     let folder =
         folder.unwrap_or_else(|_| format!("{}/tests/fixtures", env!("CARGO_MANIFEST_DIR")));
@@ -290,8 +303,13 @@ fn every_fixture_is_met() {
         .map(|entry| entry.unwrap().path())
         .collect();
     paths.sort();
-    let mut report = Report::default();
-    for path in paths {
+    paths
+}
+
+#[test]
+fn every_fixture_is_met() {
+    let mut report = Report::on(Device::Cpu);
+    for path in fixtures() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let done = if name.ends_with(".safetensors") {
             check(&name, &path, &mut report)
@@ -304,6 +322,29 @@ fn every_fixture_is_met() {
         };
         done.unwrap_or_else(|error| panic!("{name}: {error}"));
     }
-    assert!(report.compared > 0, "{folder} holds no fixtures");
+    assert!(report.compared > 0, "there are no fixtures");
+    assert_eq!(report.failed, 0, "of {} comparisons", report.compared);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn every_fixture_of_a_network_is_met_on_a_gpu() {
+    let mut report = Report::on(gstvenhance::ops::cuda_device(0).unwrap());
+    for path in
+        fixtures().iter().filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+    {
+        let name = path.file_name().unwrap().to_string_lossy();
+        let fixture = Fixture::read(path).unwrap();
+        let done = match fixture.text("kind").unwrap() {
+            "unet" => unet(&name, &fixture, &mut report),
+            "vae" => vae(&name, &fixture, &mut report),
+            "clip_text" => clip_text(&name, &fixture, &mut report),
+            // The sampler's own are of toys.
+            _ => Ok(()),
+        };
+        done.unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    assert!(report.compared > 0, "there are no fixtures");
     assert_eq!(report.failed, 0, "of {} comparisons", report.compared);
 }

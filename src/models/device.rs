@@ -3,7 +3,7 @@
 
 use candle_core::DType;
 
-use crate::engine::Error;
+use crate::{engine::Error, ops};
 
 /// A place to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Device {
     pub(super) fn open(self) -> candle_core::Result<candle_core::Device> {
         match self {
             Self::Cpu => Ok(candle_core::Device::Cpu),
-            Self::Cuda(ordinal) => candle_core::Device::new_cuda(ordinal),
+            Self::Cuda(ordinal) => ops::cuda_device(ordinal),
         }
     }
 
@@ -74,7 +74,7 @@ pub(super) fn cuda_usable(ordinal: usize) -> Result<(), String> {
     if !candle_core::utils::cuda_is_available() {
         return Err("this plugin was built without CUDA".into());
     }
-    candle_core::Device::new_cuda(ordinal).map(drop).map_err(|e| e.to_string())
+    ops::cuda_device(ordinal).map(drop).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub(super) fn pointwise(
 
 pub(super) fn conv(vb: VarBuilder, inputs: usize, outputs: usize, shape: Shape) -> Result<Conv2d> {
     let weight = vb.get((outputs, inputs, 3, 3), "weight")?;
-    Ok(Conv2d::new(weight, vb.get(outputs, "bias")?, shape))
+    Conv2d::new(weight, vb.get(outputs, "bias")?, shape)
 }
 
 /// What comes out is multiplied by `scale`.

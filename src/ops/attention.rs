@@ -5,6 +5,8 @@
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::host::{Host, tensor};
 use super::math;
 use super::matrix::{Matrix, Threads, add_product};
@@ -13,7 +15,7 @@ use super::matrix::{Matrix, Threads, add_product};
 const QUERIES: usize = 128;
 const KEYS: usize = 512;
 
-/// The same elsewhere, in scores of all heads.
+/// The same on a GPU, for heads that no kernel is made for, in scores of all heads.
 const SCORES: usize = 1 << 26;
 
 /// softmax(q·kᵀ / √d)·v, head by head: q is [b, t, c], k and v are [b or 1, s, c], of c = heads · d; with
@@ -32,10 +34,14 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
         );
     }
     super::count(2 * b * t, s, c);
-    match q.device().is_cpu() {
-        true => on_cpu(q, k, v, heads, causal),
-        false => anywhere(q, k, v, heads, causal),
+    if q.device().is_cpu() {
+        return on_cpu(q, k, v, heads, causal);
     }
+    #[cfg(feature = "cuda")]
+    if !causal && cuda::has_kernel(c / heads, q.dtype()) {
+        return cuda::attention(q, &k.to_dtype(q.dtype())?, &v.to_dtype(q.dtype())?);
+    }
+    anywhere(q, k, v, heads, causal)
 }
 
 fn on_cpu(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {

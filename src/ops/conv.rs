@@ -2,11 +2,13 @@
 //! Convolutions of frames whose channels are last, as sums of matrix products: one for each place of the
 //! kernel, over the same numbers shifted.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::host::{Host, tensor};
-use super::linear::{join, start};
+use super::linear::start;
 use super::matrix::{Matrix, Threads, add_product, add_scaled_product};
 
 /// Rows of a matrix that a thread works on at a time: enough to make up for packing the weights, few
@@ -47,7 +49,7 @@ impl Shape {
     }
 
     /// Height and width of what is convolved, without the zeros.
-    fn source(&self, (h, w): (usize, usize)) -> (usize, usize) {
+    pub(super) fn source(&self, (h, w): (usize, usize)) -> (usize, usize) {
         let times = if self.double { 2 } else { 1 };
         ((h * times).saturating_sub(2 * self.crop), w * times)
     }
@@ -90,17 +92,35 @@ impl Shape {
 /// A 3×3 convolution.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
-    /// [out, in, 3, 3].
+    /// [out, in, 3, 3]; on a GPU [out, 3, 3, in].
     weight: Tensor,
     /// \[out\].
     bias: Tensor,
+    inputs: usize,
+    outputs: usize,
     shape: Shape,
+}
+
+/// The weight of a convolution [out, in, ..] as its device reads it: a GPU wants the inputs last.
+fn for_device(weight: Tensor) -> Result<Tensor> {
+    if weight.device().is_cpu() {
+        return Ok(weight);
+    }
+    let (outputs, inputs) = (weight.dim(0)?, weight.dim(1)?);
+    let mut dims = weight.dims().to_vec();
+    dims.remove(1);
+    dims.push(inputs);
+    weight.reshape((outputs, inputs, ()))?.transpose(1, 2)?.contiguous()?.reshape(dims)
 }
 
 impl Conv2d {
     /// `weight` is [out, in, 3, 3], `bias` \[out\].
-    pub fn new(weight: Tensor, bias: Tensor, shape: Shape) -> Self {
-        Self { weight, bias, shape }
+    ///
+    /// # Errors
+    /// On another shape.
+    pub fn new(weight: Tensor, bias: Tensor, shape: Shape) -> Result<Self> {
+        let (outputs, inputs, _, _) = weight.dims4()?;
+        Ok(Self { weight: for_device(weight)?, bias, inputs, outputs, shape })
     }
 
     /// Convolves frames of [n, h, w, c], whose channels are given in one or more parts, and adds `shift`
@@ -119,18 +139,18 @@ impl Conv2d {
             None => self.bias.to_dtype(parts[0].dtype())?,
         };
         let (n, h, w, _) = parts[0].dims4()?;
-        let (out, total, _, _) = self.weight.dims4()?;
         let (out_h, out_w) = self.shape.output((h, w));
-        super::count(n * out_h * out_w, out, 9 * total);
-        match parts[0].device().is_cpu() {
-            true => self.on_cpu(parts, &bias, add),
-            false => self.anywhere(parts, &bias, add),
+        super::count(n * out_h * out_w, self.outputs, 9 * self.inputs);
+        #[cfg(feature = "cuda")]
+        if parts[0].device().is_cuda() {
+            return cuda::conv(parts, &self.weight, &bias, add, &self.shape);
         }
+        self.on_cpu(parts, &bias, add)
     }
 
     fn on_cpu(&self, parts: &[&Tensor], bias: &Tensor, add: Option<&Tensor>) -> Result<Tensor> {
         let (n, h, w, _) = parts[0].dims4()?;
-        let (out, total, _, _) = self.weight.dims4()?;
+        let (out, total) = (self.outputs, self.inputs);
         let (out_h, out_w) = self.shape.output((h, w));
         let weight = Host::new(&self.weight)?;
         let weight = weight.values()?;
@@ -182,35 +202,17 @@ impl Conv2d {
         });
         tensor(values, &[n, out_h, out_w, out], parts[0])
     }
-
-    fn anywhere(&self, parts: &[&Tensor], bias: &Tensor, add: Option<&Tensor>) -> Result<Tensor> {
-        let Shape { top, bottom, left, right, stride, double, crop } = self.shape;
-        let mut x = join(parts)?.permute((0, 3, 1, 2))?.contiguous()?;
-        let (_, _, h, w) = x.dims4()?;
-        if double {
-            x = x.upsample_nearest2d(2 * h, 2 * w)?;
-        }
-        if crop > 0 {
-            x = x.narrow(2, crop, x.dim(2)? - 2 * crop)?;
-        }
-        let x = x.pad_with_zeros(2, top, bottom)?.pad_with_zeros(3, left, right)?;
-        let y = x
-            .conv2d(&self.weight.to_dtype(x.dtype())?, 0, stride, 1, 1)?
-            .permute((0, 2, 3, 1))?
-            .contiguous()?;
-        let (n, out) = (bias.elem_count() / self.weight.dim(0)?, self.weight.dim(0)?);
-        let y = y.broadcast_add(&bias.reshape((n, 1, 1, out))?)?;
-        add.map_or(Ok(y.clone()), |add| y + add)
-    }
 }
 
 /// A convolution along the frames: kernel 3, zeros before the first frame and after the last.
 #[derive(Debug, Clone)]
 pub struct TimeConv {
-    /// [out, in, 3].
+    /// [out, in, 3]; on a GPU [out, 3, in].
     weight: Tensor,
     /// \[out\].
     bias: Tensor,
+    inputs: usize,
+    outputs: usize,
     scale: f64,
 }
 
@@ -220,7 +222,9 @@ impl TimeConv {
     /// # Errors
     /// On another shape.
     pub fn new(weight: Tensor, bias: &Tensor, scale: f64) -> Result<Self> {
-        Ok(Self { weight: weight.squeeze(4)?.squeeze(3)?, bias: (bias * scale)?, scale })
+        let (outputs, inputs, ..) = weight.dims5()?;
+        let weight = for_device(weight.squeeze(4)?.squeeze(3)?)?;
+        Ok(Self { weight, bias: (bias * scale)?, inputs, outputs, scale })
     }
 
     /// Convolves frames of [n, h, w, c], and adds `add` of [n, h, w, out]. `before` and `after` are
@@ -238,24 +242,25 @@ impl TimeConv {
     ) -> Result<Tensor> {
         let before = before.map(|before| before.narrow(0, before.dim(0)? - 1, 1)).transpose()?;
         let after = after.map(|after| after.narrow(0, 0, 1)).transpose()?;
-        let (n, h, w, c) = x.dims4()?;
+        let (n, h, w, _) = x.dims4()?;
         let taps = 3 * n - usize::from(before.is_none()) - usize::from(after.is_none());
-        super::count(taps * h * w, self.weight.dim(0)?, c);
-        match x.device().is_cpu() {
-            true => self.on_cpu(before.as_ref(), x, after.as_ref(), add),
-            false => self.anywhere(before.as_ref(), x, after.as_ref(), add),
+        super::count(taps * h * w, self.outputs, self.inputs);
+        let around = [before.as_ref(), after.as_ref()];
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return cuda::time_conv(around, x, &self.weight, &self.bias, add, self.scale);
         }
+        self.on_cpu(around, x, add)
     }
 
     fn on_cpu(
         &self,
-        before: Option<&Tensor>,
+        [before, after]: [Option<&Tensor>; 2],
         x: &Tensor,
-        after: Option<&Tensor>,
         add: Option<&Tensor>,
     ) -> Result<Tensor> {
         let (n, h, w, c) = x.dims4()?;
-        let (out, total, _) = self.weight.dims3()?;
+        let (out, total) = (self.outputs, self.inputs);
         if c != total {
             candle_core::bail!("a convolution of {total} channels got {c}");
         }
@@ -285,78 +290,87 @@ impl TimeConv {
         }
         tensor(values, &[n, h, w, out], x)
     }
-
-    fn anywhere(
-        &self,
-        before: Option<&Tensor>,
-        x: &Tensor,
-        after: Option<&Tensor>,
-        add: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        let (n, h, w, c) = x.dims4()?;
-        let zeros = || Tensor::zeros((1, h, w, c), x.dtype(), x.device());
-        let before = before.cloned().map_or_else(zeros, Ok)?;
-        let after = after.cloned().map_or_else(zeros, Ok)?;
-        let around = Tensor::cat(&[&before, x, &after], 0)?;
-        let mut sum = add.cloned();
-        let bias = self.bias.to_dtype(x.dtype())?;
-        for tap in 0..3 {
-            let weight = self
-                .weight
-                .to_dtype(x.dtype())?
-                .narrow(D::Minus1, tap, 1)?
-                .squeeze(D::Minus1)?
-                .t()?;
-            let frames = around.narrow(0, tap, n)?.contiguous()?.reshape((n * h * w, c))?;
-            let product =
-                (frames.matmul(&weight.contiguous()?)? * self.scale)?.reshape((n, h, w, ()))?;
-            sum = Some(match sum {
-                Some(sum) => (sum + product)?,
-                None => product.broadcast_add(&bias)?,
-            });
-        }
-        match (sum, add) {
-            (Some(sum), Some(_)) => sum.broadcast_add(&bias),
-            (Some(sum), None) => Ok(sum),
-            (None, _) => candle_core::bail!("a kernel has three places"),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::D;
+
     use super::*;
     use crate::ops::tests::{assert_same, numbers};
 
+    /// A convolution as candle has it.
+    fn plain(
+        conv: &Conv2d,
+        parts: &[&Tensor],
+        bias: &Tensor,
+        add: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let Shape { top, bottom, left, right, stride, double, crop } = conv.shape;
+        let mut x = Tensor::cat(parts, D::Minus1)?.permute((0, 3, 1, 2))?.contiguous()?;
+        let (_, _, h, w) = x.dims4()?;
+        if double {
+            x = x.upsample_nearest2d(2 * h, 2 * w)?;
+        }
+        x = x.narrow(2, crop, x.dim(2)? - 2 * crop)?;
+        x = x.pad_with_zeros(2, top, bottom)?.pad_with_zeros(3, left, right)?;
+        let y = x.conv2d(&conv.weight, 0, stride, 1, 1)?.permute((0, 2, 3, 1))?;
+        let y = y.broadcast_add(&bias.reshape(((), 1, 1, conv.outputs))?)?;
+        add.map_or(Ok(y.clone()), |add| y + add)
+    }
+
+    /// The same along the frames.
+    fn plain_in_time(
+        conv: &TimeConv,
+        [before, after]: [Option<&Tensor>; 2],
+        x: &Tensor,
+        add: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (n, h, w, c) = x.dims4()?;
+        let zeros = Tensor::zeros((1, h, w, c), x.dtype(), x.device())?;
+        let around = [before.unwrap_or(&zeros), x, after.unwrap_or(&zeros)];
+        let around = Tensor::cat(&around, 0)?;
+        let bias = conv.bias.broadcast_as((n, h, w, conv.outputs))?.contiguous()?;
+        let mut sum = add.map_or(Ok(bias.clone()), |add| bias + add)?;
+        for tap in 0..3 {
+            let weight = conv.weight.narrow(D::Minus1, tap, 1)?.squeeze(D::Minus1)?.t()?;
+            let frames = around.narrow(0, tap, n)?.reshape((n * h * w, c))?;
+            let product = (frames.matmul(&weight.contiguous()?)? * conv.scale)?;
+            sum = (sum + product.reshape((n, h, w, conv.outputs))?)?;
+        }
+        Ok(sum)
+    }
+
     #[test]
-    fn both_sides_of_a_convolution_compute_the_same() -> Result<()> {
+    fn a_convolution_is_that_of_candle() -> Result<()> {
         let down =
             Shape { top: 2, bottom: 2, left: 1, right: 1, stride: 2, double: false, crop: 0 };
         let uneven = Shape { top: 0, left: 0, ..down };
         let up = Shape { crop: 1, ..Shape::DOUBLE };
         for shape in [Shape::SAME, Shape::DOUBLE, down, uneven, up] {
-            let conv = Conv2d::new(numbers(&[8, 5, 3, 3])?, numbers(&[8])?, shape);
+            let conv = Conv2d::new(numbers(&[8, 5, 3, 3])?, numbers(&[8])?, shape)?;
             let (x, skip) = (numbers(&[2, 10, 12, 3])?, numbers(&[2, 10, 12, 2])?);
             let (h, w) = shape.output((10, 12));
             let (bias, add) = (numbers(&[2, 8])?, numbers(&[2, h, w, 8])?);
             for add in [None, Some(&add)] {
                 let parts = [&x, &skip];
-                assert_same(&conv.on_cpu(&parts, &bias, add)?, &conv.anywhere(&parts, &bias, add)?);
+                let ours = conv.on_cpu(&parts, &bias, add)?;
+                assert_same(&ours, &plain(&conv, &parts, &bias, add)?);
             }
         }
         Ok(())
     }
 
     #[test]
-    fn both_sides_of_a_convolution_along_the_frames_compute_the_same() -> Result<()> {
+    fn a_convolution_along_the_frames_is_three_products() -> Result<()> {
         let conv = TimeConv::new(numbers(&[8, 6, 3, 1, 1])?, &numbers(&[8])?, 0.3)?;
         let (near, add) = (numbers(&[1, 4, 5, 6])?, numbers(&[3, 4, 5, 8])?);
         let x = numbers(&[3, 4, 5, 6])?;
         for before in [None, Some(&near)] {
             for after in [None, Some(&near)] {
                 for add in [None, Some(&add)] {
-                    let a = conv.on_cpu(before, &x, after, add)?;
-                    assert_same(&a, &conv.anywhere(before, &x, after, add)?);
+                    let ours = conv.on_cpu([before, after], &x, add)?;
+                    assert_same(&ours, &plain_in_time(&conv, [before, after], &x, add)?);
                 }
             }
         }

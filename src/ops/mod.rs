@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What candle lacks or does badly, for tensors whose channels are last: frames [n, h, w, c] and tokens
-//! [b, t, c]. Behind each function are a side for the CPU and one that runs on any device; only a [`Chain`] is
-//! for the CPU alone.
+//! [b, t, c]. Behind each function are a side for the CPU and, with the feature `cuda`, one for NVIDIA GPUs;
+//! only a [`Chain`] is for the CPU alone.
 //!
-//! On the CPU all is computed in f32, whatever the type; elsewhere products are in the tensors' own type,
-//! norms and softmax in f32.
+//! On the CPU all is computed in f32, whatever the type; on a GPU products are of the tensors' own type with
+//! sums in f32, norms and softmax in f32.
 
 mod attention;
 mod chain;
 mod conv;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod host;
 mod linear;
 mod math;
 mod matrix;
 mod norm;
+mod queue;
 mod trained;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,11 +38,24 @@ fn count(m: usize, n: usize, k: usize) {
 pub use attention::attention;
 pub use chain::{Chain, SLOPE, band_rows};
 pub use conv::{Conv2d, Shape, TimeConv};
+#[cfg(feature = "cuda")]
+pub use cuda::{Memory, Record, memory, record};
 pub use linear::{LayerNorm, Linear, geglu, gelu};
 pub use norm::{Affine, GroupNorm, Moments};
+pub use queue::Queue;
 pub use trained::{chain_layers, trained_chain};
 
-/// Every operation's two sides compute the same: here both on the CPU.
+/// The CUDA device of this number, the same one for all who ask: tensors of two would not meet.
+///
+/// # Errors
+/// If there is no such device or driver, or without the feature `cuda`.
+pub fn cuda_device(ordinal: usize) -> candle_core::Result<candle_core::Device> {
+    #[cfg(feature = "cuda")]
+    return cuda::open(ordinal);
+    #[cfg(not(feature = "cuda"))]
+    candle_core::Device::new_cuda(ordinal)
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Result, Tensor};

@@ -6,6 +6,8 @@
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::host::{Host, tensor};
 use super::math;
 
@@ -26,11 +28,9 @@ impl Moments {
     /// If x is no such tensor.
     pub fn of(x: &Tensor) -> Result<Self> {
         let (n, h, w, c) = x.dims4()?;
-        if !x.device().is_cpu() {
-            let x = x.to_dtype(DType::F32)?.reshape((n, h * w, c))?;
-            let mean = x.mean_keepdim(1)?;
-            let variance = x.broadcast_sub(&mean)?.sqr()?.mean_keepdim(1)?;
-            return Ok(Self(Tensor::cat(&[mean, variance], 1)?));
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return cuda::moments(x).map(Self);
         }
         let host = Host::new(x)?;
         let values = host.values()?;
@@ -122,6 +122,12 @@ impl GroupNorm {
     /// # Errors
     /// On other channels than the norm's.
     pub fn affine(&self, moments: &Moments) -> Result<Affine> {
+        #[cfg(feature = "cuda")]
+        if moments.0.device().is_cuda() {
+            let (weight, bias) = (&self.weight, &self.bias);
+            let (scale, offset) = cuda::group_affine(&moments.0, weight, bias, self.epsilon)?;
+            return Ok(Affine { scale, offset });
+        }
         let (n, _, c) = moments.0.dims3()?;
         let groups = |n: usize| (n, GROUPS, c / GROUPS);
         let means = moments.0.narrow(1, 0, 1)?.reshape(groups(n))?;
@@ -155,11 +161,9 @@ impl Affine {
         if channels != c || (frames != 1 && frames != n) {
             candle_core::bail!("{n} frames of {c} channels, a norm of {frames} and {channels}");
         }
-        if !x.device().is_cpu() {
-            let all = |all: &Tensor| all.reshape((frames, 1, 1, c));
-            let wide = x.to_dtype(DType::F32)?;
-            let y = wide.broadcast_mul(&all(&self.scale)?)?.broadcast_add(&all(&self.offset)?)?;
-            return if silu { y.silu()? } else { y }.to_dtype(x.dtype());
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return cuda::affine(x, &self.scale, &self.offset, silu);
         }
         let (scale, offset) = (Host::new(&self.scale)?, Host::new(&self.offset)?);
         let (scale, offset) = (scale.values()?, offset.values()?);

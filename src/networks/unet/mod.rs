@@ -26,7 +26,7 @@ use self::{
 };
 use super::{Check, clip::Clip, layers};
 use crate::{
-    ops::{Conv2d, GroupNorm, Linear, Shape},
+    ops::{Conv2d, GroupNorm, Linear, Queue, Shape},
     wavefront::{Conditions, Mode, Precision},
 };
 
@@ -199,6 +199,8 @@ impl Denoiser {
         if conditions.mask.len() != frames {
             candle_core::bail!("{frames} frames, a mask of {}", conditions.mask.len());
         }
+        let queue = Queue::new(&self.device);
+        let check: Check = &|| queue.step().and_then(|()| check());
         let x = self.channels_last(x, dtype)?;
         let time = self.time.forward(conditions.t, &self.device)?;
         let embedding = Embedding::new(&time, vec![0; frames], dtype)?;

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+// Attention without a matrix of all scores, on tensor cores: a block of queries stays in registers, keys and
+// values pass by in steps, and the sums are rescaled as larger scores come (Dao, arXiv 2307.08691).
+
+// The Rust side in src/ops/cuda/ mirrors this with repr(C). q and out are [batch, tokens, width], k and v
+// [batch or 1, keys, width], a head h at the columns from 64·h on; from one batch to the next are key_batch
+// rows of k and v, 0 if these are for all; scale is log2(e)/√64.
+template <class T> struct Attention {
+    const T *q;
+    const T *k;
+    const T *v;
+    T *out;
+    int tokens;
+    int keys;
+    int width;
+    int key_batch;
+    float scale;
+};
+
+// Columns of a head; in shared memory they make a row of 128 bytes, and 8 such rows fill all banks.
+constexpr int HEAD = 64;
+constexpr int ROW_BYTES = 2 * HEAD;
+constexpr int CHUNKS = ROW_BYTES / 16;
+
+// Below all scores, and finite: a difference of two is no NaN.
+constexpr float LOWEST = -3e38f;
+
+// Where 16 bytes of a row lie. In 8 rows that follow each other, those of a column are in different banks.
+__device__ inline unsigned char *place(unsigned char *tile, int row, int chunk) {
+    return tile + row * ROW_BYTES + (chunk ^ (row & 7)) * 16;
+}
+
+// Begins to copy a head's ROWS rows, zeros for those from `valid` on.
+template <int ROWS, int THREADS, class T>
+__device__ void load(unsigned char *tile, const T *rows, int width, int valid) {
+    static_assert(ROWS * CHUNKS % THREADS == 0, "each thread copies as much");
+#pragma unroll
+    for (int n = 0; n < ROWS * CHUNKS / THREADS; n += 1) {
+        const int index = n * THREADS + threadIdx.x;
+        const int row = index / CHUNKS, chunk = index % CHUNKS;
+        const bool here = row < valid;
+        const T *from = rows + (long long)(here ? row : 0) * width + chunk * 8;
+        copy_async(place(tile, row, chunk), from, here);
+    }
+}
+
+// What a lane knows of its queries: rows lane/4 and lane/4 + 8 of each tile of 16.
+template <int TILES> struct Queries {
+    // As mma's operand: 16 columns a step.
+    u32 q[TILES][HEAD / 16][4];
+    // Weighted values so far: 8 columns a step.
+    float sums[TILES][HEAD / 8][4];
+    // Largest score so far, scaled.
+    float best[TILES][2];
+    // This lane's share of the sum of weights.
+    float weight[TILES][2];
+};
+
+template <int TILES> __device__ void start(Queries<TILES> &queries, unsigned char *tile, int row) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int t = 0; t < TILES; t += 1) {
+#pragma unroll
+        for (int step = 0; step < HEAD / 16; step += 1) {
+            ldmatrix(queries.q[t][step], place(tile, row + 16 * t + lane % 16, 2 * step + lane / 16));
+        }
+#pragma unroll
+        for (int n = 0; n < HEAD / 8; n += 1) {
+#pragma unroll
+            for (int i = 0; i < 4; i += 1) {
+                queries.sums[t][n][i] = 0;
+            }
+        }
+#pragma unroll
+        for (int half = 0; half < 2; half += 1) {
+            queries.best[t][half] = LOWEST;
+            queries.weight[t][half] = 0;
+        }
+    }
+}
+
+// s = q·kᵀ, not scaled.
+template <class T, int TILES, int KEYS>
+__device__ void multiply_keys(float (&s)[TILES][KEYS / 8][4], const Queries<TILES> &queries,
+                              unsigned char *k) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int t = 0; t < TILES; t += 1) {
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n += 1) {
+#pragma unroll
+            for (int i = 0; i < 4; i += 1) {
+                s[t][n][i] = 0;
+            }
+        }
+    }
+#pragma unroll
+    for (int step = 0; step < HEAD / 16; step += 1) {
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n += 2) {
+            u32 b[4];
+            ldmatrix(b, place(k, 8 * n + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+#pragma unroll
+            for (int t = 0; t < TILES; t += 1) {
+                mma<T>(s[t][n], queries.q[t][step], b[0], b[1]);
+                mma<T>(s[t][n + 1], queries.q[t][step], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// The scores of keys that are not there.
+template <int TILES, int KEYS> __device__ void hide(float (&s)[TILES][KEYS / 8][4], int from) {
+    const int column = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < KEYS / 8; n += 1) {
+#pragma unroll
+        for (int i = 0; i < 4; i += 1) {
+            if (8 * n + column + i % 2 >= from) {
+#pragma unroll
+                for (int t = 0; t < TILES; t += 1) {
+                    s[t][n][i] = LOWEST;
+                }
+            }
+        }
+    }
+}
+
+// Scores become weights; what has been summed is rescaled to go with them.
+template <int TILES, int KEYS>
+__device__ void weigh(float (&s)[TILES][KEYS / 8][4], Queries<TILES> &queries, float scale) {
+#pragma unroll
+    for (int t = 0; t < TILES; t += 1) {
+#pragma unroll
+        for (int half = 0; half < 2; half += 1) {
+            const int i = 2 * half;
+            float most = LOWEST;
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n += 1) {
+                most = fmaxf(most, fmaxf(s[t][n][i], s[t][n][i + 1]));
+            }
+            most = fmaxf(most, shuffle_xor(most, 1));
+            most = fmaxf(most, shuffle_xor(most, 2));
+            // The same rounded product in all exponents: it cancels.
+            const float best = fmaxf(queries.best[t][half], most * scale);
+            const float shrink = exp2_approx(queries.best[t][half] - best);
+            queries.best[t][half] = best;
+            float weight = queries.weight[t][half] * shrink;
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n += 1) {
+                s[t][n][i] = exp2_approx(fmaf(s[t][n][i], scale, -best));
+                s[t][n][i + 1] = exp2_approx(fmaf(s[t][n][i + 1], scale, -best));
+                weight += s[t][n][i] + s[t][n][i + 1];
+            }
+            queries.weight[t][half] = weight;
+#pragma unroll
+            for (int n = 0; n < HEAD / 8; n += 1) {
+                queries.sums[t][n][i] *= shrink;
+                queries.sums[t][n][i + 1] *= shrink;
+            }
+        }
+    }
+}
+
+// sums += s·v, with s narrowed.
+template <class T, int TILES, int KEYS>
+__device__ void add_values(Queries<TILES> &queries, const float (&s)[TILES][KEYS / 8][4], unsigned char *v) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int step = 0; step < KEYS / 16; step += 1) {
+        u32 a[TILES][4];
+#pragma unroll
+        for (int t = 0; t < TILES; t += 1) {
+            // Where mma leaves sums is where it takes the next product's left side from.
+#pragma unroll
+            for (int i = 0; i < 4; i += 1) {
+                const float (&pair)[4] = s[t][2 * step + i / 2];
+                a[t][i] = pack<T>(pair[i % 2 * 2], pair[i % 2 * 2 + 1]);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < HEAD / 8; n += 2) {
+            u32 b[4];
+            ldmatrix_transposed(b, place(v, 16 * step + lane % 16, n + lane / 16));
+#pragma unroll
+            for (int t = 0; t < TILES; t += 1) {
+                mma<T>(queries.sums[t][n], a[t], b[0], b[1]);
+                mma<T>(queries.sums[t][n + 1], a[t], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// Sums over weights, to rows of shared memory.
+template <class T, int TILES>
+__device__ void finish(const Queries<TILES> &queries, unsigned char *tile, int first) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int t = 0; t < TILES; t += 1) {
+#pragma unroll
+        for (int half = 0; half < 2; half += 1) {
+            float weight = queries.weight[t][half];
+            weight += shuffle_xor(weight, 1);
+            weight += shuffle_xor(weight, 2);
+            const float factor = 1 / weight;
+            const int row = first + 16 * t + 8 * half + lane / 4;
+#pragma unroll
+            for (int n = 0; n < HEAD / 8; n += 1) {
+                const float (&sums)[4] = queries.sums[t][n];
+                const u32 pair = pack<T>(sums[2 * half] * factor, sums[2 * half + 1] * factor);
+                reinterpret_cast<u32 *>(place(tile, row, n))[lane % 4] = pair;
+            }
+        }
+    }
+}
+
+template <int ROWS, int THREADS, class T>
+__device__ void store(T *rows, unsigned char *tile, int width, int valid) {
+#pragma unroll
+    for (int n = 0; n < ROWS * CHUNKS / THREADS; n += 1) {
+        const int index = n * THREADS + threadIdx.x;
+        const int row = index / CHUNKS, chunk = index % CHUNKS;
+        if (row < valid) {
+            *reinterpret_cast<Vector<T> *>(rows + (long long)row * width + chunk * 8) =
+                *reinterpret_cast<Vector<T> *>(place(tile, row, chunk));
+        }
+    }
+}
+
+// Of a block: WARPS·TILES·16 queries, KEYS keys at a time. Grid: blocks of queries, heads, batch. Shared
+// memory: twice KEYS rows of 128 bytes of k and of v; at first, the queries are in the second half.
+template <class T, int WARPS, int TILES, int KEYS> __device__ void attend(const Attention<T> &args) {
+    constexpr int THREADS = 32 * WARPS, ROWS = 16 * TILES * WARPS, TILE = KEYS * ROW_BYTES;
+    static_assert(ROWS <= 2 * KEYS, "the queries fit in half of the shared memory");
+    DYNAMIC_SHARED(shared);
+    const int first = blockIdx.x * ROWS, head = blockIdx.y * HEAD;
+    const int own = threadIdx.x / 32 * 16 * TILES;
+    const long long query_row = (long long)blockIdx.z * args.tokens + first;
+    const long long key_row = (long long)blockIdx.z * args.key_batch;
+    const T *k = args.k + key_row * args.width + head;
+    const T *v = args.v + key_row * args.width + head;
+
+    const T *q = args.q + query_row * args.width + head;
+    load<ROWS, THREADS>(shared + 2 * TILE, q, args.width, args.tokens - first);
+    commit();
+    load<KEYS, THREADS>(shared, k, args.width, args.keys);
+    load<KEYS, THREADS>(shared + TILE, v, args.width, args.keys);
+    commit();
+    wait<1>();
+    __syncthreads();
+    Queries<TILES> queries;
+    start(queries, shared + 2 * TILE, own);
+
+    unsigned char *tile = shared, *other = shared + 2 * TILE;
+    for (int left = args.keys; left > 0; left -= KEYS) {
+        wait<0>();
+        // This step's keys are there, and nobody reads what the next ones replace.
+        __syncthreads();
+        if (left > KEYS) {
+            k += (long long)KEYS * args.width;
+            v += (long long)KEYS * args.width;
+            load<KEYS, THREADS>(other, k, args.width, left - KEYS);
+            load<KEYS, THREADS>(other + TILE, v, args.width, left - KEYS);
+            commit();
+        }
+        float s[TILES][KEYS / 8][4];
+        multiply_keys<T, TILES, KEYS>(s, queries, tile);
+        if (left < KEYS) {
+            hide<TILES, KEYS>(s, left);
+        }
+        weigh<TILES, KEYS>(s, queries, args.scale);
+        add_values<T, TILES, KEYS>(queries, s, tile + TILE);
+        unsigned char *done = tile;
+        tile = other;
+        other = done;
+    }
+
+    __syncthreads();
+    finish<T>(queries, shared, own);
+    __syncthreads();
+    store<ROWS, THREADS>(args.out + query_row * args.width + head, shared, args.width, args.tokens - first);
+}
+
+// 128 queries a block: for long sequences. Two blocks share a multiprocessor.
+extern "C" __global__ void __launch_bounds__(128, 2) attention_f16(Attention<f16> args) {
+    attend<f16, 4, 2, 64>(args);
+}
+extern "C" __global__ void __launch_bounds__(128, 2) attention_bf16(Attention<bf16> args) {
+    attend<bf16, 4, 2, 64>(args);
+}
+
+// 32 queries: for sequences along time, of no more frames.
+extern "C" __global__ void __launch_bounds__(64) attention_short_f16(Attention<f16> args) {
+    attend<f16, 2, 1, 32>(args);
+}
+extern "C" __global__ void __launch_bounds__(64) attention_short_bf16(Attention<bf16> args) {
+    attend<bf16, 2, 1, 32>(args);
+}
+
+// 48 queries: for longer ones along time.
+extern "C" __global__ void __launch_bounds__(96) attention_medium_f16(Attention<f16> args) {
+    attend<f16, 3, 1, 48>(args);
+}
+extern "C" __global__ void __launch_bounds__(96) attention_medium_bf16(Attention<bf16> args) {
+    attend<bf16, 3, 1, 48>(args);
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Attention that keeps its scores in registers.
+
+use candle_core::{DType, Result, Tensor};
+use cudarc::driver::DeviceRepr;
+
+use super::{
+    launch::{Address, Source, int, is_hopper, suffix, unwritten},
+    record::Work,
+    tiles::{TensorMap, Tile},
+};
+
+pub(super) const SOURCE: Source =
+    Source { name: "attention", text: include_str!("attention.cu"), hopper: false };
+
+pub(super) const HOPPER: Source =
+    Source { name: "attention_hopper", text: include_str!("attention_hopper.cu"), hopper: true };
+/// Queries of a block there, and the room for them and for two tiles of keys and of values, to where it is
+/// aligned; and for barriers.
+const HOPPER_QUERIES: usize = 192;
+const HOPPER_SHARED: u32 = (192 + 4 * 128) * 128 + 1024 + 128;
+
+/// Channels of a head.
+const HEAD: usize = 64;
+
+/// What the kernels take: as in attention.cu.
+#[repr(C)]
+struct Attention {
+    q: Address,
+    k: Address,
+    v: Address,
+    out: Address,
+    tokens: i32,
+    keys: i32,
+    width: i32,
+    key_batch: i32,
+    scale: f32,
+}
+
+// SAFETY: plain numbers in the kernels' order.
+unsafe impl DeviceRepr for Attention {}
+
+/// A kernel for sequences of some length.
+struct Variant {
+    name: &'static str,
+    warps: usize,
+    /// Queries of a block.
+    queries: usize,
+    /// Keys that they meet at a time.
+    keys: usize,
+}
+
+const LONG: Variant = Variant { name: "attention", warps: 4, queries: 128, keys: 64 };
+/// Along time.
+const SHORT: [Variant; 2] = [
+    Variant { name: "attention_short", warps: 2, queries: 32, keys: 32 },
+    Variant { name: "attention_medium", warps: 3, queries: 48, keys: 48 },
+];
+
+impl Variant {
+    fn of(queries: usize, keys: usize) -> &'static Self {
+        let longest = queries.max(keys);
+        SHORT.iter().find(|variant| longest <= variant.keys).unwrap_or(&LONG)
+    }
+
+    /// Room for two tiles of keys and of values.
+    fn shared(&self) -> u32 {
+        (4 * self.keys * HEAD * size_of::<u16>()) as u32
+    }
+}
+
+/// Whether there is a kernel for heads of `head` channels of this type.
+pub(crate) fn has_kernel(head: usize, dtype: DType) -> bool {
+    head == HEAD && matches!(dtype, DType::F16 | DType::BF16)
+}
+
+/// softmax(q·kᵀ / √64)·v, head by head: q is [b, t, c], k and v are [b or 1, s, c], all of one type.
+pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let ((b, t, c), (kb, s, _)) = (q.dims3()?, k.dims3()?);
+    let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+    let (device, suffix) = (q.device().as_cuda_device()?, suffix(q.dtype())?);
+    let (variant, heads) = (Variant::of(t, s), c / HEAD);
+    let work = Work::product("attention", 4 * b * t * s * c);
+    // SAFETY: the kernels write all of `out`, and take what they are given here, of these sizes.
+    unsafe {
+        let out = unwritten(q.shape(), &q)?;
+        let arguments = Attention {
+            q: Address::of(&q)?,
+            k: Address::of(&k)?,
+            v: Address::of(&v)?,
+            out: Address::of(&out)?,
+            tokens: int(t)?,
+            keys: int(s)?,
+            width: int(c)?,
+            key_batch: if kb == 1 { 0 } else { int(s)? },
+            scale: std::f32::consts::LOG2_E / (HEAD as f32).sqrt(),
+        };
+        if variant.keys == LONG.keys && is_hopper(device)? {
+            let kernel =
+                HOPPER.kernel(device, format!("attention_hopper_{suffix}"), HOPPER_SHARED)?;
+            let map = |x: &Tensor, rows| {
+                let (batch, tokens, _) = x.dims3()?;
+                TensorMap::new(x, [c, tokens, batch, 1], Tile { width: rows, height: 1 })
+            };
+            let maps = [map(&q, 64)?, map(&k, 128)?, map(&v, 128)?];
+            let grid = (t.div_ceil(HOPPER_QUERIES), heads, b);
+            kernel.launch(work, grid, 512, [&arguments, &maps[0], &maps[1], &maps[2]])?;
+        } else {
+            let name = format!("{}_{suffix}", variant.name);
+            let kernel = SOURCE.kernel(device, name, variant.shared())?;
+            let grid = (t.div_ceil(variant.queries), heads, b);
+            kernel.launch(work, grid, 32 * variant.warps as u32, [&arguments])?;
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Convolutions and linear layers: products that gather their rows as they go.
+
+use candle_core::{DType, Result, Tensor};
+use cudarc::driver::DeviceRepr;
+
+use super::{
+    launch::{Address, Source, int, suffix, unwritten},
+    product_hopper,
+    record::Work,
+};
+use crate::ops::conv::Shape;
+
+pub(super) const SOURCE: Source =
+    Source { name: "product", text: include_str!("product.cu"), hopper: false };
+
+/// What the kernels take: as in product.cu.
+#[repr(C)]
+pub(super) struct Product {
+    parts: [Address; 2],
+    before: Address,
+    after: Address,
+    weight: Address,
+    bias: Address,
+    add: Address,
+    out: Address,
+    channels: [i32; 2],
+    pub(super) frames: i32,
+    pub(super) height: i32,
+    pub(super) width: i32,
+    pub(super) out_height: i32,
+    pub(super) out_width: i32,
+    outputs: i32,
+    pub(super) taps: i32,
+    stride: i32,
+    top: i32,
+    left: i32,
+    times: i32,
+    crop: i32,
+    source_height: i32,
+    source_width: i32,
+    pub(super) bias_frames: i32,
+    pub(super) scale: f32,
+}
+
+// SAFETY: plain numbers in the kernels' order.
+unsafe impl DeviceRepr for Product {}
+
+impl Product {
+    /// Of rows as they are.
+    const ROWS: Self = Self {
+        parts: [Address::NULL; 2],
+        before: Address::NULL,
+        after: Address::NULL,
+        weight: Address::NULL,
+        bias: Address::NULL,
+        add: Address::NULL,
+        out: Address::NULL,
+        channels: [0; 2],
+        frames: 1,
+        height: 1,
+        width: 1,
+        out_height: 1,
+        out_width: 1,
+        outputs: 0,
+        taps: 1,
+        stride: 1,
+        top: 0,
+        left: 0,
+        times: 1,
+        crop: 0,
+        source_height: 1,
+        source_width: 1,
+        bias_frames: 1,
+        scale: 1.0,
+    };
+
+    fn of_rows(rows: usize) -> Result<Self> {
+        let width = int(rows)?;
+        Ok(Self { width, out_width: width, source_width: width, ..Self::ROWS })
+    }
+
+    /// Whether an output's pixel is the input's: nothing is left out, doubled, or begins elsewhere.
+    pub(super) fn is_of_same_size(&self) -> bool {
+        let (zeros, sizes) = ((self.top, self.left), (self.height, self.width));
+        (self.stride, self.times, self.crop) == (1, 1, 0)
+            && sizes == (self.out_height, self.out_width)
+            && zeros == if self.taps == 9 { (1, 1) } else { (0, 0) }
+    }
+}
+
+/// A kernel for some number of outputs.
+struct Variant {
+    name: &'static str,
+    rows: usize,
+    outputs: usize,
+    threads: u32,
+    shared: u32,
+}
+
+impl Variant {
+    fn of(dtype: DType, channels: &[usize], outputs: usize) -> Self {
+        let tensor_cores = |name, outputs, stages: usize| {
+            let shared = stages * (128 + outputs) * 32 * size_of::<u16>();
+            Self { name, rows: 128, outputs, threads: 128, shared: shared as u32 }
+        };
+        if dtype == DType::F32 {
+            return Self { name: "product", rows: 128, outputs: 128, threads: 256, shared: 0 };
+        }
+        if channels.iter().any(|channels| !channels.is_multiple_of(8)) {
+            return tensor_cores("product_narrow", 128, 3);
+        }
+        match outputs {
+            0..=32 => tensor_cores("product_32", 32, 3),
+            _ if outputs.is_multiple_of(160) => tensor_cores("product_160", 160, 3),
+            _ => tensor_cores("product_128", 128, 3),
+        }
+    }
+}
+
+/// What is multiplied, and what is added: weight is [out, taps, in], bias [1 or frames, out], `add` of the
+/// output's shape.
+#[derive(Clone, Copy)]
+pub(super) struct Operands<'a> {
+    pub(super) kind: &'static str,
+    pub(super) parts: &'a [&'a Tensor],
+    pub(super) weight: &'a Tensor,
+    pub(super) bias: Option<&'a Tensor>,
+    pub(super) add: Option<&'a Tensor>,
+}
+
+impl Operands<'_> {
+    /// What is to be done for one output after the other.
+    pub(super) fn work(&self, product: &Product, outputs: usize) -> Work {
+        let pixels =
+            product.frames as usize * product.out_height as usize * product.out_width as usize;
+        debug_assert!(self.weight.elem_count().is_multiple_of(outputs));
+        Work::product(self.kind, 2 * pixels * self.weight.elem_count())
+    }
+}
+
+/// Makes a tensor of `shape`, whose last dimension is the outputs. `around` are the frames before and after
+/// those of a convolution along the frames.
+fn run(
+    operands: &Operands,
+    around: [Option<&Tensor>; 2],
+    product: Product,
+    shape: Vec<usize>,
+) -> Result<Tensor> {
+    let Operands { kind, parts, weight, bias, add } = *operands;
+    let dtype = parts[0].dtype();
+    let parts = parts.iter().map(|part| part.contiguous()).collect::<Result<Vec<_>>>()?;
+    let channels: Vec<_> = parts.iter().map(|part| part.dims()[part.rank() - 1]).collect();
+    let outputs = shape[shape.len() - 1];
+    let rows = shape.iter().product::<usize>() / outputs;
+    let total = weight.elem_count() / outputs / product.taps as usize;
+    if channels.iter().sum::<usize>() != total || channels.len() > 2 {
+        candle_core::bail!("a product of {total} channels got {channels:?}");
+    }
+    if add.is_some_and(|add| add.elem_count() != rows * outputs) {
+        candle_core::bail!("{add:?} cannot be added to {rows} rows of {outputs}");
+    }
+    // A wider evaluation has other activations than weights.
+    let of_type = |x: &Tensor| x.to_dtype(dtype)?.contiguous();
+    let weight = of_type(weight)?;
+    let (bias, add) = (bias.map(of_type).transpose()?, add.map(of_type).transpose()?);
+    let [before, after] = around.map(|frame| frame.map(Tensor::contiguous).transpose());
+    let (before, after) = (before?, after?);
+    let parts: Vec<_> = parts.iter().collect();
+    let (weight, bias, add) = (&weight, bias.as_ref(), add.as_ref());
+    let operands = Operands { kind, parts: &parts, weight, bias, add };
+    if product_hopper::serves(&operands, &product, outputs)? {
+        let around = [before.as_ref(), after.as_ref()];
+        return product_hopper::run(&operands, around, &product, shape);
+    }
+
+    let variant = Variant::of(dtype, &channels, outputs);
+    let name = format!("{}_{}", variant.name, suffix(dtype)?);
+    let kernel = SOURCE.kernel(parts[0].device().as_cuda_device()?, name, variant.shared)?;
+    // SAFETY: the kernel writes all of `out`, and takes what it is given here, of these sizes.
+    unsafe {
+        let out = unwritten(shape, parts[0])?;
+        let product = Product {
+            parts: [Address::of(parts[0])?, Address::of_some(parts.get(1).copied())?],
+            before: Address::of_some(before.as_ref())?,
+            after: Address::of_some(after.as_ref())?,
+            weight: Address::of(weight)?,
+            bias: Address::of_some(bias)?,
+            add: Address::of_some(add)?,
+            out: Address::of(&out)?,
+            channels: [int(channels[0])?, int(channels.get(1).copied().unwrap_or(0))?],
+            outputs: int(outputs)?,
+            ..product
+        };
+        let grid = (rows.div_ceil(variant.rows) * outputs.div_ceil(variant.outputs), 1, 1);
+        kernel.launch(operands.work(&product, outputs), grid, variant.threads, [&product])?;
+        Ok(out)
+    }
+}
+
+/// A 3×3 convolution of frames [n, h, w, c], in one or two parts of their channels; weight is
+/// [out, 3, 3, in], bias [1 or n, out].
+pub(crate) fn conv(
+    parts: &[&Tensor],
+    weight: &Tensor,
+    bias: &Tensor,
+    add: Option<&Tensor>,
+    shape: &Shape,
+) -> Result<Tensor> {
+    let (n, h, w, _) = parts[0].dims4()?;
+    let outputs = weight.dim(0)?;
+    let (out_h, out_w) = shape.output((h, w));
+    let (source_h, source_w) = shape.source((h, w));
+    let product = Product {
+        frames: int(n)?,
+        height: int(h)?,
+        width: int(w)?,
+        out_height: int(out_h)?,
+        out_width: int(out_w)?,
+        taps: 9,
+        stride: int(shape.stride)?,
+        top: int(shape.top)?,
+        left: int(shape.left)?,
+        times: if shape.double { 2 } else { 1 },
+        crop: int(shape.crop)?,
+        source_height: int(source_h)?,
+        source_width: int(source_w)?,
+        bias_frames: int(bias.elem_count() / outputs)?,
+        ..Product::ROWS
+    };
+    let operands = Operands { kind: "convolution", parts, weight, bias: Some(bias), add };
+    run(&operands, [None; 2], product, vec![n, out_h, out_w, outputs])
+}
+
+/// A convolution along frames [n, h, w, c], between the frame before them and the one after them; weight is
+/// [out, 3, in], bias \[out\]; products are multiplied by `scale`.
+pub(crate) fn time_conv(
+    around: [Option<&Tensor>; 2],
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    add: Option<&Tensor>,
+    scale: f64,
+) -> Result<Tensor> {
+    let (n, h, w, _) = x.dims4()?;
+    // Where a pixel lies in its frame does not count.
+    let product =
+        Product { frames: int(n)?, taps: 3, scale: scale as f32, ..Product::of_rows(h * w)? };
+    let operands = Operands { kind: "convolution", parts: &[x], weight, bias: Some(bias), add };
+    run(&operands, around, product, vec![n, h, w, weight.dim(0)?])
+}
+
+/// A linear layer over the last dimension, in one or two parts; weight is [out, in], bias \[out\].
+pub(crate) fn linear(
+    parts: &[&Tensor],
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    add: Option<&Tensor>,
+) -> Result<Tensor> {
+    let mut shape = parts[0].dims().to_vec();
+    let rows = parts[0].elem_count() / shape[shape.len() - 1];
+    if let Some(last) = shape.last_mut() {
+        *last = weight.dim(0)?;
+    }
+    let operands = Operands { kind: "linear", parts, weight, bias, add };
+    run(&operands, [None; 2], Product::of_rows(rows)?, shape)
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+// Attention as softmax written out, and what it is compared on.
+#pragma once
+
+#include "emulator.h"
+
+struct Shape {
+    int batch, tokens, keys, heads;
+    // Whether all batches see the same keys.
+    bool shared;
+    // Of a number of q and k at most.
+    float size;
+};
+
+/// Queries, keys and values of heads of 64 numbers, and room for what comes of them.
+template <class T> struct Inputs {
+    const Shape shape;
+    const int width, key_batches;
+    const emulator::Buffer<T> q, k, v, out;
+
+    explicit Inputs(const Shape &shape)
+        : shape(shape), width(shape.heads * 64), key_batches(shape.shared ? 1 : shape.batch),
+          q(emulator::numbers<T>(queries(), 1, shape.size)), k(emulator::numbers<T>(keys(), 2, shape.size)),
+          v(emulator::numbers<T>(keys(), 3, 1, 0.25)), out(queries()) {}
+
+    size_t queries() const { return size_t(shape.batch) * shape.tokens * width; }
+    size_t keys() const { return size_t(key_batches) * shape.keys * width; }
+
+    // The largest error of a query and head, in what rounding explains: each weight and the result are narrowed,
+    // scores are summed in f32.
+    double error(int batch, int token, int head) const {
+        const auto at = [&](const emulator::Buffer<T> &x, size_t row, int d) {
+            return double(widen(x[row * width + head * 64 + d]));
+        };
+        const size_t query = size_t(batch) * shape.tokens + token;
+        const size_t first = shape.shared ? 0 : size_t(batch) * shape.keys;
+        std::vector<double> scores(shape.keys);
+        double most = -1e300, size = 0, weight = 0;
+        for (int key = 0; key < shape.keys; key += 1) {
+            double sizes = 0;
+            for (int d = 0; d < 64; d += 1) {
+                const double product = at(q, query, d) * at(k, first + key, d) / 8;
+                scores[key] += product;
+                sizes += fabs(product);
+            }
+            most = max(most, scores[key]);
+            size = max(size, sizes);
+        }
+        for (double &score : scores) {
+            score = exp(score - most);
+            weight += score;
+        }
+        double worst = 0;
+        for (int d = 0; d < 64; d += 1) {
+            double sum = 0, sizes = 0;
+            for (int key = 0; key < shape.keys; key += 1) {
+                const double value = scores[key] / weight * at(v, first + key, d);
+                sum += value;
+                sizes += fabs(value);
+            }
+            const double narrowed = emulator::ROUNDING<T> * (sizes + fabs(sum));
+            const double summed = emulator::ROUNDING<float> * (16 + 8 * size) * sizes;
+            // Weights below the smallest normal number of f16 keep fewer digits.
+            const double denormal = 1.0 / (1 << 25) * shape.keys / weight;
+            const double difference = fabs(at(out, query, d) - sum);
+            worst = max(worst, isnan(difference) ? INFINITY : difference / (narrowed + summed + denormal));
+        }
+        return worst;
+    }
+
+    double worst() const {
+        double worst = 0;
+        for (int batch = 0; batch < shape.batch; batch += 1) {
+            for (int token = 0; token < shape.tokens; token += 1) {
+                for (int head = 0; head < shape.heads; head += 1) {
+                    worst = max(worst, error(batch, token, head));
+                }
+            }
+        }
+        return worst;
+    }
+
+    void report(const char *kernel) const {
+        char what[200];
+        snprintf(what, sizeof(what), "%s_%s of %d x %d tokens, %d keys%s, %d heads, |q| < %g", kernel,
+                 emulator::NAME<T>, shape.batch, shape.tokens, shape.keys, shape.shared ? " for all" : "",
+                 shape.heads, shape.size);
+        emulator::report(what, worst(), 1);
+    }
+};
+
+/// log2(e) / sqrt(64).
+inline const float SCALE = M_LOG2E / 8;
