@@ -6,6 +6,10 @@
 //! neighbour. A network sees these differences, improves the flow, and says which neighbour shows what is
 //! seen here.
 
+#[cfg(target_arch = "x86_64")]
+mod fma;
+
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::{
@@ -85,6 +89,27 @@ impl Level<'_> {
         let scale = TYPICAL / (sum / (count * count) as f32 + NOISE);
         differences.iter_mut().for_each(|difference| *difference *= scale);
         (rest[2], rest[3]) = (vx * FLOW_SCALE, vy * FLOW_SCALE);
+    }
+
+    /// Writes what `matcher` sees at the pixels of row y; behind each is room for the state.
+    fn see_row(&self, matcher: &Matcher, y: usize, row: &mut [f32]) {
+        let stride = matcher.seen() + STATE;
+        #[cfg(target_arch = "x86_64")]
+        if self.neighbours[0].width >= fma::LANES
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+        {
+            match matcher.reach {
+                // SAFETY: the processor has what the function is compiled for.
+                1 => return unsafe { fma::see::<3>(self, y, stride, row) },
+                // SAFETY: as above.
+                2 => return unsafe { fma::see::<5>(self, y, stride, row) },
+                _ => {}
+            }
+        }
+        for (x, pixel) in row.chunks_exact_mut(stride).enumerate() {
+            self.see(matcher, x, y, &mut pixel[..matcher.seen()]);
+        }
     }
 }
 
@@ -190,14 +215,13 @@ pub(super) fn estimate(
 fn run(level: &Level, matcher: &Matcher, chain: &Chain, before: &[f32]) -> Vec<f32> {
     let (width, height) = (level.neighbours[0].width, level.neighbours[0].height);
     let seen = matcher.seen();
+    let coarser = before.as_chunks::<GIVEN>().0;
     let input = |y: usize, row: &mut [f32]| {
+        level.see_row(matcher, y, row);
         for (x, pixel) in row.chunks_exact_mut(seen + STATE).enumerate() {
-            level.see(matcher, x, y, pixel);
-            let coarser = (y / 2 * width.div_ceil(2) + x / 2) * GIVEN;
-            match before.get(coarser + 2..coarser + GIVEN) {
-                Some(state) => pixel[seen..].copy_from_slice(state),
-                None => pixel[seen..].fill(0.0),
-            }
+            let state = coarser.get(y / 2 * width.div_ceil(2) + x / 2);
+            let state = state.and_then(|given| given.last_chunk()).unwrap_or(&[0.0; STATE]);
+            pixel[seen..].copy_from_slice(state);
         }
     };
     let mut given = vec![0.0; width * height * GIVEN];
@@ -218,12 +242,9 @@ impl Motion {
     fn look(&mut self, a: &Plane, b: &Plane, time: f32) {
         let width = self.width;
         let rows = self.flow.par_chunks_mut(width).enumerate().map(|(y, flow)| {
+            stop(a, b, y, flow);
             let mut sums = Sums::default();
-            for (x, flow) in flow.iter_mut().enumerate() {
-                if is_still(a, b, x, y) {
-                    *flow = [0.0; 2];
-                }
-                let [vx, vy] = *flow;
+            for (x, &[vx, vy]) in flow.iter().enumerate() {
                 let (x, y) = (x as f32, y as f32);
                 sums.add(
                     a.sample(x - time * vx, y - time * vy),
@@ -239,16 +260,25 @@ impl Motion {
     }
 }
 
-/// Whether nothing happens about a pixel: no difference beyond rounding.
-fn is_still(a: &Plane, b: &Plane, x: usize, y: usize) -> bool {
+/// Stops the flow of row y where nothing happens about a pixel: no difference beyond rounding.
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn stop(a: &Plane, b: &Plane, y: usize, flow: &mut [[f32; 2]]) {
     const REACH: usize = 2;
     const ROUNDING: f32 = 1.2 / 255.0;
-    let columns = x.saturating_sub(REACH)..(x + REACH + 1).min(a.width);
-    (y.saturating_sub(REACH)..(y + REACH + 1).min(a.height)).all(|y| {
-        let row = y * a.width + columns.start..y * a.width + columns.end;
-        let mut pairs = a.values[row.clone()].iter().zip(&b.values[row]);
-        pairs.all(|(a, b)| (a - b).abs() < ROUNDING)
-    })
+    let width = a.width;
+    // The largest difference of a column; beyond the border there is none.
+    let mut off = vec![0.0_f32; width + 2 * REACH];
+    for y in y.saturating_sub(REACH)..(y + REACH + 1).min(a.height) {
+        let rows = a.values[y * width..][..width].iter().zip(&b.values[y * width..][..width]);
+        for (off, (a, b)) in off[REACH..].iter_mut().zip(rows) {
+            *off = off.max((a - b).abs());
+        }
+    }
+    for (flow, off) in flow.iter_mut().zip(off.array_windows::<{ 2 * REACH + 1 }>()) {
+        if off.iter().all(|&off| off < ROUNDING) {
+            *flow = [0.0; 2];
+        }
+    }
 }
 
 /// Of pairs of values.
