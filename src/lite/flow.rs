@@ -13,6 +13,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::{
+    memory::Memory,
     network::{COARSE, FINE, Matcher},
     plane::{MOST, Place, Plane},
     weights::Networks,
@@ -176,6 +177,7 @@ pub(super) struct Motion {
 /// Motion between `neighbours` as seen at `time`.
 pub(super) fn estimate(
     networks: &Networks,
+    memory: &Memory,
     neighbours: [&Pyramid; 2],
     time: f32,
     cancel: &Cancel,
@@ -195,7 +197,7 @@ pub(super) fn estimate(
             _ => (COARSE, &networks.coarse),
         };
         let level = Level { neighbours: planes, time, flow };
-        given = run(&level, &matcher, chain, &given);
+        given = run(&level, &matcher, (chain, memory), &given);
         flow = level.flow;
         for (flow, given) in flow.iter_mut().zip(given.chunks_exact(GIVEN)) {
             flow[0] += given[0];
@@ -212,7 +214,12 @@ pub(super) fn estimate(
 }
 
 /// What a network gives for a level; `before` is what it gave for the coarser one.
-fn run(level: &Level, matcher: &Matcher, chain: &Chain, before: &[f32]) -> Vec<f32> {
+fn run(
+    level: &Level,
+    matcher: &Matcher,
+    (chain, memory): (&Chain, &Memory),
+    before: &[f32],
+) -> Vec<f32> {
     let (width, height) = (level.neighbours[0].width, level.neighbours[0].height);
     let seen = matcher.seen();
     let coarser = before.as_chunks::<GIVEN>().0;
@@ -229,9 +236,10 @@ fn run(level: &Level, matcher: &Matcher, chain: &Chain, before: &[f32]) -> Vec<f
     given.par_chunks_mut(band_rows * width * GIVEN).enumerate().for_each(|(band, given)| {
         let first = band * band_rows;
         let rows = first..(first + band_rows).min(height);
-        chain.rows((width, height), rows, input, |y, row| {
+        let output = |y: usize, row: &[f32]| {
             given[(y - first) * width * GIVEN..][..width * GIVEN].copy_from_slice(row);
-        });
+        };
+        memory.with_room(|room| chain.rows(room, (width, height), rows, input, output));
     });
     given
 }

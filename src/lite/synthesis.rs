@@ -9,16 +9,15 @@ use crate::engine::{Cancel, Error, Frame};
 /// Rows that a thread makes at a time.
 const ROWS: usize = 16;
 
-/// The frame at `time` between two frames of any one size.
+/// Makes `out`, the frame at `time` between two of its size.
 pub(super) fn between(
     neighbours: [&Frame; 2],
     motion: &Motion,
-    time: f32,
-    alpha: bool,
+    (time, alpha): (f32, bool),
+    out: &mut Frame,
     cancel: &Cancel,
-) -> Result<Frame, Error> {
-    let (w, h) = (neighbours[0].width(), neighbours[0].height());
-    let mut out = Frame::new(w, h)?;
+) -> Result<(), Error> {
+    let (w, h) = (out.width(), out.height());
     let stride = w * Frame::COMPONENTS;
     let columns = places(motion.width, w);
     let lines = places(motion.height, h);
@@ -37,8 +36,7 @@ pub(super) fn between(
                 mix(row, pixels);
             }
             Ok(())
-        })?;
-    Ok(out)
+        })
 }
 
 /// Where the pixels of a side lie on a coarser grid.

@@ -4,7 +4,7 @@
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::{network::Sharpener, plane::Plane, resize::resize, weights::Networks};
+use super::{memory::Memory, network::Sharpener, plane::Plane, resize::resize, weights::Networks};
 use crate::{
     engine::{Cancel, Error, Format, Frame},
     ops::{Chain, band_rows},
@@ -13,6 +13,7 @@ use crate::{
 /// Enlarges `frame`, whose brightness is `luma`, to the size of the output.
 pub(super) fn upscale(
     networks: &Networks,
+    memory: &Memory,
     frame: Frame,
     luma: &Plane,
     &Format { input: (w, h), output, alpha, .. }: &Format,
@@ -20,14 +21,14 @@ pub(super) fn upscale(
 ) -> Result<Frame, Error> {
     let scale = (output.0 as f64 / w as f64).max(output.1 as f64 / h as f64);
     let Some((sharpener, chain)) = networks.sharpener(scale).filter(|_| scale > 1.0) else {
-        return resize(frame, output, alpha, cancel);
+        return resize(frame, memory.frame(output)?, alpha, cancel);
     };
     let whole = (w * sharpener.factor, h * sharpener.factor);
-    let mut large = resize(frame, whole, alpha, cancel)?;
-    sharpen(&mut large, luma, *sharpener, chain, cancel)?;
+    let mut large = resize(frame, memory.frame(whole)?, alpha, cancel)?;
+    sharpen(&mut large, luma, *sharpener, (chain, memory), cancel)?;
     match whole == output {
         true => Ok(large),
-        false => resize(large, output, alpha, cancel),
+        false => resize(large, memory.frame(output)?, alpha, cancel),
     }
 }
 
@@ -36,7 +37,7 @@ fn sharpen(
     large: &mut Frame,
     luma: &Plane,
     Sharpener { factor, fold, .. }: Sharpener,
-    chain: &Chain,
+    (chain, memory): (&Chain, &Memory),
     cancel: &Cancel,
 ) -> Result<(), Error> {
     let size = (luma.width.div_ceil(fold), luma.height.div_ceil(fold));
@@ -51,12 +52,13 @@ fn sharpen(
             let first = band * band_rows;
             let rows = first..(first + band_rows).min(height.div_ceil(square));
             let input = |y: usize, row: &mut [f32]| folded(luma, fold, y, row);
-            chain.rows(size, rows, input, |y, row| {
+            let output = |y: usize, row: &[f32]| {
                 let lines = pixels.chunks_exact_mut(stride).skip((y - first) * square).take(square);
                 for (dy, line) in lines.enumerate() {
                     add(line, row, square, dy);
                 }
-            });
+            };
+            memory.with_room(|room| chain.rows(room, size, rows, input, output));
             Ok(())
         },
     )

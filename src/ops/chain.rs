@@ -48,7 +48,19 @@ struct Layer {
     activated: bool,
 }
 
+/// Where a chain computes; kept from one picture to the next, for memory costs time when it is fresh.
+#[derive(Default)]
+pub struct Room {
+    /// What each layer sees.
+    rings: Vec<Ring>,
+    /// [6, tiles, 16].
+    sums: Vec<[f32; LANES]>,
+    /// A row of the output.
+    last: Vec<f32>,
+}
+
 /// Three rows of a picture, as what is multiplied with weights.
+#[derive(Default)]
 struct Ring {
     width: usize,
     channels: usize,
@@ -64,13 +76,13 @@ fn tiles(width: usize) -> usize {
 }
 
 impl Ring {
-    fn new(width: usize, channels: usize) -> Self {
+    /// What it held before may be anything.
+    fn fit(&mut self, width: usize, channels: usize) {
+        (self.width, self.channels) = (width, channels);
         let tiles = tiles(width);
-        Self {
-            width,
-            channels,
-            line: vec![0.0; (TILE * tiles + 2) * channels],
-            rows: std::array::from_fn(|_| vec![0.0; PRODUCTS * tiles * channels]),
+        self.line.resize((TILE * tiles + 2) * channels, 0.0);
+        for row in &mut self.rows {
+            row.resize(PRODUCTS * tiles * channels, 0.0);
         }
     }
 
@@ -98,16 +110,22 @@ impl Ring {
 /// The factors of each tile.
 #[multiversion(targets("x86_64+avx2+fma"))]
 fn factors(line: &[f32], channels: usize, out: &mut [f32]) {
-    const VECTOR: usize = 8;
+    match channels {
+        8.. => factors_of::<8>(line, channels, out),
+        4.. => factors_of::<4>(line, channels, out),
+        _ => factors_of::<1>(line, channels, out),
+    }
+}
+
+/// The same, `N` channels at a time. The last may be computed twice.
+#[inline(always)]
+fn factors_of<const N: usize>(line: &[f32], channels: usize, out: &mut [f32]) {
     let part = out.len() / PRODUCTS;
-    let whole = channels - channels % VECTOR;
     for at in (0..part).step_by(channels) {
         let pixels = &line[TILE * at..][..PRODUCTS * channels];
-        for c in (0..whole).step_by(VECTOR) {
-            factor::<VECTOR>(&pixels[c..], channels, &mut out[at + c..], part);
-        }
-        for c in whole..channels {
-            factor::<1>(&pixels[c..], channels, &mut out[at + c..], part);
+        for c in (0..channels).step_by(N) {
+            let c = c.min(channels - N);
+            factor::<N>(&pixels[c..], channels, &mut out[at + c..], part);
         }
     }
 }
@@ -293,16 +311,20 @@ impl Chain {
     /// input, `output` takes row y of the output.
     pub fn rows(
         &self,
+        room: &mut Room,
         (width, height): (usize, usize),
         rows: std::ops::Range<usize>,
         mut input: impl FnMut(usize, &mut [f32]),
         mut output: impl FnMut(usize, &[f32]),
     ) {
-        let channels = self.layers.iter().map(|layer| layer.input);
-        let mut rings: Vec<_> = channels.map(|channels| Ring::new(width, channels)).collect();
         let depth = self.layers.len();
-        let mut last = vec![0.0; width * self.layers[depth - 1].output];
-        let mut sums = vec![[0.0; LANES]; PRODUCTS * tiles(width)];
+        let Room { rings, sums, last } = room;
+        rings.resize_with(depth, Ring::default);
+        for (ring, layer) in rings.iter_mut().zip(&self.layers) {
+            ring.fit(width, layer.input);
+        }
+        sums.resize(PRODUCTS * tiles(width), [0.0; LANES]);
+        last.resize(width * self.layers[depth - 1].output, 0.0);
         for layer in &self.layers {
             super::count(rows.len() * width, layer.output, 9 * layer.input);
         }
@@ -322,12 +344,12 @@ impl Chain {
                 let source = before[n].around(y, height);
                 match after.first_mut() {
                     Some(ring) => {
-                        layer.row(source, &mut sums, ring.line());
+                        layer.row(source, sums, ring.line());
                         ring.put(y);
                     }
                     None => {
-                        layer.row(source, &mut sums, &mut last);
-                        output(y, &last);
+                        layer.row(source, sums, last);
+                        output(y, last);
                     }
                 }
             }

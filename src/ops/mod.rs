@@ -33,7 +33,7 @@ fn count(m: usize, n: usize, k: usize) {
 }
 
 pub use attention::attention;
-pub use chain::{Chain, SLOPE, band_rows};
+pub use chain::{Chain, Room, SLOPE, band_rows};
 pub use conv::{Conv2d, Shape, TimeConv};
 pub use linear::{LayerNorm, Linear, geglu, gelu};
 pub use norm::{Affine, GroupNorm, Moments};
