@@ -329,3 +329,34 @@ impl Sums {
         mean(self.off) > DIFFERENCE && most > 1e-4 && covariance < CORRELATION * most
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_seen_as_its_pixels_are_one_by_one() {
+        let picture = |seed: usize, width: usize| {
+            let mut plane = Plane::new(width, 9);
+            let values = plane.values.iter_mut().enumerate();
+            values.for_each(|(n, value)| *value = ((n + seed) * 7919 % 101) as f32 / 101.0);
+            plane
+        };
+        for (matcher, width) in [(COARSE, 23), (FINE, 23), (COARSE, 8), (FINE, 5)] {
+            let (first, second) = (picture(0, width), picture(50, width));
+            // Some lead beyond the borders.
+            let flow = (0..width * 9).map(|n| [n as f32 % 17.3 - 8.0, n as f32 % 7.9 - 4.0]);
+            let level = Level { neighbours: [&first, &second], time: 0.3, flow: flow.collect() };
+            let mut row = vec![0.0; width * (matcher.seen() + STATE)];
+            for y in 0..9 {
+                level.see_row(&matcher, y, &mut row);
+                for (x, pixel) in row.chunks_exact(matcher.seen() + STATE).enumerate() {
+                    let mut seen = vec![0.0; matcher.seen()];
+                    level.see(&matcher, x, y, &mut seen);
+                    let off = seen.iter().zip(pixel).map(|(a, b)| (a - b).abs());
+                    assert!(off.fold(0.0, f32::max) < 1e-4, "at ({x}, {y}): {pixel:?}");
+                }
+            }
+        }
+    }
+}
