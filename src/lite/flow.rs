@@ -6,9 +6,14 @@
 //! neighbour. A network sees these differences, improves the flow, and says which neighbour shows what is
 //! seen here.
 
+#[cfg(target_arch = "x86_64")]
+mod fma;
+
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::{
+    memory::Memory,
     network::{COARSE, FINE, Matcher},
     plane::{MOST, Place, Plane},
     weights::Networks,
@@ -86,6 +91,27 @@ impl Level<'_> {
         differences.iter_mut().for_each(|difference| *difference *= scale);
         (rest[2], rest[3]) = (vx * FLOW_SCALE, vy * FLOW_SCALE);
     }
+
+    /// Writes what `matcher` sees at the pixels of row y; behind each is room for the state.
+    fn see_row(&self, matcher: &Matcher, y: usize, row: &mut [f32]) {
+        let stride = matcher.seen() + STATE;
+        #[cfg(target_arch = "x86_64")]
+        if self.neighbours[0].width >= fma::LANES
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+        {
+            match matcher.reach {
+                // SAFETY: the processor has what the function is compiled for.
+                1 => return unsafe { fma::see::<3>(self, y, stride, row) },
+                // SAFETY: as above.
+                2 => return unsafe { fma::see::<5>(self, y, stride, row) },
+                _ => {}
+            }
+        }
+        for (x, pixel) in row.chunks_exact_mut(stride).enumerate() {
+            self.see(matcher, x, y, &mut pixel[..matcher.seen()]);
+        }
+    }
 }
 
 /// The flow at twice the size (w, h), from (w/2, h/2) rounded up: bilinear.
@@ -151,6 +177,7 @@ pub(super) struct Motion {
 /// Motion between `neighbours` as seen at `time`.
 pub(super) fn estimate(
     networks: &Networks,
+    memory: &Memory,
     neighbours: [&Pyramid; 2],
     time: f32,
     cancel: &Cancel,
@@ -170,7 +197,7 @@ pub(super) fn estimate(
             _ => (COARSE, &networks.coarse),
         };
         let level = Level { neighbours: planes, time, flow };
-        given = run(&level, &matcher, chain, &given);
+        given = run(&level, &matcher, (chain, memory), &given);
         flow = level.flow;
         for (flow, given) in flow.iter_mut().zip(given.chunks_exact(GIVEN)) {
             flow[0] += given[0];
@@ -187,17 +214,21 @@ pub(super) fn estimate(
 }
 
 /// What a network gives for a level; `before` is what it gave for the coarser one.
-fn run(level: &Level, matcher: &Matcher, chain: &Chain, before: &[f32]) -> Vec<f32> {
+fn run(
+    level: &Level,
+    matcher: &Matcher,
+    (chain, memory): (&Chain, &Memory),
+    before: &[f32],
+) -> Vec<f32> {
     let (width, height) = (level.neighbours[0].width, level.neighbours[0].height);
     let seen = matcher.seen();
+    let coarser = before.as_chunks::<GIVEN>().0;
     let input = |y: usize, row: &mut [f32]| {
+        level.see_row(matcher, y, row);
         for (x, pixel) in row.chunks_exact_mut(seen + STATE).enumerate() {
-            level.see(matcher, x, y, pixel);
-            let coarser = (y / 2 * width.div_ceil(2) + x / 2) * GIVEN;
-            match before.get(coarser + 2..coarser + GIVEN) {
-                Some(state) => pixel[seen..].copy_from_slice(state),
-                None => pixel[seen..].fill(0.0),
-            }
+            let state = coarser.get(y / 2 * width.div_ceil(2) + x / 2);
+            let state = state.and_then(|given| given.last_chunk()).unwrap_or(&[0.0; STATE]);
+            pixel[seen..].copy_from_slice(state);
         }
     };
     let mut given = vec![0.0; width * height * GIVEN];
@@ -205,9 +236,10 @@ fn run(level: &Level, matcher: &Matcher, chain: &Chain, before: &[f32]) -> Vec<f
     given.par_chunks_mut(band_rows * width * GIVEN).enumerate().for_each(|(band, given)| {
         let first = band * band_rows;
         let rows = first..(first + band_rows).min(height);
-        chain.rows((width, height), rows, input, |y, row| {
+        let output = |y: usize, row: &[f32]| {
             given[(y - first) * width * GIVEN..][..width * GIVEN].copy_from_slice(row);
-        });
+        };
+        memory.with_room(|room| chain.rows(room, (width, height), rows, input, output));
     });
     given
 }
@@ -218,12 +250,9 @@ impl Motion {
     fn look(&mut self, a: &Plane, b: &Plane, time: f32) {
         let width = self.width;
         let rows = self.flow.par_chunks_mut(width).enumerate().map(|(y, flow)| {
+            stop(a, b, y, flow);
             let mut sums = Sums::default();
-            for (x, flow) in flow.iter_mut().enumerate() {
-                if is_still(a, b, x, y) {
-                    *flow = [0.0; 2];
-                }
-                let [vx, vy] = *flow;
+            for (x, &[vx, vy]) in flow.iter().enumerate() {
                 let (x, y) = (x as f32, y as f32);
                 sums.add(
                     a.sample(x - time * vx, y - time * vy),
@@ -239,16 +268,25 @@ impl Motion {
     }
 }
 
-/// Whether nothing happens about a pixel: no difference beyond rounding.
-fn is_still(a: &Plane, b: &Plane, x: usize, y: usize) -> bool {
+/// Stops the flow of row y where nothing happens about a pixel: no difference beyond rounding.
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn stop(a: &Plane, b: &Plane, y: usize, flow: &mut [[f32; 2]]) {
     const REACH: usize = 2;
     const ROUNDING: f32 = 1.2 / 255.0;
-    let columns = x.saturating_sub(REACH)..(x + REACH + 1).min(a.width);
-    (y.saturating_sub(REACH)..(y + REACH + 1).min(a.height)).all(|y| {
-        let row = y * a.width + columns.start..y * a.width + columns.end;
-        let mut pairs = a.values[row.clone()].iter().zip(&b.values[row]);
-        pairs.all(|(a, b)| (a - b).abs() < ROUNDING)
-    })
+    let width = a.width;
+    // The largest difference of a column; beyond the border there is none.
+    let mut off = vec![0.0_f32; width + 2 * REACH];
+    for y in y.saturating_sub(REACH)..(y + REACH + 1).min(a.height) {
+        let rows = a.values[y * width..][..width].iter().zip(&b.values[y * width..][..width]);
+        for (off, (a, b)) in off[REACH..].iter_mut().zip(rows) {
+            *off = off.max((a - b).abs());
+        }
+    }
+    for (flow, off) in flow.iter_mut().zip(off.array_windows::<{ 2 * REACH + 1 }>()) {
+        if off.iter().all(|&off| off < ROUNDING) {
+            *flow = [0.0; 2];
+        }
+    }
 }
 
 /// Of pairs of values.
@@ -289,5 +327,36 @@ impl Sums {
         let most = (spread(self.aa, self.a) * spread(self.bb, self.b)).sqrt();
         // What has no contrast correlates with nothing, and fades well.
         mean(self.off) > DIFFERENCE && most > 1e-4 && covariance < CORRELATION * most
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_seen_as_its_pixels_are_one_by_one() {
+        let picture = |seed: usize, width: usize| {
+            let mut plane = Plane::new(width, 9);
+            let values = plane.values.iter_mut().enumerate();
+            values.for_each(|(n, value)| *value = ((n + seed) * 7919 % 101) as f32 / 101.0);
+            plane
+        };
+        for (matcher, width) in [(COARSE, 23), (FINE, 23), (COARSE, 8), (FINE, 5)] {
+            let (first, second) = (picture(0, width), picture(50, width));
+            // Some lead beyond the borders.
+            let flow = (0..width * 9).map(|n| [n as f32 % 17.3 - 8.0, n as f32 % 7.9 - 4.0]);
+            let level = Level { neighbours: [&first, &second], time: 0.3, flow: flow.collect() };
+            let mut row = vec![0.0; width * (matcher.seen() + STATE)];
+            for y in 0..9 {
+                level.see_row(&matcher, y, &mut row);
+                for (x, pixel) in row.chunks_exact(matcher.seen() + STATE).enumerate() {
+                    let mut seen = vec![0.0; matcher.seen()];
+                    level.see(&matcher, x, y, &mut seen);
+                    let off = seen.iter().zip(pixel).map(|(a, b)| (a - b).abs());
+                    assert!(off.fold(0.0, f32::max) < 1e-4, "at ({x}, {y}): {pixel:?}");
+                }
+            }
+        }
     }
 }

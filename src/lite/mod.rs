@@ -6,6 +6,7 @@
 //! where a scene is cut, the neighbours are repeated. `examples/train_lite` has trained the networks.
 
 pub mod flow;
+mod memory;
 pub mod network;
 pub mod plane;
 mod resize;
@@ -17,6 +18,7 @@ use std::{sync::Arc, time::Instant};
 
 use crate::engine::{Clip, Enhancer, Error, Format, Frame, Progress};
 use flow::Pyramid;
+use memory::Memory;
 use plane::Plane;
 use weights::Networks;
 
@@ -29,6 +31,7 @@ struct Key {
 /// Works on all cores of the CPU.
 pub struct Lite {
     networks: &'static Networks,
+    memory: Memory,
     clip: Option<(Format, Clip)>,
     /// Where frames are made: the last key frame.
     previous: Option<Key>,
@@ -40,7 +43,12 @@ impl Lite {
     /// # Errors
     /// [`Error::Weights`] if the plugin's file is damaged.
     pub fn new() -> Result<Self, Error> {
-        Ok(Self { networks: Networks::get()?, clip: None, previous: None })
+        Ok(Self {
+            networks: Networks::get()?,
+            memory: Memory::default(),
+            clip: None,
+            previous: None,
+        })
     }
 
     /// When the frames are that are made between two.
@@ -78,19 +86,22 @@ impl Enhancer for Lite {
         let pyramid = Pyramid::new(Plane::of(&frame));
         let upscale = || match format.input == format.output {
             true => Ok(frame),
-            false => upscale::upscale(self.networks, frame, pyramid.base(), &format, &clip.cancel),
+            false => {
+                let luma = pyramid.base();
+                upscale::upscale(self.networks, &self.memory, frame, luma, &format, &clip.cancel)
+            }
         };
         let motions = || match &self.previous {
             Some(previous) => Self::times(made)
                 .map(|time| {
                     let pyramids = [&previous.pyramid, &pyramid];
-                    flow::estimate(self.networks, pyramids, time, &clip.cancel)
+                    flow::estimate(self.networks, &self.memory, pyramids, time, &clip.cancel)
                 })
                 .collect(),
             None => Ok(Vec::new()),
         };
         let (large, motions): (_, Result<Vec<_>, Error>) = rayon::join(upscale, motions);
-        let (large, motions) = (Arc::new(large?), motions?);
+        let (large, motions) = (self.memory.share(large?), motions?);
         let mut took = start.elapsed();
 
         if let Some(previous) = &self.previous {
@@ -101,7 +112,9 @@ impl Enhancer for Lite {
                 let made = match motion.cut {
                     true => nearer.clone(),
                     false => {
-                        Arc::new(synthesis::between(frames, motion, time, alpha, &clip.cancel)?)
+                        let mut made = self.memory.frame(format.output)?;
+                        synthesis::between(frames, motion, (time, alpha), &mut made, &clip.cancel)?;
+                        self.memory.share(made)
                     }
                 };
                 took += start.elapsed();
@@ -124,6 +137,7 @@ impl Enhancer for Lite {
     fn reset(&mut self) {
         self.clip = None;
         self.previous = None;
+        self.memory = Memory::default();
     }
 }
 

@@ -12,16 +12,16 @@ use crate::engine::{Cancel, Error, Frame};
 /// bands do not depend on the number of cores, so neither does the result.
 const BAND_PIXELS: usize = 1 << 18;
 
-/// Resizes to `size` (width, height) with a three-lobed Lanczos kernel.
+/// Resizes to the size of `out` with a three-lobed Lanczos kernel.
 ///
 /// With `alpha`, colours are weighted by it, so that what is transparent does not bleed.
 pub(super) fn resize(
     mut frame: Frame,
-    size: (usize, usize),
+    mut out: Frame,
     alpha: bool,
     cancel: &Cancel,
 ) -> Result<Frame, Error> {
-    let from = (frame.width(), frame.height());
+    let (from, size) = ((frame.width(), frame.height()), (out.width(), out.height()));
     let failed = |why: String| Error::Resize { from, to: size, why };
     if alpha {
         let mut whole = image(frame.pixels_mut(), from).map_err(failed)?;
@@ -31,7 +31,6 @@ pub(super) fn resize(
     }
     let source = image(frame.pixels_mut(), from).map_err(failed)?;
 
-    let mut out = Frame::new(size.0, size.1)?;
     let band_rows = BAND_PIXELS.div_ceil(size.0);
     let row = size.0 * Frame::COMPONENTS;
     let rows_per_row = from.1 as f64 / size.1 as f64;
@@ -90,7 +89,9 @@ mod tests {
     fn bands_join_without_a_seam() {
         let mut frame = picture(300, 190);
         let size = (1800, 1140);
-        let bands = resize(frame.clone(), size, false, &Cancel::default()).unwrap();
+        let bands =
+            resize(frame.clone(), Frame::new(size.0, size.1).unwrap(), false, &Cancel::default())
+                .unwrap();
         let source = image(frame.pixels_mut(), (300, 190)).unwrap();
         let mut whole = TypedImage::<U16x4>::new(size.0 as u32, size.1 as u32);
         let options = ResizeOptions::new()
@@ -108,7 +109,7 @@ mod tests {
         let mut frame = Frame::new(31, 31).unwrap();
         let at = (15 * 31 + 15) * 4;
         frame.pixels_mut()[at..at + 4].fill(u16::MAX);
-        let out = resize(frame, (62, 62), false, &Cancel::default()).unwrap();
+        let out = resize(frame, Frame::new(62, 62).unwrap(), false, &Cancel::default()).unwrap();
         let sinc = |x: f64| {
             if x == 0.0 {
                 1.0
@@ -142,7 +143,7 @@ mod tests {
                 &[0, 0, 0, 0]
             });
         }
-        let out = resize(frame, (16, 16), true, &Cancel::default()).unwrap();
+        let out = resize(frame, Frame::new(16, 16).unwrap(), true, &Cancel::default()).unwrap();
         for pixel in out.pixels().chunks_exact(4).filter(|pixel| pixel[3] > 2000) {
             // Where alpha overshoots it is cut, so colours may come out brighter, but never darker.
             let (red, blue) = (f64::from(pixel[0]), f64::from(pixel[2]));

@@ -9,16 +9,15 @@ use crate::engine::{Cancel, Error, Frame};
 /// Rows that a thread makes at a time.
 const ROWS: usize = 16;
 
-/// The frame at `time` between two frames of any one size.
+/// Makes `out`, the frame at `time` between two of its size.
 pub(super) fn between(
     neighbours: [&Frame; 2],
     motion: &Motion,
-    time: f32,
-    alpha: bool,
+    (time, alpha): (f32, bool),
+    out: &mut Frame,
     cancel: &Cancel,
-) -> Result<Frame, Error> {
-    let (w, h) = (neighbours[0].width(), neighbours[0].height());
-    let mut out = Frame::new(w, h)?;
+) -> Result<(), Error> {
+    let (w, h) = (out.width(), out.height());
     let stride = w * Frame::COMPONENTS;
     let columns = places(motion.width, w);
     let lines = places(motion.height, h);
@@ -37,8 +36,7 @@ pub(super) fn between(
                 mix(row, pixels);
             }
             Ok(())
-        })?;
-    Ok(out)
+        })
 }
 
 /// Where the pixels of a side lie on a coarser grid.
@@ -146,7 +144,9 @@ mod fma {
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn mix(row: Row, pixels: &mut [[u16; 4]]) {
         let [first, second] = row.neighbours;
+        let stride = first.width() * Frame::COMPONENTS;
         let (w, h) = ((first.width() - 1) as f32, (first.height() - 1) as f32);
+        let (first, second) = (first.pixels(), second.pixels());
         let (before, after) = (-row.time, 1.0 - row.time);
         // x and y, for both neighbours.
         let times: __m128 = bytemuck::cast([before, before, after, after]);
@@ -166,10 +166,15 @@ mod fma {
                 *out = row.pixel(x);
                 continue;
             }
-            let shares: [f32; 4] = bytemuck::cast(_mm_sub_ps(places, corners));
+            let shares = _mm256_castps128_ps256(_mm_sub_ps(places, corners));
             let [ax, ay, bx, by]: [i32; 4] = bytemuck::cast(_mm_cvttps_epi32(corners));
-            let a = fetch(first, (ax as usize, ay as usize), (shares[0], shares[1]));
-            let b = fetch(second, (bx as usize, by as usize), (shares[2], shares[3]));
+            let a = pair(first, stride, (ax as usize, ay as usize), every::<1, 1>(shares));
+            let b = pair(second, stride, (bx as usize, by as usize), every::<3, 3>(shares));
+            // The first neighbour's in the lower half, the second's in the upper.
+            let left = _mm256_permute2f128_ps::<0x20>(a, b);
+            let right = _mm256_permute2f128_ps::<0x31>(a, b);
+            let both = _mm256_fmadd_ps(every::<0, 2>(shares), _mm256_sub_ps(right, left), left);
+            let (a, b) = (_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both));
             let share = _mm_shuffle_ps::<0b10_10_10_10>(guide, guide);
             let mixed = _mm_fmadd_ps(share, _mm_sub_ps(a, b), b);
             // To the nearest; what is out of range becomes the nearest that is in it.
@@ -178,25 +183,28 @@ mod fma {
         }
     }
 
-    /// `corner` is the upper left one of the four pixels about a place, which has right and lower
-    /// neighbours.
+    /// The pixels left and right of a place, both between the rows above and below it. `corner` is the upper
+    /// left of the four.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    fn fetch(frame: &Frame, corner: (usize, usize), share: (f32, f32)) -> __m128 {
-        let stride = frame.width() * Frame::COMPONENTS;
+    fn pair(pixels: &[u16], stride: usize, corner: (usize, usize), share: __m256) -> __m256 {
+        const PAIR: usize = 2 * Frame::COMPONENTS;
         let at = corner.1 * stride + corner.0 * Frame::COMPONENTS;
-        let row = |at: usize| {
-            let mut pair = [0; 2 * Frame::COMPONENTS];
-            pair.copy_from_slice(&frame.pixels()[at..at + 2 * Frame::COMPONENTS]);
-            pair
-        };
-        let upper: __m128i = bytemuck::cast(row(at));
-        let lower: __m128i = bytemuck::cast(row(at + stride));
+        let pixels = &pixels[at..at + stride + PAIR];
+        let (mut upper, mut lower) = ([0; PAIR], [0; PAIR]);
+        upper.copy_from_slice(&pixels[..PAIR]);
+        lower.copy_from_slice(&pixels[stride..]);
+        let (upper, lower): (__m128i, __m128i) = (bytemuck::cast(upper), bytemuck::cast(lower));
         let upper = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(upper));
         let lower = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(lower));
-        let pair = _mm256_fmadd_ps(_mm256_set1_ps(share.1), _mm256_sub_ps(lower, upper), upper);
-        let (left, right) = (_mm256_castps256_ps128(pair), _mm256_extractf128_ps::<1>(pair));
-        _mm_fmadd_ps(_mm_set1_ps(share.0), _mm_sub_ps(right, left), left)
+        _mm256_fmadd_ps(share, _mm256_sub_ps(lower, upper), upper)
+    }
+
+    /// Number `A` of four everywhere in the lower half, number `B` in the upper.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    fn every<const A: i32, const B: i32>(numbers: __m256) -> __m256 {
+        _mm256_permutevar8x32_ps(numbers, _mm256_setr_epi32(A, A, A, A, B, B, B, B))
     }
 }
 

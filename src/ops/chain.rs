@@ -2,9 +2,9 @@
 //! Chains of small 3×3 convolutions, computed row by row: what a layer hands to the next never leaves the
 //! cache. At the borders the outermost pixels are repeated.
 //!
-//! Along a row, two outputs share their products: with d the four inputs and g a row of the kernel they are
-//! m₀ + m₁ + m₂ and m₁ − m₂ − m₃ of (d₀ − d₂)·g₀, (d₁ + d₂)·(g₀ + g₁ + g₂)/2, (d₂ − d₁)·(g₀ − g₁ + g₂)/2 and
-//! (d₁ − d₃)·g₂ (Winograd, "Arithmetic Complexity of Computations", 1980): four products for six.
+//! Along a row, four outputs share their products: six of six sums of inputs with six sums of a row of the
+//! kernel, for twelve (Winograd, "Arithmetic Complexity of Computations", 1980; the sums are those of Lavin
+//! and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, F(4, 3)).
 
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
@@ -16,10 +16,12 @@ pub const SLOPE: f32 = 0.1;
 
 /// Outputs that are computed together: two vectors of 8.
 const LANES: usize = 16;
-/// Pairs of pixels that are computed together: 6·2 sums and the weights fill the registers of AVX2.
-const PAIRS: usize = 6;
-/// Products that a pair of pixels shares.
-const PRODUCTS: usize = 4;
+/// Pixels side by side that share their products.
+const TILE: usize = 4;
+/// Products that they share.
+const PRODUCTS: usize = 6;
+/// Tiles that are computed together: 6·2 sums and the weights fill the registers of AVX2.
+const BLOCK: usize = 6;
 
 /// Rows of a picture of `height` that a thread should compute at a time, for all to have work: the fewer
 /// they are, the more of the rows around them are computed twice; the more, the longer takes a
@@ -39,36 +41,48 @@ pub struct Chain {
 struct Layer {
     input: usize,
     output: usize,
-    /// [outputs / 16, 4, 3, input, 16], filled up with zeros.
+    /// [outputs / 16, 6, 3, input, 16], filled up with zeros.
     weights: Vec<f32>,
     /// Filled up with zeros to whole lanes.
     bias: Vec<f32>,
     activated: bool,
 }
 
+/// Where a chain computes; kept from one picture to the next, for memory costs time when it is fresh.
+#[derive(Default)]
+pub struct Room {
+    /// What each layer sees.
+    rings: Vec<Ring>,
+    /// [6, tiles, 16].
+    sums: Vec<[f32; LANES]>,
+    /// A row of the output.
+    last: Vec<f32>,
+}
+
 /// Three rows of a picture, as what is multiplied with weights.
+#[derive(Default)]
 struct Ring {
     width: usize,
     channels: usize,
     /// The row that is being written: a pixel of the border, the pixels, and the last one repeated.
     line: Vec<f32>,
-    /// [4, pairs, channels] each.
+    /// [6, tiles, channels] each.
     rows: [Vec<f32>; 3],
 }
 
-/// Pairs of pixels in a row, in whole blocks.
-fn pairs(width: usize) -> usize {
-    width.div_ceil(2).next_multiple_of(PAIRS)
+/// Tiles of a row, in whole blocks.
+fn tiles(width: usize) -> usize {
+    width.div_ceil(TILE).next_multiple_of(BLOCK)
 }
 
 impl Ring {
-    fn new(width: usize, channels: usize) -> Self {
-        let pairs = pairs(width);
-        Self {
-            width,
-            channels,
-            line: vec![0.0; (2 * pairs + 2) * channels],
-            rows: std::array::from_fn(|_| vec![0.0; PRODUCTS * pairs * channels]),
+    /// What it held before may be anything.
+    fn fit(&mut self, width: usize, channels: usize) {
+        (self.width, self.channels) = (width, channels);
+        let tiles = tiles(width);
+        self.line.resize((TILE * tiles + 2) * channels, 0.0);
+        for row in &mut self.rows {
+            row.resize(PRODUCTS * tiles * channels, 0.0);
         }
     }
 
@@ -93,24 +107,48 @@ impl Ring {
     }
 }
 
-/// The four factors of each pair of pixels.
+/// The factors of each tile.
 #[multiversion(targets("x86_64+avx2+fma"))]
 fn factors(line: &[f32], channels: usize, out: &mut [f32]) {
-    let (first, rest) = out.split_at_mut(out.len() / PRODUCTS);
-    let (second, rest) = rest.split_at_mut(first.len());
-    let (third, fourth) = rest.split_at_mut(first.len());
-    let outs = first.chunks_exact_mut(channels).zip(second.chunks_exact_mut(channels));
-    let outs = outs.zip(third.chunks_exact_mut(channels)).zip(fourth.chunks_exact_mut(channels));
-    for (n, (((first, second), third), fourth)) in outs.enumerate() {
-        let d = &line[2 * n * channels..(2 * n + 4) * channels];
-        let (a, b) = d.split_at(2 * channels);
-        let ((d0, d1), (d2, d3)) = (a.split_at(channels), b.split_at(channels));
-        for c in 0..channels {
-            first[c] = d0[c] - d2[c];
-            second[c] = d1[c] + d2[c];
-            third[c] = d2[c] - d1[c];
-            fourth[c] = d1[c] - d3[c];
+    match channels {
+        8.. => factors_of::<8>(line, channels, out),
+        4.. => factors_of::<4>(line, channels, out),
+        _ => factors_of::<1>(line, channels, out),
+    }
+}
+
+/// The same, `N` channels at a time. The last may be computed twice.
+#[inline(always)]
+fn factors_of<const N: usize>(line: &[f32], channels: usize, out: &mut [f32]) {
+    let part = out.len() / PRODUCTS;
+    for at in (0..part).step_by(channels) {
+        let pixels = &line[TILE * at..][..PRODUCTS * channels];
+        for c in (0..channels).step_by(N) {
+            let c = c.min(channels - N);
+            factor::<N>(&pixels[c..], channels, &mut out[at + c..], part);
         }
+    }
+}
+
+/// `N` channels of a tile's six factors, each a `part` behind the one before: sums of the six pixels that
+/// its outputs see.
+#[inline(always)]
+fn factor<const N: usize>(pixels: &[f32], channels: usize, out: &mut [f32], part: usize) {
+    let mut d = [[0.0; N]; PRODUCTS];
+    for (n, d) in d.iter_mut().enumerate() {
+        d.copy_from_slice(&pixels[n * channels..][..N]);
+    }
+    let mut factors = [[0.0; N]; PRODUCTS];
+    for c in 0..N {
+        let (a, b) = (d[4][c] - 4.0 * d[2][c], d[3][c] - 4.0 * d[1][c]);
+        let (e, f) = (d[4][c] - d[2][c], 2.0 * (d[3][c] - d[1][c]));
+        factors[0][c] = 4.0 * d[0][c] - 5.0 * d[2][c] + d[4][c];
+        (factors[1][c], factors[2][c]) = (a + b, a - b);
+        (factors[3][c], factors[4][c]) = (e + f, e - f);
+        factors[5][c] = 4.0 * d[1][c] - 5.0 * d[3][c] + d[5][c];
+    }
+    for (n, factor) in factors.iter().enumerate() {
+        out[n * part..][..N].copy_from_slice(factor);
     }
 }
 
@@ -131,9 +169,11 @@ impl Layer {
             if out < output {
                 let g = &values[(out * input + channel) * 9 + row * 3..][..3];
                 *weight = match product {
-                    0 => g[0],
-                    1 => 0.5 * (g[0] + g[1] + g[2]),
-                    2 => 0.5 * (g[0] - g[1] + g[2]),
+                    0 => g[0] / 4.0,
+                    1 => (g[0] + g[1] + g[2]) / -6.0,
+                    2 => (g[0] - g[1] + g[2]) / -6.0,
+                    3 => (g[0] + 2.0 * g[1] + 4.0 * g[2]) / 24.0,
+                    4 => (g[0] - 2.0 * g[1] + 4.0 * g[2]) / 24.0,
                     _ => g[2],
                 };
             }
@@ -143,15 +183,15 @@ impl Layer {
         Ok(Self { input, output, weights, bias: padded, activated })
     }
 
-    /// One row of outputs; `sums` is room for [4, pairs, 16].
+    /// One row of outputs; `sums` is room for [6, tiles, 16].
     fn row(&self, rows: [&[f32]; 3], sums: &mut [[f32; LANES]], out: &mut [f32]) {
-        let pairs = sums.len() / PRODUCTS;
+        let tiles = sums.len() / PRODUCTS;
         let groups = self.weights.chunks_exact(PRODUCTS * 3 * self.input * LANES);
         for (group, (weights, bias)) in groups.zip(self.bias.as_chunks().0).enumerate() {
             let weights = weights.as_chunks().0.chunks_exact(3 * self.input);
-            for (n, (weights, sums)) in weights.zip(sums.chunks_exact_mut(pairs)).enumerate() {
-                let part = n * pairs * self.input;
-                let rows = rows.map(|row| &row[part..part + pairs * self.input]);
+            for (n, (weights, sums)) in weights.zip(sums.chunks_exact_mut(tiles)).enumerate() {
+                let part = n * tiles * self.input;
+                let rows = rows.map(|row| &row[part..part + tiles * self.input]);
                 multiply(rows, self.input, weights, sums);
             }
             self.finish(group, bias, sums, out);
@@ -167,7 +207,7 @@ impl Layer {
     }
 }
 
-/// The outputs of each pair of pixels, of which `used` go to every `stride` from `first` on.
+/// The outputs of each tile, of which `used` go to every `stride` from `first` on.
 #[multiversion(targets("x86_64+avx2+fma"))]
 fn finish(
     sums: &[[f32; LANES]],
@@ -176,18 +216,22 @@ fn finish(
     out: &mut [f32],
     (stride, first, used): (usize, usize, usize),
 ) {
-    let pairs = sums.len() / PRODUCTS;
-    for (n, out) in out.chunks_mut(2 * stride).enumerate() {
-        let (m0, m1) = (&sums[n], &sums[pairs + n]);
-        let (m2, m3) = (&sums[2 * pairs + n], &sums[3 * pairs + n]);
-        let mut pair = [[0.0; LANES]; 2];
-        for lane in 0..LANES {
-            let even = m0[lane] + m1[lane] + m2[lane] + bias[lane];
-            let odd = m1[lane] - m2[lane] - m3[lane] + bias[lane];
-            pair[0][lane] = if even < 0.0 { even * slope } else { even };
-            pair[1][lane] = if odd < 0.0 { odd * slope } else { odd };
+    let tiles = sums.len() / PRODUCTS;
+    for (n, out) in out.chunks_mut(TILE * stride).enumerate() {
+        let mut tile = [[0.0; LANES]; TILE];
+        let mut m = [[0.0; LANES]; PRODUCTS];
+        for (product, m) in m.iter_mut().enumerate() {
+            *m = sums[product * tiles + n];
         }
-        for (out, values) in out.chunks_exact_mut(stride).zip(&pair) {
+        for lane in 0..LANES {
+            let (a, b) = (m[1][lane] + m[2][lane] + bias[lane], m[3][lane] + m[4][lane]);
+            let (c, d) = (m[1][lane] - m[2][lane] + bias[lane], m[3][lane] - m[4][lane]);
+            let outputs = [m[0][lane] + a + b, c + 2.0 * d, a + 4.0 * b, c + 8.0 * d + m[5][lane]];
+            for (tile, output) in tile.iter_mut().zip(outputs) {
+                tile[lane] = if output < 0.0 { output * slope } else { output };
+            }
+        }
+        for (out, values) in out.chunks_exact_mut(stride).zip(&tile) {
             match out[first..first + used].as_mut_array() {
                 Some(out) => *out = *values,
                 None => out[first..first + used].copy_from_slice(&values[..used]),
@@ -196,7 +240,7 @@ fn finish(
     }
 }
 
-/// Products of all pairs of pixels with `weights` [3·channels, 16], added up over rows and channels.
+/// Products of all tiles with `weights` [3·channels, 16], added up over rows and channels.
 fn multiply(
     rows: [&[f32]; 3],
     channels: usize,
@@ -228,19 +272,19 @@ fn multiply_with_fma(
     sums: &mut [[f32; LANES]],
 ) {
     use std::arch::x86_64::{__m256, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_setzero_ps};
-    for (n, out) in sums.as_chunks_mut::<PAIRS>().0.iter_mut().enumerate() {
-        let mut sums = [[_mm256_setzero_ps(); 2]; PAIRS];
+    for (n, out) in sums.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+        let mut sums = [[_mm256_setzero_ps(); 2]; BLOCK];
         for (row, weights) in rows.iter().zip(weights.chunks_exact(channels)) {
-            let row = &row[n * PAIRS * channels..][..PAIRS * channels];
+            let row = &row[n * BLOCK * channels..][..BLOCK * channels];
             // One length for all, so that one check serves all. No closures: they would be calls, as
             // they are not compiled for this processor.
-            let mut values = [row; PAIRS];
+            let mut values = [row; BLOCK];
             for (p, values) in values.iter_mut().enumerate() {
                 *values = &row[p * channels..][..weights.len()];
             }
             for (k, weights) in weights.iter().enumerate() {
                 let weights: [__m256; 2] = bytemuck::cast(*weights);
-                for p in 0..PAIRS {
+                for p in 0..BLOCK {
                     let value = _mm256_set1_ps(values[p][k]);
                     sums[p][0] = _mm256_fmadd_ps(value, weights[0], sums[p][0]);
                     sums[p][1] = _mm256_fmadd_ps(value, weights[1], sums[p][1]);
@@ -267,16 +311,20 @@ impl Chain {
     /// input, `output` takes row y of the output.
     pub fn rows(
         &self,
+        room: &mut Room,
         (width, height): (usize, usize),
         rows: std::ops::Range<usize>,
         mut input: impl FnMut(usize, &mut [f32]),
         mut output: impl FnMut(usize, &[f32]),
     ) {
-        let channels = self.layers.iter().map(|layer| layer.input);
-        let mut rings: Vec<_> = channels.map(|channels| Ring::new(width, channels)).collect();
         let depth = self.layers.len();
-        let mut last = vec![0.0; width * self.layers[depth - 1].output];
-        let mut sums = vec![[0.0; LANES]; PRODUCTS * pairs(width)];
+        let Room { rings, sums, last } = room;
+        rings.resize_with(depth, Ring::default);
+        for (ring, layer) in rings.iter_mut().zip(&self.layers) {
+            ring.fit(width, layer.input);
+        }
+        sums.resize(PRODUCTS * tiles(width), [0.0; LANES]);
+        last.resize(width * self.layers[depth - 1].output, 0.0);
         for layer in &self.layers {
             super::count(rows.len() * width, layer.output, 9 * layer.input);
         }
@@ -296,12 +344,12 @@ impl Chain {
                 let source = before[n].around(y, height);
                 match after.first_mut() {
                     Some(ring) => {
-                        layer.row(source, &mut sums, ring.line());
+                        layer.row(source, sums, ring.line());
                         ring.put(y);
                     }
                     None => {
-                        layer.row(source, &mut sums, &mut last);
-                        output(y, &last);
+                        layer.row(source, sums, last);
+                        output(y, last);
                     }
                 }
             }

@@ -36,7 +36,7 @@ fn count(m: usize, n: usize, k: usize) {
 }
 
 pub use attention::attention;
-pub use chain::{Chain, SLOPE, band_rows};
+pub use chain::{Chain, Room, SLOPE, band_rows};
 pub use conv::{Conv2d, Shape, TimeConv};
 #[cfg(feature = "cuda")]
 pub use cuda::{Memory, Record, memory, record};

@@ -63,7 +63,7 @@ fn convolve(
 ) -> Vec<f32> {
     let mut y = vec![0.0; h * w * out];
     let input = |row: usize, target: &mut [f32]| target.copy_from_slice(&x[row * w * c..][..w * c]);
-    chain.rows((w, h), 0..h, input, |row, values| {
+    chain.rows(&mut super::Room::default(), (w, h), 0..h, input, |row, values| {
         y[row * w * out..][..w * out].copy_from_slice(values);
     });
     y
