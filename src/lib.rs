@@ -21,7 +21,7 @@
 //! | [`lite`] | the enhancer inside the plugin: larger frames (`resize`, `upscale`), motion (`flow`), frames between (`synthesis`), what is used again (`memory`), the shapes of its networks (`network`) and their weights (`weights`) | how they were trained: `examples/train_lite` |
 //! | [`networks`] | candle's tensors: text tower (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, steps of a sampler |
 //! | [`wavefront`] | latents: the sampler of the diffusion models, and the traits that it asks of networks | how a denoiser is built |
-//! | [`ops`] | devices: what candle lacks or does badly | models |
+//! | [`ops`] | devices: what candle lacks or does badly, for CPUs and, with the feature `cuda`, for NVIDIA GPUs (`cuda`: kernels, and how they are started) | models |
 //! | [`engine`] | the contract: plain data, and the trait that every model implements | everything else |
 #![deny(missing_docs)]
 

@@ -46,3 +46,8 @@ fn norms_measure_and_change_any_channels() {
 fn products_are_sums_written_out_for_any_sizes() {
     passes("product");
 }
+
+#[test]
+fn products_for_hopper_are_sums_written_out_for_any_sizes() {
+    passes("product_hopper");
+}

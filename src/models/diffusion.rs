@@ -12,7 +12,7 @@ use crate::{
     networks::{
         text::{TextTower, Tokenizer},
         unet::{self, Denoiser, Prompted},
-        vae::Vae,
+        vae::{self, Vae},
     },
     wavefront::{self, Models, Plan, Seeded, Settings, Wavefront},
     weights::{self, Checkpoint, Config, Files, Hub, Source, Version, keys::Keys},
@@ -162,8 +162,9 @@ pub(super) fn plan(request: &Request, format: Format, keys: usize) -> Result<Pla
     let settings = request.settings(&config);
     let dtype = request.devices[0].dtype();
     let count =
-        |keys: Keys| keys.values().map(|shape| shape.iter().product::<usize>()).sum::<usize>();
-    let weights = (count(config.unet_keys()?) + count(config.vae_keys()?)) * dtype.size_in_bytes();
+        |keys: &Keys| keys.values().map(|shape| shape.iter().product::<usize>()).sum::<usize>();
+    let denoiser = count(&config.unet_keys()?) * dtype.size_in_bytes();
+    let weights = denoiser + vae::weight_bytes(&config.vae_keys()?, dtype);
     let branches = if settings.guidance.guided() { 2 } else { 1 };
     Ok(Plan::new(&settings, format, keys, |frames, latent| {
         weights + unet::peak_bytes(&config.unet, frames, latent, branches, dtype)

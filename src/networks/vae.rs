@@ -26,6 +26,19 @@ const COLOURS: usize = 3;
 /// The encoder's type, whatever the decoder's: as in the reference.
 const ENCODER: DType = DType::F32;
 
+/// Bytes that weights with these names and shapes take, in an autoencoder whose decoder has them as `dtype`.
+pub fn weight_bytes<'a>(
+    weights: impl IntoIterator<Item = (&'a String, &'a Vec<usize>)>,
+    dtype: DType,
+) -> usize {
+    let bytes = |(name, shape): (&String, &Vec<usize>)| {
+        let encodes = name.starts_with("encoder.") || name.starts_with("quant_conv.");
+        let dtype = if encodes { ENCODER } else { dtype };
+        shape.iter().product::<usize>() * dtype.size_in_bytes()
+    };
+    weights.into_iter().map(bytes).sum()
+}
+
 /// What latents are multiplied by, so that they have about unit variance.
 pub const SCALE: f64 = 0.18215;
 

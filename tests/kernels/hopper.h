@@ -239,30 +239,34 @@ inline void commit_products() {
     });
 }
 
+/// Gives the threads what has come of their products, if nothing is under way for these sums any more.
+inline void give_back(Warpgroup &own, const WarpgroupProduct &product) {
+    const auto same = [&](const WarpgroupProduct &other) { return other.d[0] == product.d[0]; };
+    const auto uses = [&](const auto &group) { return std::any_of(group.begin(), group.end(), same); };
+    const auto sums = std::find_if(own.sums.begin(), own.sums.end(),
+                                   [&](const auto &sums) { return sums.first == product.d[0]; });
+    if (sums == own.sums.end() || uses(own.begun) || std::any_of(own.groups.begin(), own.groups.end(), uses)) {
+        return;
+    }
+    const int per_thread = product.columns / 2;
+    for (int thread = 0; thread < 128; thread += 1) {
+        std::copy_n(&sums->second[thread * per_thread], per_thread, product.d[thread]);
+    }
+    own.sums.erase(sums);
+}
+
 inline void wait_for_products(size_t rest) {
     Nothing nothing;
     four_warps_together("wgmma.wait_group", nothing, [rest](Warpgroup &own, Nothing *(&)[128]) {
-        std::vector<float *> still;
         while (own.groups.size() > rest) {
-            for (const WarpgroupProduct &product : own.groups.front()) {
-                finish(own, product);
-                still.assign(product.d, product.d + 128);
-                const auto uses = [&](const std::vector<WarpgroupProduct> &group) {
-                    return std::any_of(group.begin(), group.end(), [&](auto &p) { return p.d[0] == product.d[0]; });
-                };
-                if (&product != &own.groups.front().back() ||
-                    std::any_of(own.groups.begin() + 1, own.groups.end(), uses)) {
-                    continue;
-                }
-                const std::vector<float> &sums = sums_of(own, product.d[0]);
-                const int per_thread = product.columns / 2;
-                for (int thread = 0; thread < 128; thread += 1) {
-                    std::copy_n(&sums[thread * per_thread], per_thread, product.d[thread]);
-                }
-                own.sums.erase(std::find_if(own.sums.begin(), own.sums.end(),
-                                            [&](const auto &sums) { return sums.first == product.d[0]; }));
-            }
+            const std::vector<WarpgroupProduct> group = std::move(own.groups.front());
             own.groups.pop_front();
+            for (const WarpgroupProduct &product : group) {
+                finish(own, product);
+            }
+            for (const WarpgroupProduct &product : group) {
+                give_back(own, product);
+            }
         }
     });
 }

@@ -4,7 +4,7 @@
 
 use candle_core::DType;
 
-use super::{Config, transformer::TOKENS};
+use super::{Config, transformer::tokens_at_a_time};
 use crate::{networks::clip::frames_in_slice, wavefront::Slices};
 
 /// Bytes of a level for each channel: of a whole window, of a slice, of the tokens that temporal
@@ -17,12 +17,12 @@ struct Scale {
 }
 
 impl Scale {
-    fn new(frames: usize, (h, w): (usize, usize), bytes: usize) -> Self {
-        let pixels = h * w;
+    fn new(frames: usize, (h, w): (usize, usize), dtype: DType) -> Self {
+        let (pixels, bytes) = (h * w, dtype.size_in_bytes());
         Self {
             clip: frames * pixels * bytes,
             slice: frames_in_slice(h, w, Slices::default()).min(frames) * pixels * bytes,
-            tokens: (TOKENS / frames).clamp(1, pixels) * frames * bytes,
+            tokens: (tokens_at_a_time(dtype) / frames).clamp(1, pixels) * frames * bytes,
         }
     }
 }
@@ -196,7 +196,7 @@ pub fn peak_bytes(
         let (h, w) = sizes[sizes.len() - 1];
         sizes.push(super::encoder::DOWN.output((h, w)));
     }
-    let scale = |size: &_| Scale::new(frames, *size, dtype.size_in_bytes());
+    let scale = |size: &_| Scale::new(frames, *size, dtype);
     let scales = sizes.iter().map(scale).collect();
     let mut walk = Walk { config, scales, live: 0, peak: 0 };
     // Latents and key frames' latents, channels last.

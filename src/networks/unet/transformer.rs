@@ -11,8 +11,14 @@ use crate::{
 
 const EPSILON: f64 = 1e-6;
 
-/// Tokens that temporal attention works on at a time.
-pub(super) const TOKENS: usize = 1 << 13;
+/// Tokens that temporal attention works on at a time: in f32, as CPUs compute, what their caches hold; in a
+/// smaller type, as GPUs do, enough to keep one busy.
+pub(super) fn tokens_at_a_time(dtype: DType) -> usize {
+    match dtype {
+        DType::F32 => 1 << 13,
+        _ => 1 << 16,
+    }
+}
 
 /// Key and value of the prompt's tokens, for every layer that looks at them: [1, 77, c] each.
 #[derive(Debug, Clone)]
@@ -186,7 +192,8 @@ impl TemporalTransformer {
             .map(|slice| slice.reshape(tokens_of(slice)?))
             .collect::<Result<_>>()?;
         let (_, pixels, _) = slices[0].dims3()?;
-        let step = (x.size().of(TOKENS) / frames).clamp(1, pixels);
+        let tokens = x.size().of(tokens_at_a_time(slices[0].dtype()));
+        let step = (tokens / frames).clamp(1, pixels);
         for first in (0..pixels).step_by(step) {
             let count = step.min(pixels - first);
             let tokens = slices.iter().map(|slice| slice.narrow(1, first, count));

@@ -102,9 +102,12 @@ template <class T> __device__ void begin_sums(float (&out)[32], const u32 (&weig
     warpgroup_commit();
 }
 
+// NVRTC knows no INFINITY; less than any score.
+constexpr float LARGEST = 3.402823466e38f;
+
 // A thread's two rows.
 struct Softmax {
-    float most[2] = {-INFINITY, -INFINITY};
+    float most[2] = {-LARGEST, -LARGEST};
     float weight[2] = {0, 0};
     // What earlier sums are to be multiplied with.
     float shrink[2];
@@ -115,7 +118,7 @@ struct Softmax {
 #pragma unroll
             for (int i = 0; i < 64; i += 1) {
                 const int column = i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
-                scores[i] = column < keys ? scores[i] : -INFINITY;
+                scores[i] = column < keys ? scores[i] : -LARGEST;
             }
         }
 #pragma unroll

@@ -92,28 +92,35 @@ impl Product {
 /// A kernel for some number of outputs.
 struct Variant {
     name: &'static str,
-    rows: usize,
+    /// Of a block.
     outputs: usize,
     threads: u32,
-    shared: u32,
+    shared: usize,
 }
+
+/// Pixels of a block.
+const PIXELS: usize = 128;
+/// What a block notes of its pixels, in bytes.
+const NOTES: usize = PIXELS * 12;
 
 impl Variant {
     fn of(dtype: DType, channels: &[usize], outputs: usize) -> Self {
-        let tensor_cores = |name, outputs, stages: usize| {
-            let shared = stages * (128 + outputs) * 32 * size_of::<u16>();
-            Self { name, rows: 128, outputs, threads: 128, shared: shared as u32 }
+        let any_channels = channels.iter().any(|channels| !channels.is_multiple_of(8));
+        // Steps of 32 channels, so many in flight.
+        let tensor_cores = |name, outputs, steps: usize| {
+            let shared = steps * (PIXELS + outputs) * 32 * size_of::<u16>() + NOTES;
+            Self { name, outputs, threads: 128, shared }
         };
-        if dtype == DType::F32 {
-            return Self { name: "product", rows: 128, outputs: 128, threads: 256, shared: 0 };
-        }
-        if channels.iter().any(|channels| !channels.is_multiple_of(8)) {
-            return tensor_cores("product_narrow", 128, 3);
-        }
-        match outputs {
-            0..=32 => tensor_cores("product_32", 32, 3),
-            _ if outputs.is_multiple_of(160) => tensor_cores("product_160", 160, 3),
-            _ => tensor_cores("product_128", 128, 3),
+        match dtype {
+            DType::F32 => {
+                // Two times 8 channels of as many pixels and outputs, 4 of either more for the banks.
+                let shared = 2 * 2 * 8 * (PIXELS + 4) * size_of::<f32>() + NOTES;
+                Self { name: "product", outputs: 128, threads: 256, shared }
+            }
+            _ if any_channels => tensor_cores("product_narrow", 32, 1),
+            _ if outputs <= 32 || !outputs.is_multiple_of(4) => tensor_cores("product_32", 32, 4),
+            _ if outputs.is_multiple_of(160) => tensor_cores("product_160", 160, 4),
+            _ => tensor_cores("product_128", 128, 4),
         }
     }
 }
@@ -176,7 +183,7 @@ fn run(
 
     let variant = Variant::of(dtype, &channels, outputs);
     let name = format!("{}_{}", variant.name, suffix(dtype)?);
-    let kernel = SOURCE.kernel(parts[0].device().as_cuda_device()?, name, variant.shared)?;
+    let kernel = SOURCE.kernel(parts[0].device().as_cuda_device()?, name, variant.shared as u32)?;
     // SAFETY: the kernel writes all of `out`, and takes what it is given here, of these sizes.
     unsafe {
         let out = unwritten(shape, parts[0])?;
@@ -192,7 +199,7 @@ fn run(
             outputs: int(outputs)?,
             ..product
         };
-        let grid = (rows.div_ceil(variant.rows) * outputs.div_ceil(variant.outputs), 1, 1);
+        let grid = (rows.div_ceil(PIXELS) * outputs.div_ceil(variant.outputs), 1, 1);
         kernel.launch(operands.work(&product, outputs), grid, variant.threads, [&product])?;
         Ok(out)
     }
