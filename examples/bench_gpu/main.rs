@@ -3,7 +3,7 @@
 //! does it take? A line of JSON for each finding; without arguments, all parts.
 //!
 //! ```text
-//! cargo run --release --features cuda --example bench_gpu -- parity window vae memory clip
+//! cargo run --release --features cuda --example bench_gpu -- parity memory window vae clip
 //! ```
 
 mod clip;
@@ -40,6 +40,9 @@ struct Args {
     /// Times that something is measured.
     #[arg(long, default_value_t = 3)]
     runs: usize,
+    /// Only kernels that run on every device.
+    #[arg(long)]
+    portable: bool,
     /// What the device can do at best: dense products of f16, in TFLOP/s; what a floor is computed from.
     #[arg(long, default_value_t = 790.0)]
     tflops: f64,
@@ -55,12 +58,12 @@ struct Args {
 enum Part {
     /// Every operation beside its side for the CPU.
     Parity,
+    /// The peak of the longest window while the rest of the device is taken; before what fills the device.
+    Memory,
     /// Seconds of a window's evaluation, both branches, and what they are spent on.
     Window,
     /// Seconds of encoding and decoding a frame; with those of a window, an estimate for the published example.
     Vae,
-    /// The peak of the longest window while the rest of the device is taken.
-    Memory,
     /// 61 frames from end to end.
     Clip,
 }
@@ -68,6 +71,7 @@ enum Part {
 fn main() -> Result<()> {
     let args = Args::parse();
     let device = ops::cuda_device(args.device)?;
+    ops::use_portable_kernels(args.portable);
     for part in Part::value_variants() {
         if args.parts.is_empty() || args.parts.contains(part) {
             run(*part, &args, &device)?;

@@ -11,7 +11,7 @@ use serde_json::json;
 /// Makes an operation's input on a device, and does it there.
 type Operation = fn(&Inputs) -> Result<Tensor>;
 
-const OPERATIONS: [(&str, Operation); 16] = [
+const OPERATIONS: [(&str, Operation); 18] = [
     ("attention of long sequences", |x| x.attention(2, 700, 900, 2, 128)),
     ("attention to a prompt", |x| x.attention(3, 300, 77, 1, 320)),
     ("attention along 31 frames", |x| x.attention(40, 31, 31, 40, 320)),
@@ -20,12 +20,14 @@ const OPERATIONS: [(&str, Operation); 16] = [
     ("convolution", |x| x.convolution(&[320], 320, Shape::SAME)),
     ("convolution of two parts", |x| x.convolution(&[320, 320], 640, Shape::SAME)),
     ("convolution of the autoencoder", |x| x.convolution(&[128], 256, Shape::SAME)),
+    ("convolution of the autoencoder's last level", |x| x.convolution(&[128], 128, Shape::SAME)),
     ("convolution of few channels", |x| x.convolution(&[4], 320, Shape::SAME)),
     ("convolution to few channels", |x| x.convolution(&[320], 4, Shape::SAME)),
     ("convolution to half the size", |x| x.convolution(&[320], 320, DOWN)),
     ("convolution to twice the size", |x| x.convolution(&[320], 320, Shape::DOUBLE)),
     ("convolution along the frames", Inputs::time_convolution),
     ("linear layer", Inputs::linear),
+    ("linear layer without more", Inputs::plain_linear),
     ("norms", Inputs::norms),
     ("gates", |x| geglu(&x.tensor("gates", &[3, 50, 2560])?)),
 ];
@@ -79,8 +81,10 @@ impl Inputs {
         let weight = self.weight("time.weight", &[c, c, 3, 1, 1])?;
         let conv = TimeConv::new(weight, &self.weight("time.bias", &[c])?, 0.3)?;
         let frames = |name, n| self.tensor(name, &[n, 9, 17, c]);
-        let (before, x, add) = (frames("before", 2)?, frames("x", 3)?, frames("add", 3)?);
-        conv.forward(Some(&before), &x, None, Some(&add))
+        let (before, after) = (frames("before", 2)?, frames("after", 2)?);
+        let (x, add) = (frames("x", 3)?, frames("add", 3)?);
+        let first = conv.forward(None, &x, Some(&after), Some(&add))?;
+        conv.forward(Some(&before), &first, None, None)
     }
 
     fn linear(&self) -> Result<Tensor> {
@@ -88,6 +92,11 @@ impl Inputs {
         let layer = Linear::new(weight, Some(self.weight("linear.bias", &[640])?))?;
         let (x, skip) = (self.tensor("x", &[2, 90, 320])?, self.tensor("skip", &[2, 90, 640])?);
         layer.forward(&[&x, &skip], Some(&self.tensor("add", &[2, 90, 640])?))
+    }
+
+    fn plain_linear(&self) -> Result<Tensor> {
+        let layer = Linear::new(self.weight("plain.weight", &[320, 1024])?, None)?;
+        layer.forward(&[&self.tensor("x", &[1, 77, 1024])?], None)
     }
 
     fn norms(&self) -> Result<Tensor> {

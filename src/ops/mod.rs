@@ -39,7 +39,7 @@ pub use attention::attention;
 pub use chain::{Chain, Room, SLOPE, band_rows};
 pub use conv::{Conv2d, Shape, TimeConv};
 #[cfg(feature = "cuda")]
-pub use cuda::{Memory, Record, memory, record};
+pub use cuda::{Memory, Record, memory, record, use_portable_kernels};
 pub use linear::{LayerNorm, Linear, geglu, gelu};
 pub use norm::{Affine, GroupNorm, Moments};
 pub use queue::Queue;

@@ -28,8 +28,9 @@ void compare_both(const Shape &shape) {
 
 int main() {
     compare_both({1, 192, 128, 1, false, 2});
-    // More tiles than stages, twice around.
+    // Stages are filled again and again.
     compare_both({1, 70, 700, 1, false, 2});
+    compare_both({1, 64, 4000, 1, false, 2});
     compare_both({2, 200, 300, 2, false, 2});
     compare_both({2, 70, 77, 2, true, 3});
     compare_both({1, 1, 1, 1, false, 2});

@@ -283,6 +283,8 @@ inline void arrive(Barrier &barrier) {
     }
     barrier.missing -= 1;
     emulator::end_phase(barrier);
+    // Whoever waited for it may begin at once.
+    emulator::give_way();
 }
 
 inline void arrive_and_expect(Barrier &barrier, u32 bytes) {

@@ -193,7 +193,8 @@ impl TemporalTransformer {
             .collect::<Result<_>>()?;
         let (_, pixels, _) = slices[0].dims3()?;
         let tokens = x.size().of(tokens_at_a_time(slices[0].dtype()));
-        let step = (tokens / frames).clamp(1, pixels);
+        // No more sequences than a GPU's grid has in its last dimension.
+        let step = (tokens / frames).clamp(1, pixels.min(65_535));
         for first in (0..pixels).step_by(step) {
             let count = step.min(pixels - first);
             let tokens = slices.iter().map(|slice| slice.narrow(1, first, count));

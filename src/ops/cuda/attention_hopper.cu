@@ -167,6 +167,7 @@ __device__ void store(const Attention<T> &attention, const float (&out)[32], con
         float weight = softmax.weight[row];
         weight += shuffle_xor(weight, 1);
         weight += shuffle_xor(weight, 2);
+        const float share = 1 / weight;
         const int token = first + row * 8;
         if (token >= attention.tokens) {
             continue;
@@ -176,7 +177,7 @@ __device__ void store(const Attention<T> &attention, const float (&out)[32], con
 #pragma unroll
         for (int n = 0; n < 8; n += 1) {
             const int i = n * 4 + row * 2;
-            to[n * 4] = pack<T>(out[i] / weight, out[i + 1] / weight);
+            to[n * 4] = pack<T>(out[i] * share, out[i + 1] * share);
         }
     }
 }
@@ -211,6 +212,10 @@ template <class T> __device__ void consume(Shared &shared, const Attention<T> &a
         hold(scores);
         done(shared.keys_done[next.number]);
         softmax.take(scores, attention.scale, rest);
+        // Never: but with a branch here ptxas cannot wait for the sums before it takes the exponentials.
+        if (softmax.weight[0] + softmax.weight[1] < 0) {
+            arrive(shared.queries_there);
+        }
         warpgroup_wait<0>();
         hold(out);
         hold(scores);

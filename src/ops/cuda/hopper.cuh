@@ -8,7 +8,7 @@ typedef unsigned long long u64;
 #ifndef EMULATED
 
 // A tensor of four dimensions, for copies of tiles of it. The host encodes it.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
     unsigned char opaque[128];
 };
 

@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Kernels: how they are compiled, kept and started.
+//!
+//! They are compiled at run time, so they can be changed without building: VENHANCE_KERNELS names a folder with
+//! files that are read in the place of those in the binary.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use candle_core::{
@@ -38,24 +44,48 @@ pub(super) struct Source {
     pub(super) hopper: bool,
 }
 
+static PORTABLE: AtomicBool = AtomicBool::new(false);
+
+/// Whether only kernels are to be used that run on every device: for benchmarks.
+pub fn use_portable_kernels(only: bool) {
+    PORTABLE.store(only, Ordering::Relaxed);
+}
+
 /// Whether a device has what came with sm_90a, and is no more on later ones.
 pub(super) fn is_hopper(device: &CudaDevice) -> Result<bool> {
-    Ok(device.cuda_stream().context().compute_capability().w()?.0 == 9)
+    let portable = PORTABLE.load(Ordering::Relaxed);
+    Ok(!portable && device.cuda_stream().context().compute_capability().w()?.0 == 9)
+}
+
+/// What a folder for trying kernels has in the place of a file.
+fn changed(name: &str) -> Option<String> {
+    let folder = std::env::var_os("VENHANCE_KERNELS")?;
+    std::fs::read_to_string(std::path::Path::new(&folder).join(name)).ok()
 }
 
 impl Source {
     /// For devices of this compute capability.
     fn compile(&self, (major, minor): (i32, i32)) -> Result<Ptx> {
-        let (wrappers, feature) = if self.hopper { (HOPPER, "a") } else { ("", "") };
+        let name = format!("{}.cu", self.name);
+        let mut texts = vec![("device.cuh", WRAPPERS)];
+        let mut feature = "";
+        if self.hopper {
+            texts.push(("hopper.cuh", HOPPER));
+            feature = "a";
+        }
+        texts.push((&name, self.text));
+        let texts = texts.into_iter();
+        let texts = texts.map(|(name, text)| changed(name).unwrap_or_else(|| text.into()));
+        let text = texts.collect::<String>();
         let options = CompileOptions {
-            name: Some(format!("{}.cu", self.name)),
+            name: Some(name),
             options: vec![
                 format!("--gpu-architecture=compute_{major}{minor}{feature}"),
                 "--std=c++17".into(),
             ],
             ..CompileOptions::default()
         };
-        compile_ptx_with_opts([WRAPPERS, wrappers, self.text].concat(), options).w()
+        compile_ptx_with_opts(text, options).w()
     }
 
     /// A kernel whose blocks have this much dynamic shared memory, in bytes.
@@ -66,6 +96,7 @@ impl Source {
         static FUNCTIONS: Known<(usize, String), CudaFunction> = Lazy::new(Mutex::default);
         let stream = device.cuda_stream();
         let context = stream.context();
+        context.bind_to_thread().w()?;
         let mut functions = FUNCTIONS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let key = (context.ordinal(), name);
         if let Some(function) = functions.get(&key) {

@@ -18,6 +18,7 @@ mod tiles;
 pub(super) use attention::{attention, has_kernel};
 pub use device::{Memory, memory, open};
 pub(super) use gate::geglu;
+pub use launch::use_portable_kernels;
 pub(super) use norm::{affine, group_affine, layer_norm, moments};
 pub(super) use product::{conv, linear, time_conv};
 pub use record::{Record, record};

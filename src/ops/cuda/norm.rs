@@ -14,8 +14,10 @@ pub(super) const SOURCE: Source =
 const KIND: &str = "norm";
 const THREADS: u32 = 256;
 
-/// Pixels that a block measures, about.
+/// Pixels that a block measures at least; what the blocks of a frame have measured is added up one by one, so
+/// there are not many.
 const PIXELS: usize = 256;
+const BLOCKS: usize = 512;
 
 /// Groups of a group norm: a warp each.
 const GROUPS: usize = 32;
@@ -28,7 +30,7 @@ fn bytes(tensors: &[&Tensor]) -> usize {
 pub(crate) fn moments(x: &Tensor) -> Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
     let (device, x) = (x.device().as_cuda_device()?, x.contiguous()?);
-    let blocks = (h * w).div_ceil(PIXELS);
+    let blocks = (h * w).div_ceil(PIXELS).min(BLOCKS);
     let suffix = suffix(x.dtype())?;
     let threads = threads(c, x.dtype());
     // Two sums for each number that a thread takes.

@@ -23,7 +23,7 @@ namespace {
 constexpr int ROW = 128;
 constexpr int PIXELS = 128;
 constexpr int STEP = 64;
-constexpr int STAGES = 3;
+constexpr int STAGES = 4;
 constexpr int ALIGNMENT = 1024;
 constexpr int CONSUMERS = 2;
 
@@ -188,7 +188,7 @@ template <class T, int OUTPUTS, int N>
 __device__ void store(const Rows<T, OUTPUTS> &rows, const Tiles &tiles, const Place &place,
                       const float (&sums)[OUTPUTS / N][N / 2]) {
     if (tiles.add != nullptr) {
-        rows.for_each(static_cast<const T *>(tiles.add), [](auto &here, auto &there) { here = there; });
+        rows.for_each(static_cast<const T *>(tiles.add), [](Vector<T> &here, Vector<T> &there) { here = there; });
         synchronise_warp();
     }
     const int lane = threadIdx.x % 32;
@@ -210,7 +210,7 @@ __device__ void store(const Rows<T, OUTPUTS> &rows, const Tiles &tiles, const Pl
         }
     }
     synchronise_warp();
-    rows.for_each(static_cast<const T *>(tiles.out), [](auto &here, auto &there) { there = here; });
+    rows.for_each(static_cast<const T *>(tiles.out), [](Vector<T> &here, Vector<T> &there) { there = here; });
 }
 
 template <class T, int OUTPUTS, int N> __device__ void run(const Tiles &tiles, const Sources &from) {

@@ -18,7 +18,7 @@ const PIXELS: usize = 128;
 /// Channels of a step, and their bytes.
 const STEP: usize = 64;
 const ROW: usize = STEP * 2;
-const STAGES: usize = 3;
+const STAGES: usize = 4;
 /// Rows of weights that are fetched at once.
 const MOST_ROWS: usize = 256;
 

@@ -37,6 +37,7 @@ impl TensorMap {
             DType::BF16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             other => candle_core::bail!("tiles of {other:?} are not fetched"),
         };
+        tensor.device().as_cuda_device()?.cuda_stream().context().bind_to_thread().w()?;
         let [c, x, y, _] = sizes;
         let sizes = sizes.map(|size| size as u64);
         let bytes = tensor.dtype().size_in_bytes();
