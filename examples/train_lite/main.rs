@@ -40,7 +40,8 @@ struct Args {
 }
 
 /// Steps of each part: the recipe.
-const RECIPE: [(&str, usize); 4] = [("x2", 14_000), ("x3", 5_000), ("x4", 5_000), ("flow", 13_000)];
+const RECIPE: [(&str, usize); 4] =
+    [("x2", 24_000), ("x3", 5_000), ("x4", 11_000), ("flow", 22_000)];
 
 fn main() -> Result<()> {
     let args = Args::parse();
