@@ -13,7 +13,9 @@ use crate::{networks::clip::frames_in_slice, wavefront::Slices};
 struct Scale {
     clip: usize,
     slice: usize,
-    tokens: usize,
+    frames: usize,
+    pixels: usize,
+    dtype: DType,
 }
 
 impl Scale {
@@ -22,8 +24,17 @@ impl Scale {
         Self {
             clip: frames * pixels * bytes,
             slice: frames_in_slice(h, w, Slices::default()).min(frames) * pixels * bytes,
-            tokens: (tokens_at_a_time(dtype) / frames).clamp(1, pixels) * frames * bytes,
+            frames,
+            pixels,
+            dtype,
         }
+    }
+
+    /// Bytes of a channel of the tokens that temporal attention takes at a time.
+    fn tokens(&self, width: usize) -> usize {
+        let tokens = tokens_at_a_time(self.dtype, width);
+        let pixels = (tokens / self.frames).clamp(1, self.pixels);
+        pixels * self.frames * self.dtype.size_in_bytes()
     }
 }
 
@@ -91,7 +102,7 @@ impl Walk<'_> {
     }
 
     fn temporal(&mut self, scale: Scale, channels: usize, inner: usize) {
-        self.touch(scale.tokens * (channels + 14 * inner));
+        self.touch(scale.tokens(inner) * (channels + 14 * inner));
     }
 
     fn stage(&mut self, level: usize, inputs: &[Input], attends: bool) -> usize {

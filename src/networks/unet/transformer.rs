@@ -11,12 +11,12 @@ use crate::{
 
 const EPSILON: f64 = 1e-6;
 
-/// Tokens that temporal attention works on at a time: in f32, as CPUs compute, what their caches hold; in a
-/// smaller type, as GPUs do, enough to keep one busy.
-pub(super) fn tokens_at_a_time(dtype: DType) -> usize {
+/// Tokens of `width` channels that temporal attention works on at a time: in f32, as CPUs compute, what their
+/// caches hold; in a smaller type, as GPUs do, enough to keep one busy.
+pub(super) fn tokens_at_a_time(dtype: DType, width: usize) -> usize {
     match dtype {
         DType::F32 => 1 << 13,
-        _ => 1 << 16,
+        _ => (20 << 20) / width,
     }
 }
 
@@ -166,6 +166,8 @@ fn tokens_of(x: &Tensor) -> Result<(usize, usize, usize)> {
 /// Attention of each pixel along the frames.
 #[derive(Debug)]
 pub(super) struct TemporalTransformer {
+    /// Channels of its tokens.
+    width: usize,
     norm: GroupNorm,
     proj_in: Linear,
     block: Block,
@@ -175,6 +177,7 @@ pub(super) struct TemporalTransformer {
 impl TemporalTransformer {
     pub(super) fn new(vb: VarBuilder, channels: usize, inner: usize, heads: usize) -> Result<Self> {
         Ok(Self {
+            width: inner,
             norm: layers::group_norm(vb.pp("norm"), channels, EPSILON)?,
             proj_in: layers::pointwise(vb.pp("proj_in"), channels, inner, 1)?,
             block: Block::new(vb.clone(), inner, inner, heads)?,
@@ -192,7 +195,7 @@ impl TemporalTransformer {
             .map(|slice| slice.reshape(tokens_of(slice)?))
             .collect::<Result<_>>()?;
         let (_, pixels, _) = slices[0].dims3()?;
-        let tokens = x.size().of(tokens_at_a_time(slices[0].dtype()));
+        let tokens = x.size().of(tokens_at_a_time(slices[0].dtype(), self.width));
         // No more sequences than a GPU's grid has in its last dimension.
         let step = (tokens / frames).clamp(1, pixels.min(65_535));
         for first in (0..pixels).step_by(step) {
