@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The full-size model on an NVIDIA GPU, with weights that are made there: is it right, how fast is it, what
-//! does it take? A line of JSON for each finding; without arguments, all parts.
+//! The full-size model on an NVIDIA GPU, with synthetic weights: is it right, how fast is it, what does it
+//! take? A line of JSON for each finding; without arguments, all parts.
 //!
 //! ```text
 //! cargo run --release --features cuda --example bench_gpu -- parity memory window vae clip

@@ -2,6 +2,8 @@
 //! The autoencoder of Stable Video Diffusion: frames to latents an eighth as large, one by one, and back,
 //! some frames together.
 
+use std::collections::BTreeMap;
+
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
@@ -27,16 +29,13 @@ const COLOURS: usize = 3;
 const ENCODER: DType = DType::F32;
 
 /// Bytes that weights with these names and shapes take, in an autoencoder whose decoder has them as `dtype`.
-pub fn weight_bytes<'a>(
-    weights: impl IntoIterator<Item = (&'a String, &'a Vec<usize>)>,
-    dtype: DType,
-) -> usize {
+pub fn weight_bytes(weights: &BTreeMap<String, Vec<usize>>, dtype: DType) -> usize {
     let bytes = |(name, shape): (&String, &Vec<usize>)| {
         let encodes = name.starts_with("encoder.") || name.starts_with("quant_conv.");
         let dtype = if encodes { ENCODER } else { dtype };
         shape.iter().product::<usize>() * dtype.size_in_bytes()
     };
-    weights.into_iter().map(bytes).sum()
+    weights.iter().map(bytes).sum()
 }
 
 /// What latents are multiplied by, so that they have about unit variance.

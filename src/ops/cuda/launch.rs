@@ -29,12 +29,11 @@ use super::record::{Work, timed};
 
 /// What all kernels are written with.
 const WRAPPERS: &str = include_str!("device.cuh");
-
-/// Shared memory that a block gets without being asked.
-const USUAL_SHARED: u32 = 48 << 10;
-
-/// And those for [`is_hopper`] alone.
+/// What those for Hopper are written with as well.
 const HOPPER: &str = include_str!("hopper.cuh");
+
+/// Shared memory that a block gets without being asked, in bytes.
+const USUAL_SHARED: u32 = 48 << 10;
 
 /// A file of kernels.
 pub(super) struct Source {

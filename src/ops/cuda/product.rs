@@ -137,11 +137,10 @@ pub(super) struct Operands<'a> {
 }
 
 impl Operands<'_> {
-    /// What is to be done for one output after the other.
-    pub(super) fn work(&self, product: &Product, outputs: usize) -> Work {
+    /// A product of every pixel with all weights.
+    pub(super) fn work(&self, product: &Product) -> Work {
         let pixels =
             product.frames as usize * product.out_height as usize * product.out_width as usize;
-        debug_assert!(self.weight.elem_count().is_multiple_of(outputs));
         Work::product(self.kind, 2 * pixels * self.weight.elem_count())
     }
 }
@@ -200,7 +199,7 @@ fn run(
             ..product
         };
         let grid = (rows.div_ceil(PIXELS) * outputs.div_ceil(variant.outputs), 1, 1);
-        kernel.launch(operands.work(&product, outputs), grid, variant.threads, [&product])?;
+        kernel.launch(operands.work(&product), grid, variant.threads, [&product])?;
         Ok(out)
     }
 }

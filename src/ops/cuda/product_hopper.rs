@@ -130,7 +130,7 @@ pub(super) fn run(
         };
         let grid = (outputs / block * across * down * frames, 1, 1);
         let [a, b, c, d, e] = &maps;
-        kernel.launch(operands.work(product, outputs), grid, 384, [&tiles, a, b, c, d, e])?;
+        kernel.launch(operands.work(product), grid, 384, [&tiles, a, b, c, d, e])?;
         Ok(out)
     }
 }
