@@ -942,12 +942,28 @@ fn a_file_that_is_of_no_format_is_an_error() {
         (&b""[..], "weights.pt"),
         (b"<html>403 Forbidden</html>", "weights.pt"),
         (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "old format"),
+        // With pickle_protocol=4.
+        (b"\x80\x04\x95\x0d\0\0\0\0\0\0\0\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "old format"),
     ] {
         let file = Torch(tempfile::tempdir().unwrap());
         fs::write(file.path(), bytes).unwrap();
         let error = file.refusal(&[("a", &[1])]);
         assert!(error.contains(text), "{error}");
     }
+}
+
+/// As the published autoencoder's, whose header has 46,208 = 0xB480 bytes.
+#[test]
+fn a_safetensors_file_may_begin_with_the_first_byte_of_a_pickle() {
+    let bytes = include_bytes!("fixtures/header_0x80.safetensors.bin");
+    assert_eq!(bytes[0], 0x80);
+    let file = Torch(tempfile::tempdir().unwrap());
+    fs::write(file.path(), bytes).unwrap();
+    let expected: Vec<f32> = bytes[bytes.len() - 24..]
+        .chunks_exact(4)
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+        .collect();
+    assert_eq!(file.read("a.weight", &[2, 3]), expected);
 }
 
 #[test]

@@ -26,6 +26,11 @@ use super::{
 };
 use crate::engine::{Cancel, Error};
 
+/// The number that begins a file of PyTorch before version 1.6, as pickled: after the protocol's version, and with
+/// newer protocols a frame's header. The first byte alone does not tell: a safetensors file begins with its header's
+/// length, which may be any.
+const OLD_TORCH_MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+
 /// What the name of a copy ends in.
 const COPY: &str = ".f16.safetensors";
 
@@ -86,13 +91,14 @@ impl Checkpoint {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<MmapedSafetensors> {
         let mut magic = Vec::new();
-        File::open(&self.path)?.take(4).read_to_end(&mut magic)?;
+        File::open(&self.path)?.take(32).read_to_end(&mut magic)?;
         match magic.as_slice() {
-            b"PK\x03\x04" => self.map_copy(needed, cancel, progress),
-            // A pickle: what PyTorch wrote before version 1.6.
-            [0x80, ..] => candle_core::bail!(
-                "this is a PyTorch file of the old format; load and save it with PyTorch 1.6 or newer"
-            ),
+            [b'P', b'K', 3, 4, ..] => self.map_copy(needed, cancel, progress),
+            magic if magic.windows(OLD_TORCH_MAGIC.len()).any(|bytes| bytes == OLD_TORCH_MAGIC) => {
+                candle_core::bail!(
+                    "this is a PyTorch file of the old format; load and save it with PyTorch 1.6 or newer"
+                )
+            }
             _ => {
                 let mapped = map(&self.path)?;
                 self.check(needed, keys_of(&mapped))?;
