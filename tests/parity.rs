@@ -315,6 +315,8 @@ fn every_fixture_is_met() {
             check(&name, &path, &mut report)
         } else if name.starts_with("tokenizer") && name.ends_with(".json") {
             tokenizer(&name, &path, &mut report)
+        } else if name.starts_with("schedules") && name.ends_with(".json") {
+            sampling::schedules(&name, &path, &mut report)
         } else if name.starts_with("geometry") && name.ends_with(".json") {
             sampling::geometry(&name, &path, &mut report)
         } else {

@@ -44,7 +44,7 @@ pub use noise::{Noise, Purpose, Seeded};
 pub use picture::{fit, frame, planes};
 pub use plan::{Plan, lookahead, resume_from};
 pub use sampler::{Sampler, Tail};
-pub use schedule::{START, Table, model_time, times};
+pub use schedule::{START, Table, times};
 pub use solver::{Evaluation, evaluations};
 pub use stage::{Batch, Frame, Recipe};
 pub use state::State;

@@ -20,6 +20,8 @@ const FAST_CHANGE: usize = 500;
 pub struct Table {
     sigmas: Vec<f32>,
     alphas: Vec<f32>,
+    /// log(σ/α), from small to large.
+    log_s: Vec<f32>,
 }
 
 impl Default for Table {
@@ -36,8 +38,16 @@ impl Default for Table {
         });
         let sigmas: Vec<f32> = sigmas.collect();
         let alphas = sigmas.iter().map(|sigma| (1.0 - sigma * sigma).sqrt()).collect();
-        Self { sigmas, alphas }
+        let log_s = |sigma: &f32| ln((sigma * sigma / (1.0 - sigma * sigma)).sqrt());
+        let log_s = sigmas.iter().map(log_s).collect();
+        Self { sigmas, alphas, log_s }
     }
+}
+
+/// The logarithm, rounded correctly. f32 functions of libraries differ in the last place, by which a time half-way
+/// between two whole ones falls to either.
+fn ln(x: f32) -> f32 {
+    f64::from(x).ln() as f32
 }
 
 /// From 1 down to 0, from both ends.
@@ -69,40 +79,44 @@ impl Table {
         (x * alpha)? + (noise * sigma)?
     }
 
-    /// s = σ/α at a time between two entries: linear in its logarithm.
-    pub fn s(&self, t: f64) -> f64 {
-        let log = |t: usize| {
-            let square = self.sigmas[t] * self.sigmas[t];
-            f64::from((square / (1.0 - square)).sqrt().ln())
-        };
-        let (low, share) = (t.floor(), t.fract());
-        let (low, high) = (low as usize, t.ceil() as usize);
-        ((1.0 - share) * log(low) + share * log(high)).exp()
+    /// s = σ/α at a time, interpolated linearly in log s between two whole times. In f32, operation for operation as in
+    /// the reference.
+    pub fn s(&self, t: f32) -> f32 {
+        let (low, high, w) = (t.floor() as usize, t.ceil() as usize, t.fract());
+        let log_s = (1.0 - w) * self.log_s[low] + w * self.log_s[high];
+        f64::from(log_s).exp() as f32
+    }
+
+    /// The whole time that the network is given at s: the inverse of [`s`](Self::s), rounded to the nearest, ties to
+    /// even. In f32 as in the reference, so that a time half-way between two whole ones falls to the same side.
+    pub fn model_time(&self, s: f32) -> usize {
+        let log_s = ln(s);
+        let above = self.log_s.partition_point(|&entry| entry <= log_s);
+        let low = above.saturating_sub(1).min(TIMES - 2);
+        let w = (self.log_s[low] - log_s) / (self.log_s[low] - self.log_s[low + 1]);
+        let w = w.clamp(0.0, 1.0);
+        ((1.0 - w) * low as f32 + w * (low + 1) as f32).round_ties_even() as usize
     }
 }
 
-/// The times at which the network is asked, in order; then comes the end, without noise. They are
-/// fractions: the network is told [`model_time`].
-pub fn times(solver: Solver, steps: u32) -> Vec<f64> {
-    let steps = steps.max(1) as usize;
-    match solver {
-        // From each, the last time above 0 is left out.
-        Solver::Normal => trailing(START, 0, steps + 1, steps),
-        Solver::Heun => trailing(START, 0, steps, steps),
-        Solver::Fast => {
-            let long = trailing(START, FAST_CHANGE, 4, 4);
-            long.into_iter().chain(trailing(FAST_CHANGE, 0, 11, 10)).collect()
-        }
-    }
+/// The times of the steps, in order, with fractions; after the last, the sample has no noise.
+pub fn times(solver: Solver, steps: u32) -> Vec<f32> {
+    let steps = steps.max(1);
+    let mut times = match solver {
+        Solver::Normal => trailing(START, 0, steps + 1),
+        Solver::Heun => return trailing(START, 0, steps),
+        Solver::Fast => [trailing(START, FAST_CHANGE, 4), trailing(FAST_CHANGE, 0, 11)].concat(),
+    };
+    // DPM-Solver++ leaves out the last step before the end.
+    times.pop();
+    times
 }
 
-/// The first `count` of `n` times from `most` down, spaced so that one more would be below `least`.
-fn trailing(most: usize, least: usize, n: usize, count: usize) -> Vec<f64> {
-    // Multiplied first: times halfway between two whole ones must come out exact.
-    (0..count).map(|i| most as f64 - (i * (most - least + 1)) as f64 / n as f64).collect()
-}
-
-/// What the network is told of a time: the nearest whole one, ties to even.
-pub fn model_time(t: f64) -> usize {
-    t.round_ties_even() as usize
+/// Times from `most` down to `least` in steps of (most − least + 1)/n: n of them, or one more where the step is rounded
+/// down.
+fn trailing(most: usize, least: usize, n: u32) -> Vec<f32> {
+    let (most, least) = (most as f64, least as f64);
+    let step = (most - least + 1.0) / f64::from(n);
+    let count = ((most - least + 1.0) / step).ceil() as usize;
+    (0..count).map(|i| (most - i as f64 * step).clamp(least, most) as f32).collect()
 }

@@ -8,7 +8,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::schedule::{Table, model_time, times};
+use super::schedule::{Table, times};
 use crate::engine::Solver;
 
 /// What is kept of a frame for the next evaluation.
@@ -132,10 +132,10 @@ impl Evaluation {
 
 /// The s that x starts with, and all evaluations of a solver, in order: at least one.
 pub fn evaluations(table: &Table, solver: Solver, steps: u32) -> (f64, Vec<Evaluation>) {
-    let times = times(solver, steps);
-    let sigmas: Vec<f64> = times.iter().map(|&t| table.s(t)).collect();
+    let s: Vec<f32> = times(solver, steps).into_iter().map(|t| table.s(t)).collect();
+    let sigmas: Vec<f64> = s.iter().copied().map(f64::from).collect();
     let evaluation = |step: usize, at: usize, update| {
-        let time = model_time(times[at]);
+        let time = table.model_time(s[at]);
         let (alpha, sigma) = table.at(time);
         let input = 1.0 / (1.0 + sigmas[at] * sigmas[at]).sqrt();
         Evaluation { step, time, input, alpha, sigma, update }

@@ -19,7 +19,7 @@ use gstvenhance::{
     wavefront::{
         Batch, Canvas, Check, Conditions, Decode, Denoiser, Frame, Guidance, Mode, Models, Noise,
         Purpose, Recipe, Sampler, Settings, Stream, Table, Tail, Velocities, Windows, cross_fade,
-        evaluations, mask, model_time, tile_weights, times,
+        evaluations, mask, tile_weights, times,
     },
     weights::synth,
 };
@@ -206,12 +206,11 @@ pub fn diffusion(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<
     let timesteps = fixture.json("timesteps")?;
     for (schedule_name, theirs) in timesteps.as_object().ok_or("no schedules")? {
         let (solver, steps) = schedule(schedule_name)?;
-        let times = times(solver, steps);
-        let same = times.iter().map(|&t| model_time(t)).collect::<Vec<_>>() == usizes_of(theirs)?;
+        let s: Vec<_> = times(solver, steps).iter().map(|&t| table.s(t)).collect();
+        let same = s.iter().map(|&s| table.model_time(s)).collect::<Vec<_>>() == usizes_of(theirs)?;
         let what = format!("{name} times of {schedule_name}");
         report.error(&what, if same { 0.0 } else { 1.0 }, 0.0);
-        let sigmas = times.iter().map(|&t| table.s(t) as f32).chain([0.0]);
-        let sigmas = Tensor::new(sigmas.collect::<Vec<_>>(), device)?;
+        let sigmas = Tensor::new([&s[..], &[0.0]].concat(), device)?;
         let theirs = fixture.tensor(&format!("sched.{schedule_name}.sigmas"))?;
         report.tensor(&format!("{name} s of {schedule_name}"), &sigmas, theirs, 1e-5)?;
     }
@@ -226,6 +225,36 @@ pub fn diffusion(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<
         }
     }
     Ok(())
+}
+
+/// Every schedule that a user can ask for: the times exactly, s to the precision of the σ table.
+pub fn schedules(name: &str, path: &Path, report: &mut Report) -> Outcome<()> {
+    let all: serde_json::Value = serde_json::from_slice(&std::fs::read(path)?)?;
+    let table = Table::default();
+    let mut check = |what: String, solver, steps, theirs: &serde_json::Value| -> Outcome<()> {
+        let (_, evaluations) = evaluations(&table, solver, steps);
+        let mut seen = Vec::new();
+        for evaluation in &evaluations {
+            // The second evaluation of a Heun step is at the time of the next step's first.
+            if solver != Solver::Heun || evaluation.step == seen.len() {
+                seen.push(evaluation.time);
+            }
+        }
+        let same = seen == usizes_of(&theirs["times"])?;
+        report.error(&format!("{name} times of {what}"), if same { 0.0 } else { 1.0 }, 0.0);
+        let theirs: Vec<f32> = serde_json::from_value(theirs["s"].clone())?;
+        let s = times(solver, steps).into_iter().map(|t| table.s(t)).chain([0.0]);
+        let s = Tensor::new(s.collect::<Vec<_>>(), &Device::Cpu)?;
+        let theirs = Tensor::new(theirs, &Device::Cpu)?;
+        report.tensor(&format!("{name} s of {what}"), &s, &theirs, 1e-5)
+    };
+    for (solver_name, solver) in [("normal", Solver::Normal), ("heun", Solver::Heun)] {
+        for steps in 1..=100 {
+            let theirs = &all[solver_name][steps.to_string()];
+            check(format!("{solver_name} {steps}"), solver, steps, theirs)?;
+        }
+    }
+    check("fast".into(), Solver::Fast, 15, &all["fast"])
 }
 
 pub fn blending(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<()> {
