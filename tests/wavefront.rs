@@ -461,6 +461,9 @@ struct Faulty {
     /// The time of that evaluation.
     time: f64,
     fault: fn(Tensor, Mode, Check) -> Result<Tensor>,
+    /// Evaluations of that step in the usual type.
+    usual: AtomicUsize,
+    /// All evaluations in the wide type.
     wide: AtomicUsize,
 }
 
@@ -468,7 +471,7 @@ impl Faulty {
     fn new(step: usize, fault: fn(Tensor, Mode, Check) -> Result<Tensor>) -> Arc<Self> {
         let (_, evaluations) = evaluations(&Table::default(), Solver::Fast, 15);
         let time = evaluations[step].time as f64;
-        Arc::new(Self { time, fault, wide: AtomicUsize::new(0) })
+        Arc::new(Self { time, fault, usual: AtomicUsize::new(0), wide: AtomicUsize::new(0) })
     }
 
     fn run(self: &Arc<Self>, devices: usize) -> (Arc<Record>, std::result::Result<(), Error>) {
@@ -500,9 +503,14 @@ impl Denoiser for Faulty {
         mode: Mode,
         check: Check,
     ) -> Result<Velocities> {
-        self.wide.fetch_add(usize::from(mode.precision == Precision::Wide), Ordering::Relaxed);
         let mut velocities = ToyDenoiser.velocities(x, conditions, guided, mode, check)?;
+        if mode.precision == Precision::Wide {
+            self.wide.fetch_add(1, Ordering::Relaxed);
+        }
         if conditions.t == self.time {
+            if mode.precision == Precision::Usual {
+                self.usual.fetch_add(1, Ordering::Relaxed);
+            }
             velocities.conditional = (self.fault)(velocities.conditional, mode, check)?;
         }
         Ok(velocities)
@@ -518,7 +526,7 @@ fn infinite(x: Tensor) -> Result<Tensor> {
 }
 
 #[test]
-fn what_is_not_finite_is_computed_again_in_a_wider_type() {
+fn a_step_that_overflows_is_computed_in_the_wide_type_from_then_on() {
     for devices in [1, 5] {
         let faulty = Faulty::new(6, |x, mode, _| match mode.precision {
             Precision::Usual => infinite(x),
@@ -526,9 +534,10 @@ fn what_is_not_finite_is_computed_again_in_a_wider_type() {
         });
         let (sink, result) = faulty.run(devices);
         result.unwrap();
-        // 118 frames: once for each of seven windows.
+        // 118 frames: seven windows, of which only the first is tried in the usual type.
         let windows = Windows::of_clip(2).all(118).len();
         assert_eq!(faulty.wide.load(Ordering::Relaxed), windows);
+        assert_eq!(faulty.usual.load(Ordering::Relaxed), 1);
         let keys = keys(40, format(2, false));
         let settings = settings(Solver::Fast, 15);
         let expected = whole(&keys, &settings, format(2, false), &Seeded(1));

@@ -84,17 +84,20 @@ impl Control {
         }
     }
 
-    /// Runs a network and reports it. What is not finite is computed once more, with the wide type.
+    /// Runs a network and reports it, in the precision that is given. What is not finite is computed once more with the
+    /// wide type, and so is from then on all that is run with the same `precision`: a step whose values leave the range
+    /// of f16 in one window does so in the next.
     pub(super) fn evaluate<const N: usize>(
         &self,
         what: impl Display,
+        precision: &Cell<Precision>,
         run: impl Fn(Mode, Check) -> candle_core::Result<[Tensor; N]>,
     ) -> Result<[Tensor; N], Error> {
         let check = || self.check().map_err(candle_core::Error::wrap);
-        for precision in [Precision::Usual, Precision::Wide] {
+        loop {
             let start = Instant::now();
             let (tensors, finite) = self.in_slices(&what, |slices| {
-                let tensors = run(Mode { precision, slices }, &check)?;
+                let tensors = run(Mode { precision: precision.get(), slices }, &check)?;
                 let finite = are_finite(&tensors)?;
                 Ok((tensors, finite))
             })?;
@@ -102,8 +105,10 @@ impl Control {
                 self.sink.progress(Progress { unit: what.to_string(), took: start.elapsed() });
                 return Ok(tensors);
             }
+            if precision.replace(Precision::Wide) == Precision::Wide {
+                return Err(Error::NotFinite { what: what.to_string() });
+            }
         }
-        Err(Error::NotFinite { what: what.to_string() })
     }
 }
 

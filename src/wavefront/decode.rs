@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Latents to frames, as they come: in windows of a few frames, each in tiles.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 use candle_core::Tensor;
 
 use super::{
     control::Control,
-    model::Autoencoder,
+    model::{Autoencoder, Precision},
     tiles::Tiles,
     windows::{Sliding, Windows},
 };
@@ -23,6 +23,7 @@ pub struct Decode {
     autoencoder: Arc<dyn Autoencoder>,
     tiles: Tiles,
     frames: Sliding<Latents>,
+    precision: Cell<Precision>,
     control: Control,
 }
 
@@ -42,7 +43,8 @@ impl Decode {
         frames: Sliding<Latents>,
         control: Control,
     ) -> Self {
-        Self { autoencoder, tiles: Tiles::to_decode(latent), frames, control }
+        let tiles = Tiles::to_decode(latent);
+        Self { autoencoder, tiles, frames, precision: Cell::default(), control }
     }
 
     pub(super) fn held(&self) -> &Sliding<Latents> {
@@ -67,7 +69,7 @@ impl Decode {
             let what = format!("decoding window {number}");
             let items = || self.frames.items().iter().take(window.len());
             let decoded = loop {
-                let decoded = self.control.evaluate(&what, |mode, check| {
+                let decoded = self.control.evaluate(&what, &self.precision, |mode, check| {
                     let latents: Vec<_> = items().map(|(latents, _)| latents).collect();
                     let latents = Tensor::cat(&latents, 2)?.squeeze(0)?.transpose(0, 1)?;
                     Ok([self.tiles.decode(&latents, &*self.autoencoder, mode, check)?])

@@ -2,14 +2,14 @@
 //! Key frames to the latents that sampling starts from: those of each output frame that shows a key
 //! frame, with noise of its own.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 use candle_core::{Result, Tensor};
 
 use super::{
     control::Control,
     geometry::Canvas,
-    model::{Autoencoder, Encoded},
+    model::{Autoencoder, Encoded, Precision},
     noise::{Noise, Purpose},
     picture,
     schedule::{START, Table},
@@ -67,6 +67,7 @@ pub(super) struct Intake {
     /// Key frames so far.
     keys: usize,
     previous: Option<Key>,
+    precision: Cell<Precision>,
     control: Control,
 }
 
@@ -78,7 +79,8 @@ impl Intake {
         control: Control,
     ) -> Self {
         let tiles = Tiles::to_encode(rules.canvas.latent());
-        Self { autoencoder, tiles, rules, keys, previous, control }
+        let precision = Cell::default();
+        Self { autoencoder, tiles, rules, keys, previous, precision, control }
     }
 
     /// Key frames so far, and the last.
@@ -104,7 +106,7 @@ impl Intake {
         let what = format!("key frame {number}");
         let image = self.control.attempt(&what, picture::fit(planes, &self.rules.canvas))?;
         let encoded = loop {
-            let encoded = self.control.evaluate(&what, |mode, check| {
+            let encoded = self.control.evaluate(&what, &self.precision, |mode, check| {
                 let encoded = self.tiles.encode(&image, &*self.autoencoder, mode, check)?;
                 Ok([encoded.mean, encoded.deviation])
             });

@@ -2,7 +2,7 @@
 //! One evaluation of the network, for window after window: the frames that wait for it go in, and leave
 //! one evaluation further.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 use candle_core::{Device, Tensor};
 
@@ -10,12 +10,12 @@ use super::{
     control::Control,
     geometry::mask,
     guidance::Guidance,
-    model::{Conditions, Denoiser},
+    model::{Conditions, Denoiser, Precision},
     noise::{Noise, Purpose},
     solver::Evaluation,
     windows::Sliding,
 };
-use crate::engine::Error;
+use crate::{engine::Error, ops};
 
 /// A frame on its way through the evaluations.
 #[derive(Debug, Clone)]
@@ -43,10 +43,10 @@ impl Frame {
 
     fn to_device(&self, device: &Device) -> candle_core::Result<Self> {
         let moved = |tensor: &Option<Tensor>| {
-            tensor.as_ref().map(|tensor| tensor.to_device(device)).transpose()
+            tensor.as_ref().map(|tensor| ops::to_device(tensor, device)).transpose()
         };
         Ok(Self {
-            x: self.x.to_device(device)?,
+            x: ops::to_device(&self.x, device)?,
             memory: moved(&self.memory)?,
             hint: moved(&self.hint)?,
             alpha: self.alpha.clone(),
@@ -83,6 +83,8 @@ pub struct Recipe {
 #[derive(Debug)]
 pub(super) struct Stage {
     evaluation: Evaluation,
+    /// In which the step's values have a range, as far as is known.
+    precision: Cell<Precision>,
     frames: Sliding<Frame>,
     ordinary: usize,
     ended: bool,
@@ -90,7 +92,7 @@ pub(super) struct Stage {
 
 impl Stage {
     pub(super) fn new(evaluation: Evaluation, frames: Sliding<Frame>, ordinary: usize) -> Self {
-        Self { evaluation, frames, ordinary, ended: false }
+        Self { evaluation, precision: Cell::default(), frames, ordinary, ended: false }
     }
 
     /// What it holds, and how many windows are sure not to be the last.
@@ -147,7 +149,7 @@ impl Stage {
         let mut mask = mask(self.frames.first(), count, recipe.made);
         let skipped = mask.iter().flatten().next().copied().unwrap_or(0);
         mask.iter_mut().flatten().for_each(|key| *key -= skipped);
-        let [d] = control.evaluate(what, |mode, check| {
+        let [d] = control.evaluate(what, &self.precision, |mode, check| {
             let x = Tensor::cat(&frames().map(|frame| &frame.x).collect::<Vec<_>>(), 2)?;
             let hint: Vec<_> = frames().filter_map(|frame| frame.hint.as_ref()).collect();
             let conditions = Conditions {
