@@ -15,7 +15,7 @@ use super::{
     residual::{Residual, TemporalResidual},
 };
 use crate::{
-    ops::{Conv2d, GroupNorm, Linear, Moments, Queue, Shape, TimeConv, attention},
+    ops::{self, Conv2d, GroupNorm, Linear, Moments, Queue, Shape, TimeConv, attention},
     wavefront::{Autoencoder, Encoded, Mode, Precision, Slices},
 };
 
@@ -357,7 +357,7 @@ impl Vae {
     }
 
     fn channels_last(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
-        let x = x.to_device(&self.device)?.to_dtype(dtype)?;
+        let x = ops::to_device(x, &self.device)?.to_dtype(dtype)?;
         x.permute((0, 2, 3, 1))?.contiguous()
     }
 }

@@ -10,6 +10,7 @@ use super::cuda;
 use super::host::{Host, tensor};
 use super::linear::start;
 use super::matrix::{Matrix, Threads, add_product, add_scaled_product};
+use super::weight::Weight;
 
 /// Rows of a matrix that a thread works on at a time: enough to make up for packing the weights, few
 /// enough to stay in its cache.
@@ -93,7 +94,7 @@ impl Shape {
 #[derive(Debug, Clone)]
 pub struct Conv2d {
     /// [out, in, 3, 3]; on a GPU [out, 3, 3, in].
-    weight: Tensor,
+    weight: Weight,
     /// \[out\].
     bias: Tensor,
     inputs: usize,
@@ -120,7 +121,7 @@ impl Conv2d {
     /// On another shape.
     pub fn new(weight: Tensor, bias: Tensor, shape: Shape) -> Result<Self> {
         let (outputs, inputs, _, _) = weight.dims4()?;
-        Ok(Self { weight: for_device(weight)?, bias, inputs, outputs, shape })
+        Ok(Self { weight: Weight::new(for_device(weight)?), bias, inputs, outputs, shape })
     }
 
     /// Convolves frames of [n, h, w, c], whose channels are given in one or more parts, and adds `shift`
@@ -143,7 +144,8 @@ impl Conv2d {
         super::count(n * out_h * out_w, self.outputs, 9 * self.inputs);
         #[cfg(feature = "cuda")]
         if parts[0].device().is_cuda() {
-            return cuda::conv(parts, &self.weight, &bias, add, &self.shape);
+            let weight = self.weight.to_dtype(parts[0].dtype())?;
+            return cuda::conv(parts, &weight, &bias, add, &self.shape);
         }
         self.on_cpu(parts, &bias, add)
     }
@@ -152,7 +154,7 @@ impl Conv2d {
         let (n, h, w, _) = parts[0].dims4()?;
         let (out, total) = (self.outputs, self.inputs);
         let (out_h, out_w) = self.shape.output((h, w));
-        let weight = Host::new(&self.weight)?;
+        let weight = Host::new(&self.weight.tensor)?;
         let weight = weight.values()?;
         let hosts = parts.iter().map(|part| Host::new(part)).collect::<Result<Vec<_>>>()?;
         let inputs = hosts.iter().map(Host::values).collect::<Result<Vec<_>>>()?;
@@ -208,7 +210,7 @@ impl Conv2d {
 #[derive(Debug, Clone)]
 pub struct TimeConv {
     /// [out, in, 3]; on a GPU [out, 3, in].
-    weight: Tensor,
+    weight: Weight,
     /// \[out\].
     bias: Tensor,
     inputs: usize,
@@ -223,7 +225,7 @@ impl TimeConv {
     /// On another shape.
     pub fn new(weight: Tensor, bias: &Tensor, scale: f64) -> Result<Self> {
         let (outputs, inputs, ..) = weight.dims5()?;
-        let weight = for_device(weight.squeeze(4)?.squeeze(3)?)?;
+        let weight = Weight::new(for_device(weight.squeeze(4)?.squeeze(3)?)?);
         Ok(Self { weight, bias: (bias * scale)?, inputs, outputs, scale })
     }
 
@@ -248,7 +250,8 @@ impl TimeConv {
         let around = [before.as_ref(), after.as_ref()];
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
-            return cuda::time_conv(around, x, &self.weight, &self.bias, add, self.scale);
+            let weight = self.weight.to_dtype(x.dtype())?;
+            return cuda::time_conv(around, x, &weight, &self.bias, add, self.scale);
         }
         self.on_cpu(around, x, add)
     }
@@ -264,7 +267,7 @@ impl TimeConv {
         if c != total {
             candle_core::bail!("a convolution of {total} channels got {c}");
         }
-        let weight = Host::new(&self.weight)?;
+        let weight = Host::new(&self.weight.tensor)?;
         let weight = weight.values()?;
         let mut values = start(n * h * w, out, Some(&self.bias), add)?;
         let mut tap = |tap: usize, frames: &Tensor, first: usize, count: usize| {
@@ -314,7 +317,7 @@ mod tests {
         }
         x = x.narrow(2, crop, x.dim(2)? - 2 * crop)?;
         x = x.pad_with_zeros(2, top, bottom)?.pad_with_zeros(3, left, right)?;
-        let y = x.conv2d(&conv.weight, 0, stride, 1, 1)?.permute((0, 2, 3, 1))?;
+        let y = x.conv2d(&conv.weight.tensor, 0, stride, 1, 1)?.permute((0, 2, 3, 1))?;
         let y = y.broadcast_add(&bias.reshape(((), 1, 1, conv.outputs))?)?;
         add.map_or(Ok(y.clone()), |add| y + add)
     }
@@ -333,7 +336,7 @@ mod tests {
         let bias = conv.bias.broadcast_as((n, h, w, conv.outputs))?.contiguous()?;
         let mut sum = add.map_or(Ok(bias.clone()), |add| bias + add)?;
         for tap in 0..3 {
-            let weight = conv.weight.narrow(D::Minus1, tap, 1)?.squeeze(D::Minus1)?.t()?;
+            let weight = conv.weight.tensor.narrow(D::Minus1, tap, 1)?.squeeze(D::Minus1)?.t()?;
             let frames = around.narrow(0, tap, n)?.reshape((n * h * w, c))?;
             let product = (frames.matmul(&weight.contiguous()?)? * conv.scale)?;
             sum = (sum + product.reshape((n, h, w, conv.outputs))?)?;

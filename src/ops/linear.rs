@@ -9,30 +9,27 @@ use super::cuda;
 use super::host::{Host, tensor};
 use super::math;
 use super::matrix::{Matrix, Threads, add_product};
+use super::weight::Weight;
 
 /// A linear layer over the last dimension.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// [out, in].
-    weight: Tensor,
+    weight: Weight,
     /// \[out\].
     bias: Option<Tensor>,
 }
 
 impl Linear {
-    /// `weight` is [out, in], or a convolution's of kernel 1 with as many more dimensions; `bias` \[out\].
+    /// `weight` is [out, in], or that of a convolution with kernel size 1, [out, in, 1, ..]; `bias` is \[out\].
     ///
     /// # Errors
-    /// If the weight has no two dimensions.
+    /// If the weight has another shape.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        let (rows, columns) = (weight.dim(0)?, weight.dim(1)?);
-        // A view: weights are not copied.
-        let mut matrix = weight;
-        while matrix.rank() > 2 {
-            matrix = matrix.squeeze(2)?;
-        }
-        debug_assert_eq!(matrix.dims(), [rows, columns]);
-        Ok(Self { weight: matrix, bias })
+        let (out, inputs) = (weight.dim(0)?, weight.dim(1)?);
+        // A view, since weights are contiguous.
+        let matrix = weight.reshape((out, inputs))?;
+        Ok(Self { weight: Weight::new(matrix), bias })
     }
 
     /// Applies the layer to x of [.., in], whose last dimension is given in one or more parts, and adds
@@ -41,24 +38,25 @@ impl Linear {
     /// # Errors
     /// On shapes that do not fit.
     pub fn forward(&self, parts: &[&Tensor], add: Option<&Tensor>) -> Result<Tensor> {
-        let (out, total) = self.weight.dims2()?;
+        let (out, total) = self.weight.tensor.dims2()?;
         super::count(parts[0].elem_count() / parts[0].dim(D::Minus1)?, out, total);
         #[cfg(feature = "cuda")]
         if parts[0].device().is_cuda() {
-            return cuda::linear(parts, &self.weight, self.bias.as_ref(), add);
+            let weight = self.weight.to_dtype(parts[0].dtype())?;
+            return cuda::linear(parts, &weight, self.bias.as_ref(), add);
         }
         self.on_cpu(parts, add)
     }
 
     fn on_cpu(&self, parts: &[&Tensor], add: Option<&Tensor>) -> Result<Tensor> {
-        let (out, total) = self.weight.dims2()?;
+        let (out, total) = self.weight.tensor.dims2()?;
         let mut shape = parts[0].dims().to_vec();
         let rows = parts[0].elem_count() / shape[shape.len() - 1];
         if let Some(last) = shape.last_mut() {
             *last = out;
         }
         let mut values = start(rows, out, self.bias.as_ref(), add)?;
-        let weight = Host::new(&self.weight)?;
+        let weight = Host::new(&self.weight.tensor)?;
         let weight = weight.values()?;
         let mut first = 0;
         for part in parts {
@@ -187,6 +185,13 @@ mod tests {
 
     use super::*;
     use crate::ops::tests::{assert_same, numbers};
+
+    #[test]
+    fn a_weight_with_a_larger_kernel_is_refused() -> Result<()> {
+        let error = Linear::new(numbers(&[8, 7, 3])?, None).unwrap_err().to_string();
+        assert!(error.contains("Shape mismatch"), "{error}");
+        Ok(())
+    }
 
     #[test]
     fn a_linear_layer_is_that_of_candle() -> Result<()> {

@@ -18,6 +18,7 @@ mod matrix;
 mod norm;
 mod queue;
 mod trained;
+mod weight;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -44,6 +45,24 @@ pub use linear::{LayerNorm, Linear, geglu, gelu};
 pub use norm::{Affine, GroupNorm, Moments};
 pub use queue::Queue;
 pub use trained::{chain_layers, trained_chain};
+
+/// Copies a tensor to a device; a tensor that is there already is shared.
+///
+/// Between two CUDA devices the copy waits for what writes the tensor, and memory of the tensor is not used again before
+/// the copy has ended: `Tensor::to_device` alone promises neither, since each device has a stream of its own.
+///
+/// # Errors
+/// If the device has no memory, or a driver refuses.
+pub fn to_device(
+    x: &candle_core::Tensor,
+    device: &candle_core::Device,
+) -> candle_core::Result<candle_core::Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() && device.is_cuda() && !x.device().same_device(device) {
+        return cuda::copy_between(x, device);
+    }
+    x.to_device(device)
+}
 
 /// The CUDA device of this number, the same one for all who ask: tensors of two would not meet.
 ///

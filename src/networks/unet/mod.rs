@@ -26,7 +26,7 @@ use self::{
 };
 use super::{Check, clip::Clip, layers};
 use crate::{
-    ops::{Conv2d, GroupNorm, Linear, Queue, Shape},
+    ops::{self, Conv2d, GroupNorm, Linear, Queue, Shape},
     wavefront::{Conditions, Mode, Precision},
 };
 
@@ -157,7 +157,7 @@ impl Denoiser {
     /// # Errors
     /// On tokens of another width.
     pub fn context(&self, tokens: &Tensor) -> Result<Context> {
-        let tokens = tokens.to_device(&self.device)?.to_dtype(self.dtype)?;
+        let tokens = ops::to_device(tokens, &self.device)?.to_dtype(self.dtype)?;
         let decoder = self.decoder.iter().filter_map(|(stage, _)| stage.prompted());
         let layers = self.encoder.prompted().chain(decoder).chain(self.control.prompted());
         Ok(Context(layers.map(|layer| layer.context(&tokens)).collect::<Result<_>>()?))
@@ -256,6 +256,6 @@ impl Denoiser {
     /// [1, c, f, h, w] → [f, h, w, c], as the network takes it.
     fn channels_last(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
         let x = x.squeeze(0)?.permute((1, 2, 3, 0))?.contiguous()?;
-        x.to_device(&self.device)?.to_dtype(dtype)
+        ops::to_device(&x, &self.device)?.to_dtype(dtype)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, sync::Mutex};
 
-use candle_core::{Device, Result, cuda::WrapErr};
+use candle_core::{Device, Result, Tensor, cuda::WrapErr};
 use cudarc::driver::{CudaContext, result, sys};
 use once_cell::sync::Lazy;
 
@@ -41,6 +41,28 @@ fn keep_memory(context: &CudaContext) -> std::result::Result<(), cudarc::driver:
         let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         result::mem_pool::set_attribute(pool, threshold, (&raw mut most).cast())
     }
+}
+
+/// Copies a tensor to another CUDA device.
+pub(crate) fn copy_between(x: &Tensor, device: &Device) -> Result<Tensor> {
+    let from = x.device().as_cuda_device()?.cuda_stream();
+    let to = device.as_cuda_device()?.cuda_stream();
+    // The copy is on the stream of `to`: it waits for the kernels that write x on that of `from`.
+    to.join(&from).w()?;
+    let copy = x.to_device(device)?;
+    // x is freed on the stream of `from`: later work there, which may get its memory, waits for the copy.
+    from.join(&to).w()?;
+    Ok(copy)
+}
+
+/// Memory that [`has_room`] leaves free: the peak of the longest window's evaluation at full size.
+const EVALUATION: u64 = 12 << 30;
+
+/// Whether a device has memory for something that only saves time.
+pub(crate) fn has_room(device: &Device, bytes: usize) -> Result<bool> {
+    let context = device.as_cuda_device()?.cuda_stream().context().clone();
+    let (free, _) = context.mem_get_info().w()?;
+    Ok(free as u64 >= EVALUATION + bytes as u64)
 }
 
 /// Bytes that this process's tensors take on a device.

@@ -17,6 +17,7 @@ mod tiles;
 
 pub(super) use attention::{attention, has_kernel};
 pub use device::{Memory, memory, open};
+pub(super) use device::{copy_between, has_room};
 pub(super) use gate::geglu;
 pub use launch::use_portable_kernels;
 pub(super) use norm::{affine, group_affine, layer_norm, moments};

@@ -58,14 +58,18 @@ pub(super) fn timed(
     work: Work,
     launch: impl FnOnce() -> std::result::Result<(), DriverError>,
 ) -> std::result::Result<(), DriverError> {
-    let mut launches = launches();
-    let Some(launches) = launches.as_mut() else {
+    // The lock is not held while launching: a driver whose queue is full lets a launch wait, and launches of other devices
+    // would wait with it.
+    if launches().is_none() {
         return launch();
-    };
+    }
     let event = || stream.record_event(Some(CU_EVENT_DEFAULT));
     let before = event()?;
     launch()?;
-    launches.push((work, before, event()?));
+    let after = event()?;
+    if let Some(launches) = launches().as_mut() {
+        launches.push((work, before, after));
+    }
     Ok(())
 }
 
