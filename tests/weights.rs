@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Weights: what a hub does wrong never becomes a file, and files give the numbers that are in them or an
-//! error.
+//! Weights: downloads from a fake hub with all its failures, the cache, model folders, and PyTorch files.
 
 #[path = "common/hub.rs"]
 mod hub;
@@ -31,7 +30,7 @@ use torch::{Pickle, Tensor, state_dict};
 
 const LICENCE: &str = "https://huggingface.co/stabilityai/stable-video-diffusion-img2vid";
 
-/// A cache of its own.
+/// A temporary hub cache.
 struct Cache(tempfile::TempDir);
 
 impl Cache {
@@ -45,8 +44,8 @@ impl Cache {
             endpoint: endpoint.into(),
             token: Some("secret".into()),
             offline: false,
-            retry_after: Duration::from_millis(5),
-            silence: Duration::from_secs(30),
+            retry_delay: Duration::from_millis(5),
+            read_timeout: Duration::from_secs(30),
             free_space,
         }
     }
@@ -60,8 +59,8 @@ impl Cache {
         self.folder(file).join("blobs").join(sha256(bytes))
     }
 
-    /// Files that a loader would take for weights: all but what says by its name that it is not whole.
-    fn named(&self) -> Vec<PathBuf> {
+    /// All files in the cache but incomplete downloads and locks.
+    fn complete_files(&self) -> Vec<PathBuf> {
         fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
             for entry in fs::read_dir(folder).into_iter().flatten() {
                 let path = entry.unwrap().path();
@@ -83,63 +82,62 @@ fn fetch(hub: Hub) -> Result<Files, Error> {
     locate(&Source::Hub(hub), Version::V1, &Cancel::default(), &mut |_| ())
 }
 
-/// All three files hold what the hub has.
-fn assert_right(files: &Files, published: &hub::Files) {
+/// All three files are those of the hub.
+fn assert_complete(files: &Files, published: &hub::Files) {
     let paths = [(&files.unet, UNET), (&files.vae, VAE), (&files.text, TEXT)];
     for (checkpoint, name) in paths {
         assert!(fs::read(&checkpoint.path).unwrap() == published.0[name], "{name}");
     }
 }
 
-/// A failed fetch says so, and leaves nothing under a good name.
+/// The download fails with an error that contains `parts`, and leaves no complete file.
 fn assert_refused(cache: &Cache, server: &Server, parts: &[&str]) {
     let error = fetch(cache.hub(&server.endpoint())).unwrap_err().to_string();
     for part in parts {
         assert!(error.contains(part), "{part}: {error}");
     }
-    assert_eq!(cache.named(), Vec::<PathBuf>::new());
+    assert_eq!(cache.complete_files(), Vec::<PathBuf>::new());
 }
 
-/// Advice that an error about missing weights gives.
+/// Parts of the advice in errors about missing weights.
 const ADVICE: [&str; 4] = [LICENCE, "HF_TOKEN", "model-dir", "model=lite"];
 
 #[test]
-fn files_come_from_the_hub_once_and_lie_where_its_own_tools_look() {
+fn files_are_downloaded_once_to_the_cache_of_huggingface_hub() {
     let (cache, published) = (Cache::new(), hub::Files::new());
     let answers = published.clone();
     let server = Server::start(move |request| answers.answer(request));
-    let mut told = Vec::new();
+    let mut reports = Vec::new();
     let source = Source::Hub(cache.hub(&server.endpoint()));
-    let mut progress = |progress: Progress| told.push(progress);
+    let mut progress = |progress: Progress| reports.push(progress);
     let files = locate(&source, Version::V1, &Cancel::default(), &mut progress).unwrap();
-    assert_right(&files, &published);
+    assert_complete(&files, &published);
     assert_eq!(files.config, Config::full());
     let total: u64 = published.0.values().map(|file| file.len() as u64).sum();
-    assert!(told.iter().all(|progress| progress.total == total), "{told:?}");
-    assert!(told.is_sorted_by_key(|progress| progress.done), "{told:?}");
-    assert_eq!(told.last().unwrap().done, total);
-    assert!(told.iter().any(|progress| progress.file == UNET), "{told:?}");
+    assert!(reports.iter().all(|progress| progress.total == total), "{reports:?}");
+    assert!(reports.is_sorted_by_key(|progress| progress.done), "{reports:?}");
+    assert_eq!(reports.last().unwrap().done, total);
+    assert!(reports.iter().any(|progress| progress.file == UNET), "{reports:?}");
     let snapshot = cache.folder(VAE).join("snapshots").join(COMMIT);
     assert_eq!(files.vae.path, snapshot.join("vae/diffusion_pytorch_model.fp16.safetensors"));
     let link = fs::read_link(&files.vae.path).unwrap();
     assert_eq!(link, Path::new("../../../blobs").join(sha256(&published.0[VAE])));
     assert_eq!(fs::read_to_string(cache.folder(VAE).join("refs/main")).unwrap(), COMMIT);
-    // All are asked for before any is downloaded, and only the hub is told the token.
-    let asked = server.asked();
+    // The metadata of all files is requested first, and only the hub gets the token.
+    let asked = server.requests();
     let last_head = asked.iter().rposition(|request| request.method == "HEAD").unwrap();
     let first_get = asked.iter().position(|request| request.method == "GET").unwrap();
     assert!(last_head < first_get, "{asked:?}");
     for request in &asked {
-        let told = request.token.as_deref();
         let expected = (!request.path.starts_with("/cdn/")).then_some("Bearer secret");
-        assert_eq!(told, expected, "{request:?}");
+        assert_eq!(request.token.as_deref(), expected, "{request:?}");
     }
     assert_eq!(locate(&source, Version::V1, &Cancel::default(), &mut |_| ()), Ok(files));
-    assert_eq!(server.asked().len(), asked.len(), "the cache does");
+    assert_eq!(server.requests().len(), asked.len(), "the cache is used");
 }
 
 #[test]
-fn a_download_that_breaks_off_goes_on_where_it_was() {
+fn an_interrupted_download_resumes() {
     let (cache, published) = (Cache::new(), hub::Files::new());
     let answers = published.clone();
     let server = Server::start(move |request| {
@@ -149,14 +147,14 @@ fn a_download_that_breaks_off_goes_on_where_it_was() {
             false => answer,
         }
     });
-    assert_right(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
+    assert_complete(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
     let gets = server.gets("venhancer_paper.pt");
     let from: Vec<_> = gets.iter().map(|request| request.from).collect();
     assert_eq!(from, [None, Some(100_000), Some(200_000), Some(300_000)]);
 }
 
 #[test]
-fn what_another_process_left_is_gone_on_with_and_dropped_if_it_is_wrong() {
+fn an_incomplete_file_is_resumed_and_restarted_if_its_checksum_is_wrong() {
     for (begin, gets) in [
         (published_part(UNET, 400_000), vec![Some(400_000)]),
         (published_part(UNET, 700_000), vec![]),
@@ -170,7 +168,7 @@ fn what_another_process_left_is_gone_on_with_and_dropped_if_it_is_wrong() {
         let blob = cache.blob(UNET, &published.0[UNET]);
         fs::create_dir_all(blob.parent().unwrap()).unwrap();
         fs::write(blob.with_extension("incomplete"), begin).unwrap();
-        assert_right(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
+        assert_complete(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
         let asked = server.gets("venhancer_paper.pt");
         let from: Vec<_> = asked.iter().map(|request| request.from).collect();
         assert_eq!(from, gets);
@@ -178,7 +176,7 @@ fn what_another_process_left_is_gone_on_with_and_dropped_if_it_is_wrong() {
 }
 
 #[test]
-fn bytes_that_are_here_under_a_good_name_are_looked_at_before_they_get_another() {
+fn an_existing_blob_is_verified_before_it_is_linked() {
     for (bytes, gets) in [(published_part(UNET, 700_000), 0), (vec![7; 700_000], 1)] {
         let (cache, published) = (Cache::new(), hub::Files::new());
         let answers = published.clone();
@@ -186,7 +184,7 @@ fn bytes_that_are_here_under_a_good_name_are_looked_at_before_they_get_another()
         let blob = cache.blob(UNET, &published.0[UNET]);
         fs::create_dir_all(blob.parent().unwrap()).unwrap();
         fs::write(blob, bytes).unwrap();
-        assert_right(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
+        assert_complete(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
         assert_eq!(server.gets("venhancer_paper.pt").len(), gets);
     }
 }
@@ -196,7 +194,7 @@ fn published_part(name: &str, length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_server_that_knows_no_ranges_gives_all_again() {
+fn a_server_without_range_requests_restarts_the_download() {
     let (cache, published) = (Cache::new(), hub::Files::new());
     let answers = published.clone();
     let server = Server::start(move |request| {
@@ -208,11 +206,11 @@ fn a_server_that_knows_no_ranges_gives_all_again() {
             false => answer,
         }
     });
-    assert_right(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
+    assert_complete(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
 }
 
 #[test]
-fn a_licence_that_is_missing_is_known_before_anything_is_downloaded() {
+fn a_gated_repository_fails_before_any_download() {
     for status in [401, 403] {
         let (cache, published) = (Cache::new(), hub::Files::new());
         let server = Server::start(move |request| match request.path.contains("stabilityai") {
@@ -221,12 +219,12 @@ fn a_licence_that_is_missing_is_known_before_anything_is_downloaded() {
         });
         assert_refused(&cache, &server, &ADVICE);
         assert_refused(&cache, &server, &[&status.to_string(), "diffusion_pytorch_model"]);
-        assert!(server.asked().iter().all(|request| request.method == "HEAD"));
+        assert!(server.requests().iter().all(|request| request.method == "HEAD"));
     }
 }
 
 #[test]
-fn an_answer_that_is_no_file_never_becomes_one() {
+fn error_responses_are_not_saved_as_files() {
     for status in [401, 403, 404] {
         let (cache, published) = (Cache::new(), hub::Files::new());
         let server = Server::start(move |request| match request.path.starts_with("/cdn/") {
@@ -238,12 +236,16 @@ fn an_answer_that_is_no_file_never_becomes_one() {
             &server,
             &["downloading", "venhancer_paper.pt", &status.to_string()],
         );
-        assert_eq!(server.gets("venhancer_paper.pt").len(), 1, "asking again would not help");
+        assert_eq!(
+            server.gets("venhancer_paper.pt").len(),
+            1,
+            "permanent failures are not retried"
+        );
     }
 }
 
 #[test]
-fn a_file_that_the_hub_does_not_have_is_named() {
+fn a_file_missing_on_the_hub_is_named() {
     let (cache, mut published) = (Cache::new(), hub::Files::new());
     published.0.remove(UNET);
     let server = Server::start(move |request| published.answer(request));
@@ -251,7 +253,7 @@ fn a_file_that_the_hub_does_not_have_is_named() {
 }
 
 #[test]
-fn the_text_tower_comes_under_either_of_its_names() {
+fn the_text_encoder_is_found_under_both_of_its_names() {
     let (cache, mut published) = (Cache::new(), hub::Files::new());
     let file = published.0.remove(TEXT).unwrap();
     let other = TEXT.replace("open_clip_model.safetensors", "open_clip_pytorch_model.bin");
@@ -263,7 +265,7 @@ fn the_text_tower_comes_under_either_of_its_names() {
 }
 
 #[test]
-fn a_server_in_trouble_is_asked_again_but_not_for_ever() {
+fn server_errors_are_retried_a_limited_number_of_times() {
     for (failures, fine) in [(2, true), (usize::MAX, false)] {
         let (cache, published) = (Cache::new(), hub::Files::new());
         let answers = published.clone();
@@ -272,17 +274,17 @@ fn a_server_in_trouble_is_asked_again_but_not_for_ever() {
             false => answers.answer(request),
         });
         match fine {
-            true => assert_right(&fetch(cache.hub(&server.endpoint())).unwrap(), &published),
+            true => assert_complete(&fetch(cache.hub(&server.endpoint())).unwrap(), &published),
             false => {
                 assert_refused(&cache, &server, &["502", "model-dir"]);
-                assert_eq!(server.asked().len(), 3);
+                assert_eq!(server.requests().len(), 3);
             }
         }
     }
 }
 
 #[test]
-fn a_short_a_long_and_a_changed_file_are_refused() {
+fn truncated_oversized_and_corrupt_downloads_are_refused() {
     type Spoil = fn(&mut Answer);
     let spoils: [(Spoil, &str); 3] = [
         (|answer| answer.body.truncate(123_456), "after 123456 of 700000 bytes"),
@@ -293,7 +295,7 @@ fn a_short_a_long_and_a_changed_file_are_refused() {
         let (cache, published) = (Cache::new(), hub::Files::new());
         let answers = published.clone();
         let server = Server::start(move |request| {
-            // As a server that has nothing else: what is asked for after its end is not there.
+            // The server fails requests for the bytes behind its truncated file.
             let mut answer = match request.from {
                 Some(from) if request.path.starts_with("/cdn/") && from >= 123_456 => {
                     return Answer::status(500, "");
@@ -306,19 +308,19 @@ fn a_short_a_long_and_a_changed_file_are_refused() {
             answer
         });
         match text.starts_with("after") {
-            // It broke off, and what was asked for then was not given.
+            // The error is that of the last retry.
             true => assert_refused(&cache, &server, &["downloading", "500"]),
             false => assert_refused(&cache, &server, &["downloading", text]),
         }
-        // Nothing of it is in the way of the right one.
+        // The failed download does not block the next one.
         let answers = published.clone();
         let server = Server::start(move |request| answers.answer(request));
-        assert_right(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
+        assert_complete(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
     }
 }
 
 #[test]
-fn a_hub_without_checksums_is_no_hub() {
+fn a_response_without_a_checksum_is_refused() {
     let (cache, published) = (Cache::new(), hub::Files::new());
     let server = Server::start(move |request| {
         let mut answer = published.answer(request);
@@ -329,7 +331,7 @@ fn a_hub_without_checksums_is_no_hub() {
 }
 
 #[test]
-fn without_a_network_the_error_comes_soon() {
+fn a_refused_connection_fails_soon() {
     let cache = Cache::new();
     let closed = Server::start(|_| Answer::default()).endpoint();
     let start = Instant::now();
@@ -338,11 +340,11 @@ fn without_a_network_the_error_comes_soon() {
         assert!(error.contains(part), "{error}");
     }
     assert!(start.elapsed() < Duration::from_secs(2));
-    assert_eq!(cache.named(), Vec::<PathBuf>::new());
+    assert_eq!(cache.complete_files(), Vec::<PathBuf>::new());
 }
 
 #[test]
-fn offline_the_cache_does_or_the_error_says_so() {
+fn offline_mode_uses_the_cache_or_fails() {
     let (cache, published) = (Cache::new(), hub::Files::new());
     let server = Server::start(|_| Answer::status(500, ""));
     let hub = Hub { offline: true, ..cache.hub(&server.endpoint()) };
@@ -350,7 +352,7 @@ fn offline_the_cache_does_or_the_error_says_so() {
     for part in ADVICE.into_iter().chain(["HF_HUB_OFFLINE", "venhancer_paper.pt"]) {
         assert!(error.contains(part), "{part}: {error}");
     }
-    // As Python's huggingface_hub leaves it.
+    // The layout that Python's huggingface_hub writes.
     for (name, bytes) in &published.0 {
         let (folder, blob) = (cache.folder(name), cache.blob(name, bytes));
         fs::create_dir_all(blob.parent().unwrap()).unwrap();
@@ -362,15 +364,15 @@ fn offline_the_cache_does_or_the_error_says_so() {
         fs::create_dir_all(link.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink(&blob, link).unwrap();
     }
-    assert_right(&fetch(hub).unwrap(), &published);
-    assert!(server.asked().is_empty());
+    assert_complete(&fetch(hub).unwrap(), &published);
+    assert!(server.requests().is_empty());
 }
 
 #[test]
-fn a_disk_without_room_is_found_out_before_anything_is_downloaded() {
+fn too_little_disk_space_fails_before_any_download() {
     let (cache, published) = (Cache::new(), hub::Files::new());
     let server = Server::start(move |request| published.answer(request));
-    // The files, and a copy of the first in another format.
+    // The files, and the converted copy of the first.
     let most = 2 * 700_000 + 300_000 + 500_000;
     for (room, fine) in [(most - 1, false), (most, true)] {
         static ROOM: Mutex<u64> = Mutex::new(0);
@@ -384,14 +386,14 @@ fn a_disk_without_room_is_found_out_before_anything_is_downloaded() {
             for part in ["need 2200000 bytes", "2199999 free", "HF_HOME"] {
                 assert!(error.contains(part), "{error}");
             }
-            assert!(server.asked().iter().all(|request| request.method == "HEAD"));
+            assert!(server.requests().iter().all(|request| request.method == "HEAD"));
         }
     }
 }
 
 #[test]
-fn a_disk_that_fills_up_is_an_error_and_what_was_written_is_gone_on_with() {
-    /// A disk of its own, which only root can have.
+fn a_full_disk_is_an_error_and_the_download_resumes_later() {
+    /// A small tmpfs, which only root can mount.
     struct Disk(tempfile::TempDir);
     impl Drop for Disk {
         fn drop(&mut self) {
@@ -408,7 +410,7 @@ fn a_disk_that_fills_up_is_an_error_and_what_was_written_is_gone_on_with() {
     };
     let disk = Disk(tempfile::tempdir().unwrap());
     if !mount(&disk, "size=400k") {
-        eprintln!("skipped: this user cannot mount a small disk");
+        eprintln!("skipped: mounting a tmpfs needs root");
         return;
     }
     let published = hub::Files::new();
@@ -417,7 +419,7 @@ fn a_disk_that_fills_up_is_an_error_and_what_was_written_is_gone_on_with() {
     let cache = Cache::new();
     let hub = Hub {
         cache: disk.0.path().join("hub"),
-        // It fills up after it was asked.
+        // The disk fills up after the check.
         free_space: |_| Ok(u64::MAX),
         ..cache.hub(&server.endpoint())
     };
@@ -426,12 +428,12 @@ fn a_disk_that_fills_up_is_an_error_and_what_was_written_is_gone_on_with() {
         assert!(error.contains(part), "{error}");
     }
     assert!(mount(&disk, "remount,size=8m"));
-    assert_right(&fetch(hub).unwrap(), &published);
+    assert_complete(&fetch(hub).unwrap(), &published);
     assert!(server.gets("venhancer_paper.pt")[1].from > Some(100_000));
 }
 
 #[test]
-fn two_at_once_download_each_file_once() {
+fn concurrent_threads_download_each_file_once() {
     let (cache, published) = (Cache::new(), hub::Files::new());
     let answers = published.clone();
     let server = Server::start(move |request| {
@@ -441,17 +443,17 @@ fn two_at_once_download_each_file_once() {
     thread::scope(|scope| {
         for _ in 0..2 {
             let hub = cache.hub(&server.endpoint());
-            scope.spawn(|| assert_right(&fetch(hub).unwrap(), &published));
+            scope.spawn(|| assert_complete(&fetch(hub).unwrap(), &published));
         }
     });
-    let gets = server.asked().iter().filter(|request| request.path.starts_with("/cdn/")).count();
+    let gets = server.requests().iter().filter(|request| request.path.starts_with("/cdn/")).count();
     assert_eq!(gets, 3);
 }
 
-/// What a process of its own does, whose variables are set.
+/// Downloads according to the environment variables.
 #[test]
-#[ignore = "other tests run it, with their variables"]
-fn in_a_process_of_its_own() {
+#[ignore = "other tests run it in a subprocess"]
+fn download_in_a_subprocess() {
     let hub = Hub::from_env().unwrap();
     match fetch(hub) {
         Ok(files) => println!("unet: {}", files.unet.path.display()),
@@ -461,7 +463,7 @@ fn in_a_process_of_its_own() {
 
 fn process(home: &Path, endpoint: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "in_a_process_of_its_own", "--ignored", "--nocapture"]);
+    command.args(["--exact", "download_in_a_subprocess", "--ignored", "--nocapture"]);
     for name in ["HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "HTTP_PROXY"] {
         command.env_remove(name).env_remove(name.to_lowercase());
     }
@@ -471,7 +473,7 @@ fn process(home: &Path, endpoint: &str) -> Command {
 }
 
 #[test]
-fn two_processes_at_once_download_each_file_once_as_their_variables_say() {
+fn concurrent_processes_download_each_file_once() {
     let (home, published) = (tempfile::tempdir().unwrap(), hub::Files::new());
     fs::write(home.path().join("token"), "from a file\n").unwrap();
     let server = Server::start(move |request| {
@@ -486,13 +488,13 @@ fn two_processes_at_once_download_each_file_once_as_their_variables_say() {
         let path = home.path().join("hub/models--jwhejwhe--VEnhancer/snapshots").join(COMMIT);
         assert!(output.contains(&format!("unet: {}", path.display())), "{output}");
     }
-    let asked = server.asked();
+    let asked = server.requests();
     assert_eq!(asked.iter().filter(|request| request.path.starts_with("/cdn/")).count(), 3);
     assert_eq!(asked[0].token.as_deref(), Some("Bearer from a file"));
 }
 
 #[test]
-fn the_variables_of_the_hubs_own_tools_count() {
+fn the_environment_variables_of_huggingface_hub_are_used() {
     let (home, published) = (tempfile::tempdir().unwrap(), hub::Files::new());
     let server = Server::start(move |request| published.answer(request));
     let run = |variables: &[(&str, &str)]| {
@@ -502,14 +504,14 @@ fn the_variables_of_the_hubs_own_tools_count() {
     };
     let output = run(&[("HF_HUB_OFFLINE", "true")]);
     assert!(output.contains("HF_HUB_OFFLINE is set"), "{output}");
-    assert!(server.asked().is_empty());
+    assert!(server.requests().is_empty());
     let cache = home.path().join("another");
     let output = run(&[("HF_HUB_CACHE", &cache.to_string_lossy()), ("HF_TOKEN", "a token")]);
     assert!(output.contains(&format!("unet: {}/models--", cache.display())), "{output}");
-    assert_eq!(server.asked()[0].token.as_deref(), Some("Bearer a token"));
+    assert_eq!(server.requests()[0].token.as_deref(), Some("Bearer a token"));
 }
 
-/// Falls silent after 100,000 bytes of the denoiser, unless it is asked for the rest.
+/// A server that stalls after 100,000 bytes of the denoiser, unless the rest is requested.
 fn stalling(published: &hub::Files) -> Server {
     let answers = published.clone();
     Server::start(move |request| {
@@ -522,7 +524,7 @@ fn stalling(published: &hub::Files) -> Server {
 }
 
 #[test]
-fn a_cancelled_download_ends_within_a_second_and_goes_on_later() {
+fn a_cancelled_download_ends_within_a_second_and_resumes_later() {
     let (cache, published) = (Cache::new(), hub::Files::new());
     let server = stalling(&published);
     let cancel = Cancel::default();
@@ -542,28 +544,28 @@ fn a_cancelled_download_ends_within_a_second_and_goes_on_later() {
         cancelled = Some(start.elapsed());
     });
     assert!(cancelled.unwrap() < Duration::from_secs(1), "{cancelled:?}");
-    assert_eq!(cache.named(), Vec::<PathBuf>::new());
-    assert_right(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
+    assert_eq!(cache.complete_files(), Vec::<PathBuf>::new());
+    assert_complete(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
     assert_eq!(server.gets("venhancer_paper.pt").last().unwrap().from, Some(100_000));
 }
 
 #[test]
-fn a_server_that_falls_silent_is_left_and_asked_for_the_rest() {
+fn a_stalled_download_times_out_and_resumes() {
     let (cache, published) = (Cache::new(), hub::Files::new());
     let server = stalling(&published);
-    let silence = Duration::from_millis(300);
+    let read_timeout = Duration::from_millis(300);
     let start = Instant::now();
-    let files = fetch(Hub { silence, ..cache.hub(&server.endpoint()) }).unwrap();
-    // The server would be silent for ten seconds.
+    let files = fetch(Hub { read_timeout, ..cache.hub(&server.endpoint()) }).unwrap();
+    // The server stalls for ten seconds.
     let took = start.elapsed();
-    assert!(took >= silence && took < Duration::from_secs(8), "{took:?}");
-    assert_right(&files, &published);
+    assert!(took >= read_timeout && took < Duration::from_secs(8), "{took:?}");
+    assert_complete(&files, &published);
     assert_eq!(server.gets("venhancer_paper.pt").last().unwrap().from, Some(100_000));
 }
 
-// Folders.
+// Model folders.
 
-/// As small as a model can be and still have all its parts.
+/// The smallest model with all parts.
 fn tiny() -> Config {
     let text = r#"{
         "min_padded": [80, 128],
@@ -583,7 +585,7 @@ fn in_folder(folder: &Path) -> Result<Files, Error> {
 }
 
 #[test]
-fn a_folder_with_a_config_is_a_model_of_its_size() {
+fn a_folder_with_a_config_is_a_model_of_those_sizes() {
     let folder = tempfile::tempdir().unwrap();
     synthesize(folder.path(), &tiny(), DType::F32).unwrap();
     let files = in_folder(folder.path()).unwrap();
@@ -599,7 +601,7 @@ fn a_folder_with_a_config_is_a_model_of_its_size() {
     Denoiser::new(&config.unet, unet).unwrap();
     Vae::new(&config.vae, open(&files.vae, config.vae_keys().unwrap())).unwrap();
     TextTower::new(&config.text, open(&files.text, config.text_keys().unwrap())).unwrap();
-    // The files of one network are none of another.
+    // The file of one network does not fit another.
     let error = files.vae.open(
         &config.unet_keys().unwrap(),
         DType::F32,
@@ -608,7 +610,7 @@ fn a_folder_with_a_config_is_a_model_of_its_size() {
         &mut |_| (),
     );
     let error = error.err().unwrap().to_string();
-    for part in ["vae.safetensors", "is missing", "tensors,", "and "] {
+    for part in ["vae.safetensors", "is missing", "mismatches", "more"] {
         assert!(error.contains(part), "{error}");
     }
     fs::remove_file(folder.path().join("text.safetensors")).unwrap();
@@ -617,12 +619,12 @@ fn a_folder_with_a_config_is_a_model_of_its_size() {
 }
 
 #[test]
-fn a_config_that_cannot_be_is_an_error_that_says_where() {
+fn an_invalid_config_is_an_error_that_says_where() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
     let good = serde_json::to_string(&tiny()).unwrap();
     for (from, to, text) in [
-        ("\"dim\":32", "\"dim\":33", "33 channels are no multiple"),
+        ("\"dim\":32", "\"dim\":33", "33 channels, which is not a multiple"),
         ("\"dim\":32", "\"dim\":-1", "line 1"),
         ("\"dim\":32", "\"dimension\":32", "unknown field `dimension`"),
         ("\"heads\":4,", "", "missing field `heads`"),
@@ -635,7 +637,7 @@ fn a_config_that_cannot_be_is_an_error_that_says_where() {
 }
 
 #[test]
-fn a_folder_may_hold_the_files_of_the_hub() {
+fn a_folder_may_contain_the_published_files() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     fs::write(path("venhancer_v2.pt"), "").unwrap();
@@ -652,7 +654,7 @@ fn a_folder_may_hold_the_files_of_the_hub() {
     assert_eq!(files.vae.path, path("diffusion_pytorch_model.fp16.safetensors"));
     assert_eq!(files.text.path, path("open_clip_pytorch_model.bin"));
     assert_eq!(files.config, Config::full());
-    // With the folders of the repository.
+    // In the subfolders of the repository.
     fs::create_dir(path("vae")).unwrap();
     fs::write(path("vae/diffusion_pytorch_model.fp16.safetensors"), "").unwrap();
     let files = in_folder(folder.path()).unwrap();
@@ -661,7 +663,7 @@ fn a_folder_may_hold_the_files_of_the_hub() {
 
 // PyTorch files.
 
-/// A folder with a PyTorch file.
+/// A temporary folder with a PyTorch file.
 struct Torch(tempfile::TempDir);
 
 impl Torch {
@@ -680,12 +682,12 @@ impl Torch {
     }
 
     fn open(&self, keys: &[(&str, &[usize])]) -> Result<candle_nn::VarBuilder<'static>, Error> {
-        let checkpoint = Checkpoint { path: self.path(), unused: vec!["visual.".into()] };
+        let checkpoint = Checkpoint { path: self.path(), ignored_prefixes: vec!["visual.".into()] };
         let keys = keys.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
         checkpoint.open(&keys, DType::F32, &Device::Cpu, &Cancel::default(), &mut |_| ())
     }
 
-    /// The numbers of a tensor.
+    /// The values of a tensor.
     fn read(&self, name: &str, shape: &[usize]) -> Vec<f32> {
         let tensor = self.open(&[(name, shape)]).unwrap().get(shape, name).unwrap();
         tensor.flatten_all().unwrap().to_vec1().unwrap()
@@ -698,20 +700,20 @@ impl Torch {
     }
 }
 
-/// All numbers of a storage in a row.
+/// A one-dimensional tensor of a whole storage.
 fn whole<'a>(kind: &'a str, storage: &'a str, shape: &'a [usize; 1]) -> Tensor<'a> {
     Tensor { kind, storage, length: shape[0], offset: 0, shape, strides: &[1] }
 }
 
-/// A file with the numbers 0, 1, …, as the storage `0`.
+/// A file whose storage `0` contains 0, 1, ….
 fn counting(pickle: Pickle, count: u16) -> Torch {
     let bytes: Vec<_> = (0..count).flat_map(|n| f32::from(n).to_le_bytes()).collect();
     Torch::new(&pickle.end(), &[("0", &bytes)])
 }
 
 #[test]
-fn every_float_type_is_read() {
-    // Exact in all of them, then rounded, then the smallest and the largest of f16.
+fn all_float_types_are_read() {
+    // Two exact values, a rounded one, then the smallest and the largest of f16.
     let numbers = [0.0, -1.5, 1.0 / 3.0, 6e-8, 65504.0_f64];
     let read = |kind, bytes: Vec<u8>| {
         let pickle = state_dict(Pickle::new(), &[("a", whole(kind, "0", &[5]))]);
@@ -723,7 +725,7 @@ fn every_float_type_is_read() {
     assert_eq!(read("HalfStorage", f16_bytes), expected);
     assert_eq!(read("FloatStorage", bytes(|n| (n as f32).to_le_bytes().into())), expected);
     assert_eq!(read("DoubleStorage", bytes(|n| n.to_le_bytes().into())), expected);
-    // The largest of f16 would be rounded up in bf16.
+    // bf16 would round the largest f16 up.
     let narrow = |n: f64| bf16::from_f64(n.min(60000.0));
     let bf16_bytes = bytes(|n| bf16::from_f64(n.min(60000.0)).to_le_bytes().into());
     let expected = numbers.map(|n| f16::from_f32(narrow(n).to_f32()).to_f32());
@@ -731,7 +733,7 @@ fn every_float_type_is_read() {
 }
 
 #[test]
-fn a_state_dict_may_be_wrapped_and_carry_plain_data() {
+fn a_state_dict_may_be_nested_next_to_other_data() {
     let inner = |pickle| state_dict(pickle, &[("a", whole("FloatStorage", "0", &[4]))]);
     // {"epoch": 3, "state_dict": …, "rest": [None, (1.0, True)]}
     let pickle = Pickle::new().raw(b"}(").text("epoch").int(3).text("state_dict");
@@ -741,7 +743,7 @@ fn a_state_dict_may_be_wrapped_and_carry_plain_data() {
 }
 
 #[test]
-fn parameters_are_tensors() {
+fn parameters_are_read_as_tensors() {
     let tensor = whole("FloatStorage", "0", &[2]);
     let pickle = Pickle::new().raw(b"}").text("a").global("torch._utils", "_rebuild_parameter");
     let pickle = pickle.raw(b"(").tensor(&tensor).raw(b"\x88").dict().raw(b"tRs");
@@ -749,7 +751,7 @@ fn parameters_are_tensors() {
 }
 
 #[test]
-fn views_read_their_part_of_a_shared_storage() {
+fn strided_views_of_a_shared_storage_are_read() {
     let view = |offset, shape, strides| Tensor {
         kind: "FloatStorage",
         storage: "0",
@@ -787,7 +789,7 @@ fn views_read_their_part_of_a_shared_storage() {
 }
 
 #[test]
-fn a_view_beyond_its_storage_is_refused() {
+fn a_view_that_exceeds_its_storage_is_refused() {
     for (offset, shape, strides) in [
         (0, &[13][..], &[1][..]),
         (9, &[4], &[1]),
@@ -801,12 +803,12 @@ fn a_view_beyond_its_storage_is_refused() {
             Tensor { kind: "FloatStorage", storage: "0", length: 99, offset, shape, strides };
         let file = counting(state_dict(Pickle::new(), &[("a", tensor)]), 12);
         let error = file.refusal(&[("a", shape)]);
-        assert!(error.contains("reaches beyond") || error.contains("has the strides"), "{error}");
+        assert!(error.contains("exceeds its storage") || error.contains("has strides"), "{error}");
     }
 }
 
 #[test]
-fn a_number_without_a_place_in_f16_is_refused() {
+fn a_value_that_is_not_finite_in_f16_is_refused() {
     for number in [1e6_f32, f32::NAN, f32::NEG_INFINITY] {
         let pickle =
             state_dict(Pickle::new(), &[("some.weight", whole("FloatStorage", "0", &[1]))]);
@@ -817,7 +819,7 @@ fn a_number_without_a_place_in_f16_is_refused() {
 }
 
 #[test]
-fn a_pickle_that_would_run_something_is_refused_by_name() {
+fn a_pickle_that_would_run_code_is_refused() {
     let marker = std::env::temp_dir().join(format!("venhance-ran-{}", std::process::id()));
     let command = format!("touch {}", marker.display());
     let calls = |module: &str, name: &str| {
@@ -830,37 +832,37 @@ fn a_pickle_that_would_run_something_is_refused_by_name() {
         let error = file.refusal(&[("a", &[1])]);
         assert!(error.contains(&format!("{module}.{name}")), "{error}");
     }
-    // Hidden behind tensors, and never called.
+    // Referred to before the tensors, and never called.
     let pickle = state_dict(Pickle::new().raw(b"(").global("os", "system").raw(b"1"), &[]);
     assert!(Torch::new(&pickle.end(), &[]).refusal(&[("a", &[1])]).contains("os.system"));
-    // Known names in unknown roles.
+    // An allowed name that is called.
     let storage = Pickle::new().global("torch", "FloatStorage").int(1 << 30).raw(b"\x85R").end();
     assert!(Torch::new(&storage, &[]).refusal(&[("a", &[1])]).contains("the pickle calls"));
     assert!(!marker.exists());
 }
 
 #[test]
-fn pickles_that_make_no_sense_are_errors() {
+fn malformed_pickles_are_errors() {
     let deep = [&[0x80, 2, b'N'][..], &[0x85; 1 << 20], b"."].concat();
-    // Doubles itself forty times.
+    // A tuple of itself, forty times: 2⁴⁰ elements if it were copied.
     let mut doubling = vec![0x80, 2, b')', b'q', 0];
     (0..40).for_each(|_| doubling.extend(*b"h\0h\0\x86q\0"));
     doubling.push(b'.');
     for (pickle, text) in [
-        (&b""[..], "ends too early"),
-        (b"\x80\x02", "ends too early"),
+        (&b""[..], "truncated"),
+        (b"\x80\x02", "truncated"),
         (b"\x80\x04.", "protocol 4"),
         (b"\x80\x02.", "empty stack"),
         (b"\x80\x02u.", "empty stack"),
-        (b"\x80\x02N.", "no dictionary"),
-        (b"\x80\x02}h\x05.", "remembers nothing"),
-        (b"\x80\x02X\xff\xff\xff\xff.", "ends too early"),
-        (b"\x80\x02\x8a\xff.", "ends too early"),
-        (b"\x80\x02}K\x01K\x02s.", "a tensor's name is a number"),
-        (b"\x80\x02}X\x01\0\0\0aK\x02s.", "a is no tensor"),
-        (b"\x80\x02\x93.", "unknown code 0x93"),
-        (&deep, "no dictionary"),
-        (&doubling, "no dictionary"),
+        (b"\x80\x02N.", "no state dict"),
+        (b"\x80\x02}h\x05.", "no entry 5"),
+        (b"\x80\x02X\xff\xff\xff\xff.", "truncated"),
+        (b"\x80\x02\x8a\xff.", "truncated"),
+        (b"\x80\x02}K\x01K\x02s.", "a tensor name is an integer"),
+        (b"\x80\x02}X\x01\0\0\0aK\x02s.", "a is not a tensor"),
+        (b"\x80\x02\x93.", "unsupported opcode 0x93"),
+        (&deep, "no state dict"),
+        (&doubling, "no state dict"),
     ] {
         let error = Torch::new(pickle, &[]).refusal(&[("a", &[1])]);
         assert!(error.contains(text), "{text}: {error}");
@@ -868,7 +870,7 @@ fn pickles_that_make_no_sense_are_errors() {
 }
 
 #[test]
-fn a_file_that_is_cut_off_anywhere_is_an_error() {
+fn a_file_truncated_anywhere_is_an_error() {
     let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[12]))]);
     let file = counting(pickle, 12);
     let bytes = fs::read(file.path()).unwrap();
@@ -881,7 +883,7 @@ fn a_file_that_is_cut_off_anywhere_is_an_error() {
 }
 
 #[test]
-fn no_byte_of_a_header_can_bring_the_reader_down() {
+fn a_flipped_byte_anywhere_does_not_panic() {
     let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[12]))]);
     let file = counting(pickle, 12);
     let bytes = fs::read(file.path()).unwrap();
@@ -889,18 +891,18 @@ fn no_byte_of_a_header_can_bring_the_reader_down() {
         let mut changed = bytes.clone();
         changed[position] ^= 0xff;
         fs::write(file.path(), &changed).unwrap();
-        // Read or refused: most bytes change nothing that is looked at.
+        // Either result is fine: many bytes are not read.
         let _ = file.open(&[("a", &[12])]);
         let _ = fs::remove_file(file.copy());
     }
 }
 
 #[test]
-fn an_archive_that_unpacks_to_more_than_itself_is_refused() {
+fn an_archive_that_expands_is_refused() {
     let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[12]))]);
     let file = counting(pickle, 12);
     let bytes = fs::read(file.path()).unwrap();
-    // The entry of the storage in the directory at the end: 46 bytes, then its name.
+    // The central directory entry of the storage: 46 bytes, then its name.
     let name = b"archive/data/0";
     let entry = bytes.windows(name.len()).rposition(|part| part == name).unwrap() - 46;
     assert_eq!(bytes[entry..entry + 4], *b"PK\x01\x02");
@@ -918,11 +920,11 @@ fn an_archive_that_unpacks_to_more_than_itself_is_refused() {
 }
 
 #[test]
-fn tensors_that_are_missing_or_extra_are_named_and_unused_ones_are_not() {
+fn missing_and_unexpected_tensors_are_named_and_ignored_ones_are_not() {
     let tensors = ["a", "b", "visual.c"].map(|name| (name, whole("FloatStorage", "0", &[4])));
     let file = counting(state_dict(Pickle::new(), &tensors), 4);
     let error = file.refusal(&[("a", &[2, 2]), ("c", &[4])]);
-    for part in ["c [4] is missing", "a is [4], not [2, 2]", "b [4] is not of this network"] {
+    for part in ["c [4] is missing", "a has shape [4], expected [2, 2]", "b [4] is unexpected"] {
         assert!(error.contains(part), "{error}");
     }
     assert!(!error.contains("visual"), "{error}");
@@ -930,14 +932,14 @@ fn tensors_that_are_missing_or_extra_are_named_and_unused_ones_are_not() {
 }
 
 #[test]
-fn numbers_that_no_weight_is_made_of_are_refused() {
+fn integer_tensors_are_refused() {
     let pickle = state_dict(Pickle::new(), &[("steps", whole("LongStorage", "0", &[1]))]);
     let file = Torch::new(&pickle.end(), &[("0", &[0; 8])]);
-    assert!(file.refusal(&[("steps", &[1])]).contains("steps is of I64"));
+    assert!(file.refusal(&[("steps", &[1])]).contains("steps has dtype I64"));
 }
 
 #[test]
-fn a_file_that_is_of_no_format_is_an_error() {
+fn a_file_of_an_unknown_format_is_an_error() {
     for (bytes, text) in [
         (&b""[..], "weights.pt"),
         (b"<html>403 Forbidden</html>", "weights.pt"),
@@ -951,7 +953,7 @@ fn a_file_that_is_of_no_format_is_an_error() {
 }
 
 #[test]
-fn the_copy_is_used_until_the_file_changes() {
+fn the_converted_copy_is_used_until_the_file_changes() {
     let tensors = |offset| {
         let tensor = Tensor {
             kind: "FloatStorage",
@@ -967,24 +969,24 @@ fn the_copy_is_used_until_the_file_changes() {
     assert_eq!(file.read("a", &[2]), [3.0, 4.0]);
     let made = fs::metadata(file.copy()).unwrap().modified().unwrap();
     assert_eq!(file.read("a", &[2]), [3.0, 4.0]);
-    assert_eq!(fs::metadata(file.copy()).unwrap().modified().unwrap(), made, "not made again");
-    // Of the same size, later.
+    assert_eq!(fs::metadata(file.copy()).unwrap().modified().unwrap(), made, "not converted again");
+    // Another file of the same size.
     let other = counting(tensors(5), 12);
     fs::copy(other.path(), file.path()).unwrap();
     assert_eq!(file.read("a", &[2]), [5.0, 6.0]);
-    // A copy that is damaged is made again.
+    // A damaged copy is replaced.
     let copy = fs::read(file.copy()).unwrap();
     fs::write(file.copy(), &copy[..copy.len() - 1]).unwrap();
     assert_eq!(file.read("a", &[2]), [5.0, 6.0]);
     assert_eq!(fs::read(file.copy()).unwrap(), copy);
 }
 
-/// What a process of its own does, whose variables are set.
+/// Reads the file in the environment variable WEIGHTS.
 #[test]
-#[ignore = "another test runs it, with its variables"]
-fn reads_in_a_process_of_its_own() {
+#[ignore = "another test runs it in a subprocess"]
+fn read_in_a_subprocess() {
     let path = PathBuf::from(std::env::var_os("WEIGHTS").unwrap());
-    let checkpoint = Checkpoint { path, unused: Vec::new() };
+    let checkpoint = Checkpoint { path, ignored_prefixes: Vec::new() };
     let keys = Keys::from([("a".into(), vec![4])]);
     let cancel = Cancel::default();
     match checkpoint.open(&keys, DType::F32, &Device::Cpu, &cancel, &mut |_| ()) {
@@ -996,14 +998,14 @@ fn reads_in_a_process_of_its_own() {
 }
 
 #[test]
-fn where_the_folder_cannot_be_written_the_copy_goes_to_the_users_cache() {
+fn the_copy_of_a_file_in_a_read_only_folder_is_in_the_users_cache() {
     let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[4]))]);
     let (file, cache) = (counting(pickle, 4), tempfile::tempdir().unwrap());
-    // Not even root can make a file where a folder is.
+    // A folder in the place of the lock file stops even root.
     fs::create_dir(file.0.path().join("weights.pt.f16.safetensors.lock")).unwrap();
     let run = || {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "reads_in_a_process_of_its_own", "--ignored", "--nocapture"]);
+        command.args(["--exact", "read_in_a_subprocess", "--ignored", "--nocapture"]);
         command.env("XDG_CACHE_HOME", cache.path()).env("WEIGHTS", file.path());
         String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
     };
@@ -1019,7 +1021,7 @@ fn where_the_folder_cannot_be_written_the_copy_goes_to_the_users_cache() {
 }
 
 #[test]
-fn two_at_once_share_a_copy() {
+fn concurrent_threads_share_a_copy() {
     let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[60_000]))]);
     let file = counting(pickle, 60_000);
     thread::scope(|scope| {
@@ -1033,29 +1035,32 @@ fn two_at_once_share_a_copy() {
 }
 
 #[test]
-fn a_copy_says_how_far_it_has_come_once() {
+fn a_conversion_reports_its_progress() {
     let [a, b] = ["a", "b"].map(|name| (name, whole("FloatStorage", "0", &[60_000])));
     let file = counting(state_dict(Pickle::new(), &[a, b]), 60_000);
-    let checkpoint = Checkpoint { path: file.path(), unused: Vec::new() };
+    let checkpoint = Checkpoint { path: file.path(), ignored_prefixes: Vec::new() };
     let keys = ["a", "b"].map(|name| (name.to_owned(), vec![60_000])).into();
-    let mut said = Vec::new();
+    let mut reports = Vec::new();
     for _ in 0..2 {
-        let mut progress = |progress| said.push(progress);
+        let mut progress = |progress| reports.push(progress);
         checkpoint
             .open(&keys, DType::F32, &Device::Cpu, &Cancel::default(), &mut progress)
             .unwrap();
     }
     let copy = file.copy().display().to_string();
-    assert!(said.iter().all(|said| said.file == copy && said.total == 240_000), "{said:?}");
-    assert!(said.is_sorted_by_key(|said| said.done), "{said:?}");
-    assert_eq!((said[0].done, said.last().unwrap().done), (0, 240_000));
+    assert!(
+        reports.iter().all(|report| report.file == copy && report.total == 240_000),
+        "{reports:?}"
+    );
+    assert!(reports.is_sorted_by_key(|report| report.done), "{reports:?}");
+    assert_eq!((reports[0].done, reports.last().unwrap().done), (0, 240_000));
 }
 
 #[test]
-fn a_cancelled_copy_is_no_copy() {
+fn a_cancelled_conversion_leaves_no_copy() {
     let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[4]))]);
     let file = counting(pickle, 4);
-    let checkpoint = Checkpoint { path: file.path(), unused: Vec::new() };
+    let checkpoint = Checkpoint { path: file.path(), ignored_prefixes: Vec::new() };
     let cancel = Cancel::default();
     cancel.cancel();
     let keys = Keys::from([("a".into(), vec![4])]);
