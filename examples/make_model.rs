@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Makes a folder that is a model, with synthetic weights, to try things without a download: what comes
-//! out of it is noise. The sizes are tiny unless others are given.
+//! Creates a model folder with synthetic weights, for tests and benchmarks without a download. Its output is noise. By
+//! default the model is tiny.
 //!
 //! ```text
 //! cargo run --example make_model -- tiny
@@ -23,47 +23,47 @@ enum Precision {
 }
 
 #[derive(Parser, Debug)]
-#[command(about = "Makes a folder that is a model, with synthetic weights")]
+#[command(about = "Creates a model folder with synthetic weights")]
 struct Args {
-    /// Where to make it.
+    /// Folder to create.
     folder: PathBuf,
-    /// The sizes of the published model; the other sizes are ignored. 5 GB in f16.
+    /// Use the sizes of the published models and ignore the other size options. 5 GB in f16.
     #[arg(long)]
     full: bool,
+    /// Data type of the weights.
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Precision,
-    /// Height and width that smaller frames are padded to: 16 more than a multiple of 64, and a multiple
-    /// of 64.
+    /// Size that smaller frames are padded to. HEIGHT is 16 more than a multiple of 64, WIDTH a multiple of 64.
     #[arg(long, num_args = 2, value_names = ["HEIGHT", "WIDTH"], default_values_t = [80, 128])]
     min_padded: Vec<usize>,
-    /// Channels of the denoiser's first level.
+    /// Channels of the first level of the denoiser.
     #[arg(long, default_value_t = 32)]
     dim: usize,
-    /// Channels of its attention heads.
+    /// Channels per attention head of the denoiser.
     #[arg(long, default_value_t = 8)]
     head_dim: usize,
-    /// Heads of its first temporal attention.
+    /// Heads of the first temporal attention of the denoiser.
     #[arg(long, default_value_t = 8)]
     num_heads: usize,
-    /// Residual blocks of its levels.
+    /// Residual blocks per level of the denoiser.
     #[arg(long, default_value_t = 1)]
     num_res_blocks: usize,
-    /// Channels of its levels, in multiples of the first.
+    /// Channels of each level of the denoiser, as multiples of --dim.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 4])]
     dim_mult: Vec<usize>,
-    /// Channels of the autoencoder's levels.
+    /// Channels of each level of the autoencoder.
     #[arg(long, value_delimiter = ',', default_values_t = [32, 32, 64, 64])]
     vae_channels: Vec<usize>,
-    /// Residual blocks of the autoencoder's levels.
+    /// Residual blocks per level of the autoencoder.
     #[arg(long, default_value_t = 1)]
     vae_blocks: usize,
-    /// Channels of the text tower's tokens.
+    /// Channels of the text encoder.
     #[arg(long, default_value_t = 48)]
     text_width: usize,
-    /// Heads of the text tower.
+    /// Attention heads of the text encoder.
     #[arg(long, default_value_t = 4)]
     text_heads: usize,
-    /// Blocks of the text tower.
+    /// Layers of the text encoder.
     #[arg(long, default_value_t = 3)]
     text_layers: usize,
 }

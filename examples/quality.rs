@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How good `model=lite` is: makes a small video of half the rate from each clip, has it enhanced, and
-//! compares with the clip, beside what else can be had on a CPU.
+//! Measures the quality of `model=lite`: downscales each clip and halves its frame rate, enhances the result, and compares
+//! it with the clip; the same for filters of ffmpeg.
 //!
 //!     cargo run --release --example quality -- --scale 2 clip.mp4 …
 //!
-//! Needs `ffmpeg`. Figures are of the brightness: PSNR in dB and SSIM, each the mean over frames, of frames
-//! that are in the input (kept) and frames between them (made).
+//! Needs `ffmpeg`. Prints the PSNR in dB and the SSIM of the luma, each the mean over input frames ("input") and over
+//! interpolated frames ("interp.").
 
 use std::{
     error::Error,
@@ -21,26 +21,26 @@ use gst::prelude::*;
 
 #[derive(Parser)]
 struct Args {
-    /// How many times smaller the input is made.
+    /// Downscale factor.
     #[arg(long, default_value_t = 2)]
     scale: usize,
-    /// How it is made smaller: a filter of ffmpeg's scaler.
-    #[arg(long, default_value = "bicubic")]
-    shrink: String,
-    /// Frames of each clip that are looked at, at most.
+    /// Filter for the downscale: one of the flags of ffmpeg's scale filter.
+    #[arg(long, default_value = "bicubic", value_name = "FLAGS")]
+    downscale: String,
+    /// Maximum number of frames per clip.
     #[arg(long, default_value_t = 120)]
     frames: usize,
-    /// Where videos are kept to be looked at, instead of a folder that is removed.
-    #[arg(long)]
+    /// Keep the videos in this folder.
+    #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// The reference clips.
+    /// Reference clips.
     #[arg(required = true)]
     clips: Vec<PathBuf>,
 }
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// I420 without a header.
+/// The size of raw I420 video.
 #[derive(Clone, Copy)]
 struct Raw {
     width: usize,
@@ -68,7 +68,7 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&folder)?;
     println!(
         "{:28} {:26} {:>7} {:>7} {:>7} {:>7} {:>6}",
-        "clip", "by", "kept", "made", "SSIM", "SSIM", "fps"
+        "clip", "method", "input", "interp.", "SSIM", "SSIM", "fps"
     );
     let mut sums: Vec<(String, [f64; 4])> = Vec::new();
     for clip in &args.clips {
@@ -81,27 +81,32 @@ fn main() -> Result<()> {
         }
     }
     for (name, sum) in sums {
-        print_line("mean of all", &name, sum.map(|sum| sum / args.clips.len() as f64), None);
+        print_line("mean", &name, sum.map(|sum| sum / args.clips.len() as f64), None);
     }
     Ok(())
 }
 
+/// Prints the figures of a method.
 fn print_line(
     clip: &str,
     name: &str,
-    [kept, made, kept_ssim, made_ssim]: [f64; 4],
+    [input, interpolated, input_ssim, interpolated_ssim]: [f64; 4],
     fps: Option<f64>,
 ) {
     let fps = fps.map_or(String::new(), |fps| format!("{fps:.1}"));
-    println!("{clip:28} {name:26} {kept:7.2} {made:7.2} {kept_ssim:7.4} {made_ssim:7.4} {fps:>6}");
+    println!(
+        "{clip:28} {name:26} {input:7.2} {interpolated:7.2} {input_ssim:7.4} {interpolated_ssim:7.4} \
+         {fps:>6}"
+    );
 }
 
+/// Runs all methods on a clip; returns their names and figures.
 fn compare(clip: &Path, args: &Args, folder: &Path) -> Result<Vec<(String, [f64; 4])>> {
     let stem = clip.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let path = |name: &str| folder.join(format!("{stem}-x{}-{name}.yuv", args.scale));
     let (reference, small) = (path("reference"), path("small"));
 
-    // Sides that the scale divides into such as need no padding, of chroma either.
+    // Crop so that neither the downscaled luma nor its chroma needs padding.
     let (width, height) = size(clip)?;
     let unit = 8 * args.scale;
     let large = Raw { width: width / unit * unit, height: height / unit * unit };
@@ -112,16 +117,18 @@ fn compare(clip: &Path, args: &Args, folder: &Path) -> Result<Vec<(String, [f64;
         &["-i", &text(clip), "-vf", &crop, "-frames:v", &frames, "-vsync", "passthrough"],
         &reference,
     )?;
-    let shrink =
-        format!("select=not(mod(n\\,2)),scale={}:{}:flags={}", low.width, low.height, args.shrink);
+    let downscale = format!(
+        "select=not(mod(n\\,2)),scale={}:{}:flags={}",
+        low.width, low.height, args.downscale
+    );
     let mut arguments: Vec<String> = large.input(25).into();
     arguments.extend(
-        ["-i", &text(&reference), "-vf", &shrink, "-vsync", "passthrough"].map(String::from),
+        ["-i", &text(&reference), "-vf", &downscale, "-vsync", "passthrough"].map(String::from),
     );
     ffmpeg(&arguments, &small)?;
 
     let scaled = |flags: &str| format!("scale={}:{}:flags={flags}", large.width, large.height);
-    let peers = [
+    let filters = [
         ("repeat + bicubic", format!("fps=24,{}", scaled("bicubic"))),
         ("blend + lanczos", format!("minterpolate=fps=24:mi_mode=blend,{}", scaled("lanczos"))),
         (
@@ -130,8 +137,8 @@ fn compare(clip: &Path, args: &Args, folder: &Path) -> Result<Vec<(String, [f64;
         ),
     ];
     let mut results = Vec::new();
-    for (n, (name, filter)) in peers.iter().enumerate() {
-        let output = path(&format!("peer{n}"));
+    for (n, (name, filter)) in filters.iter().enumerate() {
+        let output = path(&format!("filter{n}"));
         let mut arguments: Vec<String> = low.input(12).into();
         arguments.extend(["-i", &text(&small), "-vf", filter].map(String::from));
         let start = Instant::now();
@@ -147,6 +154,7 @@ fn compare(clip: &Path, args: &Args, folder: &Path) -> Result<Vec<(String, [f64;
     Ok(results)
 }
 
+/// Compares an output with the reference, and prints the figures.
 fn measure(
     reference: &Path,
     output: &Path,
@@ -165,10 +173,10 @@ fn measure(
             break;
         }
         let luma = raw.width * raw.height;
-        let made = count % 2;
-        sums[made] += psnr(&a[..luma], &b[..luma]);
-        sums[2 + made] += ssim(&a[..luma], &b[..luma], raw.width);
-        counts[made] += 1.0;
+        let interpolated = count % 2;
+        sums[interpolated] += psnr(&a[..luma], &b[..luma]);
+        sums[2 + interpolated] += ssim(&a[..luma], &b[..luma], raw.width);
+        counts[interpolated] += 1.0;
         count += 1;
     }
     let figures = std::array::from_fn(|n| sums[n] / counts[n % 2].max(1.0));
@@ -176,14 +184,15 @@ fn measure(
     Ok(figures)
 }
 
-/// At most 60 dB for a frame: equal ones would count for all others.
+/// PSNR in dB. Limited to 60 dB, since one pair of equal frames would make the mean infinite.
 fn psnr(a: &[u8], b: &[u8]) -> f64 {
     let square = |(a, b): (&u8, &u8)| f64::from(i32::from(*a) - i32::from(*b)).powi(2);
     let error = a.iter().zip(b).map(square).sum::<f64>() / a.len() as f64;
     (10.0 * (255.0_f64.powi(2) / error).log10()).min(60.0)
 }
 
-/// Mean over blocks of 8×8, 4 apart (Wang et al., 2004).
+/// Mean SSIM over 8×8 blocks with a stride of 4 (Wang et al., "Image Quality Assessment: From Error Visibility to
+/// Structural Similarity", 2004).
 fn ssim(a: &[u8], b: &[u8], width: usize) -> f64 {
     const SIDE: usize = 8;
     let (c1, c2) = ((0.01_f64 * 255.0).powi(2), (0.03_f64 * 255.0).powi(2));
@@ -213,15 +222,17 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
+/// The size (w, h) of a video.
 fn size(clip: &Path) -> Result<(usize, usize)> {
     let entries =
         ["-select_streams", "v:0", "-show_entries", "stream=width,height", "-of", "csv=p=0"];
     let out = Command::new("ffprobe").args(["-v", "error"]).args(entries).arg(clip).output()?;
     let out = String::from_utf8(out.stdout)?;
-    let (width, height) = out.trim().split_once(',').ok_or("ffprobe finds no video in it")?;
+    let (width, height) = out.trim().split_once(',').ok_or("ffprobe found no video stream")?;
     Ok((width.parse()?, height.trim_end_matches(',').parse()?))
 }
 
+/// Runs ffmpeg with raw video as output.
 fn ffmpeg(arguments: &[impl AsRef<std::ffi::OsStr>], output: &Path) -> Result<()> {
     let mut command = Command::new("ffmpeg");
     command.args(["-v", "error", "-y", "-threads", "2"]).args(arguments);
@@ -232,6 +243,7 @@ fn ffmpeg(arguments: &[impl AsRef<std::ffi::OsStr>], output: &Path) -> Result<()
     }
 }
 
+/// Runs the element on raw video.
 fn enhance(input: &Path, output: &Path, raw: Raw, scale: usize) -> Result<()> {
     let pipeline = format!(
         "filesrc location={:?} ! rawvideoparse format=i420 width={} height={} framerate=12/1 \
@@ -243,7 +255,7 @@ fn enhance(input: &Path, output: &Path, raw: Raw, scale: usize) -> Result<()> {
     );
     let pipeline = gst::parse::launch(&pipeline)?;
     pipeline.set_state(gst::State::Playing)?;
-    let bus = pipeline.bus().ok_or("a pipeline has a bus")?;
+    let bus = pipeline.bus().ok_or("the pipeline has no bus")?;
     let ends = [gst::MessageType::Eos, gst::MessageType::Error];
     let end = bus.timed_pop_filtered(gst::ClockTime::NONE, &ends);
     pipeline.set_state(gst::State::Null)?;

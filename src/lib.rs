@@ -17,8 +17,8 @@
 //! | this file | the plugin's definition, this map | |
 //! | `venhance` | GStreamer: negotiation (`caps`), properties (`settings`), what arrives (`intake`), progress and latency (`meter`), times (`timeline`), formats (`frames`, `colour`), queue and threads (`worker`), the element itself (`imp`: negotiation and events, `imp/push`: the push task, `imp/compute`: the compute thread, `imp/model`: which model runs) | networks |
 //! | [`models`] | all models and devices; chooses one and puts it together | GStreamer |
-//! | [`weights`] | files: which ones make a model (`published`, `folder`, `locate`), the hub and its cache (`hub`), what PyTorch writes (`torch`, `pickle`), mapped files (`checkpoint`, `store`), how far they have come (`meter`); names of tensors (`keys`), weights made from their names (`synth`) | what tensors mean |
-//! | [`lite`] | the enhancer inside the plugin: larger frames (`resize`, `upscale`), motion (`flow`), frames between (`synthesis`), what is used again (`memory`), the shapes of its networks (`network`) and their weights (`weights`) | how they were trained: `examples/train_lite` |
+//! | [`weights`] | files: the published models (`published`), model folders (`folder`), where files are (`locate`), the hub and its cache (`hub`), PyTorch files (`torch`, `pickle`), mapped files (`checkpoint`, `store`); tensor names and shapes (`keys`), synthetic weights (`synth`) | what tensors mean |
+//! | [`lite`] | the small embedded networks: upscaling (`resize`, `upscale`), optical flow (`flow`), frame interpolation (`synthesis`), buffer reuse (`pool`), network shapes (`network`) and weights (`weights`) | how they were trained: `examples/train_lite` |
 //! | [`networks`] | candle's tensors: text tower (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, steps of a sampler |
 //! | [`wavefront`] | latents: the sampler of the diffusion models, and the traits that it asks of networks | how a denoiser is built |
 //! | [`ops`] | devices: what candle lacks or does badly, for CPUs and, with the feature `cuda`, for NVIDIA GPUs (`cuda`: kernels, and how they are started) | models |

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Loading takes little more memory than what is loaded. Alone in its process: the allocator counts
-//! everything.
+//! Loading weights needs little more memory than the weights. In its own test binary, because it replaces the global
+//! allocator.
 
 #[path = "common/torch.rs"]
 mod torch;
@@ -19,21 +19,21 @@ use torch::{Pickle, Tensor, state_dict};
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// Keeps the tests of this file apart.
+/// Serializes the tests: all share the allocator.
 static ONE: Mutex<()> = Mutex::new(());
 
 const MIB: usize = 1 << 20;
 
-/// The peak while `load` runs, beyond what it leaves, in bytes.
+/// The peak memory during `load` minus what remains allocated, in bytes.
 fn excess<T>(load: impl FnOnce() -> T) -> (T, usize) {
     MEMORY.reset_peak_usage();
     let loaded = load();
     let (peak, held) = (MEMORY.peak_usage(), MEMORY.current_usage());
-    eprintln!("held {} MiB, at most {} MiB", held / MIB, peak / MIB);
+    eprintln!("{} MiB allocated, peak {} MiB", held / MIB, peak / MIB);
     (loaded, peak - held)
 }
 
-/// 48 tensors of 4 MiB in f32.
+/// Writes a PyTorch file of 48 tensors of 4 MiB.
 fn write(path: &Path) -> Keys {
     const SIDE: usize = 1024;
     let names: Vec<_> = (0..48).map(|n| format!("{n:02}")).collect();
@@ -53,14 +53,14 @@ fn write(path: &Path) -> Keys {
 }
 
 #[test]
-fn tensors_are_copied_and_loaded_one_by_one() {
+fn tensors_are_converted_and_loaded_one_by_one() {
     let _one = ONE.lock();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights.pt");
     let keys = write(&path);
-    let checkpoint = Checkpoint { path, unused: Vec::new() };
+    let checkpoint = Checkpoint { path, ignored_prefixes: Vec::new() };
     let cancel = Cancel::default();
-    // The first makes the copy.
+    // The first iteration converts the file.
     for _ in 0..2 {
         let (weights, opening) = excess(|| {
             checkpoint.open(&keys, DType::F32, &Device::Cpu, &cancel, &mut |_| ()).unwrap()
@@ -77,11 +77,11 @@ fn tensors_are_copied_and_loaded_one_by_one() {
     }
 }
 
-/// Takes 5 GB of disk and 4 GB of memory:
+/// Needs 5 GB of disk space and 4 GB of memory:
 /// `cargo test --test weights_memory -- --ignored --nocapture`
 #[test]
-#[ignore = "takes minutes and 5 GB of disk: scripts/test runs it where there is room"]
-fn the_published_denoiser_loads_with_less_than_a_gib_above_its_own() {
+#[ignore = "takes minutes and 5 GB of disk space; scripts/test runs it if there is space"]
+fn the_published_denoiser_loads_with_less_than_a_gib_of_extra_memory() {
     let _one = ONE.lock();
     let folder = tempfile::tempdir().unwrap();
     synthesize(folder.path(), &Config::full(), DType::F16).unwrap();

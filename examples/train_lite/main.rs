@@ -1,53 +1,54 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Trains the networks of `model=lite` with scenes made on the fly, and writes the file that the plugin
-//! holds. Without arguments it does all of what made the file shipped. Runs go on where they were
-//! interrupted; each writes its loss curve to standard output.
+//! Trains the networks of `model=lite` on synthetic scenes and writes the weights file that the plugin embeds.
+//!
+//! Without arguments it trains every part with the number of steps of the published weights. An interrupted run
+//! resumes from its last checkpoint. The loss curve goes to standard output.
 
-mod motion;
-mod plane;
+mod flow;
+mod gradient;
+mod image;
+mod pool;
 mod random;
 mod scene;
-mod school;
-mod sharpen;
 mod trainer;
+mod upscaler;
 
 use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{Device, Result, Tensor};
 use clap::Parser;
-use gstvenhance::lite::network::{COARSE, FINE, SHARPENERS};
+use gstvenhance::lite::network::{COARSE, FINE, UPSCALERS};
 
 use random::Random;
-use trainer::{Learner, Run};
+use trainer::{Run, Trainee};
 
 /// Trains the networks of `model=lite`.
 #[derive(Parser)]
 struct Args {
-    /// What to train: x2, x3, x4, flow. Nothing: all of it.
+    /// Parts to train: x2, x3, x4, flow. Default: all.
     parts: Vec<String>,
-    /// Steps of a part in all, instead of the recipe's.
-    #[arg(long)]
+    /// Total steps of each part, instead of the default.
+    #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    /// Where runs are kept.
-    #[arg(long, default_value = "target/train")]
+    /// Folder of the checkpoints.
+    #[arg(long, default_value = "target/train", value_name = "DIR")]
     folder: PathBuf,
-    /// The file to write.
-    #[arg(long, default_value = "src/lite/weights.safetensors")]
+    /// Weights file to write.
+    #[arg(long, default_value = "src/lite/weights.safetensors", value_name = "FILE")]
     output: PathBuf,
-    /// Start of all chance.
-    #[arg(long, default_value_t = 1)]
+    /// Seed of the random numbers.
+    #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
 }
 
-/// Steps of each part: the recipe.
-const RECIPE: [(&str, usize); 4] =
-    [("x2", 24_000), ("x3", 5_000), ("x4", 11_000), ("flow", 22_000)];
+/// Training steps of each part.
+const STEPS: [(&str, usize); 4] = [("x2", 24_000), ("x3", 5_000), ("x4", 11_000), ("flow", 22_000)];
 
 fn main() -> Result<()> {
     let args = Args::parse();
     std::fs::create_dir_all(&args.folder)?;
     let device = Device::cuda_if_available(0)?;
-    for (part, steps) in RECIPE {
+    for (part, steps) in STEPS {
         if args.parts.is_empty() || args.parts.iter().any(|name| name == part) {
             train(part, args.steps.unwrap_or(steps), &args, &device)?;
         }
@@ -55,64 +56,64 @@ fn main() -> Result<()> {
     export(&args)
 }
 
-fn file(part: &str, args: &Args) -> PathBuf {
+fn checkpoint(part: &str, args: &Args) -> PathBuf {
     args.folder.join(format!("{part}.safetensors"))
 }
 
 fn train(part: &str, steps: usize, args: &Args, device: &Device) -> Result<()> {
-    let file = file(part, args);
-    let (known, step) = trainer::load(&file)?;
+    let file = checkpoint(part, args);
+    let (saved, step) = trainer::load(&file)?;
     let mut random = Random::new(args.seed);
-    let mut learner = |network| Learner::new(network, &known, &mut random, device);
-    // What comes after an interruption is not what was seen before it.
+    let mut trainee = |network| Trainee::new(network, &saved, &mut random, device);
+    // A resumed run does not repeat the samples before the interruption.
     let seed = args.seed + 2 + step as u64;
-    match SHARPENERS.iter().find(|sharpener| sharpener.network.name == part) {
-        Some(sharpener) => {
-            let learner = learner(sharpener.network)?;
-            let mut run = Run::new(file, &[&learner], step, steps, 2e-3)?;
-            sharpen::train(*sharpener, &learner, &mut run, seed, device)
+    match UPSCALERS.iter().find(|upscaler| upscaler.network.name == part) {
+        Some(upscaler) => {
+            let trainee = trainee(upscaler.network)?;
+            let mut run = Run::new(file, &[&trainee], step, steps, 2e-3)?;
+            upscaler::train(*upscaler, &trainee, &mut run, seed, device)
         }
         None => {
-            let (coarse, fine) = (learner(COARSE.network)?, learner(FINE.network)?);
+            let (coarse, fine) = (trainee(COARSE.network)?, trainee(FINE.network)?);
             let mut run = Run::new(file, &[&coarse, &fine], step, steps, 1e-3)?;
-            motion::train(&coarse, &fine, &mut run, seed, device)
+            flow::train(&coarse, &fine, &mut run, seed, device)
         }
     }
 }
 
-/// Puts what the runs have come to into one file, if all have come to something.
+/// Writes the weights of all parts to one file, once every part has a checkpoint.
 fn export(args: &Args) -> Result<()> {
     let mut tensors = HashMap::new();
-    let mut recipe = HashMap::from([
+    let mut metadata = HashMap::from([
         ("made by".to_string(), "examples/train_lite of gst-plugin-venhance".to_string()),
         ("data".into(), "dead leaves in layered motion, made by the same program".into()),
         ("seed".into(), args.seed.to_string()),
     ]);
-    let networks = SHARPENERS.map(|sharpener| sharpener.network);
-    for (part, _) in RECIPE {
-        let (known, step) = trainer::load(&file(part, args))?;
-        recipe.insert(format!("steps of {part}"), step.to_string());
+    let networks = UPSCALERS.map(|upscaler| upscaler.network);
+    for (part, _) in STEPS {
+        let (saved, step) = trainer::load(&checkpoint(part, args))?;
+        metadata.insert(format!("steps of {part}"), step.to_string());
         for network in networks.iter().chain([&COARSE.network, &FINE.network]) {
-            if let Some(values) = known.get(network.name) {
-                tensors.extend(trainer::layers(*network, values)?);
+            if let Some(parameters) = saved.get(network.name) {
+                tensors.extend(trainer::export_layers(*network, parameters)?);
             }
         }
         if step == 0 {
-            // The plugin would not start with it.
-            println!("{part} is not trained yet: {} stays as it is", args.output.display());
+            // The plugin cannot load an incomplete file.
+            println!("{part} is not trained yet; {} was not written", args.output.display());
             return Ok(());
         }
     }
-    write(&tensors, recipe, &args.output)
+    write(&tensors, metadata, &args.output)
 }
 
 fn write(
     tensors: &HashMap<String, Tensor>,
-    recipe: HashMap<String, String>,
+    metadata: HashMap<String, String>,
     output: &PathBuf,
 ) -> Result<()> {
-    let wrap = candle_core::Error::wrap;
-    let bytes = safetensors::serialize(tensors, Some(recipe)).map_err(wrap)?;
+    let bytes =
+        safetensors::serialize(tensors, Some(metadata)).map_err(candle_core::Error::wrap)?;
     std::fs::write(output, &bytes)?;
     println!("{}: {} bytes", output.display(), bytes.len());
     Ok(())

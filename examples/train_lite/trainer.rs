@@ -1,70 +1,82 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What all networks are trained with.
+//! The training loop: parameters, optimizer, learning rate, checkpoints.
 
 use std::{collections::HashMap, path::PathBuf, time::Instant};
 
-use candle_core::{Device, Result, Tensor, Var, safetensors};
+use candle_core::{DType, Device, Result, Tensor, Var, safetensors};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
-use gstvenhance::{lite::network::Network, ops};
+use gstvenhance::lite::network::NetworkShape;
 
-use super::random::Random;
+use super::{
+    gradient::{conv_chain, split_layers},
+    random::Random,
+};
 
-/// A network that learns.
-pub struct Learner {
-    network: Network,
-    values: Var,
+/// Steps between two lines of the loss curve; each writes a checkpoint.
+const REPORT_STEPS: usize = 500;
+
+/// A network in training.
+pub struct Trainee {
+    network: NetworkShape,
+    /// The parameters of all layers, one after the other: see [`conv_chain`].
+    parameters: Var,
 }
 
-impl Learner {
-    /// With random weights, or with those in `known`.
+impl Trainee {
+    /// A network with the parameters in `saved`, or with random ones.
     pub fn new(
-        network: Network,
-        known: &HashMap<String, Tensor>,
+        network: NetworkShape,
+        saved: &HashMap<String, Tensor>,
         random: &mut Random,
         device: &Device,
     ) -> Result<Self> {
-        let values = match known.get(network.name) {
-            Some(values) => values.to_device(device)?,
-            None => {
-                let mut values = Vec::new();
-                for (n, widths) in network.widths.windows(2).enumerate() {
-                    // He's deviation; the last layer begins small: at first nothing is added.
-                    let last = n + 2 == network.widths.len();
-                    let scale =
-                        (2.0 / (9 * widths[0]) as f32).sqrt() * if last { 0.1 } else { 1.0 };
-                    let count = 9 * widths[0] * widths[1];
-                    values.extend((0..count).map(|_| random.normal() * scale));
-                    values.extend(std::iter::repeat_n(0.0, widths[1]));
-                }
-                Tensor::new(values, device)?
-            }
+        let parameters = match saved.get(network.name) {
+            Some(parameters) => parameters.to_device(device)?,
+            None => initial_parameters(network, random, device)?,
         };
-        Ok(Self { network, values: Var::from_tensor(&values)? })
+        Ok(Self { network, parameters: Var::from_tensor(&parameters)? })
     }
 
-    /// [n, h, w, in] to [n, h, w, out].
+    /// Runs the network: [n, h, w, in] to [n, h, w, out].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::trained_chain(x, &self.values, self.network.widths)
+        conv_chain(x, &self.parameters, self.network.channels)
     }
 }
 
-/// One run: what it writes, and how far it has come.
+/// He initialization with zero biases. The last layer is scaled by 0.1: a network predicts a residual, which
+/// begins near zero.
+fn initial_parameters(
+    network: NetworkShape,
+    random: &mut Random,
+    device: &Device,
+) -> Result<Tensor> {
+    let mut parameters = Vec::new();
+    for (n, channels) in network.channels.windows(2).enumerate() {
+        let is_last = n + 2 == network.channels.len();
+        let scale = (2.0 / (9 * channels[0]) as f32).sqrt() * if is_last { 0.1 } else { 1.0 };
+        let count = 9 * channels[0] * channels[1];
+        parameters.extend((0..count).map(|_| random.normal() * scale));
+        parameters.extend(std::iter::repeat_n(0.0, channels[1]));
+    }
+    Tensor::new(parameters, device)
+}
+
+/// A training run.
 pub struct Run {
+    /// The checkpoint.
     file: PathBuf,
     steps: usize,
     next: usize,
     optimizer: AdamW,
+    /// Peak learning rate.
     rate: f64,
-    /// Of the steps since the last line of the curve.
+    /// Losses since the last line of the loss curve.
     losses: Vec<f32>,
     start: Instant,
     names: Vec<String>,
 }
 
-/// Steps between two lines of the loss curve, each with a file of the weights.
-const REPORT: usize = 500;
-
-/// The weights of an earlier run, and the step it came to.
+/// Loads a checkpoint: the parameters by network, and the number of steps done. Without a file: none, and 0.
 pub fn load(file: &PathBuf) -> Result<(HashMap<String, Tensor>, usize)> {
     if !file.exists() {
         return Ok(Default::default());
@@ -78,16 +90,17 @@ pub fn load(file: &PathBuf) -> Result<(HashMap<String, Tensor>, usize)> {
 }
 
 impl Run {
+    /// A run from step `next` to `steps` in all, with the peak learning rate `rate`.
     pub fn new(
         file: PathBuf,
-        learners: &[&Learner],
+        trainees: &[&Trainee],
         next: usize,
         steps: usize,
         rate: f64,
     ) -> Result<Self> {
-        let vars: Vec<_> = learners.iter().map(|learner| learner.values.clone()).collect();
+        let vars: Vec<_> = trainees.iter().map(|trainee| trainee.parameters.clone()).collect();
         let params = ParamsAdamW { lr: rate, weight_decay: 0.0, beta2: 0.99, ..Default::default() };
-        let names = learners.iter().map(|learner| learner.network.name.to_string()).collect();
+        let names = trainees.iter().map(|trainee| trainee.network.name.to_string()).collect();
         Ok(Self {
             file,
             steps,
@@ -100,21 +113,23 @@ impl Run {
         })
     }
 
-    /// The number of the step to come, until all are done.
+    /// The index of the next step; `None` when the run is complete.
     pub fn step(&self) -> Option<usize> {
         (self.next < self.steps).then_some(self.next)
     }
 
-    /// Takes a step against the gradient of `slope`, which is that of `loss`. The rate rises for 200 steps, then falls as a cosine.
-    pub fn learn(&mut self, slope: &Tensor, loss: f32, learners: &[&Learner]) -> Result<()> {
+    /// Takes an optimizer step. `objective` is a scalar whose gradient is that of the loss; `loss` is reported.
+    ///
+    /// The learning rate warms up for 200 steps and decays along a cosine.
+    pub fn learn(&mut self, objective: &Tensor, loss: f32, trainees: &[&Trainee]) -> Result<()> {
         let done = self.next as f64 / self.steps as f64;
-        let warm = ((self.next + 1) as f64 / 200.0).min(1.0);
+        let warm_up = ((self.next + 1) as f64 / 200.0).min(1.0);
         let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
-        self.optimizer.set_learning_rate(self.rate * warm * (0.005 + 0.995 * cosine));
-        self.optimizer.step(&slope.backward()?)?;
+        self.optimizer.set_learning_rate(self.rate * warm_up * (0.005 + 0.995 * cosine));
+        self.optimizer.step(&objective.backward()?)?;
         self.losses.push(loss);
         self.next += 1;
-        if self.next.is_multiple_of(REPORT) || self.next == self.steps {
+        if self.next.is_multiple_of(REPORT_STEPS) || self.next == self.steps {
             println!(
                 "{} step {} of {}: loss {:.6}, {:.0} s",
                 self.names.join("+"),
@@ -124,16 +139,16 @@ impl Run {
                 self.start.elapsed().as_secs_f64()
             );
             self.losses.clear();
-            self.save(learners)?;
+            self.save(trainees)?;
         }
         Ok(())
     }
 
-    fn save(&self, learners: &[&Learner]) -> Result<()> {
-        let tensor = |learner: &&Learner| {
-            (learner.network.name.to_string(), learner.values.as_detached_tensor())
+    fn save(&self, trainees: &[&Trainee]) -> Result<()> {
+        let tensor = |trainee: &&Trainee| {
+            (trainee.network.name.to_string(), trainee.parameters.as_detached_tensor())
         };
-        let mut tensors: HashMap<_, _> = learners.iter().map(tensor).collect();
+        let mut tensors: HashMap<_, _> = trainees.iter().map(tensor).collect();
         tensors.insert("step".into(), Tensor::new(&[self.next as u32], &Device::Cpu)?);
         let partial = self.file.with_extension("partial");
         safetensors::save(&tensors, &partial)?;
@@ -142,13 +157,14 @@ impl Run {
     }
 }
 
-/// What the file that is shipped holds of a run: [out, in, 3, 3] and \[out\] of each layer, at half precision.
-pub fn layers(network: Network, values: &Tensor) -> Result<Vec<(String, Tensor)>> {
+/// The tensors of a network for the plugin: weight [out, in, 3, 3] and bias \[out\] of each layer, in f16.
+pub fn export_layers(network: NetworkShape, parameters: &Tensor) -> Result<Vec<(String, Tensor)>> {
     let mut tensors = Vec::new();
-    for (n, (weight, bias)) in ops::chain_layers(values, network.widths)?.into_iter().enumerate() {
+    let layers = split_layers(parameters, network.channels)?;
+    for (n, (weight, bias)) in layers.into_iter().enumerate() {
         for (kind, tensor) in [("weight", weight), ("bias", bias)] {
             let name = format!("{}.{n}.{kind}", network.name);
-            tensors.push((name, tensor.to_dtype(candle_core::DType::F16)?));
+            tensors.push((name, tensor.to_dtype(DType::F16)?));
         }
     }
     Ok(tensors)

@@ -12,16 +12,6 @@ pub enum Error {
     /// The [`Cancel`] token was set, or the [`Sink`](super::Sink) takes nothing more.
     #[error("cancelled")]
     Cancelled,
-    /// The model asked for cannot run here.
-    #[error("{model} cannot run: {why}; {instead}")]
-    Unavailable {
-        /// The model's name.
-        model: String,
-        /// What is missing.
-        why: String,
-        /// What to do.
-        instead: String,
-    },
     /// A setting that cannot be used.
     #[error("{setting}={value} cannot be used: {why}; {instead}")]
     Setting {

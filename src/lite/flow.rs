@@ -1,154 +1,161 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Motion between two neighbours, seen from a time between them.
+//! Optical flow between two neighbouring frames, at a time between them.
 //!
-//! From coarse to fine, each level takes the flow of the one before. For a pixel of the frame to be made,
-//! and for every small change of its flow, it compares the two places that the flow leads to, one in each
-//! neighbour. A network sees these differences, improves the flow, and says which neighbour shows what is
-//! seen here.
+//! The estimate is refined from coarse to fine on an image pyramid. Each level upsamples the flow of the
+//! coarser one, and builds a cost volume: for each pixel of the frame to interpolate and each candidate in a
+//! search window around its flow, the absolute difference between the two frames at both ends of the motion
+//! vector. A network reads the costs, refines the flow, and estimates occlusion: which of the two frames
+//! shows the pixel.
 
 #[cfg(target_arch = "x86_64")]
-mod fma;
+mod avx2;
 
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::{
-    memory::Memory,
-    network::{COARSE, FINE, Matcher},
-    plane::{MOST, Place, Plane},
+    network::{COARSE, FINE, FlowRefiner},
+    plane::{LinearTap, MAX_GRID, Plane},
+    pool::FramePool,
     weights::Networks,
 };
 use crate::{
     engine::{Cancel, Error},
-    ops::{Chain, band_rows},
+    ops::{ConvChain, band_rows},
 };
 
-/// Numbers that a level hands to the next beside the flow: which neighbour to trust, and what the network
-/// wants to remember.
-pub const STATE: usize = 14;
+/// Channels of the state that a level passes to the next finer one: the logit of the first frame's visibility,
+/// then features that the network has learned.
+pub const STATE_CHANNELS: usize = 14;
 
-/// The flow of a pixel counts this much in what a network sees.
+/// Output channels of a network: the flow residual (x, y), then the state.
+pub const OUTPUT_CHANNELS: usize = 2 + STATE_CHANNELS;
+
+/// Scale of the flow, in pixels, as an input feature.
 const FLOW_SCALE: f32 = 0.1;
 
-/// What a network gives for a pixel: a change of the flow, then the state.
-pub const GIVEN: usize = 2 + STATE;
+/// Costs are normalized to this mean per pixel.
+const MEAN_COST: f32 = 0.05;
 
-/// Differences are scaled to about this mean, but those about as small as noise less.
-const TYPICAL: f32 = 0.05;
-const NOISE: f32 = 0.01;
+/// Added to the mean cost before the division, so that noise in flat areas is not amplified.
+const COST_FLOOR: f32 = 0.01;
 
-/// Displacements (x, y) of each pixel from the first neighbour to the second, in pixels of a level.
+/// Motion vectors (x, y) [h, w] from the first frame to the second, in pixels of a level.
 pub type Flow = Vec<[f32; 2]>;
 
-/// How many times a picture of (w, h) is halved: the smallest is still large enough to see shapes in.
-pub fn levels((w, h): (usize, usize)) -> usize {
+/// Number of halvings in the pyramid of a frame of (w, h): the coarsest level has sides of 3 pixels or more,
+/// where the frame allows it.
+pub fn pyramid_levels((w, h): (usize, usize)) -> usize {
     ((w.min(h) / 3).max(1).ilog2() as usize).max(2)
 }
 
-/// What is known at a level before its network has seen it.
+/// The input of a network at one pyramid level.
 #[derive(Debug)]
-pub struct Level<'a> {
-    /// The neighbours, as large as the level.
+pub struct FlowLevel<'a> {
+    /// The two frames at this level, each [h, w].
     pub neighbours: [&'a Plane; 2],
-    /// Between 0, the first neighbour, and 1.
+    /// Time of the interpolated frame: 0 is the first frame, 1 the second.
     pub time: f32,
-    /// [h, w].
+    /// The flow to refine, [h, w].
     pub flow: Flow,
 }
 
-impl Level<'_> {
-    /// Writes what `matcher` sees at a pixel: differences for all changes of the flow, both neighbours, the
-    /// flow. All but the state.
+impl FlowLevel<'_> {
+    /// Writes the features of pixel (x, y) except the state: the normalized cost of each candidate, the
+    /// sample of each frame at the flow, and the scaled flow. `features` has [`FlowRefiner::features`] values.
     #[inline]
-    pub fn see(&self, matcher: &Matcher, x: usize, y: usize, seen: &mut [f32]) {
+    pub fn write_features(&self, refiner: &FlowRefiner, x: usize, y: usize, features: &mut [f32]) {
         let [first, second] = self.neighbours;
-        let (before, after) = (-self.time, 1.0 - self.time);
+        let radius = refiner.search_radius;
         let [vx, vy] = self.flow[y * first.width + x];
-        let count = 2 * matcher.reach + 1;
-        let looked_up = |plane: &Plane, time: f32| {
-            let place = |at: usize, v: f32, n: usize| {
-                at as f32 + time * (v + n as f32 - matcher.reach as f32)
-            };
-            let (mut xs, mut ys) = ([Place::default(); MOST], [Place::default(); MOST]);
-            for (n, (px, py)) in xs.iter_mut().zip(&mut ys).enumerate().take(count) {
-                *px = Place::new(place(x, vx, n), plane.width, 1);
-                *py = Place::new(place(y, vy, n), plane.height, plane.width);
+        let side = 2 * radius + 1;
+        // The samples of one frame for all candidates, `time` being the fraction of the motion vector.
+        let candidates = |plane: &Plane, time: f32| {
+            let position =
+                |at: usize, v: f32, n: usize| at as f32 + time * (v + n as f32 - radius as f32);
+            let mut xs = [LinearTap::default(); MAX_GRID];
+            let mut ys = [LinearTap::default(); MAX_GRID];
+            for (n, (px, py)) in xs.iter_mut().zip(&mut ys).enumerate().take(side) {
+                *px = LinearTap::new(position(x, vx, n), plane.width, 1);
+                *py = LinearTap::new(position(y, vy, n), plane.height, plane.width);
             }
-            plane.grid(&xs[..count], &ys[..count])
+            plane.sample_grid(&xs[..side], &ys[..side])
         };
-        let (a, b) = (looked_up(first, before), looked_up(second, after));
-        let (differences, rest) = seen.split_at_mut(matcher.changes());
+        let (a, b) = (candidates(first, -self.time), candidates(second, 1.0 - self.time));
+        let (costs, rest) = features.split_at_mut(refiner.candidates());
         let mut sum = 0.0;
-        for ((differences, a), b) in differences.chunks_exact_mut(count).zip(&a).zip(&b) {
-            for ((difference, a), b) in differences.iter_mut().zip(a).zip(b) {
-                *difference = (a - b).abs();
-                sum += *difference;
+        for ((costs, a), b) in costs.chunks_exact_mut(side).zip(&a).zip(&b) {
+            for ((cost, a), b) in costs.iter_mut().zip(a).zip(b) {
+                *cost = (a - b).abs();
+                sum += *cost;
             }
         }
-        (rest[0], rest[1]) = (a[matcher.reach][matcher.reach], b[matcher.reach][matcher.reach]);
-        // Which of them is the smallest counts, not how strong the contrast is.
-        let scale = TYPICAL / (sum / (count * count) as f32 + NOISE);
-        differences.iter_mut().for_each(|difference| *difference *= scale);
+        (rest[0], rest[1]) = (a[radius][radius], b[radius][radius]);
+        // Makes the costs independent of the contrast.
+        let scale = MEAN_COST / (sum / (side * side) as f32 + COST_FLOOR);
+        costs.iter_mut().for_each(|cost| *cost *= scale);
         (rest[2], rest[3]) = (vx * FLOW_SCALE, vy * FLOW_SCALE);
     }
 
-    /// Writes what `matcher` sees at the pixels of row y; behind each is room for the state.
-    fn see_row(&self, matcher: &Matcher, y: usize, row: &mut [f32]) {
-        let stride = matcher.seen() + STATE;
+    /// [`write_features`](Self::write_features) for all pixels of row y: `row` is [w, features + state], and
+    /// the state of each pixel is left undefined.
+    fn write_feature_row(&self, refiner: &FlowRefiner, y: usize, row: &mut [f32]) {
+        let stride = refiner.features() + STATE_CHANNELS;
         #[cfg(target_arch = "x86_64")]
-        if self.neighbours[0].width >= fma::LANES
+        if self.neighbours[0].width >= avx2::LANES
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
         {
-            match matcher.reach {
-                // SAFETY: the processor has what the function is compiled for.
-                1 => return unsafe { fma::see::<3>(self, y, stride, row) },
+            match refiner.search_radius {
+                // SAFETY: the CPU supports AVX2 and FMA.
+                1 => return unsafe { avx2::write_feature_row::<3>(self, y, stride, row) },
                 // SAFETY: as above.
-                2 => return unsafe { fma::see::<5>(self, y, stride, row) },
+                2 => return unsafe { avx2::write_feature_row::<5>(self, y, stride, row) },
                 _ => {}
             }
         }
         for (x, pixel) in row.chunks_exact_mut(stride).enumerate() {
-            self.see(matcher, x, y, &mut pixel[..matcher.seen()]);
+            self.write_features(refiner, x, y, &mut pixel[..refiner.features()]);
         }
     }
 }
 
-/// The flow at twice the size (w, h), from (w/2, h/2) rounded up: bilinear.
-pub fn double(flow: &[[f32; 2]], (w, h): (usize, usize)) -> Flow {
+/// Upsamples a flow to the next finer level of size (w, h), bilinearly, and doubles its vectors. `flow` is
+/// [ceil(h/2), ceil(w/2)].
+pub fn upsample(flow: &[[f32; 2]], (w, h): (usize, usize)) -> Flow {
     let (from_w, from_h) = (w.div_ceil(2), h.div_ceil(2));
-    // Pixel x of the finer level lies at (x + ½)/2 − ½ of the coarser.
-    let place = |x: usize, count: usize| {
+    // Pixel x lies at (x + ½)/2 − ½ of the coarser level: ¼ of a pixel from the nearest one.
+    let taps = |x: usize, count: usize| {
         let near = x / 2;
         let far =
             if x.is_multiple_of(2) { near.saturating_sub(1) } else { (near + 1).min(count - 1) };
         (near, far)
     };
-    let mut doubled = Vec::with_capacity(w * h);
+    let mut upsampled = Vec::with_capacity(w * h);
     for y in 0..h {
-        let (near_y, far_y) = place(y, from_h);
+        let (near_y, far_y) = taps(y, from_h);
         let (near_row, far_row) = (&flow[near_y * from_w..], &flow[far_y * from_w..]);
         for x in 0..w {
-            let (near, far) = place(x, from_w);
-            doubled.push(std::array::from_fn(|i| {
-                // Twice 9/16, 3/16, 3/16, 1/16: a pixel is half as long.
+            let (near, far) = taps(x, from_w);
+            upsampled.push(std::array::from_fn(|i| {
+                // The bilinear weights 9/16, 3/16, 3/16 and 1/16, times 2 for the length of the vectors.
                 1.125 * near_row[near][i]
                     + 0.375 * (near_row[far][i] + far_row[near][i])
                     + 0.125 * far_row[far][i]
             }));
         }
     }
-    doubled
+    upsampled
 }
 
-/// A picture, and smaller ones, each half as large as the one before.
-#[derive(Debug)]
+/// An image pyramid: the plane at full size, then each level at half the size of the one before.
+#[derive(Debug, Clone)]
 pub struct Pyramid(pub Vec<Plane>);
 
 impl Pyramid {
-    /// As many as a flow needs levels.
+    /// Builds the [`pyramid_levels`] levels below `plane`.
     pub fn new(plane: Plane) -> Self {
-        let levels = levels((plane.width, plane.height));
+        let levels = pyramid_levels((plane.width, plane.height));
         let mut planes = vec![plane];
         for n in 0..levels {
             planes.push(planes[n].halve());
@@ -156,33 +163,33 @@ impl Pyramid {
         Self(planes)
     }
 
-    /// The picture itself.
-    pub(super) fn base(&self) -> &Plane {
+    /// The plane at full size.
+    pub(super) fn full_size(&self) -> &Plane {
         &self.0[0]
     }
 }
 
-/// How a frame is to be made of its neighbours, at half their size.
+/// The motion between two frames at a time between them, on the finest level (half the size of the frames).
 pub(super) struct Motion {
     pub width: usize,
     pub height: usize,
-    /// Displacements (x, y) from the first to the second, in pixels of this size.
+    /// Motion vectors (x, y) [h, w] from the first frame to the second, in pixels of this level.
     pub flow: Flow,
-    /// The share of the first neighbour, 0 to 1.
-    pub first: Vec<f32>,
-    /// Whether the neighbours have nothing in common, wherever the flow leads.
-    pub cut: bool,
+    /// Blend weight of the first frame [h, w], 0 to 1.
+    pub first_weight: Vec<f32>,
+    /// Whether there is a scene change between the frames.
+    pub is_cut: bool,
 }
 
-/// Motion between `neighbours` as seen at `time`.
+/// Estimates the motion between `neighbours` at `time`, 0 to 1.
 pub(super) fn estimate(
     networks: &Networks,
-    memory: &Memory,
+    pool: &FramePool,
     neighbours: [&Pyramid; 2],
     time: f32,
     cancel: &Cancel,
 ) -> Result<Motion, Error> {
-    let mut given: Vec<f32> = Vec::new();
+    let mut output: Vec<f32> = Vec::new();
     let mut flow = Flow::new();
     for n in (1..neighbours[0].0.len()).rev() {
         cancel.check()?;
@@ -190,143 +197,151 @@ pub(super) fn estimate(
         let size = (planes[0].width, planes[0].height);
         flow = match flow.is_empty() {
             true => vec![[0.0; 2]; size.0 * size.1],
-            false => double(&flow, size),
+            false => upsample(&flow, size),
         };
-        let (matcher, chain) = match n {
+        let (refiner, chain) = match n {
             1 => (FINE, &networks.fine),
             _ => (COARSE, &networks.coarse),
         };
-        let level = Level { neighbours: planes, time, flow };
-        given = run(&level, &matcher, (chain, memory), &given);
+        let level = FlowLevel { neighbours: planes, time, flow };
+        output = run_level(&level, &refiner, (chain, pool), &output);
         flow = level.flow;
-        for (flow, given) in flow.iter_mut().zip(given.chunks_exact(GIVEN)) {
-            flow[0] += given[0];
-            flow[1] += given[1];
+        for (flow, output) in flow.iter_mut().zip(output.chunks_exact(OUTPUT_CHANNELS)) {
+            flow[0] += output[0];
+            flow[1] += output[1];
         }
     }
+    // The nearer frame is preferred: the prior of the first frame is 1 − time.
     let prior = ((1.0 - time) / time).ln();
-    let first = given.chunks_exact(GIVEN).map(|given| 1.0 / (1.0 + (-given[2] - prior).exp()));
+    let first_weight = output
+        .chunks_exact(OUTPUT_CHANNELS)
+        .map(|output| 1.0 / (1.0 + (-output[2] - prior).exp()))
+        .collect();
     let [a, b] = neighbours.map(|pyramid| &pyramid.0[1]);
-    let (width, height) = (a.width, a.height);
-    let mut motion = Motion { width, height, first: first.collect(), flow, cut: false };
-    motion.look(a, b, time);
-    Ok(motion)
+    let is_cut = finish(&mut flow, a, b, time);
+    Ok(Motion { width: a.width, height: a.height, flow, first_weight, is_cut })
 }
 
-/// What a network gives for a level; `before` is what it gave for the coarser one.
-fn run(
-    level: &Level,
-    matcher: &Matcher,
-    (chain, memory): (&Chain, &Memory),
-    before: &[f32],
+/// Runs the network of a level: its output is [h, w, [`OUTPUT_CHANNELS`]]. `coarser` is the output of the
+/// coarser level, empty for the coarsest.
+fn run_level(
+    level: &FlowLevel,
+    refiner: &FlowRefiner,
+    (chain, pool): (&ConvChain, &FramePool),
+    coarser: &[f32],
 ) -> Vec<f32> {
     let (width, height) = (level.neighbours[0].width, level.neighbours[0].height);
-    let seen = matcher.seen();
-    let coarser = before.as_chunks::<GIVEN>().0;
+    let features = refiner.features();
+    let coarser = coarser.as_chunks::<OUTPUT_CHANNELS>().0;
     let input = |y: usize, row: &mut [f32]| {
-        level.see_row(matcher, y, row);
-        for (x, pixel) in row.chunks_exact_mut(seen + STATE).enumerate() {
+        level.write_feature_row(refiner, y, row);
+        for (x, pixel) in row.chunks_exact_mut(features + STATE_CHANNELS).enumerate() {
             let state = coarser.get(y / 2 * width.div_ceil(2) + x / 2);
-            let state = state.and_then(|given| given.last_chunk()).unwrap_or(&[0.0; STATE]);
-            pixel[seen..].copy_from_slice(state);
+            let state =
+                state.and_then(|output| output.last_chunk()).unwrap_or(&[0.0; STATE_CHANNELS]);
+            pixel[features..].copy_from_slice(state);
         }
     };
-    let mut given = vec![0.0; width * height * GIVEN];
+    let row_len = width * OUTPUT_CHANNELS;
+    let mut output = vec![0.0; height * row_len];
     let band_rows = band_rows(height);
-    given.par_chunks_mut(band_rows * width * GIVEN).enumerate().for_each(|(band, given)| {
+    output.par_chunks_mut(band_rows * row_len).enumerate().for_each(|(band, output)| {
         let first = band * band_rows;
         let rows = first..(first + band_rows).min(height);
-        let output = |y: usize, row: &[f32]| {
-            given[(y - first) * width * GIVEN..][..width * GIVEN].copy_from_slice(row);
+        let write = |y: usize, row: &[f32]| {
+            output[(y - first) * row_len..][..row_len].copy_from_slice(row);
         };
-        memory.with_room(|room| chain.rows(room, (width, height), rows, input, output));
+        pool.with_scratch(|scratch| chain.run(scratch, (width, height), rows, input, write));
     });
-    given
+    output
 }
 
-impl Motion {
-    /// Compares the neighbours where the flow leads: stops it where they are the same without it, and
-    /// notices a cut.
-    fn look(&mut self, a: &Plane, b: &Plane, time: f32) {
-        let width = self.width;
-        let rows = self.flow.par_chunks_mut(width).enumerate().map(|(y, flow)| {
-            stop(a, b, y, flow);
-            let mut sums = Sums::default();
-            for (x, &[vx, vy]) in flow.iter().enumerate() {
-                let (x, y) = (x as f32, y as f32);
-                sums.add(
-                    a.sample(x - time * vx, y - time * vy),
-                    b.sample(x + (1.0 - time) * vx, y + (1.0 - time) * vy),
-                );
-            }
-            sums
-        });
-        // In a fixed order, whatever the threads.
-        let mut sums = Sums::default();
-        rows.collect::<Vec<_>>().into_iter().for_each(|row| sums.join(row));
-        self.cut = sums.is_cut();
-    }
+/// Zeroes the flow of static areas, and returns whether there is a scene change: the frames, warped to `time`
+/// by the flow, do not match.
+fn finish(flow: &mut [[f32; 2]], a: &Plane, b: &Plane, time: f32) -> bool {
+    let rows = flow.par_chunks_mut(a.width).enumerate().map(|(y, flow)| {
+        zero_static_flow(a, b, y, flow);
+        let mut sums = PairStatistics::default();
+        for (x, &[vx, vy]) in flow.iter().enumerate() {
+            let (x, y) = (x as f32, y as f32);
+            sums.add(
+                a.sample(x - time * vx, y - time * vy),
+                b.sample(x + (1.0 - time) * vx, y + (1.0 - time) * vy),
+            );
+        }
+        sums
+    });
+    // The order of the additions must not depend on the threads.
+    let mut sums = PairStatistics::default();
+    rows.collect::<Vec<_>>().into_iter().for_each(|row| sums.merge(row));
+    sums.is_cut()
 }
 
-/// Stops the flow of row y where nothing happens about a pixel: no difference beyond rounding.
+/// Zeroes the flow of the pixels of row y in whose 5×5 neighbourhood the frames are equal up to the rounding
+/// of 8-bit video.
 #[multiversion(targets("x86_64+avx2+fma"))]
-fn stop(a: &Plane, b: &Plane, y: usize, flow: &mut [[f32; 2]]) {
-    const REACH: usize = 2;
+fn zero_static_flow(a: &Plane, b: &Plane, y: usize, flow: &mut [[f32; 2]]) {
+    const RADIUS: usize = 2;
     const ROUNDING: f32 = 1.2 / 255.0;
     let width = a.width;
-    // The largest difference of a column; beyond the border there is none.
-    let mut off = vec![0.0_f32; width + 2 * REACH];
-    for y in y.saturating_sub(REACH)..(y + REACH + 1).min(a.height) {
+    // The largest difference in each column; 0 beyond the border.
+    let mut largest = vec![0.0_f32; width + 2 * RADIUS];
+    for y in y.saturating_sub(RADIUS)..(y + RADIUS + 1).min(a.height) {
         let rows = a.values[y * width..][..width].iter().zip(&b.values[y * width..][..width]);
-        for (off, (a, b)) in off[REACH..].iter_mut().zip(rows) {
-            *off = off.max((a - b).abs());
+        for (largest, (a, b)) in largest[RADIUS..].iter_mut().zip(rows) {
+            *largest = largest.max((a - b).abs());
         }
     }
-    for (flow, off) in flow.iter_mut().zip(off.array_windows::<{ 2 * REACH + 1 }>()) {
-        if off.iter().all(|&off| off < ROUNDING) {
+    for (flow, largest) in flow.iter_mut().zip(largest.array_windows::<{ 2 * RADIUS + 1 }>()) {
+        if largest.iter().all(|&difference| difference < ROUNDING) {
             *flow = [0.0; 2];
         }
     }
 }
 
-/// Of pairs of values.
+/// Sums over pairs (a, b) of corresponding pixels.
 #[derive(Default)]
-struct Sums {
+struct PairStatistics {
     count: f64,
     a: f64,
     b: f64,
     aa: f64,
     bb: f64,
     ab: f64,
-    off: f64,
+    /// Sum of |a − b|.
+    difference: f64,
 }
 
-impl Sums {
+impl PairStatistics {
     fn add(&mut self, a: f32, b: f32) {
         let (a, b) = (f64::from(a), f64::from(b));
-        self.join(Self { count: 1.0, a, b, aa: a * a, bb: b * b, ab: a * b, off: (a - b).abs() });
+        let difference = (a - b).abs();
+        self.merge(Self { count: 1.0, a, b, aa: a * a, bb: b * b, ab: a * b, difference });
     }
 
-    fn join(&mut self, other: Self) {
+    fn merge(&mut self, other: Self) {
         self.count += other.count;
         self.a += other.a;
         self.b += other.b;
         self.aa += other.aa;
         self.bb += other.bb;
         self.ab += other.ab;
-        self.off += other.off;
+        self.difference += other.difference;
     }
 
-    /// Pictures of two scenes differ much, and not by light alone: they hardly correlate.
+    /// Whether the two images show different scenes: their mean absolute difference is large, and their
+    /// correlation small. The correlation tells a cut from a change of brightness.
     fn is_cut(&self) -> bool {
-        const DIFFERENCE: f64 = 0.04;
-        const CORRELATION: f64 = 0.6;
+        const MIN_DIFFERENCE: f64 = 0.04;
+        const MAX_CORRELATION: f64 = 0.6;
         let mean = |sum: f64| sum / self.count;
-        let spread = |square: f64, value: f64| (mean(square) - mean(value).powi(2)).max(0.0);
+        let variance = |square: f64, value: f64| (mean(square) - mean(value).powi(2)).max(0.0);
         let covariance = mean(self.ab) - mean(self.a) * mean(self.b);
-        let most = (spread(self.aa, self.a) * spread(self.bb, self.b)).sqrt();
-        // What has no contrast correlates with nothing, and fades well.
-        mean(self.off) > DIFFERENCE && most > 1e-4 && covariance < CORRELATION * most
+        let deviations = (variance(self.aa, self.a) * variance(self.bb, self.b)).sqrt();
+        // The correlation of flat images is undefined; blending them is fine.
+        mean(self.difference) > MIN_DIFFERENCE
+            && deviations > 1e-4
+            && covariance < MAX_CORRELATION * deviations
     }
 }
 
@@ -335,26 +350,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_seen_as_its_pixels_are_one_by_one() {
-        let picture = |seed: usize, width: usize| {
+    fn feature_rows_equal_the_features_of_single_pixels() {
+        let image = |seed: usize, width: usize| {
             let mut plane = Plane::new(width, 9);
             let values = plane.values.iter_mut().enumerate();
             values.for_each(|(n, value)| *value = ((n + seed) * 7919 % 101) as f32 / 101.0);
             plane
         };
-        for (matcher, width) in [(COARSE, 23), (FINE, 23), (COARSE, 8), (FINE, 5)] {
-            let (first, second) = (picture(0, width), picture(50, width));
-            // Some lead beyond the borders.
+        for (refiner, width) in [(COARSE, 23), (FINE, 23), (COARSE, 8), (FINE, 5)] {
+            let (first, second) = (image(0, width), image(50, width));
+            // Some vectors point outside the planes.
             let flow = (0..width * 9).map(|n| [n as f32 % 17.3 - 8.0, n as f32 % 7.9 - 4.0]);
-            let level = Level { neighbours: [&first, &second], time: 0.3, flow: flow.collect() };
-            let mut row = vec![0.0; width * (matcher.seen() + STATE)];
+            let level =
+                FlowLevel { neighbours: [&first, &second], time: 0.3, flow: flow.collect() };
+            let stride = refiner.features() + STATE_CHANNELS;
+            let mut row = vec![0.0; width * stride];
             for y in 0..9 {
-                level.see_row(&matcher, y, &mut row);
-                for (x, pixel) in row.chunks_exact(matcher.seen() + STATE).enumerate() {
-                    let mut seen = vec![0.0; matcher.seen()];
-                    level.see(&matcher, x, y, &mut seen);
-                    let off = seen.iter().zip(pixel).map(|(a, b)| (a - b).abs());
-                    assert!(off.fold(0.0, f32::max) < 1e-4, "at ({x}, {y}): {pixel:?}");
+                level.write_feature_row(&refiner, y, &mut row);
+                for (x, pixel) in row.chunks_exact(stride).enumerate() {
+                    let mut features = vec![0.0; refiner.features()];
+                    level.write_features(&refiner, x, y, &mut features);
+                    let error = features.iter().zip(pixel).map(|(a, b)| (a - b).abs());
+                    assert!(error.fold(0.0, f32::max) < 1e-4, "at ({x}, {y}): {pixel:?}");
                 }
             }
         }

@@ -1,63 +1,129 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The enhancer inside the plugin: small networks, for any CPU.
+//! `model=lite`: small networks, embedded in the plugin, that run on any CPU.
 //!
-//! A frame is resized with a Lanczos kernel, and a network adds the detail that this loses ([`network`]).
-//! Frames between two neighbours are made of both, each fetched from where the motion leads ([`flow`]);
-//! where a scene is cut, the neighbours are repeated. `examples/train_lite` has trained the networks.
+//! Upscaling is a Lanczos resize plus a residual that a network predicts ([`network`]). Frame interpolation
+//! estimates the optical flow between two neighbours ([`flow`]), warps both, and blends them; across a scene
+//! change the nearer neighbour is repeated. `examples/train_lite` trains the networks.
 
+#[doc(hidden)]
 pub mod flow;
-mod memory;
+#[doc(hidden)]
 pub mod network;
+#[doc(hidden)]
 pub mod plane;
+mod pool;
 mod resize;
 mod synthesis;
 mod upscale;
 mod weights;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::engine::{Clip, Enhancer, Error, Format, Frame, Progress};
-use flow::Pyramid;
-use memory::Memory;
+use flow::{Motion, Pyramid};
 use plane::Plane;
+use pool::FramePool;
 use weights::Networks;
 
-/// A frame of the input, and what it became.
-struct Key {
+/// An input frame after processing.
+struct InputFrame {
+    /// Luma pyramid of the input.
     pyramid: Pyramid,
-    large: Arc<Frame>,
+    /// The frame at the output size.
+    output: Arc<Frame>,
 }
 
-/// Works on all cores of the CPU.
+/// The enhancer of `model=lite`. It uses all cores of the CPU.
 pub struct Lite {
     networks: &'static Networks,
-    memory: Memory,
+    pool: FramePool,
+    /// The current clip; `None` before `start` and after `finish`.
     clip: Option<(Format, Clip)>,
-    /// Where frames are made: the last key frame.
-    previous: Option<Key>,
+    /// The last input frame, if frames are interpolated.
+    previous: Option<InputFrame>,
 }
 
 impl Lite {
-    /// Reads the weights, once for all.
+    /// Creates the enhancer. The first call in a process loads the weights.
     ///
     /// # Errors
-    /// [`Error::Weights`] if the plugin's file is damaged.
+    /// [`Error::Weights`] if the weights embedded in the plugin are damaged.
     pub fn new() -> Result<Self, Error> {
         Ok(Self {
             networks: Networks::get()?,
-            memory: Memory::default(),
+            pool: FramePool::default(),
             clip: None,
             previous: None,
         })
     }
 
-    /// When the frames are that are made between two.
-    fn times(made: usize) -> impl Iterator<Item = f32> {
-        (1..=made).map(move |step| step as f32 / (made + 1) as f32)
+    /// The times of `count` frames interpolated between time 0 and 1.
+    fn times(count: usize) -> impl Iterator<Item = f32> {
+        (1..=count).map(move |step| step as f32 / (count + 1) as f32)
     }
 
     fn clip(&self) -> Result<&(Format, Clip), Error> {
         self.clip.as_ref().ok_or(Error::Cancelled)
+    }
+
+    /// Resizes `frame` to the output size and, concurrently, estimates the motion from the previous frame for
+    /// each frame to interpolate.
+    fn process(
+        &self,
+        frame: Frame,
+        pyramid: &Pyramid,
+        format: &Format,
+        clip: &Clip,
+    ) -> Result<(Frame, Vec<Motion>), Error> {
+        let upscale = || match format.input == format.output {
+            true => Ok(frame),
+            false => {
+                let luma = pyramid.full_size();
+                upscale::upscale(self.networks, &self.pool, frame, luma, format, &clip.cancel)
+            }
+        };
+        let estimate = || match &self.previous {
+            Some(previous) => Self::times(format.made)
+                .map(|time| {
+                    let pyramids = [&previous.pyramid, pyramid];
+                    flow::estimate(self.networks, &self.pool, pyramids, time, &clip.cancel)
+                })
+                .collect(),
+            None => Ok(Vec::new()),
+        };
+        let (output, motions): (_, Result<Vec<_>, Error>) = rayon::join(upscale, estimate);
+        Ok((output?, motions?))
+    }
+
+    /// Delivers the frames between `previous` and `next`, one per motion. Returns the time spent on computing
+    /// them, without the time that the sink blocked.
+    fn interpolate(
+        &self,
+        [previous, next]: [&Arc<Frame>; 2],
+        motions: &[Motion],
+        format: &Format,
+        clip: &Clip,
+    ) -> Result<Duration, Error> {
+        let mut took = Duration::ZERO;
+        for (motion, time) in motions.iter().zip(Self::times(format.made)) {
+            let start = Instant::now();
+            let frame = match motion.is_cut {
+                true => if time <= 0.5 { previous } else { next }.clone(),
+                false => {
+                    let mut frame = self.pool.frame(format.output)?;
+                    let neighbours = [&**previous, &**next];
+                    let at = (time, format.alpha);
+                    synthesis::interpolate(neighbours, motion, at, &mut frame, &clip.cancel)?;
+                    self.pool.share(frame)
+                }
+            };
+            took += start.elapsed();
+            clip.sink.frame(frame)?;
+        }
+        Ok(took)
     }
 }
 
@@ -76,56 +142,24 @@ impl Enhancer for Lite {
         let (format, clip) = self.clip()?.clone();
         let start = Instant::now();
         clip.cancel.check()?;
-        let Format { made, alpha, .. } = format;
-        let done = |took| clip.sink.progress(Progress { unit: "frame".into(), took });
-        if made == 0 && format.input == format.output {
+        let report = |took| clip.sink.progress(Progress { unit: "frame".into(), took });
+        if format.made == 0 && format.input == format.output {
             clip.sink.frame(Arc::new(frame))?;
-            done(start.elapsed());
+            report(start.elapsed());
             return Ok(());
         }
-        let pyramid = Pyramid::new(Plane::of(&frame));
-        let upscale = || match format.input == format.output {
-            true => Ok(frame),
-            false => {
-                let luma = pyramid.base();
-                upscale::upscale(self.networks, &self.memory, frame, luma, &format, &clip.cancel)
-            }
-        };
-        let motions = || match &self.previous {
-            Some(previous) => Self::times(made)
-                .map(|time| {
-                    let pyramids = [&previous.pyramid, &pyramid];
-                    flow::estimate(self.networks, &self.memory, pyramids, time, &clip.cancel)
-                })
-                .collect(),
-            None => Ok(Vec::new()),
-        };
-        let (large, motions): (_, Result<Vec<_>, Error>) = rayon::join(upscale, motions);
-        let (large, motions) = (self.memory.share(large?), motions?);
+        let pyramid = Pyramid::new(Plane::luma(&frame));
+        let (output, motions) = self.process(frame, &pyramid, &format, &clip)?;
+        let output = self.pool.share(output);
         let mut took = start.elapsed();
-
         if let Some(previous) = &self.previous {
-            let frames = [&*previous.large, &*large];
-            for (motion, time) in motions.iter().zip(Self::times(made)) {
-                let start = Instant::now();
-                let nearer = if time <= 0.5 { &previous.large } else { &large };
-                let made = match motion.cut {
-                    true => nearer.clone(),
-                    false => {
-                        let mut made = self.memory.frame(format.output)?;
-                        synthesis::between(frames, motion, (time, alpha), &mut made, &clip.cancel)?;
-                        self.memory.share(made)
-                    }
-                };
-                took += start.elapsed();
-                clip.sink.frame(made)?;
-            }
+            took += self.interpolate([&previous.output, &output], &motions, &format, &clip)?;
         }
-        if made > 0 {
-            self.previous = Some(Key { pyramid, large: large.clone() });
+        if format.made > 0 {
+            self.previous = Some(InputFrame { pyramid, output: output.clone() });
         }
-        clip.sink.frame(large)?;
-        done(took);
+        clip.sink.frame(output)?;
+        report(took);
         Ok(())
     }
 
@@ -137,199 +171,9 @@ impl Enhancer for Lite {
     fn reset(&mut self) {
         self.clip = None;
         self.previous = None;
-        self.memory = Memory::default();
+        self.pool = FramePool::default();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use super::*;
-    use crate::engine::{Cancel, Sink};
-
-    #[derive(Default)]
-    struct Collect(Mutex<Vec<Arc<Frame>>>);
-
-    impl Sink for Collect {
-        fn frame(&self, frame: Arc<Frame>) -> Result<(), Error> {
-            self.0.lock().unwrap().push(frame);
-            Ok(())
-        }
-        fn progress(&self, _: Progress) {}
-    }
-
-    /// A frame whose pixel (x, y) has the brightness `value`, 0 to 1.
-    fn picture((width, height): (usize, usize), value: impl Fn(f32, f32) -> f32) -> Frame {
-        let mut frame = Frame::new(width, height).unwrap();
-        for (n, pixel) in frame.pixels_mut().chunks_exact_mut(4).enumerate() {
-            let value = value((n % width) as f32, (n / width) as f32).clamp(0.0, 1.0);
-            pixel[..3].fill((value * 65535.0) as u16);
-            pixel[3] = u16::MAX;
-        }
-        frame
-    }
-
-    fn enhance(frames: Vec<Frame>, format: Format) -> Vec<Arc<Frame>> {
-        let sink = Arc::new(Collect::default());
-        let mut lite = Lite::new().unwrap();
-        lite.start(format, Clip { sink: sink.clone(), cancel: Cancel::default() }).unwrap();
-        for frame in frames {
-            lite.push(frame).unwrap();
-        }
-        lite.finish().unwrap();
-        sink.0.lock().unwrap().clone()
-    }
-
-    /// Between two frames of 1, in parts of 1.
-    fn difference(a: &Frame, b: &Frame) -> f64 {
-        let off = a.pixels().iter().zip(b.pixels()).map(|(a, b)| f64::from(a.abs_diff(*b)));
-        off.sum::<f64>() / a.pixels().len() as f64 / 65535.0
-    }
-
-    /// Hills of random height, 9 pixels apart: there is something to follow everywhere, and it does not
-    /// repeat.
-    fn texture(x: f32, y: f32) -> f32 {
-        let height = |x: f32, y: f32| {
-            let seed = (x as i32).wrapping_mul(0x1F12_3BB5) ^ (y as i32).wrapping_mul(0x0527_4A7B);
-            (seed.wrapping_mul(0x2C1B_3C6D) >> 8 & 0xFFFF) as f32 / 65535.0
-        };
-        let smooth = |x: f32| x * x * (3.0 - 2.0 * x);
-        let (x, y) = (x / 9.0, y / 9.0);
-        let (left, top) = (x.floor(), y.floor());
-        let (fx, fy) = (smooth(x - left), smooth(y - top));
-        let row = |y: f32| height(left, y) * (1.0 - fx) + height(left + 1.0, y) * fx;
-        0.2 + 0.6 * (row(top) * (1.0 - fy) + row(top + 1.0) * fy)
-    }
-
-    #[test]
-    fn a_clip_of_any_length_gives_n_plus_k_times_n_minus_1_frames_and_light_fades_steadily() {
-        for made in [0, 1, 3, 8] {
-            let format = Format { input: (14, 11), output: (28, 22), made, alpha: false };
-            for length in 0..4usize {
-                let light = |n: usize| 0.2 + 0.1 * n as f32;
-                let frames = (0..length).map(|n| picture((14, 11), |_, _| light(n))).collect();
-                let output = enhance(frames, format);
-                assert_eq!(output.len(), length + made * length.saturating_sub(1));
-                for (n, frame) in output.iter().enumerate() {
-                    let ideal = 0.2 + 0.1 * n as f32 / (made + 1) as f32;
-                    assert_eq!((frame.width(), frame.height()), format.output);
-                    let off = difference(frame, &picture(format.output, |_, _| ideal));
-                    assert!(off < 0.02, "frame {n} of k = {made} is off by {off}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn every_scale_and_every_side_gives_the_size_asked_for_and_the_same_picture() {
-        for (input, output) in [
-            ((32, 24), (64, 48)),
-            ((31, 23), (62, 46)),
-            ((31, 23), (92, 68)),
-            ((30, 20), (120, 80)),
-            ((33, 21), (82, 52)),
-            ((16, 18), (128, 144)),
-            ((1, 1), (8, 8)),
-            ((3, 50), (12, 200)),
-        ] {
-            let format = Format { input, output, made: 1, alpha: false };
-            let scale = output.0 as f32 / input.0 as f32;
-            let place = |x: f32| (x + 0.5) / scale - 0.5;
-            let smooth = |x: f32, y: f32| 0.5 + 0.3 * ((x + 2.0 * y) * 0.1).sin();
-            let frames = vec![picture(input, smooth), picture(input, smooth)];
-            for frame in enhance(frames, format) {
-                let ideal = picture(output, |x, y| smooth(place(x), place(y)));
-                let off = difference(&frame, &ideal);
-                assert!(off < 0.02, "{input:?} to {output:?}: {off}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_moves_is_between_and_not_twice() {
-        let size = (128, 96);
-        let at = |shift: f32| picture(size, |x, y| texture(x - shift, y - shift / 2.0));
-        for made in [1, 2, 4] {
-            let format = Format { input: size, output: size, made, alpha: false };
-            let output = enhance(vec![at(0.0), at(8.0)], format);
-            for (n, frame) in output.iter().enumerate() {
-                let time = n as f32 / (made + 1) as f32;
-                let off = difference(frame, &at(8.0 * time));
-                let fade = picture(size, |x, y| {
-                    let ghost = |shift: f32| texture(x - shift, y - shift / 2.0);
-                    ghost(0.0) * (1.0 - time) + ghost(8.0) * time
-                });
-                let faded = difference(&fade, &at(8.0 * time));
-                assert!(off < 0.002 + faded / 3.0, "frame {n} of k = {made}: {off}, fades {faded}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_stands_still_stays_as_it_is_to_the_last_bit() {
-        let size = (64, 48);
-        let format = Format { input: size, output: size, made: 2, alpha: false };
-        // A ball flies past a wall.
-        let at = |left: f32| {
-            picture(size, |x, y| {
-                let inside = (x - left).hypot(y - 12.0) < 6.0;
-                if inside { 0.95 } else { texture(x, y) }
-            })
-        };
-        let output = enhance(vec![at(12.0), at(20.0)], format);
-        let rows = 28 * 64 * 4..;
-        for frame in &output {
-            assert_eq!(frame.pixels()[rows.clone()], output[0].pixels()[rows.clone()]);
-        }
-    }
-
-    #[test]
-    fn scenes_that_are_cut_are_repeated_and_not_mixed() {
-        let size = (96, 64);
-        let format = Format { input: size, output: size, made: 3, alpha: false };
-        let other = |x: f32, y: f32| {
-            if (x / 9.0).floor() as i32 % 2 == (y / 13.0).floor() as i32 % 2 { 0.15 } else { 0.8 }
-        };
-        let output = enhance(vec![picture(size, texture), picture(size, other)], format);
-        assert_eq!(output[1], output[0]);
-        assert_eq!(output[2], output[0]);
-        assert_eq!(output[3], output[4]);
-    }
-
-    #[test]
-    fn black_and_white_stay_black_and_white() {
-        let size = (24, 16);
-        for value in [0.0, 1.0] {
-            let format = Format { input: size, output: (48, 32), made: 2, alpha: true };
-            let frames = (0..2).map(|_| picture(size, |_, _| value)).collect();
-            for frame in enhance(frames, format) {
-                assert!(difference(&frame, &picture((48, 32), |_, _| value)) < 0.004);
-            }
-        }
-    }
-
-    #[test]
-    fn what_fades_in_from_nothing_keeps_its_colour() {
-        let format = Format { input: (1, 1), output: (1, 1), made: 1, alpha: true };
-        let mut red = Frame::new(1, 1).unwrap();
-        red.pixels_mut().copy_from_slice(&[60000, 0, 0, u16::MAX]);
-        let output = enhance(vec![Frame::new(1, 1).unwrap(), red], format);
-        let [red, green, blue, alpha] = output[1].pixels()[..] else { panic!("one pixel") };
-        assert_eq!([red, green, blue], [60000, 0, 0]);
-        assert!((8192..57344).contains(&alpha), "{alpha}");
-    }
-
-    #[test]
-    fn a_cancelled_clip_stops_and_the_next_one_works() {
-        let format = Format { input: (6, 4), output: (12, 8), made: 1, alpha: false };
-        let mut lite = Lite::new().unwrap();
-        let clip = Clip { sink: Arc::new(Collect::default()), cancel: Cancel::default() };
-        lite.start(format, clip.clone()).unwrap();
-        clip.cancel.cancel();
-        assert_eq!(lite.push(Frame::new(6, 4).unwrap()), Err(Error::Cancelled));
-        lite.reset();
-        let frames = (0..2).map(|_| Frame::new(6, 4).unwrap()).collect();
-        assert_eq!(enhance(frames, format).len(), 3);
-    }
-}
+mod tests;

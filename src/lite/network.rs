@@ -1,62 +1,79 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The shapes of the networks: what training makes and the enhancer runs.
+//! The shapes of the networks. `examples/train_lite` trains them; the enhancer runs them.
 
-/// A chain of 3×3 convolutions: see [`Chain`](crate::ops::Chain).
+/// The shape of a chain of 3×3 convolutions: see [`ConvChain`](crate::ops::ConvChain).
 #[derive(Debug, Clone, Copy)]
-pub struct Network {
-    /// Where its tensors are found: layer n has `name.n.weight` and `name.n.bias`.
+pub struct NetworkShape {
+    /// Prefix of the tensor names: layer n has `name.n.weight` and `name.n.bias`.
     pub name: &'static str,
-    /// Channels that go in, go from layer to layer, and come out.
-    pub widths: &'static [usize],
+    /// Channels of the input, of each hidden layer, and of the output.
+    pub channels: &'static [usize],
 }
 
-/// Adds what a Lanczos resize by a whole factor has lost.
+/// A super-resolution network for an integer factor. It predicts the luma residual: the original minus its
+/// Lanczos resize.
 ///
-/// It sees squares of `fold`×`fold` pixels as channels, row by row, and gives the squares of
-/// `fold·factor` pixels that belong to them.
+/// The input is the luma with `fold`×`fold` pixels folded into channels (space to depth), [h/fold, w/fold,
+/// fold²]; the output has (fold·factor)² channels, unfolded by depth to space.
 #[derive(Debug, Clone, Copy)]
-pub struct Sharpener {
-    /// How much longer the sides become.
+pub struct Upscaler {
+    /// Scale factor of each side.
     pub factor: usize,
-    /// Pixels of the input side by side that make one of the network's.
+    /// Block size of the space-to-depth transform of the input; 1: none.
     pub fold: usize,
     /// The network.
-    pub network: Network,
+    pub network: NetworkShape,
 }
 
-/// For each factor one of its own, the smallest first.
-pub const SHARPENERS: [Sharpener; 3] = [
-    Sharpener { factor: 2, fold: 2, network: Network { name: "x2", widths: &[4, 32, 32, 16] } },
-    Sharpener { factor: 3, fold: 1, network: Network { name: "x3", widths: &[1, 32, 32, 9] } },
-    Sharpener { factor: 4, fold: 1, network: Network { name: "x4", widths: &[1, 32, 32, 32, 16] } },
+/// One network per factor, in ascending order of the factor.
+pub const UPSCALERS: [Upscaler; 3] = [
+    Upscaler {
+        factor: 2,
+        fold: 2,
+        network: NetworkShape { name: "x2", channels: &[4, 32, 32, 16] },
+    },
+    Upscaler {
+        factor: 3,
+        fold: 1,
+        network: NetworkShape { name: "x3", channels: &[1, 32, 32, 9] },
+    },
+    Upscaler {
+        factor: 4,
+        fold: 1,
+        network: NetworkShape { name: "x4", channels: &[1, 32, 32, 32, 16] },
+    },
 ];
 
-/// Improves the flow of a level: see [`flow`](super::flow).
+/// Refines the optical flow of a pyramid level: see [`flow`](super::flow).
 #[derive(Debug, Clone, Copy)]
-pub struct Matcher {
-    /// Flows are tried that differ by up to so many pixels in each direction.
-    pub reach: usize,
-    /// The network. It sees what [`Level::see`](super::flow::Level::see) writes, then the state of the
-    /// level before, and gives a change of the flow (x, y) and its own state.
-    pub network: Network,
+pub struct FlowRefiner {
+    /// Radius of the search window around the flow, in pixels of the level.
+    pub search_radius: usize,
+    /// The network. Its input is [`FlowLevel::write_features`](super::flow::FlowLevel::write_features), then
+    /// the state of the coarser level; its output is a flow residual (x, y), then the new state.
+    pub network: NetworkShape,
 }
 
-impl Matcher {
-    /// Flows that are tried for a pixel.
-    pub const fn changes(&self) -> usize {
-        (2 * self.reach + 1) * (2 * self.reach + 1)
+impl FlowRefiner {
+    /// Number of flow candidates of a pixel: the size of the search window.
+    pub const fn candidates(&self) -> usize {
+        (2 * self.search_radius + 1) * (2 * self.search_radius + 1)
     }
 
-    /// Numbers seen at a pixel, without the state.
-    pub const fn seen(&self) -> usize {
-        self.changes() + 4
+    /// Number of input channels without the state.
+    pub const fn features(&self) -> usize {
+        self.candidates() + 4
     }
 }
 
-/// For all levels but the finest.
-pub const COARSE: Matcher =
-    Matcher { reach: 2, network: Network { name: "coarse", widths: &[43, 32, 32, 16] } };
+/// The refiner of all levels but the finest.
+pub const COARSE: FlowRefiner = FlowRefiner {
+    search_radius: 2,
+    network: NetworkShape { name: "coarse", channels: &[43, 32, 32, 16] },
+};
 
-/// For the finest, half as large as the picture.
-pub const FINE: Matcher =
-    Matcher { reach: 1, network: Network { name: "fine", widths: &[27, 16, 16, 16] } };
+/// The refiner of the finest level, which has half the size of the frame.
+pub const FINE: FlowRefiner = FlowRefiner {
+    search_radius: 1,
+    network: NetworkShape { name: "fine", channels: &[27, 16, 16, 16] },
+};

@@ -1,39 +1,39 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The brightness of a picture.
+//! A luma plane, and bilinear sampling of it.
 
 use rayon::prelude::*;
 
 use crate::engine::Frame;
 
-/// What the components add to the brightness: ITU-R BT.709.
-const WEIGHTS: [f32; 3] = [0.2126, 0.7152, 0.0722];
+/// Luma coefficients of R', G' and B' (ITU-R BT.709).
+const LUMA_COEFFICIENTS: [f32; 3] = [0.2126, 0.7152, 0.0722];
 
-/// See [`Plane::grid`].
-pub(super) const MOST: usize = 5;
+/// The largest side of the grid that [`Plane::sample_grid`] samples.
+pub(super) const MAX_GRID: usize = 5;
 
-/// Values [h, w], 0 to 1.
+/// A luma plane [h, w], values 0 to 1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plane {
-    /// Pixels of a row.
+    /// Width in pixels.
     pub width: usize,
-    /// Rows.
+    /// Height in pixels.
     pub height: usize,
-    /// Row by row.
+    /// The values in row-major order, without padding.
     pub values: Vec<f32>,
 }
 
 impl Plane {
-    /// All zeros.
+    /// A black plane.
     pub fn new(width: usize, height: usize) -> Self {
         Self { width, height, values: vec![0.0; width * height] }
     }
 
-    /// Of a picture.
-    pub(super) fn of(frame: &Frame) -> Self {
+    /// The luma of `frame`.
+    pub(super) fn luma(frame: &Frame) -> Self {
         let mut plane = Self::new(frame.width(), frame.height());
         let rows = plane.values.par_chunks_mut(plane.width);
         let pixels = frame.pixels().par_chunks(plane.width * Frame::COMPONENTS);
-        let scale = WEIGHTS.map(|weight| weight / 65535.0);
+        let scale = LUMA_COEFFICIENTS.map(|coefficient| coefficient / 65535.0);
         rows.zip(pixels).for_each(|(row, pixels)| {
             for (value, &[r, g, b, _]) in row.iter_mut().zip(pixels.as_chunks().0) {
                 *value =
@@ -43,7 +43,7 @@ impl Plane {
         plane
     }
 
-    /// Half as large: means of four pixels. Where a side is odd, its last pixel counts twice.
+    /// Downscales by 2 with a 2×2 box filter. An odd side is rounded up: its last pixel is used twice.
     pub fn halve(&self) -> Self {
         let mut half = Self::new(self.width.div_ceil(2), self.height.div_ceil(2));
         for (y, row) in half.values.chunks_exact_mut(half.width).enumerate() {
@@ -60,73 +60,80 @@ impl Plane {
         half
     }
 
-    /// The value between pixels: bilinear. Beyond the border it is the border's.
+    /// Samples at (x, y) in pixels with bilinear interpolation. Coordinates outside the plane are clamped.
     #[inline]
     pub fn sample(&self, x: f32, y: f32) -> f32 {
-        self.between(Place::new(x, self.width, 1), Place::new(y, self.height, self.width))
+        self.bilinear(LinearTap::new(x, self.width, 1), LinearTap::new(y, self.height, self.width))
     }
 
-    /// The values at some places in rows (distance 1), at each of some places in columns (distance `width`).
-    /// They are at most [`MOST`], each less than a pixel from the one before.
+    /// Samples at every combination of the horizontal taps `xs` (stride 1) and the vertical taps `ys` (stride
+    /// `width`): the result is indexed [y][x]. There are at most [`MAX_GRID`] of each, consecutive ones less
+    /// than a pixel apart.
     #[inline]
-    pub(super) fn grid(&self, xs: &[Place], ys: &[Place]) -> [[f32; MOST]; MOST] {
+    pub(super) fn sample_grid(
+        &self,
+        xs: &[LinearTap],
+        ys: &[LinearTap],
+    ) -> [[f32; MAX_GRID]; MAX_GRID] {
         const WINDOW: usize = 8;
-        let mut values = [[0.0; MOST]; MOST];
-        let left = xs[0].before.min(xs[xs.len() - 1].before);
+        let mut values = [[0.0; MAX_GRID]; MAX_GRID];
+        let left = xs[0].lower.min(xs[xs.len() - 1].lower);
         if left + WINDOW > self.width {
             for (values, y) in values.iter_mut().zip(ys) {
-                values.iter_mut().zip(xs).for_each(|(value, x)| *value = self.between(*x, *y));
+                values.iter_mut().zip(xs).for_each(|(value, x)| *value = self.bilinear(*x, *y));
             }
             return values;
         }
-        // All lie in a few columns: between two rows these are the same for all.
+        // All horizontal taps read the same few columns, so these are interpolated vertically only once.
         for (values, y) in values.iter_mut().zip(ys) {
-            let upper = &self.values[y.before + left..][..WINDOW];
-            let lower = &self.values[y.behind + left..][..WINDOW];
+            let upper = &self.values[y.lower + left..][..WINDOW];
+            let lower = &self.values[y.upper + left..][..WINDOW];
             let mut row = [0.0; WINDOW];
             for ((value, upper), lower) in row.iter_mut().zip(upper).zip(lower) {
-                *value = upper + y.share * (lower - upper);
+                *value = upper + y.weight * (lower - upper);
             }
             for (value, x) in values.iter_mut().zip(xs) {
-                // Never more than MOST: this only spares a check.
-                let at = (x.before - left).min(WINDOW - 2);
-                *value = row[at] + x.share * (row[at + 1] - row[at]);
+                // Always within the window; `min` only removes a bounds check.
+                let at = (x.lower - left).min(WINDOW - 2);
+                *value = row[at] + x.weight * (row[at + 1] - row[at]);
             }
         }
         values
     }
 
-    /// The value at a place in a row (distance 1) and a place in a column (distance `width`).
+    /// Interpolates between the four pixels of a horizontal tap (stride 1) and a vertical tap (stride
+    /// `width`).
     #[inline]
-    pub(super) fn between(&self, x: Place, y: Place) -> f32 {
-        let along = |row: usize| {
-            let (before, behind) = (self.values[row + x.before], self.values[row + x.behind]);
-            before + x.share * (behind - before)
+    fn bilinear(&self, x: LinearTap, y: LinearTap) -> f32 {
+        let along_row = |row: usize| {
+            let (left, right) = (self.values[row + x.lower], self.values[row + x.upper]);
+            left + x.weight * (right - left)
         };
-        let (upper, lower) = (along(y.before), along(y.behind));
-        upper + y.share * (lower - upper)
+        let (top, bottom) = (along_row(y.lower), along_row(y.upper));
+        top + y.weight * (bottom - top)
     }
 }
 
-/// A place between two pixels of a side, or on its border.
+/// The two pixels that linear interpolation along one axis reads, and their weights.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Place {
-    /// How far from the first pixel they are.
-    pub before: usize,
-    pub behind: usize,
-    /// How near it is to the one behind, 0 to 1.
-    pub share: f32,
+pub(super) struct LinearTap {
+    /// Offset of the pixel before the position, in elements.
+    pub lower: usize,
+    /// Offset of the pixel after the position, in elements.
+    pub upper: usize,
+    /// Weight of `upper`, 0 to 1; `lower` has the rest.
+    pub weight: f32,
 }
 
-impl Place {
-    /// On a side of `count` pixels that are `distance` apart.
+impl LinearTap {
+    /// The tap at `position` (in pixels) along an axis of `size` pixels that are `stride` elements apart.
     #[inline]
-    pub(super) fn new(at: f32, count: usize, distance: usize) -> Self {
-        // In this order a place that is no number is the first.
-        let at = at.max(0.0).min((count - 1) as f32);
-        let before = at as i32 as usize;
-        let behind = (before + 1).min(count - 1);
-        Self { before: before * distance, behind: behind * distance, share: at - before as f32 }
+    pub(super) fn new(position: f32, size: usize, stride: usize) -> Self {
+        // `max` before `min` turns NaN into 0.
+        let position = position.max(0.0).min((size - 1) as f32);
+        let lower = position as i32 as usize;
+        let upper = (lower + 1).min(size - 1);
+        Self { lower: lower * stride, upper: upper * stride, weight: position - lower as f32 }
     }
 }
 
@@ -135,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_grid_of_places_is_what_they_are_one_by_one() {
+    fn sample_grid_equals_single_samples() {
         let mut plane = Plane::new(23, 9);
         let values = plane.values.iter_mut().enumerate();
         values.for_each(|(n, value)| *value = (n * 7919 % 101) as f32 / 101.0);
@@ -143,9 +150,9 @@ mod tests {
             [(3.3, 2.6, 0.5), (8.0, -1.2, -0.9), (20.1, 7.9, 0.9), (-4.0, 12.0, 0.1)]
         {
             let at = |start: f32, n: usize| start + step * n as f32;
-            let xs: Vec<_> = (0..MOST).map(|n| Place::new(at(x, n), 23, 1)).collect();
-            let ys: Vec<_> = (0..MOST).map(|n| Place::new(at(y, n), 9, 23)).collect();
-            for (n, row) in plane.grid(&xs, &ys).iter().enumerate() {
+            let xs: Vec<_> = (0..MAX_GRID).map(|n| LinearTap::new(at(x, n), 23, 1)).collect();
+            let ys: Vec<_> = (0..MAX_GRID).map(|n| LinearTap::new(at(y, n), 9, 23)).collect();
+            for (n, row) in plane.sample_grid(&xs, &ys).iter().enumerate() {
                 for (m, value) in row.iter().enumerate() {
                     assert!((value - plane.sample(at(x, m), at(y, n))).abs() < 1e-6);
                 }

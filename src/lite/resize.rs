@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Lanczos resize of one frame, in bands of rows on all cores.
+//! Lanczos resize of a frame, in bands of rows on all cores.
 
 use fast_image_resize::{
     FilterType, MulDiv, ResizeAlg, ResizeOptions, Resizer, images::TypedImage, pixels::U16x4,
@@ -8,13 +8,17 @@ use rayon::prelude::*;
 
 use crate::engine::{Cancel, Error, Frame};
 
-/// Output pixels of a band: some milliseconds' work, enough to hide the kernels made for each. The
-/// bands do not depend on the number of cores, so neither does the result.
+/// Output pixels per band: some milliseconds of work, so that the setup of the filter coefficients per band
+/// does not matter. The bands, and so the result, do not depend on the number of cores.
 const BAND_PIXELS: usize = 1 << 18;
 
-/// Resizes to the size of `out` with a three-lobed Lanczos kernel.
+/// Resizes `frame` to the size of `out` with a Lanczos filter (a = 3).
 ///
-/// With `alpha`, colours are weighted by it, so that what is transparent does not bleed.
+/// With `alpha`, the colours are premultiplied while they are filtered, so that transparent pixels do not bleed
+/// into their neighbours.
+///
+/// # Errors
+/// [`Error::Resize`] if the resizer refuses the sizes; [`Error::Cancelled`].
 pub(super) fn resize(
     mut frame: Frame,
     mut out: Frame,
@@ -24,9 +28,9 @@ pub(super) fn resize(
     let (from, size) = ((frame.width(), frame.height()), (out.width(), out.height()));
     let failed = |why: String| Error::Resize { from, to: size, why };
     if alpha {
-        let mut whole = image(frame.pixels_mut(), from).map_err(failed)?;
+        let mut premultiplied = image(frame.pixels_mut(), from).map_err(failed)?;
         MulDiv::new()
-            .multiply_alpha_inplace_typed(&mut whole)
+            .multiply_alpha_inplace_typed(&mut premultiplied)
             .map_err(|e| failed(e.to_string()))?;
     }
     let source = image(frame.pixels_mut(), from).map_err(failed)?;
@@ -38,7 +42,7 @@ pub(super) fn resize(
         cancel.check()?;
         let rows = band.len() / row;
         let mut target = image(band, (size.0, rows)).map_err(failed)?;
-        // The kernel reaches beyond the crop: only positions come from it.
+        // The crop only sets the position: the filter reads pixels beyond it.
         let options = ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
             .use_alpha(false)
@@ -48,7 +52,7 @@ pub(super) fn resize(
                 from.0 as f64,
                 rows as f64 * rows_per_row,
             );
-        // For this one kind of pixels: for all kinds, it would compile for minutes.
+        // The untyped `resize` would compile the code for every pixel type, which takes minutes.
         Resizer::new()
             .resize_typed(&source, &mut target, &options)
             .map_err(|e| failed(e.to_string()))?;
@@ -62,7 +66,7 @@ pub(super) fn resize(
     Ok(out)
 }
 
-/// Pixels [h, w, 4] as the resizer takes them.
+/// Wraps pixels [h, w, 4] in the resizer's image type.
 fn image(
     pixels: &mut [u16],
     (width, height): (usize, usize),
@@ -76,7 +80,7 @@ fn image(
 mod tests {
     use super::*;
 
-    fn picture(width: usize, height: usize) -> Frame {
+    fn test_frame(width: usize, height: usize) -> Frame {
         let mut frame = Frame::new(width, height).unwrap();
         for (i, value) in frame.pixels_mut().iter_mut().enumerate() {
             let (x, y, c) = (i / 4 % width, i / 4 / width, i % 4);
@@ -87,7 +91,7 @@ mod tests {
 
     #[test]
     fn bands_join_without_a_seam() {
-        let mut frame = picture(300, 190);
+        let mut frame = test_frame(300, 190);
         let size = (1800, 1140);
         let bands =
             resize(frame.clone(), Frame::new(size.0, size.1).unwrap(), false, &Cancel::default())
@@ -99,13 +103,13 @@ mod tests {
             .use_alpha(false);
         Resizer::new().resize_typed(&source, &mut whole, &options).unwrap();
         let whole = whole.pixels().iter().flat_map(|pixel| pixel.0);
-        let off = bands.pixels().iter().zip(whole).map(|(a, b)| a.abs_diff(b)).max();
-        assert!(off <= Some(1), "{off:?} of 65535");
+        let error = bands.pixels().iter().zip(whole).map(|(a, b)| a.abs_diff(b)).max();
+        assert!(error <= Some(1), "{error:?} of 65535");
     }
 
     #[test]
-    fn the_kernel_is_lanczos_3() {
-        // An impulse on black, enlarged twice: its middle row is the kernel at (i/2 + 1/4).
+    fn the_filter_is_lanczos_3() {
+        // The middle row of an impulse, upscaled by 2, samples the filter at i/2 + 1/4.
         let mut frame = Frame::new(31, 31).unwrap();
         let at = (15 * 31 + 15) * 4;
         frame.pixels_mut()[at..at + 4].fill(u16::MAX);
@@ -126,9 +130,9 @@ mod tests {
             lanczos(position - 15.0) / sum
         };
         for x in 20..42 {
-            let ideal = (65535.0 * weight(x) * weight(31)).max(0.0);
+            let expected = (65535.0 * weight(x) * weight(31)).max(0.0);
             let got = f64::from(out.pixels()[(31 * 62 + x) * 4]);
-            assert!((got - ideal).abs() < 8.0, "at {x}: {got}, not {ideal}");
+            assert!((got - expected).abs() < 8.0, "at {x}: {got}, not {expected}");
         }
     }
 
@@ -145,7 +149,7 @@ mod tests {
         }
         let out = resize(frame, Frame::new(16, 16).unwrap(), true, &Cancel::default()).unwrap();
         for pixel in out.pixels().chunks_exact(4).filter(|pixel| pixel[3] > 2000) {
-            // Where alpha overshoots it is cut, so colours may come out brighter, but never darker.
+            // An alpha that overshoots is clamped, which makes colours brighter but never darker.
             let (red, blue) = (f64::from(pixel[0]), f64::from(pixel[2]));
             assert!((39_700.0..46_000.0).contains(&red), "{pixel:?}");
             assert!((red / blue - 2.0).abs() < 0.01, "{pixel:?}");

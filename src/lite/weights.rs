@@ -1,61 +1,61 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The weights inside the plugin.
+//! The weights of the networks, embedded in the plugin.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use once_cell::sync::OnceCell;
 
-use super::network::{COARSE, FINE, Network, SHARPENERS, Sharpener};
-use crate::{engine::Error, ops::Chain};
+use super::network::{COARSE, FINE, NetworkShape, UPSCALERS, Upscaler};
+use crate::{engine::Error, ops::ConvChain};
 
-/// Half precision; the recipe is in the metadata.
-static FILE: &[u8] = include_bytes!("weights.safetensors");
+/// The weights in f16. The metadata records how they were trained.
+static WEIGHTS: &[u8] = include_bytes!("weights.safetensors");
 
-/// All networks, ready for the CPU.
+/// All networks with their weights, for the CPU.
 #[derive(Debug)]
 pub(super) struct Networks {
-    sharpeners: Vec<(Sharpener, Chain)>,
-    pub coarse: Chain,
-    pub fine: Chain,
+    upscalers: Vec<(Upscaler, ConvChain)>,
+    pub coarse: ConvChain,
+    pub fine: ConvChain,
 }
 
 impl Networks {
-    /// The same for all: read once.
+    /// The networks of the process; the first call loads them.
     pub(super) fn get() -> Result<&'static Self, Error> {
         static NETWORKS: OnceCell<Networks> = OnceCell::new();
         NETWORKS.get_or_try_init(|| {
-            Self::read().map_err(|error| Error::Weights {
-                tried: "reading the weights inside the plugin".into(),
+            Self::load().map_err(|error| Error::Weights {
+                tried: "loading the weights embedded in the plugin".into(),
                 why: error.to_string(),
                 instead: "build or install the plugin again".into(),
             })
         })
     }
 
-    fn read() -> candle_core::Result<Self> {
-        let dtype = candle_core::DType::F32;
-        let vb = VarBuilder::from_slice_safetensors(FILE, dtype, &Device::Cpu)?;
-        let sharpener = |sharpener: &Sharpener| Ok((*sharpener, chain(&vb, sharpener.network)?));
+    fn load() -> candle_core::Result<Self> {
+        let vb = VarBuilder::from_slice_safetensors(WEIGHTS, DType::F32, &Device::Cpu)?;
+        let upscaler = |upscaler: &Upscaler| Ok((*upscaler, chain(&vb, upscaler.network)?));
         Ok(Self {
-            sharpeners: SHARPENERS.iter().map(sharpener).collect::<candle_core::Result<_>>()?,
+            upscalers: UPSCALERS.iter().map(upscaler).collect::<candle_core::Result<_>>()?,
             coarse: chain(&vb, COARSE.network)?,
             fine: chain(&vb, FINE.network)?,
         })
     }
 
-    /// The one of the smallest factor that reaches `scale`, else of the largest.
-    pub(super) fn sharpener(&self, scale: f64) -> Option<&(Sharpener, Chain)> {
-        let reaches = |(sharpener, _): &&(Sharpener, Chain)| sharpener.factor as f64 >= scale;
-        self.sharpeners.iter().find(reaches).or(self.sharpeners.last())
+    /// The network of the smallest factor that is at least `scale`, or of the largest factor.
+    pub(super) fn upscaler(&self, scale: f64) -> Option<&(Upscaler, ConvChain)> {
+        let suffices = |(upscaler, _): &&(Upscaler, ConvChain)| upscaler.factor as f64 >= scale;
+        self.upscalers.iter().find(suffices).or(self.upscalers.last())
     }
 }
 
-fn chain(vb: &VarBuilder, network: Network) -> candle_core::Result<Chain> {
+fn chain(vb: &VarBuilder, network: NetworkShape) -> candle_core::Result<ConvChain> {
     let vb = vb.pp(network.name);
-    let layer = |(n, widths): (usize, &[usize])| -> candle_core::Result<(Tensor, Tensor)> {
+    let layer = |(n, channels): (usize, &[usize])| -> candle_core::Result<(Tensor, Tensor)> {
         let vb = vb.pp(n);
-        Ok((vb.get((widths[1], widths[0], 3, 3), "weight")?, vb.get(widths[1], "bias")?))
+        let weight = vb.get((channels[1], channels[0], 3, 3), "weight")?;
+        Ok((weight, vb.get(channels[1], "bias")?))
     };
-    let layers = network.widths.windows(2).enumerate().map(layer);
-    Chain::new(&layers.collect::<candle_core::Result<Vec<_>>>()?)
+    let layers = network.channels.windows(2).enumerate().map(layer);
+    ConvChain::new(&layers.collect::<candle_core::Result<Vec<_>>>()?)
 }

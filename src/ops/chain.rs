@@ -1,174 +1,173 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Chains of small 3×3 convolutions, computed row by row: what a layer hands to the next never leaves the
-//! cache. At the borders the outermost pixels are repeated.
+//! Chains of small 3×3 convolutions on the CPU, row by row: only three rows of each layer's input are kept, so
+//! that intermediate results stay in the cache. Borders are replicated.
 //!
-//! Along a row, four outputs share their products: six of six sums of inputs with six sums of a row of the
-//! kernel, for twelve (Winograd, "Arithmetic Complexity of Computations", 1980; the sums are those of Lavin
-//! and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, F(4, 3)).
+//! The convolution along a row is the minimal filtering algorithm F(4, 3) of Winograd ("Arithmetic Complexity
+//! of Computations", 1980), with the transforms of Lavin and Gray ("Fast Algorithms for Convolutional Neural
+//! Networks", 2015): 6 multiplications for a tile of 4 outputs instead of 12.
 
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
 
 use super::host::Host;
 
-/// Slope of a layer's activation below zero.
-pub const SLOPE: f32 = 0.1;
+/// Negative slope of the leaky ReLU.
+pub const LEAKY_SLOPE: f32 = 0.1;
 
-/// Outputs that are computed together: two vectors of 8.
+/// Output channels per group: two AVX registers.
 const LANES: usize = 16;
-/// Pixels side by side that share their products.
+/// Output pixels per tile: m of F(m, r).
 const TILE: usize = 4;
-/// Products that they share.
-const PRODUCTS: usize = 6;
-/// Tiles that are computed together: 6·2 sums and the weights fill the registers of AVX2.
+/// Transformed values per tile: m + r − 1 for a kernel of r = 3.
+const POINTS: usize = 6;
+/// Tiles per inner loop: 6·2 accumulators and the weights fill the 16 registers of AVX2.
 const BLOCK: usize = 6;
 
-/// Rows of a picture of `height` that a thread should compute at a time, for all to have work: the fewer
-/// they are, the more of the rows around them are computed twice; the more, the longer takes a
-/// cancellation. The result does not depend on it.
+/// Rows per band for an image of `height`, so that every thread gets about two bands. Smaller bands compute
+/// more rows twice at their borders; larger ones take longer to cancel. The result does not depend on it.
 pub fn band_rows(height: usize) -> usize {
     height.div_ceil(2 * rayon::current_num_threads()).clamp(8, 64)
 }
 
-/// Layers on the CPU, ready to be computed.
+/// A chain of 3×3 convolutions with a leaky ReLU after all but the last.
 #[derive(Debug, Clone)]
-pub struct Chain {
+pub struct ConvChain {
     layers: Vec<Layer>,
 }
 
-/// One layer: a 3×3 convolution, and a leaky ReLU behind all but the last.
+/// A 3×3 convolution with an optional leaky ReLU.
 #[derive(Debug, Clone)]
 struct Layer {
-    input: usize,
-    output: usize,
-    /// [outputs / 16, 6, 3, input, 16], filled up with zeros.
+    in_channels: usize,
+    out_channels: usize,
+    /// Transformed weights [groups of 16 output channels, 6, 3 kernel rows, in, 16], padded with zeros.
     weights: Vec<f32>,
-    /// Filled up with zeros to whole lanes.
+    /// Padded with zeros to a multiple of 16.
     bias: Vec<f32>,
-    activated: bool,
+    activation: bool,
 }
 
-/// Where a chain computes; kept from one picture to the next, for memory costs time when it is fresh.
+/// Buffers of a chain, to be reused from call to call: fresh memory costs time.
 #[derive(Default)]
-pub struct Room {
-    /// What each layer sees.
-    rings: Vec<Ring>,
-    /// [6, tiles, 16].
-    sums: Vec<[f32; LANES]>,
-    /// A row of the output.
-    last: Vec<f32>,
+pub struct Scratch {
+    /// The input of each layer.
+    inputs: Vec<RowRing>,
+    /// Products in the transformed domain, [6, tiles, 16].
+    products: Vec<[f32; LANES]>,
+    /// A row of the output, [w, out].
+    output: Vec<f32>,
 }
 
-/// Three rows of a picture, as what is multiplied with weights.
+/// The last three rows of an image in the transformed domain.
 #[derive(Default)]
-struct Ring {
+struct RowRing {
     width: usize,
     channels: usize,
-    /// The row that is being written: a pixel of the border, the pixels, and the last one repeated.
+    /// The row being written: one pixel of left border, the pixels, and the right border up to whole tiles.
     line: Vec<f32>,
-    /// [6, tiles, channels] each.
+    /// Transformed rows, [6, tiles, channels] each; row y is at y mod 3.
     rows: [Vec<f32>; 3],
 }
 
-/// Tiles of a row, in whole blocks.
+/// Number of tiles of a row, rounded up to whole blocks.
 fn tiles(width: usize) -> usize {
     width.div_ceil(TILE).next_multiple_of(BLOCK)
 }
 
-impl Ring {
-    /// What it held before may be anything.
-    fn fit(&mut self, width: usize, channels: usize) {
+impl RowRing {
+    /// Sets the size. The contents are undefined.
+    fn resize(&mut self, width: usize, channels: usize) {
         (self.width, self.channels) = (width, channels);
         let tiles = tiles(width);
         self.line.resize((TILE * tiles + 2) * channels, 0.0);
         for row in &mut self.rows {
-            row.resize(PRODUCTS * tiles * channels, 0.0);
+            row.resize(POINTS * tiles * channels, 0.0);
         }
     }
 
-    /// Where the pixels of a row are to be written.
-    fn line(&mut self) -> &mut [f32] {
+    /// The buffer for the pixels of a row, [w, channels].
+    fn line_mut(&mut self) -> &mut [f32] {
         &mut self.line[self.channels..(self.width + 1) * self.channels]
     }
 
-    /// Takes what has been written for row y.
-    fn put(&mut self, y: usize) {
+    /// Stores the buffer as row y: replicates the border and transforms the row.
+    fn commit(&mut self, y: usize) {
         let (channels, end) = (self.channels, self.width * self.channels);
         self.line.copy_within(channels..2 * channels, 0);
         for at in (end + channels..self.line.len()).step_by(channels) {
             self.line.copy_within(end..end + channels, at);
         }
-        factors(&self.line, channels, &mut self.rows[y % 3]);
+        transform_input(&self.line, channels, &mut self.rows[y % 3]);
     }
 
-    /// Rows y−1, y, y+1, as far as there are any.
-    fn around(&self, y: usize, height: usize) -> [&[f32]; 3] {
+    /// Rows y−1, y and y+1, clamped to the image.
+    fn neighbourhood(&self, y: usize, height: usize) -> [&[f32]; 3] {
         [y.saturating_sub(1), y, (y + 1).min(height - 1)].map(|y| &self.rows[y % 3][..])
     }
 }
 
-/// The factors of each tile.
+/// Input transform of a row: `line` is [4·tiles + 2, channels], `out` is [6, tiles, channels].
 #[multiversion(targets("x86_64+avx2+fma"))]
-fn factors(line: &[f32], channels: usize, out: &mut [f32]) {
+fn transform_input(line: &[f32], channels: usize, out: &mut [f32]) {
     match channels {
-        8.. => factors_of::<8>(line, channels, out),
-        4.. => factors_of::<4>(line, channels, out),
-        _ => factors_of::<1>(line, channels, out),
+        8.. => transform_channels::<8>(line, channels, out),
+        4.. => transform_channels::<4>(line, channels, out),
+        _ => transform_channels::<1>(line, channels, out),
     }
 }
 
-/// The same, `N` channels at a time. The last may be computed twice.
+/// [`transform_input`], `N` channels at a time. If `N` does not divide `channels`, some are computed twice.
 #[inline(always)]
-fn factors_of<const N: usize>(line: &[f32], channels: usize, out: &mut [f32]) {
-    let part = out.len() / PRODUCTS;
+fn transform_channels<const N: usize>(line: &[f32], channels: usize, out: &mut [f32]) {
+    let part = out.len() / POINTS;
     for at in (0..part).step_by(channels) {
-        let pixels = &line[TILE * at..][..PRODUCTS * channels];
+        let pixels = &line[TILE * at..][..POINTS * channels];
         for c in (0..channels).step_by(N) {
             let c = c.min(channels - N);
-            factor::<N>(&pixels[c..], channels, &mut out[at + c..], part);
+            transform_tile::<N>(&pixels[c..], channels, &mut out[at + c..], part);
         }
     }
 }
 
-/// `N` channels of a tile's six factors, each a `part` behind the one before: sums of the six pixels that
-/// its outputs see.
+/// Transforms `N` channels of the six input pixels of a tile (Bᵀd of Lavin and Gray). Consecutive outputs are
+/// `part` elements apart.
 #[inline(always)]
-fn factor<const N: usize>(pixels: &[f32], channels: usize, out: &mut [f32], part: usize) {
-    let mut d = [[0.0; N]; PRODUCTS];
+fn transform_tile<const N: usize>(pixels: &[f32], channels: usize, out: &mut [f32], part: usize) {
+    let mut d = [[0.0; N]; POINTS];
     for (n, d) in d.iter_mut().enumerate() {
         d.copy_from_slice(&pixels[n * channels..][..N]);
     }
-    let mut factors = [[0.0; N]; PRODUCTS];
+    let mut points = [[0.0; N]; POINTS];
     for c in 0..N {
         let (a, b) = (d[4][c] - 4.0 * d[2][c], d[3][c] - 4.0 * d[1][c]);
         let (e, f) = (d[4][c] - d[2][c], 2.0 * (d[3][c] - d[1][c]));
-        factors[0][c] = 4.0 * d[0][c] - 5.0 * d[2][c] + d[4][c];
-        (factors[1][c], factors[2][c]) = (a + b, a - b);
-        (factors[3][c], factors[4][c]) = (e + f, e - f);
-        factors[5][c] = 4.0 * d[1][c] - 5.0 * d[3][c] + d[5][c];
+        points[0][c] = 4.0 * d[0][c] - 5.0 * d[2][c] + d[4][c];
+        (points[1][c], points[2][c]) = (a + b, a - b);
+        (points[3][c], points[4][c]) = (e + f, e - f);
+        points[5][c] = 4.0 * d[1][c] - 5.0 * d[3][c] + d[5][c];
     }
-    for (n, factor) in factors.iter().enumerate() {
-        out[n * part..][..N].copy_from_slice(factor);
+    for (n, point) in points.iter().enumerate() {
+        out[n * part..][..N].copy_from_slice(point);
     }
 }
 
 impl Layer {
-    /// `weight` is [out, in, 3, 3], `bias` \[out\].
-    fn new(weight: &Tensor, bias: &Tensor, activated: bool) -> Result<Self> {
-        let (output, input, ..) = weight.dims4()?;
+    /// Transforms the weights (Gg of Lavin and Gray). `weight` is [out, in, 3, 3], `bias` \[out\].
+    fn new(weight: &Tensor, bias: &Tensor, activation: bool) -> Result<Self> {
+        let (out_channels, in_channels, ..) = weight.dims4()?;
         let values = Host::new(weight)?;
         let values = values.values()?;
-        let groups = output.div_ceil(LANES);
-        let mut weights = vec![0.0; groups * PRODUCTS * 3 * input * LANES];
+        let groups = out_channels.div_ceil(LANES);
+        let mut weights = vec![0.0; groups * POINTS * 3 * in_channels * LANES];
         for (n, weight) in weights.iter_mut().enumerate() {
             let (lane, n) = (n % LANES, n / LANES);
-            let (channel, n) = (n % input, n / input);
+            let (channel, n) = (n % in_channels, n / in_channels);
             let (row, n) = (n % 3, n / 3);
-            let (product, group) = (n % PRODUCTS, n / PRODUCTS);
+            let (point, group) = (n % POINTS, n / POINTS);
             let out = group * LANES + lane;
-            if out < output {
-                let g = &values[(out * input + channel) * 9 + row * 3..][..3];
-                *weight = match product {
+            if out < out_channels {
+                let g = &values[(out * in_channels + channel) * 9 + row * 3..][..3];
+                *weight = match point {
                     0 => g[0] / 4.0,
                     1 => (g[0] + g[1] + g[2]) / -6.0,
                     2 => (g[0] - g[1] + g[2]) / -6.0,
@@ -180,48 +179,57 @@ impl Layer {
         }
         let mut padded = Host::new(bias)?.values()?.to_vec();
         padded.resize(groups * LANES, 0.0);
-        Ok(Self { input, output, weights, bias: padded, activated })
+        Ok(Self { in_channels, out_channels, weights, bias: padded, activation })
     }
 
-    /// One row of outputs; `sums` is room for [6, tiles, 16].
-    fn row(&self, rows: [&[f32]; 3], sums: &mut [[f32; LANES]], out: &mut [f32]) {
-        let tiles = sums.len() / PRODUCTS;
-        let groups = self.weights.chunks_exact(PRODUCTS * 3 * self.input * LANES);
+    /// Computes one output row [w, out] from three transformed input rows; `products` is [6, tiles, 16].
+    fn run_row(&self, rows: [&[f32]; 3], products: &mut [[f32; LANES]], out: &mut [f32]) {
+        let tiles = products.len() / POINTS;
+        let groups = self.weights.chunks_exact(POINTS * 3 * self.in_channels * LANES);
         for (group, (weights, bias)) in groups.zip(self.bias.as_chunks().0).enumerate() {
-            let weights = weights.as_chunks().0.chunks_exact(3 * self.input);
-            for (n, (weights, sums)) in weights.zip(sums.chunks_exact_mut(tiles)).enumerate() {
-                let part = n * tiles * self.input;
-                let rows = rows.map(|row| &row[part..part + tiles * self.input]);
-                multiply(rows, self.input, weights, sums);
+            let weights = weights.as_chunks().0.chunks_exact(3 * self.in_channels);
+            let products_of_points = products.chunks_exact_mut(tiles);
+            for (n, (weights, products)) in weights.zip(products_of_points).enumerate() {
+                let part = n * tiles * self.in_channels;
+                let rows = rows.map(|row| &row[part..part + tiles * self.in_channels]);
+                multiply(rows, self.in_channels, weights, products);
             }
-            self.finish(group, bias, sums, out);
+            self.write_group(group, bias, products, out);
         }
     }
 
-    fn finish(&self, group: usize, bias: &[f32; LANES], sums: &[[f32; LANES]], out: &mut [f32]) {
+    /// Writes the output channels of a group.
+    fn write_group(
+        &self,
+        group: usize,
+        bias: &[f32; LANES],
+        products: &[[f32; LANES]],
+        out: &mut [f32],
+    ) {
         let first = group * LANES;
-        let used = (self.output - first).min(LANES);
-        // Without an activation, a slope of 1 changes nothing.
-        let slope = if self.activated { SLOPE } else { 1.0 };
-        finish(sums, bias, slope, out, (self.output, first, used));
+        let used = (self.out_channels - first).min(LANES);
+        // A slope of 1 is the identity.
+        let slope = if self.activation { LEAKY_SLOPE } else { 1.0 };
+        transform_output(products, bias, slope, out, (self.out_channels, first, used));
     }
 }
 
-/// The outputs of each tile, of which `used` go to every `stride` from `first` on.
+/// Output transform of a row (Aᵀm of Lavin and Gray), bias and leaky ReLU. Of the 16 channels, `used` are
+/// written, to channels `first`.. of `out`, [w, `stride`].
 #[multiversion(targets("x86_64+avx2+fma"))]
-fn finish(
-    sums: &[[f32; LANES]],
+fn transform_output(
+    products: &[[f32; LANES]],
     bias: &[f32; LANES],
     slope: f32,
     out: &mut [f32],
     (stride, first, used): (usize, usize, usize),
 ) {
-    let tiles = sums.len() / PRODUCTS;
+    let tiles = products.len() / POINTS;
     for (n, out) in out.chunks_mut(TILE * stride).enumerate() {
         let mut tile = [[0.0; LANES]; TILE];
-        let mut m = [[0.0; LANES]; PRODUCTS];
-        for (product, m) in m.iter_mut().enumerate() {
-            *m = sums[product * tiles + n];
+        let mut m = [[0.0; LANES]; POINTS];
+        for (point, m) in m.iter_mut().enumerate() {
+            *m = products[point * tiles + n];
         }
         for lane in 0..LANES {
             let (a, b) = (m[1][lane] + m[2][lane] + bias[lane], m[3][lane] + m[4][lane]);
@@ -240,7 +248,8 @@ fn finish(
     }
 }
 
-/// Products of all tiles with `weights` [3·channels, 16], added up over rows and channels.
+/// Multiplies one point of all tiles, 3 rows of [tiles, channels], with `weights` [3·channels, 16], and sums over
+/// rows and channels.
 fn multiply(
     rows: [&[f32]; 3],
     channels: usize,
@@ -249,8 +258,8 @@ fn multiply(
 ) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        // SAFETY: the processor has what the function is compiled for.
-        return unsafe { multiply_with_fma(rows, channels, weights, sums) };
+        // SAFETY: the CPU supports AVX2 and FMA.
+        return unsafe { multiply_avx2(rows, channels, weights, sums) };
     }
     for (n, sums) in sums.iter_mut().enumerate() {
         *sums = [0.0; LANES];
@@ -262,10 +271,10 @@ fn multiply(
     }
 }
 
-/// As [`multiply`], with the sums of a block in registers.
+/// [`multiply`] with the accumulators of a block of tiles in registers.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn multiply_with_fma(
+fn multiply_avx2(
     rows: [&[f32]; 3],
     channels: usize,
     weights: &[[f32; LANES]],
@@ -276,8 +285,8 @@ fn multiply_with_fma(
         let mut sums = [[_mm256_setzero_ps(); 2]; BLOCK];
         for (row, weights) in rows.iter().zip(weights.chunks_exact(channels)) {
             let row = &row[n * BLOCK * channels..][..BLOCK * channels];
-            // One length for all, so that one check serves all. No closures: they would be calls, as
-            // they are not compiled for this processor.
+            // Slices of one length need only one bounds check. No closures: they do not inherit the target
+            // features, so they would not be inlined.
             let mut values = [row; BLOCK];
             for (p, values) in values.iter_mut().enumerate() {
                 *values = &row[p * channels..][..weights.len()];
@@ -295,11 +304,11 @@ fn multiply_with_fma(
     }
 }
 
-impl Chain {
-    /// Layers in order, each with its weight [out, in, 3, 3] and bias \[out\].
+impl ConvChain {
+    /// A chain of layers, each with a weight [out, in, 3, 3] and a bias \[out\].
     ///
     /// # Errors
-    /// On other shapes.
+    /// If a weight does not have four dimensions, or is not a float tensor.
     pub fn new(layers: &[(Tensor, Tensor)]) -> Result<Self> {
         let last = layers.len().saturating_sub(1);
         let layers = layers.iter().enumerate();
@@ -307,48 +316,49 @@ impl Chain {
         Ok(Self { layers: layers.collect::<Result<_>>()? })
     }
 
-    /// Computes rows `rows` of a picture of `size` (w, h), one after the other: `input` writes row y of the
-    /// input, `output` takes row y of the output.
-    pub fn rows(
+    /// Computes `rows` of the output for an image of `size` (w, h), in order. `input` is called to write row y
+    /// of the input, [w, in]; `output` gets row y of the output, [w, out].
+    pub fn run(
         &self,
-        room: &mut Room,
+        scratch: &mut Scratch,
         (width, height): (usize, usize),
         rows: std::ops::Range<usize>,
         mut input: impl FnMut(usize, &mut [f32]),
         mut output: impl FnMut(usize, &[f32]),
     ) {
         let depth = self.layers.len();
-        let Room { rings, sums, last } = room;
-        rings.resize_with(depth, Ring::default);
-        for (ring, layer) in rings.iter_mut().zip(&self.layers) {
-            ring.fit(width, layer.input);
+        let Scratch { inputs, products, output: last } = scratch;
+        inputs.resize_with(depth, RowRing::default);
+        for (ring, layer) in inputs.iter_mut().zip(&self.layers) {
+            ring.resize(width, layer.in_channels);
         }
-        sums.resize(PRODUCTS * tiles(width), [0.0; LANES]);
-        last.resize(width * self.layers[depth - 1].output, 0.0);
+        products.resize(POINTS * tiles(width), [0.0; LANES]);
+        last.resize(width * self.layers[depth - 1].out_channels, 0.0);
         for layer in &self.layers {
-            super::count(rows.len() * width, layer.output, 9 * layer.input);
+            super::count(rows.len() * width, layer.out_channels, 9 * layer.in_channels);
         }
-        // Layer n needs a row more on either side than layer n + 1.
-        let wanted =
+        // Layer n needs one row more on either side than layer n + 1.
+        let needed =
             |n: usize| rows.start.saturating_sub(depth - n)..(rows.end + depth - n).min(height);
-        for time in wanted(0).start..rows.end + depth {
-            if wanted(0).contains(&time) {
-                input(time, rings[0].line());
-                rings[0].put(time);
+        // A pipeline: layer n computes row y one step after its input row y + 1 is there.
+        for step in needed(0).start..rows.end + depth {
+            if needed(0).contains(&step) {
+                input(step, inputs[0].line_mut());
+                inputs[0].commit(step);
             }
             for (n, layer) in self.layers.iter().enumerate() {
-                let Some(y) = time.checked_sub(n + 1).filter(|y| wanted(n + 1).contains(y)) else {
+                let Some(y) = step.checked_sub(n + 1).filter(|y| needed(n + 1).contains(y)) else {
                     continue;
                 };
-                let (before, after) = rings.split_at_mut(n + 1);
-                let source = before[n].around(y, height);
+                let (before, after) = inputs.split_at_mut(n + 1);
+                let source = before[n].neighbourhood(y, height);
                 match after.first_mut() {
-                    Some(ring) => {
-                        layer.row(source, sums, ring.line());
-                        ring.put(y);
+                    Some(next) => {
+                        layer.run_row(source, products, next.line_mut());
+                        next.commit(y);
                     }
                     None => {
-                        layer.row(source, sums, last);
+                        layer.run_row(source, products, last);
                         output(y, last);
                     }
                 }

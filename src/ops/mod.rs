@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What candle lacks or does badly, for tensors whose channels are last: frames [n, h, w, c] and tokens
 //! [b, t, c]. Behind each function are a side for the CPU and, with the feature `cuda`, one for NVIDIA GPUs;
-//! only a [`Chain`] is for the CPU alone.
+//! only a [`ConvChain`] is for the CPU alone.
 //!
 //! On the CPU all is computed in f32, whatever the type; on a GPU products are of the tensors' own type with
 //! sums in f32, norms and softmax in f32.
@@ -17,7 +17,6 @@ mod math;
 mod matrix;
 mod norm;
 mod queue;
-mod trained;
 mod weight;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,14 +36,13 @@ fn count(m: usize, n: usize, k: usize) {
 }
 
 pub use attention::attention;
-pub use chain::{Chain, Room, SLOPE, band_rows};
+pub use chain::{ConvChain, LEAKY_SLOPE, Scratch, band_rows};
 pub use conv::{Conv2d, Shape, TimeConv};
 #[cfg(feature = "cuda")]
 pub use cuda::{Memory, Record, memory, record, use_portable_kernels};
 pub use linear::{LayerNorm, Linear, geglu, gelu};
 pub use norm::{Affine, GroupNorm, Moments};
 pub use queue::Queue;
-pub use trained::{chain_layers, trained_chain};
 
 /// Copies a tensor to a device; a tensor that is there already is shared.
 ///

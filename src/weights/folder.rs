@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A folder that is a model of any size: its sizes in `config.json`, each network in a file of its own.
+//! A model folder: the layer sizes in `config.json`, and a safetensors file per network.
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -7,8 +7,9 @@ use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    error::reason,
     keys::{self, Keys},
-    reason, store, synth,
+    store, synth,
 };
 use crate::{
     engine::Error,
@@ -24,29 +25,29 @@ pub(super) const UNET: &str = "unet.safetensors";
 pub(super) const VAE: &str = "vae.safetensors";
 pub(super) const TEXT: &str = "text.safetensors";
 
-/// No number of a config is larger: beyond it, sizes of tensors could overflow.
+/// Upper limit of every number in a config, so that tensor sizes do not overflow.
 const LARGEST: usize = 1 << 14;
 
-/// Channels of a group norm come in groups of this many.
+/// Number of groups of every group norm.
 const GROUPS: usize = 32;
 
-/// The sizes of a model: `config.json`.
+/// The layer sizes of a model: `config.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Height and width in pixels that smaller frames are padded to: 16 more than a multiple of 64, and a
-    /// multiple of 64.
+    /// Height and width in pixels that smaller frames are padded to. The height is 16 more than a multiple of 64, the
+    /// width a multiple of 64.
     pub min_padded: (usize, usize),
-    /// The denoiser's.
+    /// Sizes of the denoiser.
     pub unet: unet::Config,
-    /// The autoencoder's.
+    /// Sizes of the autoencoder.
     pub vae: vae::Config,
-    /// The text tower's.
+    /// Sizes of the text encoder.
     pub text: text::Config,
 }
 
 impl Config {
-    /// The published model's.
+    /// The published models.
     pub fn full() -> Self {
         Self {
             min_padded: (720, 1280),
@@ -56,46 +57,52 @@ impl Config {
         }
     }
 
-    /// The tensors that the denoiser needs.
+    /// The tensors of the denoiser.
     ///
     /// # Errors
-    /// If no denoiser has these sizes.
+    /// [`Error::Weights`] if the sizes are inconsistent.
     pub fn unet_keys(&self) -> Result<Keys, Error> {
-        keys::keys(|vb| Denoiser::new(&self.unet, vb)).map_err(|error| unusable("unet", error))
+        keys::keys(|vb| Denoiser::new(&self.unet, vb)).map_err(|error| invalid("unet", error))
     }
 
-    /// The tensors that the autoencoder needs.
+    /// The tensors of the autoencoder.
     ///
     /// # Errors
-    /// If no autoencoder has these sizes.
+    /// [`Error::Weights`] if the sizes are inconsistent.
     pub fn vae_keys(&self) -> Result<Keys, Error> {
-        keys::keys(|vb| Vae::new(&self.vae, vb)).map_err(|error| unusable("vae", error))
+        keys::keys(|vb| Vae::new(&self.vae, vb)).map_err(|error| invalid("vae", error))
     }
 
-    /// The tensors that the text tower needs.
+    /// The tensors of the text encoder.
     ///
     /// # Errors
-    /// If no text tower has these sizes.
+    /// [`Error::Weights`] if the sizes are inconsistent.
     pub fn text_keys(&self) -> Result<Keys, Error> {
-        keys::keys(|vb| TextTower::new(&self.text, vb)).map_err(|error| unusable("text", error))
+        keys::keys(|vb| TextTower::new(&self.text, vb)).map_err(|error| invalid("text", error))
     }
 
-    /// Reads and checks a file.
+    /// Reads and validates a `config.json`.
     pub(super) fn read(path: &Path) -> Result<Self, Error> {
-        let wrong = |why| Error::Weights {
+        let failed = |why| Error::Weights {
             tried: format!("reading {}", path.display()),
             why,
-            instead: "correct it, or make a folder with `cargo run --example make_model`".into(),
+            instead: "correct the file, or create a folder with `cargo run --example make_model`"
+                .into(),
         };
-        let text = fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        let text = fs::read(path).map_err(|error| failed(error.to_string()))?;
         let config: Self =
-            serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
-        config.check().map_err(wrong)?;
+            serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
+        config.check().map_err(failed)?;
         Ok(config)
     }
 
-    /// Says which number cannot be.
+    /// Validates the sizes; the error names the invalid one.
     fn check(&self) -> Result<(), String> {
+        self.check_ranges()?;
+        self.check_relations()
+    }
+
+    fn check_ranges(&self) -> Result<(), String> {
         let (unet, vae, text) = (&self.unet, &self.vae, &self.text);
         let (height, width) = self.min_padded;
         let numbers = [
@@ -115,51 +122,61 @@ impl Config {
         ];
         for (name, numbers) in &numbers {
             if numbers.is_empty() || numbers.iter().any(|n| !(1..=LARGEST).contains(n)) {
-                return Err(format!("{name} is {numbers:?}, not from 1 to {LARGEST}"));
+                return Err(format!("{name} is {numbers:?}, must be 1 to {LARGEST}"));
             }
         }
+        Ok(())
+    }
+
+    fn check_relations(&self) -> Result<(), String> {
+        let (unet, vae, text) = (&self.unet, &self.vae, &self.text);
+        let (height, width) = self.min_padded;
         let mut widths: Vec<_> = unet.dim_mult.iter().map(|multiple| multiple * unet.dim).collect();
-        let odd_heads = widths.iter().find(|&width| width % unet.head_dim != 0).copied();
+        let without_heads = widths.iter().find(|&width| width % unet.head_dim != 0).copied();
         widths.extend(&vae.block_out_channels);
-        let odd_groups = widths.iter().find(|&width| width % GROUPS != 0);
+        let without_groups = widths.iter().find(|&width| width % GROUPS != 0);
         if height % 64 != 16 || width % 64 != 0 {
             Err(format!(
-                "min_padded is {height}, {width}, not 16 more than a multiple of 64 and a multiple of 64"
+                "min_padded is {height}, {width}: the height must be 16 more than a multiple of 64, the \
+                 width a multiple of 64"
             ))
-        } else if let Some(width) = odd_heads {
+        } else if let Some(width) = without_heads {
             Err(format!(
-                "a level's {width} channels are no multiple of head_dim, {}",
+                "a level has {width} channels, which is not a multiple of head_dim ({})",
                 unet.head_dim
             ))
-        } else if let Some(width) = odd_groups {
-            Err(format!("a level's {width} channels are no multiple of {GROUPS}"))
+        } else if let Some(width) = without_groups {
+            Err(format!("a level has {width} channels, which is not a multiple of {GROUPS}"))
         } else if text.width % text.heads != 0 {
-            Err(format!("text.width, {}, is no multiple of heads, {}", text.width, text.heads))
+            Err(format!(
+                "text.width ({}) is not a multiple of text.heads ({})",
+                text.width, text.heads
+            ))
         } else if text.width != unet.context_dim {
             let (width, context) = (text.width, unet.context_dim);
-            Err(format!("text.width is {width}, but unet.context_dim {context}"))
+            Err(format!("text.width ({width}) differs from unet.context_dim ({context})"))
         } else {
             Ok(())
         }
     }
 }
 
-fn unusable(part: &str, error: candle_core::Error) -> Error {
+fn invalid(part: &str, error: candle_core::Error) -> Error {
     Error::Weights {
-        tried: format!("planning the {part} network of these sizes"),
+        tried: format!("building the {part} network from {CONFIG}"),
         why: reason(&error),
-        instead: format!("correct `{part}` in {CONFIG}"),
+        instead: format!("correct the sizes of `{part}`"),
     }
 }
 
-/// Makes a folder that is a model with synthetic weights, whose names begin with "unet.", "vae." and
+/// Creates a model folder with [synthetic](synth) weights, seeded by their names with the prefixes "unet.", "vae." and
 /// "clip.".
 ///
 /// # Errors
-/// If the config cannot be, or the folder cannot be written.
+/// [`Error::Weights`] if the config is invalid, or the folder cannot be written.
 pub fn synthesize(folder: &Path, config: &Config, dtype: DType) -> Result<(), Error> {
     let failed = |why: String| Error::Weights {
-        tried: format!("making a model in {}", folder.display()),
+        tried: format!("creating a model in {}", folder.display()),
         why,
         instead: "use other sizes, or another folder".into(),
     };
@@ -170,13 +187,13 @@ pub fn synthesize(folder: &Path, config: &Config, dtype: DType) -> Result<(), Er
         (VAE, "vae.", config.vae_keys()?),
         (TEXT, "clip.", config.text_keys()?),
     ] {
-        let make = |name: &str, shape: &[usize]| {
+        let tensor = |name: &str, shape: &[usize]| {
             synth::weight(&format!("{prefix}{name}"), shape, dtype, &Device::Cpu)
         };
-        store::write(&folder.join(file), &keys, dtype, HashMap::new(), make)
+        store::write(&folder.join(file), &keys, dtype, HashMap::new(), tensor)
             .map_err(|error| failed(reason(&error)))?;
     }
-    // Last, because it makes the folder a model.
+    // Last: a folder without this file is not a model.
     let text = serde_json::to_vec_pretty(config).map_err(|error| failed(error.to_string()))?;
     fs::write(folder.join(CONFIG), text).map_err(|error| failed(error.to_string()))
 }
@@ -186,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_config_says_which_number_cannot_be() {
+    fn an_invalid_config_is_an_error_that_names_the_number() {
         assert_eq!(Config::full().check(), Ok(()));
         let refuses = |change: fn(&mut Config), expected: &str| {
             let mut config = Config::full();
@@ -198,14 +215,14 @@ mod tests {
         refuses(|config| config.unet.dim_mult.clear(), "unet.dim_mult is []");
         refuses(|config| config.text.layers = usize::MAX, "text.layers");
         refuses(|config| config.unet.head_dim = 48, "multiple of head_dim");
-        refuses(|config| config.vae.block_out_channels[1] = 40, "40 channels");
+        refuses(|config| config.vae.block_out_channels[1] = 40, "has 40 channels");
         refuses(|config| config.text.heads = 15, "text.width");
-        refuses(|config| config.text.width = 512, "unet.context_dim 1024");
+        refuses(|config| config.text.width = 512, "unet.context_dim (1024)");
         refuses(|config| config.min_padded.0 = 704, "min_padded is 704");
     }
 
     #[test]
-    fn the_published_config_needs_the_published_number_of_tensors() {
+    fn the_published_config_has_the_published_number_of_tensors() {
         let config = Config::full();
         assert_eq!(config.unet_keys().unwrap().len(), 2180);
         assert_eq!(config.vae_keys().unwrap().len(), 374);

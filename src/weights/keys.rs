@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which tensors a network needs, and whether a file holds them: all mistakes in one error.
+//! The names and shapes of the tensors of a network, and the comparison with those of a file.
 
 use std::{
     collections::BTreeMap,
@@ -9,16 +9,16 @@ use std::{
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 
-/// Names of tensors, with their shapes.
+/// Names and shapes of tensors.
 pub type Keys = BTreeMap<String, Vec<usize>>;
 
-/// Mistakes that an error lists; it counts the others.
+/// Number of mismatches that an error lists.
 const LISTED: usize = 10;
 
-/// The tensors that `build` asks for, without memory for any.
+/// Records the tensors that `build` requests. They take no memory.
 ///
 /// # Errors
-/// If it asks for one twice, or fails by itself.
+/// If `build` requests a tensor twice, or fails.
 pub fn keys<T>(build: impl FnOnce(VarBuilder) -> Result<T>) -> Result<Keys> {
     let recorder = Recorder::default();
     build(VarBuilder::from_backend(Box::new(recorder.clone()), DType::F32, Device::Cpu))?;
@@ -26,35 +26,36 @@ pub fn keys<T>(build: impl FnOnce(VarBuilder) -> Result<T>) -> Result<Keys> {
     Ok(keys.clone())
 }
 
-/// Compares what a network needs with what there is.
+/// Compares the tensors that a network needs with those that were found.
 ///
 /// # Errors
-/// If tensors are missing, superfluous or of another shape.
+/// If tensors are missing, unexpected, or have another shape; the error lists all of them, up to a limit.
 pub fn check(needed: &Keys, found: &Keys) -> Result<()> {
     let missing = needed.iter().filter(|(name, _)| !found.contains_key(*name));
     let missing = missing.map(|(name, shape)| format!("{name} {shape:?} is missing"));
     let extra = found.iter().filter(|(name, _)| !needed.contains_key(*name));
-    let extra = extra.map(|(name, shape)| format!("{name} {shape:?} is not of this network"));
+    let extra = extra.map(|(name, shape)| format!("{name} {shape:?} is unexpected"));
     let misshapen = needed.iter().filter_map(|(name, shape)| {
         let found = found.get(name).filter(|found| *found != shape)?;
-        Some(format!("{name} is {found:?}, not {shape:?}"))
+        Some(format!("{name} has shape {found:?}, expected {shape:?}"))
     });
-    let mistakes: Vec<_> = missing.chain(misshapen).chain(extra).collect();
-    if mistakes.is_empty() {
+    let mismatches: Vec<_> = missing.chain(misshapen).chain(extra).collect();
+    if mismatches.is_empty() {
         return Ok(());
     }
-    let listed = mistakes.iter().take(LISTED).cloned().collect::<Vec<_>>().join("; ");
-    let more = match mistakes.len().saturating_sub(LISTED) {
+    let listed = mismatches.iter().take(LISTED).cloned().collect::<Vec<_>>().join("; ");
+    let more = match mismatches.len().saturating_sub(LISTED) {
         0 => String::new(),
         more => format!("; and {more} more"),
     };
     candle_core::bail!(
-        "these are not the weights of this network: of {} tensors, {} are wrong: {listed}{more}",
-        needed.len(),
-        mistakes.len()
+        "the tensors do not match those of the network ({} mismatches, {} tensors): {listed}{more}",
+        mismatches.len(),
+        needed.len()
     )
 }
 
+/// A `VarBuilder` backend that records what is requested.
 #[derive(Default, Clone)]
 struct Recorder(Arc<Mutex<Keys>>);
 
@@ -69,14 +70,14 @@ impl SimpleBackend for Recorder {
     ) -> Result<Tensor> {
         let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if keys.insert(name.to_owned(), shape.dims().to_vec()).is_some() {
-            candle_core::bail!("{name} is asked for twice");
+            candle_core::bail!("{name} is requested twice");
         }
-        // One number that looks like all.
+        // A single element, expanded to the shape.
         Tensor::zeros((), dtype, device)?.broadcast_as(shape)
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
-        candle_core::bail!("{name} is asked for without its shape")
+        candle_core::bail!("{name} is requested without a shape")
     }
 
     fn contains_tensor(&self, _: &str) -> bool {
@@ -89,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_mistakes_are_one_error_that_lists_ten() {
+    fn an_error_lists_ten_mismatches_and_counts_the_others() {
         let needed: Keys = (0..20).map(|n| (format!("a{n:02}"), vec![2, 3])).collect();
         assert!(check(&needed, &needed).is_ok());
         let mut found = needed.clone();
@@ -97,7 +98,7 @@ mod tests {
         found.insert("a19".into(), vec![3, 2]);
         found.insert("b".into(), vec![1]);
         let error = check(&needed, &found).unwrap_err().to_string();
-        for part in ["of 20 tensors, 13 are wrong", "a00 [2, 3] is missing", "and 3 more"] {
+        for part in ["13 mismatches, 20 tensors", "a00 [2, 3] is missing", "and 3 more"] {
             assert!(error.contains(part), "{error}");
         }
         assert_eq!(error.matches("is missing").count(), 10);
@@ -106,7 +107,7 @@ mod tests {
         found.insert("b".into(), vec![1]);
         let error = check(&needed, &found).unwrap_err().to_string();
         assert!(
-            error.contains("a19 is [3, 2], not [2, 3]; b [1] is not of this network"),
+            error.contains("a19 has shape [3, 2], expected [2, 3]; b [1] is unexpected"),
             "{error}"
         );
     }

@@ -1,43 +1,44 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which files make a model, and where they are.
+//! Finds the files of a model.
 
 use std::path::{Path, PathBuf};
 
 use super::{
     Checkpoint, Config, Hub, Progress,
     folder::{CONFIG, TEXT, UNET, VAE},
-    published::{Version, instead},
+    published::{Version, advice},
 };
 use crate::engine::{Cancel, Error};
 
-/// Where to look for a model.
+/// The source of a model.
 #[derive(Clone)]
 pub enum Source {
-    /// The hub, and the cache of what was downloaded.
+    /// The Hugging Face hub and its local cache.
     Hub(Hub),
-    /// A folder: a model of its own with a `config.json`, else the files of the hub under their names.
+    /// A folder: with a `config.json`, a model of its own; otherwise, the published files under their names on the hub.
     Folder(PathBuf),
 }
 
 /// The files of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
-    /// Its sizes.
+    /// The layer sizes.
     pub config: Config,
     /// The denoiser.
     pub unet: Checkpoint,
     /// The autoencoder.
     pub vae: Checkpoint,
-    /// The text tower.
+    /// The text encoder.
     pub text: Checkpoint,
 }
 
-/// Finds the files of a model. Files that are in the hub's cache are used as they are; what is not there
-/// is downloaded, checked, and cached. `progress` is called a few times a second; `cancel` takes effect
-/// within a second, unless the network takes longer to connect.
+/// Finds the files of a model. Files in the cache of the hub are used; missing ones are downloaded to it and verified.
+///
+/// `progress` is called a few times a second during a download. `cancel` takes effect within a second, or after the
+/// connect timeout.
 ///
 /// # Errors
-/// [`Error::Weights`] if a file is missing or cannot be had, with what to do; [`Error::Cancelled`].
+/// [`Error::Weights`] if a file is missing or its download fails; [`Error::Cancelled`].
 pub fn locate(
     source: &Source,
     version: Version,
@@ -53,7 +54,7 @@ pub fn locate(
                 return Err(Error::Weights {
                     tried: format!("reading the model in {}", folder.display()),
                     why: format!("{} is missing", missing.display()),
-                    instead: instead(version),
+                    instead: advice(version),
                 });
             }
             return Ok(files(config, parts));
@@ -63,10 +64,10 @@ pub fn locate(
     Ok(files(Config::full(), [unet, vae, text]))
 }
 
-/// The sizes of a model, without its weights.
+/// The layer sizes of a model. Does not need its weights.
 ///
 /// # Errors
-/// [`Error::Weights`] if a folder's `config.json` cannot be used.
+/// [`Error::Weights`] if the `config.json` of a folder is invalid.
 pub fn sizes(source: &Source) -> Result<Config, Error> {
     match source {
         Source::Folder(folder) if folder.join(CONFIG).is_file() => {
@@ -77,22 +78,22 @@ pub fn sizes(source: &Source) -> Result<Config, Error> {
 }
 
 fn files(config: Config, [unet, vae, text]: [PathBuf; 3]) -> Files {
-    let whole = |path| Checkpoint { path, unused: Vec::new() };
+    let all_used = |path| Checkpoint { path, ignored_prefixes: Vec::new() };
     let text = Checkpoint {
         path: text,
-        unused: vec![
+        ignored_prefixes: vec![
             "visual.".into(),
-            // The last block: its output is not looked at.
+            // VEnhancer uses the output of the penultimate block.
             format!("transformer.resblocks.{}.", config.text.layers - 1),
             "text_projection".into(),
             "logit_scale".into(),
             "attn_mask".into(),
         ],
     };
-    Files { unet: whole(unet), vae: whole(vae), text, config }
+    Files { unet: all_used(unet), vae: all_used(vae), text, config }
 }
 
-/// The hub's files in a folder, with or without the folders before their names.
+/// Finds the published files in a folder, with or without the subfolders of the hub.
 fn published_in(folder: &Path, version: Version) -> Result<[PathBuf; 3], Error> {
     let mut missing = Vec::new();
     let paths = version.files().map(|file| {
@@ -110,8 +111,8 @@ fn published_in(folder: &Path, version: Version) -> Result<[PathBuf; 3], Error> 
         true => Ok(paths),
         false => Err(Error::Weights {
             tried: format!("looking for weights in {}", folder.display()),
-            why: format!("there is no {CONFIG}, and no {}", missing.join(", no ")),
-            instead: instead(version),
+            why: format!("it has no {CONFIG} and no {}", missing.join(", no ")),
+            instead: advice(version),
         }),
     }
 }

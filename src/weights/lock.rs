@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One process or thread at a time makes a file; the others wait and then find it made.
+//! Lock files: only one process or thread creates a file, the others wait and use it.
 
 use std::{
     fs::{File, TryLockError},
@@ -11,16 +11,16 @@ use std::{
 
 use crate::engine::{Cancel, Error};
 
-const POLL: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Creates the file that stands for the lock, if there is none.
+/// Opens the lock file, and creates it if it does not exist.
 pub(super) fn create(path: &Path) -> io::Result<File> {
     File::options().write(true).create(true).truncate(false).open(path)
 }
 
-/// Waits for the lock, which ends with the file's handle. As Python's filelock does it, so that both
-/// wait for each other.
-pub(super) fn wait(file: &File, path: &Path, cancel: &Cancel) -> Result<(), Error> {
+/// Waits for an exclusive lock, which is released when the handle is dropped. The lock is compatible with Python's
+/// `filelock`, which `huggingface_hub` uses.
+pub(super) fn acquire(file: &File, path: &Path, cancel: &Cancel) -> Result<(), Error> {
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(()),
@@ -29,10 +29,10 @@ pub(super) fn wait(file: &File, path: &Path, cancel: &Cancel) -> Result<(), Erro
                 return Err(Error::Weights {
                     tried: format!("locking {}", path.display()),
                     why: error.to_string(),
-                    instead: "use a folder on a file system with locks: set HF_HOME".into(),
+                    instead: "set HF_HOME to a folder on a file system that supports locks".into(),
                 });
             }
         }
-        thread::sleep(POLL);
+        thread::sleep(POLL_INTERVAL);
     }
 }

@@ -1,56 +1,29 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where the numbers of a network come from: files of the hub or of a folder, or their names.
+//! Weights: downloads and caches the files of a model, and maps them into memory.
 //!
-//! [`locate`] finds the files of a model, downloading what is not there; [`Checkpoint::open`] maps one of
-//! them, when it holds what a network needs. No file gets its name before it is known to be right.
+//! [`locate`] finds the files of a model and downloads missing ones; [`Checkpoint::open`] maps one file and checks
+//! that it contains the tensors of a network. A file gets its final name only after its contents are verified.
 
 mod checkpoint;
+mod disk;
+mod error;
 mod folder;
 mod hub;
 pub mod keys;
 mod locate;
 mod lock;
-mod meter;
 mod pickle;
+mod progress;
 mod published;
-pub mod store;
+mod store;
+#[doc(hidden)]
 pub mod synth;
 mod torch;
 
 pub use checkpoint::Checkpoint;
+pub use disk::free_space;
 pub use folder::{Config, synthesize};
 pub use hub::Hub;
 pub use locate::{Files, Source, locate, sizes};
+pub use progress::Progress;
 pub use published::Version;
-
-use std::{io, path::Path};
-
-/// How far downloads, or the copy of a file, have come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Progress {
-    /// The file at work: with its repository before it, or the path of a copy.
-    pub file: String,
-    /// Bytes that are here, of all files at work.
-    pub done: u64,
-    /// Bytes of all files at work.
-    pub total: u64,
-}
-
-/// Bytes that a folder's disk has room for.
-///
-/// # Errors
-/// If the folder does not exist or cannot be asked.
-pub fn free_space(folder: &Path) -> io::Result<u64> {
-    let disk = rustix::fs::statvfs(folder)?;
-    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
-}
-
-/// What an error says, without where it was made: that is for developers.
-fn reason(error: &candle_core::Error) -> String {
-    match error {
-        candle_core::Error::WithBacktrace { inner, .. } => reason(inner),
-        // The path is told with what was tried.
-        candle_core::Error::WithPath { inner, .. } => reason(inner),
-        error => error.to_string(),
-    }
-}

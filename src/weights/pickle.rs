@@ -1,52 +1,54 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Reads the pickle of a PyTorch file as data. A pickle is a program that may call anything; this one
-//! knows how to describe tensors, and a name of anything else ends it. Nothing is ever called.
+//! A restricted unpickler for the state dict in a PyTorch file.
 //!
-//! The language is that of Python's `pickletools`, protocol 2, as far as PyTorch writes it.
+//! A pickle is a program that may call any Python function. This unpickler knows only the functions that describe
+//! tensors, and interprets them as data; any other name is an error. It supports the opcodes of protocol 2 (Python's
+//! `pickletools` documents them) that PyTorch writes.
 
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Error, Result};
 
-/// The most dimensions that a tensor has.
-const MOST_DIMENSIONS: usize = 8;
+/// Maximum rank of a tensor.
+const MAX_RANK: usize = 8;
 
-/// Numbers of a storage, as a tensor sees them.
+/// A strided view of a storage: a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct View {
+pub(super) struct TensorView {
     /// The name of the storage.
     pub(super) storage: String,
     pub(super) dtype: DType,
-    /// Position of the first number, in numbers.
+    /// Offset of the first element, in elements.
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
-    /// Numbers from one to the next, along each dimension.
+    /// Stride of each dimension, in elements.
     pub(super) strides: Vec<usize>,
 }
 
-/// The tensors by name, of a dictionary of them or of one under the key `state_dict`.
-pub(super) fn state_dict(pickle: &[u8]) -> Result<BTreeMap<String, View>> {
-    let mut machine = Machine { rest: pickle, ..Machine::default() };
-    let root = machine.run()?;
-    let Value::Dict(root) = machine.value(root) else {
-        candle_core::bail!("the pickle holds no dictionary");
+/// Reads a state dict: the tensors by name. The pickle is the state dict, or a dictionary with it under the key
+/// `state_dict`.
+pub(super) fn state_dict(pickle: &[u8]) -> Result<BTreeMap<String, TensorView>> {
+    let mut unpickler = Unpickler { input: pickle, ..Unpickler::default() };
+    let root = unpickler.run()?;
+    let Value::Dict(root) = unpickler.value(root) else {
+        candle_core::bail!("the pickle contains no state dict");
     };
     let wrapped = root.iter().rev().find_map(|&(key, value)| {
-        match (machine.value(key), machine.value(value)) {
+        match (unpickler.value(key), unpickler.value(value)) {
             (Value::Text("state_dict"), Value::Dict(dict)) => Some(dict),
             _ => None,
         }
     });
     let entries = wrapped.unwrap_or(root).iter();
-    let tensor = |&(key, value): &(Id, Id)| match (machine.value(key), machine.value(value)) {
+    let tensor = |&(key, value): &(Id, Id)| match (unpickler.value(key), unpickler.value(value)) {
         (Value::Text(name), Value::Tensor(view)) => Ok(((*name).to_owned(), view.clone())),
-        (Value::Text(name), _) => candle_core::bail!("{name} is no tensor"),
-        (key, _) => candle_core::bail!("a tensor's name is {}", key.kind()),
+        (Value::Text(name), _) => candle_core::bail!("{name} is not a tensor"),
+        (key, _) => candle_core::bail!("a tensor name is {}, not a string", key.kind()),
     };
     entries.map(tensor).collect()
 }
 
-/// The names that a pickle may use.
+/// The Python names that a pickle may refer to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Global {
     OrderedDict,
@@ -68,21 +70,21 @@ impl Global {
             ("torch", "LongStorage") => Self::Storage(DType::I64),
             ("torch", "IntStorage") => Self::Storage(DType::I32),
             ("torch", "ShortStorage") => Self::Storage(DType::I16),
-            // Of a byte each: no weight is made of them, so which of the three does not matter.
+            // All have one byte per element. They are never weights, so the type does not matter.
             ("torch", "ByteStorage" | "CharStorage" | "BoolStorage") => Self::Storage(DType::U8),
             _ => candle_core::bail!(
-                "the pickle names {module}.{name}, which is nothing of a tensor; none of it was run"
+                "the pickle refers to {module}.{name}, which is not allowed; no code was executed"
             ),
         })
     }
 }
 
-/// Place of a value in [`Machine::values`]: values refer to each other as they like, and are freed
-/// without recursion.
+/// Index into [`Unpickler::values`]. Values refer to each other by index, so that cycles are harmless and dropping them
+/// does not recurse.
 type Id = usize;
 
 enum Value<'a> {
-    /// None, a truth value or a float.
+    /// None, a bool or a float: parsed and ignored.
     Other,
     Int(i64),
     Text(&'a str),
@@ -91,16 +93,16 @@ enum Value<'a> {
     Dict(Vec<(Id, Id)>),
     Global(Global),
     Storage(&'a str, DType),
-    Tensor(View),
+    Tensor(TensorView),
 }
 
 impl Value<'_> {
-    /// For errors.
+    /// The type, for error messages.
     fn kind(&self) -> &'static str {
         match self {
-            Self::Other => "no number or text",
-            Self::Int(_) => "a number",
-            Self::Text(_) => "a text",
+            Self::Other => "None, a bool or a float",
+            Self::Int(_) => "an integer",
+            Self::Text(_) => "a string",
             Self::Tuple(_) => "a tuple",
             Self::List(_) => "a list",
             Self::Dict(_) => "a dictionary",
@@ -111,138 +113,145 @@ impl Value<'_> {
     }
 }
 
+/// The pickle virtual machine.
 #[derive(Default)]
-struct Machine<'a> {
-    rest: &'a [u8],
+struct Unpickler<'a> {
+    /// The input that is not yet read.
+    input: &'a [u8],
+    /// All values created so far.
     values: Vec<Value<'a>>,
     stack: Vec<Id>,
+    /// Stack heights at the open MARKs.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
 }
 
-impl<'a> Machine<'a> {
-    /// Runs to the end; gives what is on top of the stack.
+impl<'a> Unpickler<'a> {
+    /// Runs the pickle to its STOP opcode and returns the top of the stack.
     fn run(&mut self) -> Result<Id> {
         loop {
-            let [code] = self.array()?;
-            match code {
+            let [opcode] = self.array()?;
+            match opcode {
+                b'.' => return self.pop(),
                 // PROTO
                 0x80 => {
                     let [version] = self.array()?;
                     if version != 2 {
-                        candle_core::bail!("the pickle is of protocol {version}, not 2");
+                        candle_core::bail!(
+                            "the pickle has protocol {version}; only protocol 2 is supported"
+                        );
                     }
                 }
-                b'.' => return self.pop(),
-                b'(' => self.marks.push(self.stack.len()),
                 b'}' => self.push(Value::Dict(Vec::new())),
                 b']' => self.push(Value::List(Vec::new())),
-                b')' => self.push(Value::Tuple(Vec::new())),
-                // NONE, NEWTRUE, NEWFALSE
-                b'N' | 0x88 | 0x89 => self.push(Value::Other),
-                // BINFLOAT
-                b'G' => {
-                    self.take(8)?;
-                    self.push(Value::Other);
+                b')' | b'(' | b't' | 0x85..=0x87 => self.run_tuple(opcode)?,
+                // NONE, NEWTRUE, NEWFALSE, BINFLOAT, BININT, BININT1, BININT2, LONG1, BINUNICODE
+                b'N' | 0x88 | 0x89 | b'G' | b'J' | b'K' | b'M' | 0x8a | b'X' => {
+                    let value = self.read_scalar(opcode)?;
+                    self.push(value);
                 }
-                // BININT, BININT1, BININT2, LONG1
-                b'J' => {
-                    let number = i32::from_le_bytes(self.array()?);
-                    self.push(Value::Int(number.into()));
-                }
-                b'K' => {
-                    let [number] = self.array()?;
-                    self.push(Value::Int(number.into()));
-                }
-                b'M' => {
-                    let number = u16::from_le_bytes(self.array()?);
-                    self.push(Value::Int(number.into()));
-                }
-                0x8a => {
-                    let [length] = self.array()?;
-                    let number = long(self.take(length.into())?)?;
-                    self.push(Value::Int(number));
-                }
-                // BINUNICODE
-                b'X' => {
-                    let length = u32::from_le_bytes(self.array()?);
-                    let text = text(self.take(length as usize)?)?;
-                    self.push(Value::Text(text));
-                }
+                // GLOBAL
                 b'c' => {
                     let (module, name) = (self.line()?, self.line()?);
                     self.push(Value::Global(Global::parse(module, name)?));
                 }
-                // TUPLE, TUPLE1, TUPLE2, TUPLE3
-                b't' => {
-                    let items = self.pop_marked()?;
-                    self.push(Value::Tuple(items));
-                }
-                0x85..=0x87 => {
-                    let count = usize::from(code - 0x84);
-                    let Some(first) = self.stack.len().checked_sub(count) else {
-                        return empty();
-                    };
-                    let items = self.stack.split_off(first);
-                    self.push(Value::Tuple(items));
-                }
                 // BINPUT, LONG_BINPUT, BINGET, LONG_BINGET
-                b'q' => {
-                    let [key] = self.array()?;
-                    self.put(key.into())?;
-                }
-                b'r' => {
-                    let key = u32::from_le_bytes(self.array()?);
-                    self.put(key)?;
-                }
-                b'h' => {
-                    let [key] = self.array()?;
-                    self.get(key.into())?;
-                }
-                b'j' => {
-                    let key = u32::from_le_bytes(self.array()?);
-                    self.get(key)?;
-                }
+                b'q' | b'r' | b'h' | b'j' => self.run_memo(opcode)?,
                 // APPEND, APPENDS, SETITEM, SETITEMS
                 b'a' => {
                     let item = self.pop()?;
                     self.append(&[item])?;
                 }
                 b'e' => {
-                    let items = self.pop_marked()?;
+                    let items = self.pop_to_mark()?;
                     self.append(&items)?;
                 }
                 b's' => {
                     let (value, key) = (self.pop()?, self.pop()?);
-                    self.set(&[key, value])?;
+                    self.set_items(&[key, value])?;
                 }
                 b'u' => {
-                    let items = self.pop_marked()?;
-                    self.set(&items)?;
+                    let items = self.pop_to_mark()?;
+                    self.set_items(&items)?;
                 }
-                // BINPERSID, REDUCE
+                // BINPERSID
                 b'Q' => {
                     let id = self.pop()?;
                     let storage = self.storage(id)?;
                     self.push(storage);
                 }
+                // REDUCE
                 b'R' => {
                     let (arguments, function) = (self.pop()?, self.pop()?);
-                    let made = self.reduce(function, arguments)?;
-                    self.push(made);
+                    let result = self.reduce(function, arguments)?;
+                    self.push(result);
                 }
-                // BUILD: attributes of a dictionary, such as the versions of a network's modules.
-                b'b' => {
-                    self.pop()?;
-                    match self.stack.last().map(|&id| self.value(id)) {
-                        Some(Value::Dict(_)) => (),
-                        _ => {
-                            candle_core::bail!("the pickle builds something else than a dictionary")
-                        }
-                    }
-                }
-                other => candle_core::bail!("the pickle has the unknown code {other:#04x}"),
+                b'b' => self.run_build()?,
+                other => candle_core::bail!("the pickle has the unsupported opcode {other:#04x}"),
             }
+        }
+    }
+
+    /// EMPTY_TUPLE, MARK, TUPLE, TUPLE1, TUPLE2, TUPLE3.
+    fn run_tuple(&mut self, opcode: u8) -> Result<()> {
+        let items = match opcode {
+            b'(' => {
+                self.marks.push(self.stack.len());
+                return Ok(());
+            }
+            b't' => self.pop_to_mark()?,
+            0x85..=0x87 => match self.stack.len().checked_sub(usize::from(opcode - 0x84)) {
+                Some(first) => self.stack.split_off(first),
+                None => return stack_underflow(),
+            },
+            _ => Vec::new(),
+        };
+        self.push(Value::Tuple(items));
+        Ok(())
+    }
+
+    /// Reads the argument of an opcode that pushes a scalar or a string.
+    fn read_scalar(&mut self, opcode: u8) -> Result<Value<'a>> {
+        Ok(match opcode {
+            b'G' => {
+                self.take(8)?;
+                Value::Other
+            }
+            b'J' => Value::Int(i32::from_le_bytes(self.array()?).into()),
+            b'K' => Value::Int(u8::from_le_bytes(self.array()?).into()),
+            b'M' => Value::Int(u16::from_le_bytes(self.array()?).into()),
+            0x8a => {
+                let [length] = self.array()?;
+                Value::Int(long(self.take(length.into())?)?)
+            }
+            b'X' => {
+                let length = u32::from_le_bytes(self.array()?);
+                Value::Text(utf8(self.take(length as usize)?)?)
+            }
+            _ => Value::Other,
+        })
+    }
+
+    /// The opcodes of the memo.
+    fn run_memo(&mut self, opcode: u8) -> Result<()> {
+        let key = match opcode {
+            b'q' | b'h' => u8::from_le_bytes(self.array()?).into(),
+            _ => u32::from_le_bytes(self.array()?),
+        };
+        match opcode {
+            b'q' | b'r' => self.put(key),
+            _ => self.get(key),
+        }
+    }
+
+    /// BUILD: sets attributes. A state dict has some, such as the versions of modules; they are ignored.
+    fn run_build(&mut self) -> Result<()> {
+        self.pop()?;
+        match self.stack.last().map(|&id| self.value(id)) {
+            Some(Value::Dict(_)) => Ok(()),
+            _ => candle_core::bail!(
+                "the pickle sets attributes of something other than a dictionary"
+            ),
         }
     }
 
@@ -256,33 +265,34 @@ impl<'a> Machine<'a> {
     }
 
     fn pop(&mut self) -> Result<Id> {
-        self.stack.pop().map_or_else(empty, Ok)
+        self.stack.pop().map_or_else(stack_underflow, Ok)
     }
 
-    /// What was pushed since the last mark.
-    fn pop_marked(&mut self) -> Result<Vec<Id>> {
+    /// Pops everything above the last MARK.
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>> {
         match self.marks.pop() {
             Some(mark) if mark <= self.stack.len() => Ok(self.stack.split_off(mark)),
-            _ => empty(),
+            _ => stack_underflow(),
         }
     }
 
     fn put(&mut self, key: u32) -> Result<()> {
-        let Some(&id) = self.stack.last() else { return empty() };
+        let Some(&id) = self.stack.last() else { return stack_underflow() };
         self.memo.insert(key, id);
         Ok(())
     }
 
     fn get(&mut self, key: u32) -> Result<()> {
         let Some(&id) = self.memo.get(&key) else {
-            candle_core::bail!("the pickle remembers nothing as {key}");
+            candle_core::bail!("the memo of the pickle has no entry {key}");
         };
         self.stack.push(id);
         Ok(())
     }
 
+    /// Appends to the list on the top of the stack.
     fn append(&mut self, items: &[Id]) -> Result<()> {
-        let Some(&id) = self.stack.last() else { return empty() };
+        let Some(&id) = self.stack.last() else { return stack_underflow() };
         match &mut self.values[id] {
             Value::List(list) => list.extend(items),
             other => candle_core::bail!("the pickle appends to {}", other.kind()),
@@ -290,9 +300,9 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Keys and values, by turns.
-    fn set(&mut self, items: &[Id]) -> Result<()> {
-        let Some(&id) = self.stack.last() else { return empty() };
+    /// Sets the items of the dictionary on the top of the stack; `items` alternates keys and values.
+    fn set_items(&mut self, items: &[Id]) -> Result<()> {
+        let Some(&id) = self.stack.last() else { return stack_underflow() };
         let (pairs, rest) = items.as_chunks::<2>();
         match &mut self.values[id] {
             Value::Dict(dict) if rest.is_empty() => {
@@ -305,10 +315,10 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Of ("storage", type, name, device, length).
+    /// Resolves a persistent id: the tuple ("storage", type, name, device, length).
     fn storage(&self, id: Id) -> Result<Value<'a>> {
         let Value::Tuple(items) = self.value(id) else {
-            candle_core::bail!("the pickle stores {}", self.value(id).kind());
+            candle_core::bail!("a persistent id is {}, not a tuple", self.value(id).kind());
         };
         let items: Vec<_> = items.iter().map(|&id| self.value(id)).collect();
         match items.as_slice() {
@@ -318,10 +328,11 @@ impl<'a> Machine<'a> {
                 Value::Text(name),
                 ..,
             ] => Ok(Value::Storage(name, *dtype)),
-            _ => candle_core::bail!("the pickle describes a storage in an unknown way"),
+            _ => candle_core::bail!("the pickle has an unsupported storage descriptor"),
         }
     }
 
+    /// The result of a call, for the known functions.
     fn reduce(&self, function: Id, arguments: Id) -> Result<Value<'a>> {
         let (Value::Global(function), Value::Tuple(arguments)) =
             (self.value(function), self.value(arguments))
@@ -337,36 +348,37 @@ impl<'a> Machine<'a> {
             (Global::RebuildTensor, [Value::Storage(name, dtype), offset, shape, strides, ..]) => {
                 let (shape, strides) = (self.sizes(shape)?, self.sizes(strides)?);
                 if shape.len() != strides.len() {
-                    candle_core::bail!("a tensor of {shape:?} has the strides {strides:?}");
+                    candle_core::bail!("a tensor of shape {shape:?} has strides {strides:?}");
                 }
                 let (storage, offset) = ((*name).to_owned(), size(offset)?);
-                Ok(Value::Tensor(View { storage, dtype: *dtype, offset, shape, strides }))
+                Ok(Value::Tensor(TensorView { storage, dtype: *dtype, offset, shape, strides }))
             }
             (function, arguments) => {
                 candle_core::bail!(
-                    "the pickle calls {function:?} with {} arguments",
+                    "the pickle calls {function:?} with {} unsupported arguments",
                     arguments.len()
                 )
             }
         }
     }
 
+    /// A tuple of sizes: a shape or strides.
     fn sizes(&self, value: &Value) -> Result<Vec<usize>> {
         match value {
-            Value::Tuple(items) if items.len() <= MOST_DIMENSIONS => {
+            Value::Tuple(items) if items.len() <= MAX_RANK => {
                 items.iter().map(|&id| size(self.value(id))).collect()
             }
-            other => candle_core::bail!("a tensor's shape is {}", other.kind()),
+            other => candle_core::bail!("a tensor has {} as its shape", other.kind()),
         }
     }
 
     fn take(&mut self, count: usize) -> Result<&'a [u8]> {
-        match self.rest.split_at_checked(count) {
+        match self.input.split_at_checked(count) {
             Some((taken, rest)) => {
-                self.rest = rest;
+                self.input = rest;
                 Ok(taken)
             }
-            None => candle_core::bail!("the pickle ends too early"),
+            None => candle_core::bail!("the pickle is truncated"),
         }
     }
 
@@ -377,29 +389,29 @@ impl<'a> Machine<'a> {
     }
 
     fn line(&mut self) -> Result<&'a str> {
-        let end = self.rest.iter().position(|&byte| byte == b'\n').unwrap_or(self.rest.len());
-        let line = text(self.take(end)?)?;
+        let end = self.input.iter().position(|&byte| byte == b'\n').unwrap_or(self.input.len());
+        let line = utf8(self.take(end)?)?;
         self.take(1)?;
         Ok(line)
     }
 }
 
-fn empty<T>() -> Result<T> {
-    candle_core::bail!("the pickle takes from an empty stack")
+fn stack_underflow<T>() -> Result<T> {
+    candle_core::bail!("the pickle pops from an empty stack")
 }
 
 fn size(value: &Value) -> Result<usize> {
     match value {
         Value::Int(number) if *number >= 0 => Ok(*number as usize),
-        other => candle_core::bail!("a tensor's size is {}", other.kind()),
+        other => candle_core::bail!("a tensor has {} as a size", other.kind()),
     }
 }
 
-fn text(bytes: &[u8]) -> Result<&str> {
+fn utf8(bytes: &[u8]) -> Result<&str> {
     std::str::from_utf8(bytes).map_err(Error::wrap)
 }
 
-/// A signed number of up to eight bytes, least first.
+/// A signed little-endian integer of up to eight bytes.
 fn long(bytes: &[u8]) -> Result<i64> {
     let mut wide = [match bytes.last() {
         Some(last) if last & 0x80 != 0 => 0xff,
@@ -407,7 +419,10 @@ fn long(bytes: &[u8]) -> Result<i64> {
     }; 8];
     match wide.get_mut(..bytes.len()) {
         Some(low) => low.copy_from_slice(bytes),
-        None => candle_core::bail!("the pickle has a number of {} bytes", bytes.len()),
+        None => candle_core::bail!(
+            "the pickle has an integer of {} bytes; at most 8 are supported",
+            bytes.len()
+        ),
     }
     Ok(i64::from_le_bytes(wide))
 }

@@ -1,40 +1,39 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Writes safetensors files larger than memory, one tensor after the other.
+//! Writes safetensors files tensor by tensor, so that they may be larger than memory.
 
 use std::{
     collections::HashMap,
-    ffi::OsString,
     fs::{self, File},
     io::{BufWriter, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use candle_core::{DType, Error, Result, Tensor};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
 
-use super::keys::Keys;
+use super::{disk::with_suffix, keys::Keys};
 
-/// Writes the tensors of `keys`, each when `make` has made it from its name and shape, and `notes` as the
-/// file's metadata. The file gets its name when it is complete and on the disk.
+/// Writes the tensors of `keys` in `dtype`. `tensor` returns each one, given its name and shape; it is dropped once
+/// it is written. `metadata` goes to the header. The file is written under a temporary name, synced, and renamed.
 ///
 /// # Errors
-/// If the disk does, or `make`, or on a tensor of another type or shape.
-pub fn write(
+/// If the file cannot be written, `tensor` fails, or a tensor has another shape or dtype.
+pub(super) fn write(
     path: &Path,
     keys: &Keys,
     dtype: DType,
-    notes: HashMap<String, String>,
-    mut make: impl FnMut(&str, &[usize]) -> Result<Tensor>,
+    metadata: HashMap<String, String>,
+    mut tensor: impl FnMut(&str, &[usize]) -> Result<Tensor>,
 ) -> Result<()> {
     let incomplete = with_suffix(path, ".incomplete");
     let mut file = BufWriter::with_capacity(1 << 20, File::create(&incomplete)?);
-    let header = header(keys, dtype, notes)?;
+    let header = header(keys, dtype, metadata)?;
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
     for (name, shape) in keys {
-        let tensor = make(name, shape)?;
+        let tensor = tensor(name, shape)?;
         if tensor.dims() != shape || tensor.dtype() != dtype {
-            candle_core::bail!("{name} was made as {tensor:?}, not {dtype:?} {shape:?}");
+            candle_core::bail!("{name} is {tensor:?}, expected {dtype:?} {shape:?}");
         }
         file.write_all(&View::data(&tensor))?;
     }
@@ -43,19 +42,13 @@ pub fn write(
     Ok(())
 }
 
-/// Bytes of the tensors.
+/// Size of the tensors in bytes.
 pub(super) fn bytes(keys: &Keys, dtype: DType) -> u64 {
     let count = keys.values().map(|shape| shape.iter().product::<usize>()).sum::<usize>();
     (count * dtype.size_in_bytes()) as u64
 }
 
-pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(suffix);
-    name.into()
-}
-
-fn header(keys: &Keys, dtype: DType, notes: HashMap<String, String>) -> Result<Vec<u8>> {
+fn header(keys: &Keys, dtype: DType, metadata: HashMap<String, String>) -> Result<Vec<u8>> {
     let stored: Dtype = dtype.into();
     let mut end = 0;
     let infos = keys.iter().map(|(name, shape)| {
@@ -64,9 +57,9 @@ fn header(keys: &Keys, dtype: DType, notes: HashMap<String, String>) -> Result<V
         let info = TensorInfo { dtype: stored, shape: shape.clone(), data_offsets: (begin, end) };
         (name.clone(), info)
     });
-    let metadata = Metadata::new(Some(notes), infos.collect())?;
+    let metadata = Metadata::new(Some(metadata), infos.collect())?;
     let mut header = serde_json::to_vec(&metadata).map_err(Error::wrap)?;
-    // So that the tensors begin where their type may be read.
+    // Aligns the tensors, so that they can be used where they are mapped.
     header.resize(header.len().next_multiple_of(size_of::<u64>()), b' ');
     Ok(header)
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A hub on this machine that answers as it is told, and remembers what it was asked.
+//! A fake Hugging Face hub: an HTTP server on the loopback interface that records its requests.
 
 use std::{
     collections::BTreeMap,
@@ -15,16 +15,16 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-/// What was asked.
+/// An HTTP request.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub method: String,
     pub host: String,
     pub path: String,
-    /// The first byte that is wanted.
+    /// Start of the requested range.
     pub from: Option<usize>,
     pub token: Option<String>,
-    /// Requests of the same method and path before this one.
+    /// Number of earlier requests of the same method and path.
     pub before: usize,
 }
 
@@ -34,15 +34,15 @@ impl Request {
     }
 }
 
-/// What is answered.
+/// An HTTP response.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
-    /// Bytes of the body after which the connection ends.
+    /// Closes the connection after so many bytes of the body.
     pub cut: Option<usize>,
-    /// Whether it says nothing for a while instead of ending.
+    /// Stalls before the connection is closed.
     pub stall: bool,
 }
 
@@ -56,7 +56,7 @@ impl Answer {
     }
 }
 
-/// The published files with other bytes, as the real hub gives them: through a redirection.
+/// The published files with synthetic contents, served as the hub does: through a redirect to another host.
 #[derive(Clone)]
 pub struct Files(pub BTreeMap<String, Vec<u8>>);
 
@@ -81,14 +81,14 @@ impl Files {
         ]))
     }
 
-    /// REPOSITORY/resolve/COMMIT/NAME is looked up, and /cdn/REPOSITORY/NAME.
+    /// Serves REPOSITORY/resolve/COMMIT/NAME, which redirects, and /cdn/REPOSITORY/NAME.
     pub fn answer(&self, request: &Request) -> Answer {
         if let Some(path) = request.path.strip_prefix("/cdn/") {
             return self.bytes(&self.0[path], request);
         }
         let parts: Vec<_> = request.path.trim_start_matches('/').splitn(5, '/').collect();
         let [owner, repo, "resolve", commit, name] = parts.as_slice() else {
-            return Answer::status(400, "what is this?");
+            return Answer::status(400, "bad request");
         };
         assert!(*commit == "main" || *commit == COMMIT, "{commit}");
         let key = format!("{owner}/{repo}/{name}");
@@ -101,7 +101,7 @@ impl Files {
                 ("X-Linked-ETag", format!("\"{}\"", sha256(file))),
                 ("X-Linked-Size", file.len().to_string()),
                 ("ETag", "\"a pointer's\"".into()),
-                // Another host: it must not be told the token.
+                // Another host name, which must not get the token.
                 ("Location", format!("http://localhost:{port}/cdn/{key}")),
             ],
             body: b"Found. Redirecting".to_vec(),
@@ -109,7 +109,7 @@ impl Files {
         }
     }
 
-    /// The bytes of a file, or those from the one that is wanted.
+    /// The bytes of a file, or the requested range.
     pub fn bytes(&self, file: &[u8], request: &Request) -> Answer {
         match request.from {
             Some(from) if from < file.len() => {
@@ -127,10 +127,10 @@ impl Files {
     }
 }
 
-/// Ends with its handle.
+/// A running server. It stops when it is dropped.
 pub struct Server {
     port: u16,
-    asked: Arc<Mutex<Vec<Request>>>,
+    requests: Arc<Mutex<Vec<Request>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -139,9 +139,9 @@ impl Server {
     pub fn start(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let requests = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
-        let (log, stopped) = (asked.clone(), stop.clone());
+        let (log, stopped) = (requests.clone(), stop.clone());
         let thread = thread::spawn(move || {
             thread::scope(|scope| {
                 for stream in listener.incoming() {
@@ -150,27 +150,28 @@ impl Server {
                     }
                     let (log, stopped, answer) = (&log, &stopped, &answer);
                     scope.spawn(move || {
-                        // A client that goes away is none of our business.
+                        // Fails when the client disconnects, as some tests do.
                         let _ = serve(&stream.unwrap(), log, stopped, answer);
                     });
                 }
             });
         });
-        Self { port, asked, stop, thread: Some(thread) }
+        Self { port, requests, stop, thread: Some(thread) }
     }
 
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub fn asked(&self) -> Vec<Request> {
-        self.asked.lock().unwrap().clone()
+    /// All requests so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
     }
 
-    /// Requests for the bytes of a file.
+    /// Downloads of a file so far, without those at the redirect target.
     pub fn gets(&self, name: &str) -> Vec<Request> {
         let resolved = |r: &Request| r.gets(name) && !r.path.starts_with("/cdn/");
-        self.asked().into_iter().filter(resolved).collect()
+        self.requests().into_iter().filter(resolved).collect()
     }
 }
 

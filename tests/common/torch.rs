@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Writes what PyTorch's `torch.save` does, and what it never would.
+//! Writes PyTorch files as `torch.save` does, and malformed ones.
 
 use std::{fs::File, io::Write, path::Path};
 
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
-/// A pickle, code by code.
+/// A pickle, opcode by opcode.
 #[derive(Default, Clone)]
 pub struct Pickle(Vec<u8>);
 
-/// A tensor as the pickle tells of it.
+/// A tensor in a pickle.
 pub struct Tensor<'a> {
     pub kind: &'a str,
     pub storage: &'a str,
@@ -78,7 +78,7 @@ impl Pickle {
     }
 }
 
-/// A dictionary of tensors, with the attributes that a network's has.
+/// A state dict with its `_metadata` attribute.
 pub fn state_dict(pickle: Pickle, tensors: &[(&str, Tensor)]) -> Pickle {
     let pickle = pickle.dict().raw(b"q\x01(");
     let items =
@@ -86,7 +86,7 @@ pub fn state_dict(pickle: Pickle, tensors: &[(&str, Tensor)]) -> Pickle {
     items.raw(b"u}").raw(b"q\x02").text("_metadata").dict().raw(b"sb")
 }
 
-/// A file of a pickle and storages.
+/// Writes a PyTorch file with a pickle and storages.
 pub fn write(path: &Path, pickle: &[u8], storages: &[(&str, &[u8])]) {
     let mut zip = ZipWriter::new(File::create(path).unwrap());
     let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);

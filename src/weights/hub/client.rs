@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Talks to the hub: asks for what a file is, then for its bytes, again and again where they break off.
+//! The HTTP client of the hub: file metadata, and downloads that resume after interruptions.
 
 use std::{
     io::Read,
@@ -9,74 +9,45 @@ use std::{
 };
 
 use ureq::{
-    Agent, RequestBuilder,
+    Agent, Body, RequestBuilder,
     config::RedirectAuthHeaders,
-    http::{HeaderMap, StatusCode, Uri},
+    http::{HeaderMap, Response, StatusCode, Uri},
     typestate::WithoutBody,
 };
 
-use super::{Hub, partial::Partial};
+use super::{config::Hub, failure::Failure, partial::Partial};
 use crate::{
     engine::{Cancel, Error},
-    weights::published::{Published, Version, instead},
+    weights::published::Published,
 };
 
-/// Requests for what a file is are repeated this often, those for its bytes so often since the last came.
-const ASK_AGAIN: u32 = 2;
-const PULL_AGAIN: u32 = 5;
+/// Retries of a metadata request.
+const METADATA_RETRIES: u32 = 2;
 
-/// How often a cancelled transfer is looked for.
-const POLL: Duration = Duration::from_millis(100);
+/// Retries of a download since it last made progress.
+const DOWNLOAD_RETRIES: u32 = 5;
 
-/// A connection that takes longer is none.
-const CONNECT: Duration = Duration::from_secs(10);
+/// How often a blocked transfer checks for cancellation.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Redirections within the hub: of a repository with a new name.
-const REDIRECTIONS: usize = 5;
+/// Connect and DNS timeout.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A file on the hub.
-pub(super) struct Remote {
+/// Maximum number of redirects within the hub, as those of renamed repositories.
+const MAX_REDIRECTS: usize = 5;
+
+/// Metadata of a file on the hub.
+pub(super) struct RemoteFile {
     pub(super) repo: &'static str,
     pub(super) name: &'static str,
     pub(super) commit: String,
-    /// As hexadecimal digits.
+    /// In hexadecimal.
     pub(super) sha256: String,
     /// In bytes.
     pub(super) size: u64,
 }
 
-/// Why a request did not do.
-pub(super) enum Failure {
-    /// It may another time.
-    Passing {
-        why: String,
-        /// Whether bytes came before it.
-        moved: bool,
-    },
-    /// It will not.
-    Lasting(String),
-    /// All is over.
-    Ended(Error),
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::Ended(error)
-    }
-}
-
-impl Failure {
-    pub(super) fn error(self, tried: &str, version: Version) -> Error {
-        match self {
-            Self::Passing { why, .. } | Self::Lasting(why) => {
-                Error::Weights { tried: tried.into(), why, instead: instead(version) }
-            }
-            Self::Ended(error) => error,
-        }
-    }
-}
-
-/// Makes requests until it is cancelled.
+/// An HTTP client whose requests can be cancelled.
 pub(super) struct Client<'a> {
     hub: &'a Hub,
     agent: Agent,
@@ -90,16 +61,16 @@ impl<'a> Client<'a> {
             .accept_encoding("identity")
             .http_status_as_error(false)
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-            .timeout_connect(Some(CONNECT))
-            .timeout_resolve(Some(CONNECT))
-            .timeout_per_read(Some(hub.silence))
-            .timeout_per_write(Some(hub.silence))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_resolve(Some(CONNECT_TIMEOUT))
+            .timeout_per_read(Some(hub.read_timeout))
+            .timeout_per_write(Some(hub.read_timeout))
             .build();
         Self { hub, agent: config.into(), cancel }
     }
 
-    /// Runs `work`, whose requests break off when it is cancelled.
-    pub(super) fn interruptible(
+    /// Runs `work`. When it is cancelled, a watcher thread shuts its connections down.
+    pub(super) fn cancellable(
         &self,
         work: impl FnOnce() -> Result<(), Error>,
     ) -> Result<(), Error> {
@@ -107,15 +78,15 @@ impl<'a> Client<'a> {
         let result = thread::scope(|scope| {
             let (working, done) = mpsc::channel::<()>();
             let watch = move || {
-                while done.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
+                while done.recv_timeout(POLL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                     if self.cancel.check().is_err() {
                         return self.agent.clone().shutdown();
                     }
                 }
             };
-            let watching = thread::Builder::new().name("venhance-hub".into());
-            watching.spawn_scoped(scope, watch).map_err(|error| Error::Weights {
-                tried: "starting a thread for downloads".into(),
+            let watcher = thread::Builder::new().name("venhance-hub".into());
+            watcher.spawn_scoped(scope, watch).map_err(|error| Error::Weights {
+                tried: "starting the download thread".into(),
                 why: error.to_string(),
                 instead: "close other programs".into(),
             })?;
@@ -123,91 +94,92 @@ impl<'a> Client<'a> {
             drop(working);
             result
         });
-        // What a transfer says that was broken off is of no interest.
+        // The error of a connection that was shut down is replaced by `Cancelled`.
         result.map_err(|error| self.cancel.check().err().unwrap_or(error))
     }
 
-    /// The address of a file's bytes, which does not change with the repository.
-    pub(super) fn url(&self, remote: &Remote) -> String {
-        let Remote { repo, name, commit, .. } = remote;
+    /// The URL of a file at its commit.
+    pub(super) fn url(&self, remote: &RemoteFile) -> String {
+        let RemoteFile { repo, name, commit, .. } = remote;
         format!("{}/{repo}/resolve/{commit}/{name}", self.hub.endpoint)
     }
 
-    /// Asks for the first of a file's names that the hub has.
-    pub(super) fn find(&self, file: &Published) -> Result<Remote, Failure> {
+    /// Requests the metadata of a file: of the first of its names that exists on the hub.
+    pub(super) fn metadata(&self, file: &Published) -> Result<RemoteFile, Failure> {
         for name in file.names {
             let url = format!("{}/{}/resolve/main/{name}", self.hub.endpoint, file.repo);
-            let found = self.again(ASK_AGAIN, || self.ask(&url))?;
+            let found = self.retry(METADATA_RETRIES, || self.request_metadata(&url))?;
             if let Some((commit, sha256, size)) = found {
-                return Ok(Remote { repo: file.repo, name, commit, sha256, size });
+                return Ok(RemoteFile { repo: file.repo, name, commit, sha256, size });
             }
         }
-        Err(Failure::Lasting(format!("{} answers 404: it has no such file", self.hub.endpoint)))
+        Err(Failure::Permanent(format!("{} has no such file (404 Not Found)", self.hub.endpoint)))
     }
 
-    /// A file's commit, SHA-256 and size in bytes, if the hub has it.
-    fn ask(&self, url: &str) -> Result<Option<(String, String, u64)>, Failure> {
+    /// The commit, SHA-256 and size of a file; `None` if it does not exist.
+    fn request_metadata(&self, url: &str) -> Result<Option<(String, String, u64)>, Failure> {
         let mut url = url.to_owned();
-        for _ in 0..REDIRECTIONS {
-            // What lies behind a redirection to another host knows nothing of the hub.
+        for _ in 0..MAX_REDIRECTS {
+            // Redirects to other hosts are not followed: their responses lack the metadata.
             let request = self.agent.head(&url).config().max_redirects(0).build();
-            let answer = self.authorized(request).call();
-            let answer = answer.map_err(|error| passing(&error.to_string(), false))?;
-            match answer.status() {
+            let response = self.authorized(request).call().map_err(Failure::transient)?;
+            match response.status() {
                 StatusCode::NOT_FOUND => return Ok(None),
-                status if !status.is_redirection() => succeeded(status)?,
-                _ => match text(answer.headers(), "location") {
+                status if !status.is_redirection() => check_status(status)?,
+                _ => match header(response.headers(), "location") {
                     Some(path) if path.starts_with('/') => {
-                        url = elsewhere(&url, path)?;
+                        url = with_path(&url, path)?;
                         continue;
                     }
                     _ => (),
                 },
             }
-            return described(answer.headers()).map(Some).ok_or_else(|| {
-                Failure::Lasting(format!(
-                    "{url} answers without commit, size and SHA-256 of the file: it is no hub"
+            return parse_metadata(response.headers()).map(Some).ok_or_else(|| {
+                Failure::Permanent(format!(
+                    "the response of {url} has no commit, size or SHA-256 of the file, so it is not from a \
+                     Hugging Face hub"
                 ))
             });
         }
-        Err(Failure::Lasting(format!("{url} leads from one place to the next")))
+        Err(Failure::Permanent(format!("{url} redirects too often")))
     }
 
-    /// Gets all bytes of a file that are not here.
-    pub(super) fn pull(
+    /// Downloads the bytes that `partial` lacks, and verifies the checksum. `progress` is called with the length so
+    /// far.
+    pub(super) fn download(
         &self,
-        remote: &Remote,
+        remote: &RemoteFile,
         partial: &mut Partial,
-        moved: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64),
     ) -> Result<(), Failure> {
         loop {
             let resumed = partial.length() > 0;
-            self.again(PULL_AGAIN, || self.pull_once(remote, partial, moved))?;
+            self.retry(DOWNLOAD_RETRIES, || self.request_rest(remote, partial, progress))?;
             let found = partial.sha256();
             if found == remote.sha256 {
                 return Ok(());
             }
-            partial.restart()?;
+            partial.clear()?;
             if !resumed {
-                return Err(Failure::Lasting(format!(
-                    "its SHA-256 is {found}, not {} as the hub says",
+                return Err(Failure::Permanent(format!(
+                    "its SHA-256 is {found}, expected {}",
                     remote.sha256
                 )));
             }
-            // What was here before may have been wrong.
+            // The bytes from before may have been wrong: try once more from the beginning.
         }
     }
 
-    fn pull_once(
+    /// Requests the bytes that `partial` lacks, and appends them.
+    fn request_rest(
         &self,
-        remote: &Remote,
+        remote: &RemoteFile,
         partial: &mut Partial,
-        moved: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64),
     ) -> Result<(), Failure> {
-        let (size, start) = (remote.size, partial.length());
-        if start > size {
-            partial.restart()?;
-        } else if start == size {
+        if partial.length() > remote.size {
+            partial.clear()?;
+        } else if partial.length() == remote.size {
             return Ok(());
         }
         let start = partial.length();
@@ -215,45 +187,60 @@ impl<'a> Client<'a> {
         if start > 0 {
             request = request.header("Range", format!("bytes={start}-"));
         }
-        let answer = self.authorized(request).call();
-        let answer = answer.map_err(|error| passing(&error.to_string(), false))?;
-        match answer.status() {
+        let response = self.authorized(request).call().map_err(Failure::transient)?;
+        match response.status() {
             StatusCode::PARTIAL_CONTENT
-                if text(answer.headers(), "content-range")
+                if header(response.headers(), "content-range")
                     .is_some_and(|range| range.starts_with(&format!("bytes {start}-"))) => {}
-            // All from the beginning, or a range that was not asked for.
-            StatusCode::OK => partial.restart()?,
+            // The server ignored the range.
+            StatusCode::OK => partial.clear()?,
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
-                partial.restart()?;
-                return Err(passing(&format!("the bytes from {start} were not given"), false));
+                partial.clear()?;
+                return Err(Failure::transient(format!("the server has no bytes from {start} on")));
             }
             status => {
-                succeeded(status)?;
-                return Err(Failure::Lasting(format!("the answer was {status}")));
+                check_status(status)?;
+                return Err(unexpected(status));
             }
         }
+        self.read_body(response, remote.size, partial, progress)
+    }
+
+    /// Appends the body of a response to `partial`, which must then have `size` bytes.
+    fn read_body(
+        &self,
+        response: Response<Body>,
+        size: u64,
+        partial: &mut Partial,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), Failure> {
         let start = partial.length();
-        let mut body = answer.into_body().into_reader();
+        let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; 1 << 18];
+        let interrupted =
+            |why: String, length: u64| Failure::Transient { why, progressed: length > start };
         loop {
             self.cancel.check()?;
             let count = body
                 .read(&mut buffer)
-                .map_err(|error| passing(&error.to_string(), partial.length() > start))?;
+                .map_err(|error| interrupted(error.to_string(), partial.length()))?;
             if count == 0 {
                 break;
             }
             if partial.length() + count as u64 > size {
-                partial.restart()?;
-                return Err(Failure::Lasting(format!("more than its {size} bytes came")));
+                partial.clear()?;
+                return Err(Failure::Permanent(format!(
+                    "the server sent more than its {size} bytes"
+                )));
             }
             partial.append(&buffer[..count])?;
-            moved(partial.length());
+            progress(partial.length());
         }
         match partial.length() {
             length if length == size => Ok(()),
             length => {
-                Err(passing(&format!("it ended after {length} of {size} bytes"), length > start))
+                let why = format!("the connection closed after {length} of {size} bytes");
+                Err(interrupted(why, length))
             }
         }
     }
@@ -265,18 +252,18 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Repeats what failed for now.
-    fn again<T>(
+    /// Retries transient failures up to `retries` times with exponential backoff. Progress resets the count.
+    fn retry<T>(
         &self,
-        most: u32,
+        retries: u32,
         mut attempt: impl FnMut() -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let mut failed = 0;
         loop {
             match attempt() {
-                Err(Failure::Passing { moved, .. }) if moved || failed < most => {
-                    failed = if moved { 0 } else { failed };
-                    self.pause(self.hub.retry_after * 2_u32.pow(failed))?;
+                Err(Failure::Transient { progressed, .. }) if progressed || failed < retries => {
+                    failed = if progressed { 0 } else { failed };
+                    self.sleep(self.hub.retry_delay * 2_u32.pow(failed))?;
                     failed += 1;
                 }
                 result => return result,
@@ -284,60 +271,62 @@ impl<'a> Client<'a> {
         }
     }
 
-    fn pause(&self, time: Duration) -> Result<(), Error> {
+    /// Sleeps, unless cancelled.
+    fn sleep(&self, time: Duration) -> Result<(), Error> {
         let start = Instant::now();
         while start.elapsed() < time {
             self.cancel.check()?;
-            thread::sleep(POLL.min(time - start.elapsed().min(time)));
+            thread::sleep(POLL_INTERVAL.min(time - start.elapsed().min(time)));
         }
         self.cancel.check()
     }
 }
 
-fn passing(why: &str, moved: bool) -> Failure {
-    Failure::Passing { why: why.into(), moved }
-}
-
-/// Whether an answer is one.
-fn succeeded(status: StatusCode) -> Result<(), Failure> {
+/// Turns the status of a failed request into a failure.
+fn check_status(status: StatusCode) -> Result<(), Failure> {
     match status {
         status if status.is_success() => Ok(()),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Failure::Lasting(format!(
-            "the answer was {status}: HF_TOKEN is not set or not valid, or its account has not accepted \
-             the licence"
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Failure::Permanent(format!(
+            "the server answered {status}: HF_TOKEN is unset or invalid, or its account has not accepted the \
+             licence"
         ))),
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-            Err(passing(&format!("the answer was {status}"), false))
+            Err(Failure::transient(format!("the server answered {status}")))
         }
         status if status.is_server_error() => {
-            Err(passing(&format!("the answer was {status}"), false))
+            Err(Failure::transient(format!("the server answered {status}")))
         }
-        status => Err(Failure::Lasting(format!("the answer was {status}"))),
+        status => Err(unexpected(status)),
     }
 }
 
-/// Another path on the same host.
-fn elsewhere(url: &str, path: &str) -> Result<String, Failure> {
-    let wrong = |_| Failure::Lasting(format!("{url} leads to {path}, which is no address"));
-    let mut parts = url.parse::<Uri>().map_err(wrong)?.into_parts();
-    parts.path_and_query = Some(path.parse().map_err(wrong)?);
-    let moved = Uri::from_parts(parts);
-    moved.map(|uri| uri.to_string()).map_err(|error| Failure::Lasting(error.to_string()))
+fn unexpected(status: StatusCode) -> Failure {
+    Failure::Permanent(format!("the server answered {status}"))
 }
 
-/// Commit, SHA-256 and size of a file. What is linked is the file, what is not may be a pointer to it.
-fn described(headers: &HeaderMap) -> Option<(String, String, u64)> {
-    let commit = text(headers, "x-repo-commit")?;
-    let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag"))?;
+/// Replaces the path of a URL.
+fn with_path(url: &str, path: &str) -> Result<String, Failure> {
+    let invalid = |_| Failure::Permanent(format!("{url} redirects to {path}, which is not a URL"));
+    let mut parts = url.parse::<Uri>().map_err(invalid)?.into_parts();
+    parts.path_and_query = Some(path.parse().map_err(invalid)?);
+    let moved = Uri::from_parts(parts);
+    moved.map(|uri| uri.to_string()).map_err(|error| Failure::Permanent(error.to_string()))
+}
+
+/// Parses commit, SHA-256 and size from the response headers. For a file in LFS, the plain ETag and length are those
+/// of its pointer, and the linked ones those of the file.
+fn parse_metadata(headers: &HeaderMap) -> Option<(String, String, u64)> {
+    let commit = header(headers, "x-repo-commit")?;
+    let etag = header(headers, "x-linked-etag").or_else(|| header(headers, "etag"))?;
     let sha256 = etag.trim_start_matches("W/").trim_matches('"');
-    let size = text(headers, "x-linked-size").or_else(|| text(headers, "content-length"))?;
-    // Both become names in the cache.
-    let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric());
+    let size = header(headers, "x-linked-size").or_else(|| header(headers, "content-length"))?;
+    // Both become file names in the cache.
+    let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric());
     let is_sha256 = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_hexdigit());
-    (plain(commit) && is_sha256)
+    (is_plain(commit) && is_sha256)
         .then(|| Some((commit.to_owned(), sha256.to_lowercase(), size.parse().ok()?)))?
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The part of a file that is here already, and its checksum, counted as the bytes come.
+//! A partially downloaded file and its running checksum.
 
 use std::{
     fs::{self, File},
@@ -9,21 +9,22 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{client::Failure, disk};
+use super::failure::Failure;
 use crate::engine::Cancel;
 
-/// A file that is not complete.
+/// A file that is being downloaded.
 pub(super) struct Partial {
     path: PathBuf,
     file: File,
+    /// The hash of the first `length` bytes.
     hash: Sha256,
     length: u64,
 }
 
 impl Partial {
-    /// Reads what is there, to go on with.
+    /// Opens or creates the file, and hashes what it contains.
     pub(super) fn open(path: PathBuf, cancel: &Cancel) -> Result<Self, Failure> {
-        let failed = |error: io::Error| disk(&path, &error);
+        let failed = |error: io::Error| Failure::disk(&path, &error);
         let mut file = File::options()
             .read(true)
             .write(true)
@@ -46,35 +47,36 @@ impl Partial {
         Ok(Self { path, file, hash, length })
     }
 
-    /// Bytes that are here.
+    /// Length in bytes.
     pub(super) fn length(&self) -> u64 {
         self.length
     }
 
-    /// As hexadecimal digits.
+    /// The SHA-256 of the contents in hexadecimal.
     pub(super) fn sha256(&self) -> String {
         format!("{:x}", self.hash.clone().finalize())
     }
 
+    /// Appends to the end of the file.
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.file.write_all(bytes).map_err(|error| disk(&self.path, &error))?;
+        self.file.write_all(bytes).map_err(|error| Failure::disk(&self.path, &error))?;
         self.hash.update(bytes);
         self.length += bytes.len() as u64;
         Ok(())
     }
 
-    /// Drops what is here.
-    pub(super) fn restart(&mut self) -> Result<(), Failure> {
+    /// Truncates the file to zero bytes.
+    pub(super) fn clear(&mut self) -> Result<(), Failure> {
         let cleared = self.file.set_len(0).and_then(|()| self.file.rewind());
-        cleared.map_err(|error| disk(&self.path, &error))?;
+        cleared.map_err(|error| Failure::disk(&self.path, &error))?;
         self.hash = Sha256::new();
         self.length = 0;
         Ok(())
     }
 
-    /// Gives the file its name, once it is on the disk.
-    pub(super) fn finish(self, name: &Path) -> Result<(), Failure> {
-        let named = self.file.sync_all().and_then(|()| fs::rename(&self.path, name));
-        named.map_err(|error| disk(name, &error))
+    /// Syncs the file and renames it to `target`.
+    pub(super) fn finish(self, target: &Path) -> Result<(), Failure> {
+        let renamed = self.file.sync_all().and_then(|()| fs::rename(&self.path, target));
+        renamed.map_err(|error| Failure::disk(target, &error))
     }
 }

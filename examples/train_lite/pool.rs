@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Material for lessons, made by a thread of its own and renewed little by little.
+//! A pool of training material that a thread renews in the background.
 
 use std::sync::{Arc, mpsc};
 
 use super::{random::Random, scene::Canvas};
 
-/// Canvases to choose from at a time.
+/// Number of canvases that items are made from at a time.
 const CANVASES: usize = 16;
-/// Items that are made between two new canvases.
-const RENEWAL: usize = 12;
+/// An item in so many replaces the oldest canvas.
+const ITEMS_PER_CANVAS: usize = 12;
 
-/// Things to cut lessons from.
+/// A pool of items.
 pub struct Pool<T> {
     items: Vec<T>,
+    /// Index of the item to replace next.
     oldest: usize,
     source: mpsc::Receiver<T>,
 }
 
 impl<T: Send + 'static> Pool<T> {
-    /// Holds `count` things that `make` makes. Which these are depends on nothing but the seed.
+    /// A pool of `count` items that `make` makes. The sequence of items depends on the seed only.
     pub fn new(
         seed: u64,
         count: usize,
@@ -30,11 +31,11 @@ impl<T: Send + 'static> Pool<T> {
             let mut canvases: Vec<_> =
                 (0..CANVASES).map(|_| Arc::new(Canvas::new(random.seed()))).collect();
             for n in 0.. {
-                if n % RENEWAL == RENEWAL - 1 {
-                    let oldest = n / RENEWAL % CANVASES;
+                if n % ITEMS_PER_CANVAS == ITEMS_PER_CANVAS - 1 {
+                    let oldest = n / ITEMS_PER_CANVAS % CANVASES;
                     canvases[oldest] = Arc::new(Canvas::new(random.seed()));
                 }
-                // Nobody waits for more: training is over.
+                // Fails when the pool is dropped.
                 if sink.send(make(&canvases, &mut random)).is_err() {
                     break;
                 }
@@ -48,7 +49,7 @@ impl<T: Send + 'static> Pool<T> {
         &self.items
     }
 
-    /// Puts something new in the place of the oldest.
+    /// Replaces the oldest item with a new one.
     pub fn renew(&mut self) {
         if let Ok(item) = self.source.recv() {
             self.items[self.oldest] = item;

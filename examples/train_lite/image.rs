@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Brightness to work on: filters, resampling, and what cameras and encoders do to it.
+//! Image operations on luma planes: resampling, flips, and the degradations of cameras and encoders.
 
 use std::f32::consts::PI;
 
@@ -7,17 +7,18 @@ pub use gstvenhance::lite::plane::Plane;
 
 use super::random::Random;
 
-/// A resampling kernel.
+/// A resampling filter.
 #[derive(Debug, Clone, Copy)]
-pub enum Kernel {
+pub enum Filter {
     Box,
-    /// Keys' cubic with this coefficient.
+    /// Keys' cubic convolution with parameter a.
     Cubic(f32),
     Lanczos3,
 }
 
-impl Kernel {
-    fn support(self) -> f32 {
+impl Filter {
+    /// Radius in pixels.
+    fn radius(self) -> f32 {
         match self {
             Self::Box => 0.5,
             Self::Cubic(_) => 2.0,
@@ -27,7 +28,7 @@ impl Kernel {
 
     fn weight(self, x: f32) -> f32 {
         let x = x.abs();
-        if x > self.support() {
+        if x > self.radius() {
             return 0.0;
         }
         match self {
@@ -39,24 +40,24 @@ impl Kernel {
         }
     }
 
-    /// For each of `to` places: the first of `from` that counts, and the weights from there on.
+    /// The taps of each of `to` output pixels: the first of the `from` input pixels, and the weights from there on.
     fn weights(self, from: usize, to: usize) -> Vec<(usize, Vec<f32>)> {
         let ratio = from as f32 / to as f32;
-        // Shrinking widens the kernel: no aliasing.
+        // Downscaling widens the filter to avoid aliasing.
         let widen = ratio.max(1.0);
-        let reach = self.support() * widen;
+        let radius = self.radius() * widen;
         (0..to)
             .map(|n| {
                 let centre = (n as f32 + 0.5) * ratio - 0.5;
-                let first = (centre - reach).ceil() as i32;
-                let last = (centre + reach).floor() as i32;
+                let first = (centre - radius).ceil() as i32;
+                let last = (centre + radius).floor() as i32;
                 let begin = first.clamp(0, from as i32 - 1) as usize;
                 let end = last.clamp(0, from as i32 - 1) as usize;
-                // What lies outside repeats the border.
+                // Borders are replicated: weights outside are added to the outermost pixel.
                 let mut weights = vec![0.0; end - begin + 1];
-                for place in first..=last {
-                    let weight = self.weight((place as f32 - centre) / widen);
-                    weights[place.clamp(begin as i32, end as i32) as usize - begin] += weight;
+                for position in first..=last {
+                    let weight = self.weight((position as f32 - centre) / widen);
+                    weights[position.clamp(begin as i32, end as i32) as usize - begin] += weight;
                 }
                 let sum: f32 = weights.iter().sum();
                 weights.iter_mut().for_each(|weight| *weight /= sum);
@@ -66,43 +67,48 @@ impl Kernel {
     }
 }
 
-/// What happens to pictures.
-pub trait Picture {
+/// Operations on a luma plane.
+pub trait Image {
+    /// The part of `size` (w, h) at `at` (x, y).
     fn crop(&self, at: (usize, usize), size: (usize, usize)) -> Self;
-    fn resample(&self, size: (usize, usize), kernel: Kernel) -> Self;
-    /// With a Gaussian of this deviation in pixels.
-    fn blur(&self, deviation: f32) -> Self;
-    fn add_noise(&mut self, deviation: f32, random: &mut Random);
-    /// What an encoder that works in blocks of 8×8 makes of it: steps of `step` in the cosine transform,
-    /// finer for low frequencies.
-    fn quantise(&mut self, step: f32);
-    /// To whole steps of 8 bits.
-    fn round(&mut self);
-    /// Mirrored left to right, top to bottom, and across the diagonal; the last only if it is a square.
-    fn turn(&mut self, mirrors: [bool; 3]);
+    /// Resizes to `size` (w, h).
+    fn resample(&self, size: (usize, usize), filter: Filter) -> Self;
+    /// Gaussian blur; `std` is in pixels.
+    fn blur(&self, std: f32) -> Self;
+    /// Adds Gaussian noise.
+    fn add_noise(&mut self, std: f32, random: &mut Random);
+    /// Quantizes the DCT coefficients of 8×8 blocks, as JPEG does. `step` is that of the DC coefficient; high
+    /// frequencies have larger ones.
+    fn quantize_dct(&mut self, step: f32);
+    /// Rounds to multiples of 1/255, and clamps to 0..=1.
+    fn round_to_8_bits(&mut self);
+    /// Flips left to right, flips top to bottom, and transposes; the last for square planes only.
+    fn flip(&mut self, flips: [bool; 3]);
 }
 
+/// Pixels or DCT coefficients of a block.
 type Block = [[f32; 8]; 8];
 
+/// Matrix product.
 fn product(a: &Block, b: &Block) -> Block {
     a.map(|row| {
         std::array::from_fn(|x| row.iter().zip(b).map(|(value, line)| value * line[x]).sum())
     })
 }
 
-fn transposed(a: &Block) -> Block {
+fn transpose(a: &Block) -> Block {
     std::array::from_fn(|y| a.map(|row| row[y]))
 }
 
-impl Picture for Plane {
+impl Image for Plane {
     fn crop(&self, (x, y): (usize, usize), (w, h): (usize, usize)) -> Self {
         let rows = (y..y + h).flat_map(|y| &self.values[y * self.width + x..][..w]);
         Self { width: w, height: h, values: rows.copied().collect() }
     }
 
-    fn resample(&self, (w, h): (usize, usize), kernel: Kernel) -> Self {
+    fn resample(&self, (w, h): (usize, usize), filter: Filter) -> Self {
         let mut wide = Self::new(w, self.height);
-        let columns = kernel.weights(self.width, w);
+        let columns = filter.weights(self.width, w);
         for (row, out) in self.values.chunks_exact(self.width).zip(wide.values.chunks_exact_mut(w))
         {
             for (out, (first, weights)) in out.iter_mut().zip(&columns) {
@@ -110,7 +116,7 @@ impl Picture for Plane {
             }
         }
         let mut out = Self::new(w, h);
-        let rows = kernel.weights(self.height, h);
+        let rows = filter.weights(self.height, h);
         for (row, (first, weights)) in out.values.chunks_exact_mut(w).zip(&rows) {
             for (source, weight) in wide.values[first * w..].chunks_exact(w).zip(weights) {
                 row.iter_mut().zip(source).for_each(|(sum, x)| *sum += x * weight);
@@ -119,10 +125,10 @@ impl Picture for Plane {
         out
     }
 
-    fn blur(&self, deviation: f32) -> Self {
-        let reach = (deviation * 3.0).ceil() as i32;
+    fn blur(&self, std: f32) -> Self {
+        let radius = (std * 3.0).ceil() as i32;
         let weights: Vec<f32> =
-            (-reach..=reach).map(|x| (-0.5 * (x as f32 / deviation).powi(2)).exp()).collect();
+            (-radius..=radius).map(|x| (-0.5 * (x as f32 / std).powi(2)).exp()).collect();
         let sum: f32 = weights.iter().sum();
         let pass = |plane: &Self, dx: i32, dy: i32| {
             let mut out = Self::new(plane.width, plane.height);
@@ -134,7 +140,7 @@ impl Picture for Plane {
                     plane.values[y * plane.width + x]
                 };
                 *out =
-                    (-reach..=reach).zip(&weights).map(|(k, weight)| at(k) * weight).sum::<f32>()
+                    (-radius..=radius).zip(&weights).map(|(k, weight)| at(k) * weight).sum::<f32>()
                         / sum;
             }
             out
@@ -142,11 +148,11 @@ impl Picture for Plane {
         pass(&pass(self, 1, 0), 0, 1)
     }
 
-    fn add_noise(&mut self, deviation: f32, random: &mut Random) {
-        self.values.iter_mut().for_each(|x| *x += deviation * random.normal());
+    fn add_noise(&mut self, std: f32, random: &mut Random) {
+        self.values.iter_mut().for_each(|x| *x += std * random.normal());
     }
 
-    fn quantise(&mut self, step: f32) {
+    fn quantize_dct(&mut self, step: f32) {
         let basis: Block = std::array::from_fn(|k| {
             let scale = if k == 0 { 0.125_f32.sqrt() } else { 0.5 };
             std::array::from_fn(|n| scale * (PI * (n as f32 + 0.5) * k as f32 / 8.0).cos())
@@ -156,12 +162,12 @@ impl Picture for Plane {
                 let at = |y: usize| (top + y) * self.width + left;
                 let pixels: Block =
                     std::array::from_fn(|y| std::array::from_fn(|x| self.values[at(y) + x]));
-                let mut waves = product(&product(&basis, &pixels), &transposed(&basis));
-                for (n, wave) in waves.as_flattened_mut().iter_mut().enumerate() {
+                let mut coefficients = product(&product(&basis, &pixels), &transpose(&basis));
+                for (n, coefficient) in coefficients.as_flattened_mut().iter_mut().enumerate() {
                     let step = step * (1.0 + 0.25 * (n / 8 + n % 8) as f32);
-                    *wave = (*wave / step).round() * step;
+                    *coefficient = (*coefficient / step).round() * step;
                 }
-                let pixels = product(&product(&transposed(&basis), &waves), &basis);
+                let pixels = product(&product(&transpose(&basis), &coefficients), &basis);
                 for (y, row) in pixels.iter().enumerate() {
                     self.values[at(y)..][..8].copy_from_slice(row);
                 }
@@ -169,19 +175,19 @@ impl Picture for Plane {
         }
     }
 
-    fn round(&mut self) {
+    fn round_to_8_bits(&mut self) {
         self.values.iter_mut().for_each(|x| *x = (x.clamp(0.0, 1.0) * 255.0).round() / 255.0);
     }
 
-    fn turn(&mut self, [across, down, diagonal]: [bool; 3]) {
-        if across {
+    fn flip(&mut self, [horizontal, vertical, transpose]: [bool; 3]) {
+        if horizontal {
             self.values.chunks_exact_mut(self.width).for_each(<[f32]>::reverse);
         }
-        if down {
+        if vertical {
             self.values.reverse();
             self.values.chunks_exact_mut(self.width).for_each(<[f32]>::reverse);
         }
-        if diagonal && self.width == self.height {
+        if transpose && self.width == self.height {
             let old = self.values.clone();
             for (n, value) in self.values.iter_mut().enumerate() {
                 *value = old[n % self.width * self.width + n / self.width];

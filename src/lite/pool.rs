@@ -1,31 +1,33 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Memory that goes from picture to picture: what is fresh would have to be mapped and zeroed first.
+//! Reuses buffers from frame to frame: mapping and zeroing fresh memory costs time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
     engine::{Error, Frame},
-    ops::Room,
+    ops::Scratch,
 };
 
-/// What has been used and may be used again.
+/// A pool of output frames and of scratch buffers.
 #[derive(Default)]
-pub(super) struct Memory {
-    rooms: Mutex<Vec<Room>>,
-    /// Some of them are still in use elsewhere.
+pub(super) struct FramePool {
+    /// Buffers that no thread uses at the moment.
+    scratch: Mutex<Vec<Scratch>>,
+    /// Every frame that was handed out by [`share`](Self::share). A frame is free when the pool holds the only
+    /// reference to it.
     frames: Mutex<Vec<Arc<Frame>>>,
 }
 
-impl Memory {
-    /// Lends room to compute in.
-    pub(super) fn with_room<R>(&self, work: impl FnOnce(&mut Room) -> R) -> R {
-        let mut room = lock(&self.rooms).pop().unwrap_or_default();
-        let result = work(&mut room);
-        lock(&self.rooms).push(room);
+impl FramePool {
+    /// Calls `work` with a scratch buffer of the pool.
+    pub(super) fn with_scratch<R>(&self, work: impl FnOnce(&mut Scratch) -> R) -> R {
+        let mut scratch = lock(&self.scratch).pop().unwrap_or_default();
+        let result = work(&mut scratch);
+        lock(&self.scratch).push(scratch);
         result
     }
 
-    /// A frame of this size, whose pixels may be anything.
+    /// A frame of this size (w, h) with undefined pixels: a free one, or a new one.
     pub(super) fn frame(&self, (width, height): (usize, usize)) -> Result<Frame, Error> {
         let mut frames = lock(&self.frames);
         let fits = |frame: &Frame| (frame.width(), frame.height()) == (width, height);
@@ -36,7 +38,7 @@ impl Memory {
         }
     }
 
-    /// Shares a frame whose memory is to be used again once nobody has it any more.
+    /// Shares a frame. The pool reuses its memory when all other references are gone.
     pub(super) fn share(&self, frame: Frame) -> Arc<Frame> {
         let frame = Arc::new(frame);
         lock(&self.frames).push(frame.clone());
@@ -44,7 +46,7 @@ impl Memory {
     }
 }
 
-/// Nothing panics with a lock held.
+/// No code panics while it holds one of the locks, so poisoning is ignored.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

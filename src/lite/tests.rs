@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Tests of the whole enhancer.
+
+use std::sync::Mutex;
+
+use sha2::{Digest, Sha256};
+
+use super::*;
+use crate::engine::{Cancel, Sink};
+
+/// Collects the output.
+#[derive(Default)]
+struct Collect(Mutex<Vec<Arc<Frame>>>);
+
+impl Sink for Collect {
+    fn frame(&self, frame: Arc<Frame>) -> Result<(), Error> {
+        self.0.lock().unwrap().push(frame);
+        Ok(())
+    }
+    fn progress(&self, _: Progress) {}
+}
+
+/// A grey frame: pixel (x, y) has `value(x, y)`, 0 to 1.
+fn image((width, height): (usize, usize), value: impl Fn(f32, f32) -> f32) -> Frame {
+    let mut frame = Frame::new(width, height).unwrap();
+    for (n, pixel) in frame.pixels_mut().chunks_exact_mut(4).enumerate() {
+        let value = value((n % width) as f32, (n / width) as f32).clamp(0.0, 1.0);
+        pixel[..3].fill((value * 65535.0) as u16);
+        pixel[3] = u16::MAX;
+    }
+    frame
+}
+
+/// The output for one clip.
+fn enhance(frames: Vec<Frame>, format: Format) -> Vec<Arc<Frame>> {
+    let sink = Arc::new(Collect::default());
+    let mut lite = Lite::new().unwrap();
+    lite.start(format, Clip { sink: sink.clone(), cancel: Cancel::default() }).unwrap();
+    for frame in frames {
+        lite.push(frame).unwrap();
+    }
+    lite.finish().unwrap();
+    sink.0.lock().unwrap().clone()
+}
+
+/// Mean absolute difference of all components, 0 to 1.
+fn difference(a: &Frame, b: &Frame) -> f64 {
+    let differences = a.pixels().iter().zip(b.pixels()).map(|(a, b)| f64::from(a.abs_diff(*b)));
+    differences.sum::<f64>() / a.pixels().len() as f64 / 65535.0
+}
+
+/// Value noise with a period of 9 pixels: it has contrast everywhere and does not repeat.
+fn texture(x: f32, y: f32) -> f32 {
+    let height = |x: f32, y: f32| {
+        let seed = (x as i32).wrapping_mul(0x1F12_3BB5) ^ (y as i32).wrapping_mul(0x0527_4A7B);
+        (seed.wrapping_mul(0x2C1B_3C6D) >> 8 & 0xFFFF) as f32 / 65535.0
+    };
+    let smooth = |x: f32| x * x * (3.0 - 2.0 * x);
+    let (x, y) = (x / 9.0, y / 9.0);
+    let (left, top) = (x.floor(), y.floor());
+    let (fx, fy) = (smooth(x - left), smooth(y - top));
+    let row = |y: f32| height(left, y) * (1.0 - fx) + height(left + 1.0, y) * fx;
+    0.2 + 0.6 * (row(top) * (1.0 - fy) + row(top + 1.0) * fy)
+}
+
+#[test]
+fn n_frames_give_n_plus_k_times_n_minus_1_frames_and_flat_frames_fade_linearly() {
+    for made in [0, 1, 3, 8] {
+        let format = Format { input: (14, 11), output: (28, 22), made, alpha: false };
+        for length in 0..4usize {
+            let brightness = |n: usize| 0.2 + 0.1 * n as f32;
+            let frames = (0..length).map(|n| image((14, 11), |_, _| brightness(n))).collect();
+            let output = enhance(frames, format);
+            assert_eq!(output.len(), length + made * length.saturating_sub(1));
+            for (n, frame) in output.iter().enumerate() {
+                let expected = 0.2 + 0.1 * n as f32 / (made + 1) as f32;
+                assert_eq!((frame.width(), frame.height()), format.output);
+                let error = difference(frame, &image(format.output, |_, _| expected));
+                assert!(error < 0.02, "frame {n} of k = {made} has an error of {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn any_scale_and_size_gives_the_output_size_and_the_same_image() {
+    for (input, output) in [
+        ((32, 24), (64, 48)),
+        ((31, 23), (62, 46)),
+        ((31, 23), (92, 68)),
+        ((30, 20), (120, 80)),
+        ((33, 21), (82, 52)),
+        ((16, 18), (128, 144)),
+        ((1, 1), (8, 8)),
+        ((3, 50), (12, 200)),
+    ] {
+        let format = Format { input, output, made: 1, alpha: false };
+        let scale = output.0 as f32 / input.0 as f32;
+        let source = |x: f32| (x + 0.5) / scale - 0.5;
+        let smooth = |x: f32, y: f32| 0.5 + 0.3 * ((x + 2.0 * y) * 0.1).sin();
+        let frames = vec![image(input, smooth), image(input, smooth)];
+        for frame in enhance(frames, format) {
+            let expected = image(output, |x, y| smooth(source(x), source(y)));
+            let error = difference(&frame, &expected);
+            assert!(error < 0.02, "{input:?} to {output:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_moving_texture_is_displaced_and_not_cross_faded() {
+    let size = (128, 96);
+    let at = |shift: f32| image(size, |x, y| texture(x - shift, y - shift / 2.0));
+    for made in [1, 2, 4] {
+        let format = Format { input: size, output: size, made, alpha: false };
+        let output = enhance(vec![at(0.0), at(8.0)], format);
+        for (n, frame) in output.iter().enumerate() {
+            let time = n as f32 / (made + 1) as f32;
+            let error = difference(frame, &at(8.0 * time));
+            let fade = image(size, |x, y| {
+                let ghost = |shift: f32| texture(x - shift, y - shift / 2.0);
+                ghost(0.0) * (1.0 - time) + ghost(8.0) * time
+            });
+            let faded = difference(&fade, &at(8.0 * time));
+            assert!(
+                error < 0.002 + faded / 3.0,
+                "frame {n} of k = {made}: {error}, cross-fade {faded}"
+            );
+        }
+    }
+}
+
+#[test]
+fn static_areas_are_bit_equal_in_interpolated_frames() {
+    let size = (64, 48);
+    let format = Format { input: size, output: size, made: 2, alpha: false };
+    // A ball moves in front of a static texture.
+    let at = |left: f32| {
+        image(size, |x, y| {
+            let inside = (x - left).hypot(y - 12.0) < 6.0;
+            if inside { 0.95 } else { texture(x, y) }
+        })
+    };
+    let output = enhance(vec![at(12.0), at(20.0)], format);
+    let rows = 28 * 64 * 4..;
+    for frame in &output {
+        assert_eq!(frame.pixels()[rows.clone()], output[0].pixels()[rows.clone()]);
+    }
+}
+
+#[test]
+fn frames_at_a_cut_are_repeated_and_not_blended() {
+    let size = (96, 64);
+    let format = Format { input: size, output: size, made: 3, alpha: false };
+    let other = |x: f32, y: f32| {
+        if (x / 9.0).floor() as i32 % 2 == (y / 13.0).floor() as i32 % 2 { 0.15 } else { 0.8 }
+    };
+    let output = enhance(vec![image(size, texture), image(size, other)], format);
+    assert_eq!(output[1], output[0]);
+    assert_eq!(output[2], output[0]);
+    assert_eq!(output[3], output[4]);
+}
+
+#[test]
+fn black_and_white_are_preserved() {
+    let size = (24, 16);
+    for value in [0.0, 1.0] {
+        let format = Format { input: size, output: (48, 32), made: 2, alpha: true };
+        let frames = (0..2).map(|_| image(size, |_, _| value)).collect();
+        for frame in enhance(frames, format) {
+            assert!(difference(&frame, &image((48, 32), |_, _| value)) < 0.004);
+        }
+    }
+}
+
+#[test]
+fn transparent_neighbours_do_not_change_the_colour() {
+    let format = Format { input: (1, 1), output: (1, 1), made: 1, alpha: true };
+    let mut red = Frame::new(1, 1).unwrap();
+    red.pixels_mut().copy_from_slice(&[60000, 0, 0, u16::MAX]);
+    let output = enhance(vec![Frame::new(1, 1).unwrap(), red], format);
+    let [red, green, blue, alpha] = output[1].pixels()[..] else { panic!("one pixel") };
+    assert_eq!([red, green, blue], [60000, 0, 0]);
+    assert!((8192..57344).contains(&alpha), "{alpha}");
+}
+
+/// Three frames of a moving coloured texture, then two frames of another scene.
+fn moving_clip_with_cut((width, height): (usize, usize)) -> Vec<Frame> {
+    let frame = |scene: f32, shift: f32| {
+        let mut frame = Frame::new(width, height).unwrap();
+        for (n, pixel) in frame.pixels_mut().chunks_exact_mut(4).enumerate() {
+            let (x, y) = ((n % width) as f32 - shift, (n / width) as f32 + shift / 2.0);
+            for (c, value) in pixel.iter_mut().enumerate() {
+                let offset = 100.0 * scene + 7.0 * c as f32;
+                *value = (texture(x + offset, y + offset) * 65535.0) as u16;
+            }
+        }
+        frame
+    };
+    vec![frame(0.0, 0.0), frame(0.0, 3.0), frame(0.0, 6.0), frame(1.0, 0.0), frame(1.0, -4.0)]
+}
+
+/// Holds the output to the last bit: a change of speed or structure must not change any pixel. The hashes are those
+/// of the output before the first such change.
+///
+/// There is a hash per code path, and a machine checks that of its own: the networks and the interpolation round
+/// differently with AVX2 and FMA, and the resizer with SSE4.1 or newer. None depends on the number of threads.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_output_is_bit_equal_to_the_recorded_hash() {
+    let mut hash = Sha256::new();
+    for (input, output, made, alpha) in [
+        ((48, 36), (96, 72), 1, false),
+        ((33, 21), (98, 62), 3, false),
+        ((32, 24), (128, 96), 1, true),
+        ((30, 20), (74, 50), 2, false),
+        ((64, 48), (64, 48), 3, false),
+        ((16, 12), (128, 96), 0, false),
+    ] {
+        let format = Format { input, output, made, alpha };
+        let frames = enhance(moving_clip_with_cut(input), format);
+        assert_eq!(frames.len(), 5 + 4 * made);
+        if made > 0 {
+            let (before, after) = (2 * (made + 1), 3 * (made + 1));
+            assert_eq!(frames[before], frames[before + 1], "the cut is found");
+            assert_ne!(frames[after], frames[after + 1], "motion is not a cut");
+        }
+        for frame in frames {
+            frame.pixels().iter().for_each(|value| hash.update(value.to_le_bytes()));
+        }
+    }
+    let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let expected = match (has_avx2, is_x86_feature_detected!("sse4.1")) {
+        (true, _) => "59194317916ea57d32559370c77fc1a62488c5b6608e5f7bf5958c5d87fee914",
+        (false, true) => "49766125793a3ef1f51c452fcd29be7aa878ecc35c5c5e7bed76e098e26c5590",
+        (false, false) => "feca6b222c0e3ab13c9a4c714cabd47459a7cb2635765c493b086454eef80c92",
+    };
+    assert_eq!(format!("{:x}", hash.finalize()), expected);
+}
+
+#[test]
+fn a_cancelled_clip_ends_with_an_error_and_the_next_clip_works() {
+    let format = Format { input: (6, 4), output: (12, 8), made: 1, alpha: false };
+    let mut lite = Lite::new().unwrap();
+    let clip = Clip { sink: Arc::new(Collect::default()), cancel: Cancel::default() };
+    lite.start(format, clip.clone()).unwrap();
+    clip.cancel.cancel();
+    assert_eq!(lite.push(Frame::new(6, 4).unwrap()), Err(Error::Cancelled));
+    lite.reset();
+    let frames = (0..2).map(|_| Frame::new(6, 4).unwrap()).collect();
+    assert_eq!(enhance(frames, format).len(), 3);
+}

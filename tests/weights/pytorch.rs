@@ -1,0 +1,436 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! PyTorch files and their converted copies.
+
+use std::{fs, path::PathBuf, process::Command, thread};
+
+use candle_core::{DType, Device};
+use gstvenhance::{
+    engine::{Cancel, Error},
+    weights::{Checkpoint, keys::Keys},
+};
+use half::{bf16, f16};
+
+use crate::torch::{self, Pickle, Tensor, state_dict};
+
+/// A temporary folder with a PyTorch file.
+struct Torch(tempfile::TempDir);
+
+impl Torch {
+    fn new(pickle: &[u8], storages: &[(&str, &[u8])]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        torch::write(&folder.path().join("weights.pt"), pickle, storages);
+        Self(folder)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("weights.pt")
+    }
+
+    fn copy(&self) -> PathBuf {
+        self.0.path().join("weights.pt.f16.safetensors")
+    }
+
+    fn open(&self, keys: &[(&str, &[usize])]) -> Result<candle_nn::VarBuilder<'static>, Error> {
+        let checkpoint = Checkpoint { path: self.path(), ignored_prefixes: vec!["visual.".into()] };
+        let keys = keys.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
+        checkpoint.open(&keys, DType::F32, &Device::Cpu, &Cancel::default(), &mut |_| ())
+    }
+
+    /// The values of a tensor.
+    fn read(&self, name: &str, shape: &[usize]) -> Vec<f32> {
+        let tensor = self.open(&[(name, shape)]).unwrap().get(shape, name).unwrap();
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn refusal(&self, keys: &[(&str, &[usize])]) -> String {
+        let error = self.open(keys).err().unwrap().to_string();
+        assert!(error.contains("weights.pt") && !self.copy().exists(), "{error}");
+        error
+    }
+}
+
+/// A one-dimensional tensor of a whole storage.
+fn whole<'a>(kind: &'a str, storage: &'a str, shape: &'a [usize; 1]) -> Tensor<'a> {
+    Tensor { kind, storage, length: shape[0], offset: 0, shape, strides: &[1] }
+}
+
+/// A file whose storage `0` contains 0, 1, ….
+fn counting(pickle: Pickle, count: u16) -> Torch {
+    let bytes: Vec<_> = (0..count).flat_map(|n| f32::from(n).to_le_bytes()).collect();
+    Torch::new(&pickle.end(), &[("0", &bytes)])
+}
+
+#[test]
+fn all_float_types_are_read() {
+    // Two exact values, a rounded one, then the smallest and the largest of f16.
+    let numbers = [0.0, -1.5, 1.0 / 3.0, 6e-8, 65504.0_f64];
+    let read = |kind, bytes: Vec<u8>| {
+        let pickle = state_dict(Pickle::new(), &[("a", whole(kind, "0", &[5]))]);
+        Torch::new(&pickle.end(), &[("0", &bytes)]).read("a", &[5])
+    };
+    let bytes = |encode: fn(f64) -> Vec<u8>| numbers.into_iter().flat_map(encode).collect();
+    let expected = numbers.map(|n| f16::from_f64(n).to_f32());
+    let f16_bytes = bytes(|n| f16::from_f64(n).to_le_bytes().into());
+    assert_eq!(read("HalfStorage", f16_bytes), expected);
+    assert_eq!(read("FloatStorage", bytes(|n| (n as f32).to_le_bytes().into())), expected);
+    assert_eq!(read("DoubleStorage", bytes(|n| n.to_le_bytes().into())), expected);
+    // bf16 would round the largest f16 up.
+    let narrow = |n: f64| bf16::from_f64(n.min(60000.0));
+    let bf16_bytes = bytes(|n| bf16::from_f64(n.min(60000.0)).to_le_bytes().into());
+    let expected = numbers.map(|n| f16::from_f32(narrow(n).to_f32()).to_f32());
+    assert_eq!(read("BFloat16Storage", bf16_bytes), expected);
+}
+
+#[test]
+fn a_state_dict_may_be_nested_next_to_other_data() {
+    let inner = |pickle| state_dict(pickle, &[("a", whole("FloatStorage", "0", &[4]))]);
+    // {"epoch": 3, "state_dict": …, "rest": [None, (1.0, True)]}
+    let pickle = Pickle::new().raw(b"}(").text("epoch").int(3).text("state_dict");
+    let pickle = inner(pickle).text("rest").raw(b"](N").raw(b"G\x3f\xf0\0\0\0\0\0\0\x88\x86eu");
+    assert_eq!(counting(pickle, 4).read("a", &[4]), [0.0, 1.0, 2.0, 3.0]);
+    assert_eq!(counting(inner(Pickle::new()), 4).read("a", &[4]), [0.0, 1.0, 2.0, 3.0]);
+}
+
+#[test]
+fn parameters_are_read_as_tensors() {
+    let tensor = whole("FloatStorage", "0", &[2]);
+    let pickle = Pickle::new().raw(b"}").text("a").global("torch._utils", "_rebuild_parameter");
+    let pickle = pickle.raw(b"(").tensor(&tensor).raw(b"\x88").dict().raw(b"tRs");
+    assert_eq!(counting(pickle, 2).read("a", &[2]), [0.0, 1.0]);
+}
+
+#[test]
+fn strided_views_of_a_shared_storage_are_read() {
+    let view = |offset, shape, strides| Tensor {
+        kind: "FloatStorage",
+        storage: "0",
+        length: 12,
+        offset,
+        shape,
+        strides,
+    };
+    let tensors = [
+        ("part", view(3, &[4], &[1])),
+        ("transposed", view(0, &[4, 3], &[1, 4])),
+        ("permuted", view(0, &[2, 2, 3], &[3, 6, 1])),
+        ("columns", view(1, &[3, 2], &[4, 2])),
+        ("expanded", view(5, &[2, 3], &[0, 0])),
+        ("number", view(7, &[], &[])),
+        ("empty", view(0, &[0, 3], &[3, 1])),
+    ];
+    let file = counting(state_dict(Pickle::new(), &tensors), 12);
+    let keys: Vec<_> = tensors.iter().map(|(name, tensor)| (*name, tensor.shape)).collect();
+    let weights = file.open(&keys).unwrap();
+    for (name, expected) in [
+        ("part", vec![3, 4, 5, 6]),
+        ("transposed", vec![0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]),
+        ("permuted", vec![0, 1, 2, 6, 7, 8, 3, 4, 5, 9, 10, 11]),
+        ("columns", vec![1, 3, 5, 7, 9, 11]),
+        ("expanded", vec![5; 6]),
+        ("number", vec![7]),
+        ("empty", vec![]),
+    ] {
+        let shape = keys.iter().find(|(key, _)| *key == name).unwrap().1;
+        let found = weights.get(shape, name).unwrap().flatten_all().unwrap();
+        let expected: Vec<_> = expected.into_iter().map(|n| n as f32).collect();
+        assert_eq!(found.to_vec1::<f32>().unwrap(), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_view_that_exceeds_its_storage_is_refused() {
+    for (offset, shape, strides) in [
+        (0, &[13][..], &[1][..]),
+        (9, &[4], &[1]),
+        (0, &[3, 4], &[5, 1]),
+        (0, &[usize::MAX >> 1, 4], &[1, 1]),
+        (usize::MAX >> 1, &[1], &[1]),
+        (0, &[2], &[usize::MAX >> 1]),
+        (0, &[2, 2], &[1]),
+    ] {
+        let tensor =
+            Tensor { kind: "FloatStorage", storage: "0", length: 99, offset, shape, strides };
+        let file = counting(state_dict(Pickle::new(), &[("a", tensor)]), 12);
+        let error = file.refusal(&[("a", shape)]);
+        assert!(error.contains("exceeds its storage") || error.contains("has strides"), "{error}");
+    }
+}
+
+#[test]
+fn a_value_that_is_not_finite_in_f16_is_refused() {
+    for number in [1e6_f32, f32::NAN, f32::NEG_INFINITY] {
+        let pickle =
+            state_dict(Pickle::new(), &[("some.weight", whole("FloatStorage", "0", &[1]))]);
+        let file = Torch::new(&pickle.end(), &[("0", &number.to_le_bytes())]);
+        let error = file.refusal(&[("some.weight", &[1])]);
+        assert!(error.contains("some.weight") && error.contains("not finite"), "{error}");
+    }
+}
+
+#[test]
+fn a_pickle_that_would_run_code_is_refused() {
+    let marker = std::env::temp_dir().join(format!("venhance-ran-{}", std::process::id()));
+    let command = format!("touch {}", marker.display());
+    let calls = |module: &str, name: &str| {
+        Pickle::new().global(module, name).text(&command).raw(b"\x85R").end()
+    };
+    for (module, name) in
+        [("os", "system"), ("posix", "system"), ("builtins", "eval"), ("torch", "load")]
+    {
+        let file = Torch::new(&calls(module, name), &[]);
+        let error = file.refusal(&[("a", &[1])]);
+        assert!(error.contains(&format!("{module}.{name}")), "{error}");
+    }
+    // Referred to before the tensors, and never called.
+    let pickle = state_dict(Pickle::new().raw(b"(").global("os", "system").raw(b"1"), &[]);
+    assert!(Torch::new(&pickle.end(), &[]).refusal(&[("a", &[1])]).contains("os.system"));
+    // An allowed name that is called.
+    let storage = Pickle::new().global("torch", "FloatStorage").int(1 << 30).raw(b"\x85R").end();
+    assert!(Torch::new(&storage, &[]).refusal(&[("a", &[1])]).contains("the pickle calls"));
+    assert!(!marker.exists());
+}
+
+#[test]
+fn malformed_pickles_are_errors() {
+    let deep = [&[0x80, 2, b'N'][..], &[0x85; 1 << 20], b"."].concat();
+    // A tuple of itself, forty times: 2⁴⁰ elements if it were copied.
+    let mut doubling = vec![0x80, 2, b')', b'q', 0];
+    (0..40).for_each(|_| doubling.extend(*b"h\0h\0\x86q\0"));
+    doubling.push(b'.');
+    for (pickle, text) in [
+        (&b""[..], "truncated"),
+        (b"\x80\x02", "truncated"),
+        (b"\x80\x04.", "protocol 4"),
+        (b"\x80\x02.", "empty stack"),
+        (b"\x80\x02u.", "empty stack"),
+        (b"\x80\x02N.", "no state dict"),
+        (b"\x80\x02}h\x05.", "no entry 5"),
+        (b"\x80\x02X\xff\xff\xff\xff.", "truncated"),
+        (b"\x80\x02\x8a\xff.", "truncated"),
+        (b"\x80\x02}K\x01K\x02s.", "a tensor name is an integer"),
+        (b"\x80\x02}X\x01\0\0\0aK\x02s.", "a is not a tensor"),
+        (b"\x80\x02\x93.", "unsupported opcode 0x93"),
+        (&deep, "no state dict"),
+        (&doubling, "no state dict"),
+    ] {
+        let error = Torch::new(pickle, &[]).refusal(&[("a", &[1])]);
+        assert!(error.contains(text), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_file_truncated_anywhere_is_an_error() {
+    let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[12]))]);
+    let file = counting(pickle, 12);
+    let bytes = fs::read(file.path()).unwrap();
+    for length in 0..bytes.len() {
+        fs::write(file.path(), &bytes[..length]).unwrap();
+        file.refusal(&[("a", &[12])]);
+    }
+    fs::write(file.path(), &bytes).unwrap();
+    assert_eq!(file.read("a", &[12])[11], 11.0);
+}
+
+#[test]
+fn a_flipped_byte_anywhere_does_not_panic() {
+    let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[12]))]);
+    let file = counting(pickle, 12);
+    let bytes = fs::read(file.path()).unwrap();
+    for position in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[position] ^= 0xff;
+        fs::write(file.path(), &changed).unwrap();
+        // Either result is fine: many bytes are not read.
+        let _ = file.open(&[("a", &[12])]);
+        let _ = fs::remove_file(file.copy());
+    }
+}
+
+#[test]
+fn an_archive_that_expands_is_refused() {
+    let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[12]))]);
+    let file = counting(pickle, 12);
+    let bytes = fs::read(file.path()).unwrap();
+    // The central directory entry of the storage: 46 bytes, then its name.
+    let name = b"archive/data/0";
+    let entry = bytes.windows(name.len()).rposition(|part| part == name).unwrap() - 46;
+    assert_eq!(bytes[entry..entry + 4], *b"PK\x01\x02");
+    for (offset, value, text) in [
+        (10, &8_u16.to_le_bytes()[..], "compressed"),
+        (24, &0x7fff_0000_u32.to_le_bytes()[..], "has 2147418112 bytes"),
+        (20, &1_u32.to_le_bytes()[..], "has 48 bytes"),
+    ] {
+        let mut changed = bytes.clone();
+        changed[entry + offset..][..value.len()].copy_from_slice(value);
+        fs::write(file.path(), changed).unwrap();
+        let error = file.refusal(&[("a", &[12])]);
+        assert!(error.contains(text), "{text}: {error}");
+    }
+}
+
+#[test]
+fn missing_and_unexpected_tensors_are_named_and_ignored_ones_are_not() {
+    let tensors = ["a", "b", "visual.c"].map(|name| (name, whole("FloatStorage", "0", &[4])));
+    let file = counting(state_dict(Pickle::new(), &tensors), 4);
+    let error = file.refusal(&[("a", &[2, 2]), ("c", &[4])]);
+    for part in ["c [4] is missing", "a has shape [4], expected [2, 2]", "b [4] is unexpected"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(!error.contains("visual"), "{error}");
+    file.open(&[("a", &[4]), ("b", &[4])]).unwrap();
+}
+
+#[test]
+fn integer_tensors_are_refused() {
+    let pickle = state_dict(Pickle::new(), &[("steps", whole("LongStorage", "0", &[1]))]);
+    let file = Torch::new(&pickle.end(), &[("0", &[0; 8])]);
+    assert!(file.refusal(&[("steps", &[1])]).contains("steps has dtype I64"));
+}
+
+#[test]
+fn a_file_of_an_unknown_format_is_an_error() {
+    for (bytes, text) in [
+        (&b""[..], "weights.pt"),
+        (b"<html>403 Forbidden</html>", "weights.pt"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "old format"),
+        // With pickle_protocol=4.
+        (b"\x80\x04\x95\x0d\0\0\0\0\0\0\0\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "old format"),
+    ] {
+        let file = Torch(tempfile::tempdir().unwrap());
+        fs::write(file.path(), bytes).unwrap();
+        let error = file.refusal(&[("a", &[1])]);
+        assert!(error.contains(text), "{error}");
+    }
+}
+
+/// The header of the published autoencoder has 46,208 = 0xB480 bytes.
+#[test]
+fn a_safetensors_file_may_begin_with_the_first_byte_of_a_pickle() {
+    let bytes = include_bytes!("../fixtures/header_0x80.safetensors.bin");
+    assert_eq!(bytes[0], 0x80);
+    let file = Torch(tempfile::tempdir().unwrap());
+    fs::write(file.path(), bytes).unwrap();
+    let expected: Vec<f32> = bytes[bytes.len() - 24..]
+        .chunks_exact(4)
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+        .collect();
+    assert_eq!(file.read("a.weight", &[2, 3]), expected);
+}
+
+#[test]
+fn the_converted_copy_is_used_until_the_file_changes() {
+    let tensors = |offset| {
+        let tensor = Tensor {
+            kind: "FloatStorage",
+            storage: "0",
+            length: 12,
+            offset,
+            shape: &[2],
+            strides: &[1],
+        };
+        state_dict(Pickle::new(), &[("a", tensor)])
+    };
+    let file = counting(tensors(3), 12);
+    assert_eq!(file.read("a", &[2]), [3.0, 4.0]);
+    let made = fs::metadata(file.copy()).unwrap().modified().unwrap();
+    assert_eq!(file.read("a", &[2]), [3.0, 4.0]);
+    assert_eq!(fs::metadata(file.copy()).unwrap().modified().unwrap(), made, "not converted again");
+    // Another file of the same size.
+    let other = counting(tensors(5), 12);
+    fs::copy(other.path(), file.path()).unwrap();
+    assert_eq!(file.read("a", &[2]), [5.0, 6.0]);
+    // A damaged copy is replaced.
+    let copy = fs::read(file.copy()).unwrap();
+    fs::write(file.copy(), &copy[..copy.len() - 1]).unwrap();
+    assert_eq!(file.read("a", &[2]), [5.0, 6.0]);
+    assert_eq!(fs::read(file.copy()).unwrap(), copy);
+}
+
+/// Reads the file in the environment variable WEIGHTS.
+#[test]
+#[ignore = "another test runs it in a subprocess"]
+fn read_in_a_subprocess() {
+    let path = PathBuf::from(std::env::var_os("WEIGHTS").unwrap());
+    let checkpoint = Checkpoint { path, ignored_prefixes: Vec::new() };
+    let keys = Keys::from([("a".into(), vec![4])]);
+    let cancel = Cancel::default();
+    match checkpoint.open(&keys, DType::F32, &Device::Cpu, &cancel, &mut |_| ()) {
+        Ok(weights) => {
+            println!("read: {:?}", weights.get(4, "a").unwrap().to_vec1::<f32>().unwrap())
+        }
+        Err(error) => println!("error: {error}"),
+    }
+}
+
+#[test]
+fn the_copy_of_a_file_in_a_read_only_folder_is_in_the_users_cache() {
+    let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[4]))]);
+    let (file, cache) = (counting(pickle, 4), tempfile::tempdir().unwrap());
+    // A folder in the place of the lock file stops even root.
+    fs::create_dir(file.0.path().join("weights.pt.f16.safetensors.lock")).unwrap();
+    let run = || {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "pytorch::read_in_a_subprocess", "--ignored", "--nocapture"]);
+        command.env("XDG_CACHE_HOME", cache.path()).env("WEIGHTS", file.path());
+        String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
+    };
+    for _ in 0..2 {
+        let output = run();
+        assert!(output.contains("read: [0.0, 1.0, 2.0, 3.0]"), "{output}");
+        let copies = fs::read_dir(cache.path().join("venhance")).unwrap();
+        let copies: Vec<_> = copies.map(|entry| entry.unwrap().file_name()).collect();
+        let copies = copies.iter().filter(|name| name.to_string_lossy().ends_with(".safetensors"));
+        assert_eq!(copies.count(), 1);
+    }
+    assert!(!file.copy().exists());
+}
+
+#[test]
+fn concurrent_threads_share_a_copy() {
+    let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[60_000]))]);
+    let file = counting(pickle, 60_000);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_eq!(file.read("a", &[60_000])[2047], 2047.0));
+        }
+    });
+    let left: Vec<_> =
+        fs::read_dir(file.0.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".incomplete")), "{left:?}");
+}
+
+#[test]
+fn a_conversion_reports_its_progress() {
+    let [a, b] = ["a", "b"].map(|name| (name, whole("FloatStorage", "0", &[60_000])));
+    let file = counting(state_dict(Pickle::new(), &[a, b]), 60_000);
+    let checkpoint = Checkpoint { path: file.path(), ignored_prefixes: Vec::new() };
+    let keys = ["a", "b"].map(|name| (name.to_owned(), vec![60_000])).into();
+    let mut reports = Vec::new();
+    for _ in 0..2 {
+        let mut progress = |progress| reports.push(progress);
+        checkpoint
+            .open(&keys, DType::F32, &Device::Cpu, &Cancel::default(), &mut progress)
+            .unwrap();
+    }
+    let copy = file.copy().display().to_string();
+    assert!(
+        reports.iter().all(|report| report.file == copy && report.total == 240_000),
+        "{reports:?}"
+    );
+    assert!(reports.is_sorted_by_key(|report| report.done), "{reports:?}");
+    assert_eq!((reports[0].done, reports.last().unwrap().done), (0, 240_000));
+}
+
+#[test]
+fn a_cancelled_conversion_leaves_no_copy() {
+    let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[4]))]);
+    let file = counting(pickle, 4);
+    let checkpoint = Checkpoint { path: file.path(), ignored_prefixes: Vec::new() };
+    let cancel = Cancel::default();
+    cancel.cancel();
+    let keys = Keys::from([("a".into(), vec![4])]);
+    let result = checkpoint.open(&keys, DType::F32, &Device::Cpu, &cancel, &mut |_| ());
+    assert_eq!(result.err(), Some(Error::Cancelled));
+    assert!(!file.copy().exists());
+    assert_eq!(file.read("a", &[4]), [0.0, 1.0, 2.0, 3.0]);
+}
