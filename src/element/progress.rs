@@ -9,7 +9,7 @@ use crate::engine::Progress;
 
 /// Counts and times of one run from start to stop.
 #[derive(Default)]
-pub(super) struct Meter {
+pub(super) struct Statistics {
     pub(super) frames_in: u64,
     pub(super) frames_out: u64,
     /// What the model counts, and the time that the last one took.
@@ -34,7 +34,7 @@ pub(super) enum Stage {
     Write,
 }
 
-impl Meter {
+impl Statistics {
     /// Begins a segment from `start` to `stop`.
     pub(super) fn start_segment(&mut self, start: ClockTime, stop: Option<ClockTime>) {
         self.segment = Some((Instant::now(), start, stop));
@@ -104,34 +104,35 @@ mod tests {
     #[test]
     fn latency_is_the_lookahead_and_one_frame_or_the_work_if_that_takes_longer() {
         let frame = ClockTime::from_mseconds(100);
-        let mut meter = Meter::default();
-        meter.start_format(Some(frame), 0);
-        assert_eq!(meter.latency(), frame);
-        meter.start_format(Some(frame), 1);
-        assert_eq!(meter.latency(), frame * 2);
-        assert!(!meter.took(Stage::Compute, Duration::from_millis(60)));
-        assert!(!meter.took(Stage::Read, Duration::from_millis(40)));
-        assert!(meter.took(Stage::Write, Duration::from_millis(50)));
-        assert_eq!(meter.latency(), ClockTime::from_mseconds(250));
-        assert!(!meter.took(Stage::Write, Duration::from_millis(5)));
+        let mut statistics = Statistics::default();
+        statistics.start_format(Some(frame), 0);
+        assert_eq!(statistics.latency(), frame);
+        statistics.start_format(Some(frame), 1);
+        assert_eq!(statistics.latency(), frame * 2);
+        assert!(!statistics.took(Stage::Compute, Duration::from_millis(60)));
+        assert!(!statistics.took(Stage::Read, Duration::from_millis(40)));
+        assert!(statistics.took(Stage::Write, Duration::from_millis(50)));
+        assert_eq!(statistics.latency(), ClockTime::from_mseconds(250));
+        assert!(!statistics.took(Stage::Write, Duration::from_millis(5)));
     }
 
     #[test]
     fn the_time_left_follows_from_the_part_done_and_is_unknown_without_an_end() {
         let progress = || Progress { unit: "frame".into(), took: Duration::from_millis(20) };
-        let eta = |meter: &Meter| meter.structure().get::<f64>("eta-seconds").unwrap();
+        let eta =
+            |statistics: &Statistics| statistics.structure().get::<f64>("eta-seconds").unwrap();
         gst::init().unwrap();
-        let mut meter = Meter::default();
-        assert_eq!(eta(&meter), -1.0);
-        meter.start_segment(ClockTime::ZERO, None);
-        meter.progress(progress(), Some(ClockTime::SECOND));
-        assert_eq!(eta(&meter), -1.0);
-        meter.start_segment(ClockTime::SECOND, Some(ClockTime::from_seconds(5)));
+        let mut statistics = Statistics::default();
+        assert_eq!(eta(&statistics), -1.0);
+        statistics.start_segment(ClockTime::ZERO, None);
+        statistics.progress(progress(), Some(ClockTime::SECOND));
+        assert_eq!(eta(&statistics), -1.0);
+        statistics.start_segment(ClockTime::SECOND, Some(ClockTime::from_seconds(5)));
         std::thread::sleep(Duration::from_millis(20));
-        meter.progress(progress(), Some(ClockTime::from_seconds(2)));
-        assert!(eta(&meter) >= 0.06);
-        meter.progress(progress(), Some(ClockTime::from_seconds(5)));
-        assert_eq!(eta(&meter), 0.0);
-        assert_eq!(meter.structure().get::<f64>("seconds-per-unit").unwrap(), 0.02);
+        statistics.progress(progress(), Some(ClockTime::from_seconds(2)));
+        assert!(eta(&statistics) >= 0.06);
+        statistics.progress(progress(), Some(ClockTime::from_seconds(5)));
+        assert_eq!(eta(&statistics), 0.0);
+        assert_eq!(statistics.structure().get::<f64>("seconds-per-unit").unwrap(), 0.02);
     }
 }

@@ -6,9 +6,9 @@ use gst_video::VideoInfo;
 
 use super::{CAT, VEnhance, lock};
 use crate::{
+    element::{caps, properties::Settings},
     engine,
     models::{self, Choice},
-    venhance::{caps, settings::Settings},
 };
 
 impl VEnhance {
@@ -26,7 +26,7 @@ impl VEnhance {
     }
 
     /// See [`crate::VEnhance::plan`].
-    pub(in crate::venhance) fn plan(
+    pub(in crate::element) fn plan(
         &self,
         input: (usize, usize),
         fps: (u32, u32),
@@ -41,7 +41,7 @@ impl VEnhance {
     }
 
     /// See [`crate::VEnhance::resume_from`].
-    pub(in crate::venhance) fn resume_from(
+    pub(in crate::element) fn resume_from(
         &self,
         fps: (u32, u32),
         key: usize,

@@ -51,7 +51,7 @@ impl Cadence {
     }
 
     /// The time `part` parts of the way from a key frame to the next one.
-    pub(super) fn between(&self, key: Moment, next: Moment, part: u64) -> ClockTime {
+    pub(super) fn between(&self, key: FrameTime, next: FrameTime, part: u64) -> ClockTime {
         match key.base == next.base && key.n + 1 == next.n {
             true => key.base + self.offset(key.n, part),
             false => {
@@ -63,7 +63,7 @@ impl Cadence {
 
     /// How long a key frame is shown whose successor is not known: one part, of the cadence's frame or
     /// of the `input`'s duration if that differs; all of it if that is a gap.
-    pub(super) fn key_duration(&self, key: Moment, input: Option<ClockTime>) -> ClockTime {
+    pub(super) fn key_duration(&self, key: FrameTime, input: Option<ClockTime>) -> ClockTime {
         let nominal = (key.base + self.offset(key.n, 1)).saturating_sub(key.pts);
         match input {
             Some(input) if !self.spans_one_frame(input) => input,
@@ -77,13 +77,13 @@ impl Cadence {
 
 /// When a key frame is shown: `pts`, which is the cadence's frame `n` counted from `base`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Moment {
+pub(super) struct FrameTime {
     pub(super) pts: ClockTime,
     base: ClockTime,
     n: u64,
 }
 
-impl Moment {
+impl FrameTime {
     pub(super) fn first(pts: ClockTime) -> Self {
         Self { pts, base: pts, n: 0 }
     }
@@ -91,17 +91,17 @@ impl Moment {
 
 /// Where an input frame belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Placement {
     /// The frame after the last one.
-    Next(Moment),
+    SameClip(FrameTime),
     /// The first frame of a clip: nothing may be made between it and the last one.
-    First(Moment),
+    NewClip(FrameTime),
 }
 
 /// Gives input frames their times, one after the other.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Timeline {
-    last: Option<Moment>,
+    last: Option<FrameTime>,
     /// The time that the last frame came with.
     given: Option<ClockTime>,
     /// Where the last frame ends, in whatever clip it was.
@@ -122,35 +122,35 @@ impl Timeline {
         pts: Option<ClockTime>,
         start: ClockTime,
         cadence: Option<Cadence>,
-    ) -> Place {
+    ) -> Placement {
         let repeated = pts.is_some() && pts == self.given;
         self.given = pts;
         let place = match (self.last, cadence) {
             (Some(last), Some(cadence)) => follow(last, pts.filter(|_| !repeated), cadence),
             _ => {
                 let pts = pts.filter(|_| !repeated).or(self.end).or(pts);
-                Place::First(Moment::first(pts.unwrap_or(start)))
+                Placement::NewClip(FrameTime::first(pts.unwrap_or(start)))
             }
         };
-        let (Place::Next(moment) | Place::First(moment)) = place;
-        self.last = Some(moment);
-        self.end = cadence.map(|cadence| moment.pts + cadence.frame());
+        let (Placement::SameClip(time) | Placement::NewClip(time)) = place;
+        self.last = Some(time);
+        self.end = cadence.map(|cadence| time.pts + cadence.frame());
         place
     }
 }
 
-fn follow(last: Moment, pts: Option<ClockTime>, cadence: Cadence) -> Place {
+fn follow(last: FrameTime, pts: Option<ClockTime>, cadence: Cadence) -> Placement {
     let on_cadence = last.base + cadence.offset(last.n + 1, 0);
-    let next = Moment { pts: on_cadence, base: last.base, n: last.n + 1 };
+    let next = FrameTime { pts: on_cadence, base: last.base, n: last.n + 1 };
     let Some(pts) = pts else {
-        return Place::Next(next);
+        return Placement::SameClip(next);
     };
     if pts <= last.pts || !cadence.spans_one_frame(pts - last.pts) {
-        return Place::First(Moment::first(pts));
+        return Placement::NewClip(FrameTime::first(pts));
     }
     let off = pts.max(on_cadence) - pts.min(on_cadence);
     let rounding = ROUNDING.min(cadence.frame() / 2);
-    Place::Next(if off <= rounding { next } else { Moment::first(pts) })
+    Placement::SameClip(if off <= rounding { next } else { FrameTime::first(pts) })
 }
 
 #[cfg(test)]
@@ -170,7 +170,7 @@ mod tests {
             for n in 0..=108_000u64 {
                 // Matroska's rounding to milliseconds.
                 let pts = ms((n * 1_001_000 + 15_000) / 30_000);
-                let (Place::First(moment) | Place::Next(moment)) =
+                let (Placement::NewClip(time) | Placement::SameClip(time)) =
                     timeline.place(Some(pts), ClockTime::ZERO, Some(cadence));
                 let exact = |part| {
                     let outputs = u128::from(n.saturating_sub(1) * (made + 1) + part);
@@ -178,11 +178,11 @@ mod tests {
                 };
                 if let Some(key) = key {
                     for part in 1..=made {
-                        assert_eq!(*cadence.between(key, moment, part), exact(part), "{n} {part}");
+                        assert_eq!(*cadence.between(key, time, part), exact(part), "{n} {part}");
                     }
-                    assert_eq!(*moment.pts, exact(made + 1), "{n}");
+                    assert_eq!(*time.pts, exact(made + 1), "{n}");
                 }
-                key = Some(moment);
+                key = Some(time);
             }
         }
     }
@@ -191,20 +191,19 @@ mod tests {
     fn frames_off_the_nominal_rate_keep_their_times_and_made_frames_go_between() {
         let cadence = Cadence::new((30, 1), 1);
         let mut timeline = Timeline::default();
-        let mut last: Option<Moment> = None;
+        let mut last: Option<FrameTime> = None;
         for at in [0, 33, 67, 107, 150, 170, 219] {
             let place = timeline.place(Some(ms(at)), ClockTime::ZERO, Some(cadence));
-            let (Place::First(moment) | Place::Next(moment)) = place;
-            assert!(moment.pts.max(ms(at)) - moment.pts.min(ms(at)) < ms(1), "{at}");
+            let (Placement::NewClip(time) | Placement::SameClip(time)) = place;
+            assert!(time.pts.max(ms(at)) - time.pts.min(ms(at)) < ms(1), "{at}");
             if let Some(last) = last {
-                assert!(matches!(place, Place::Next(_)), "{at}");
-                let middle = cadence.between(last, moment, 1);
+                assert!(matches!(place, Placement::SameClip(_)), "{at}");
+                let middle = cadence.between(last, time, 1);
                 assert!(
-                    *(moment.pts - middle).max(middle - last.pts) - *(moment.pts - last.pts) / 2
-                        <= 1
+                    *(time.pts - middle).max(middle - last.pts) - *(time.pts - last.pts) / 2 <= 1
                 );
             }
-            last = Some(moment);
+            last = Some(time);
         }
     }
 
@@ -216,9 +215,9 @@ mod tests {
             timeline.place(Some(ms(first)), ClockTime::ZERO, Some(cadence));
             timeline.place(Some(ms(second)), ClockTime::ZERO, Some(cadence))
         };
-        assert!(matches!(place(0, 150), Place::Next(_)));
-        assert!(matches!(place(0, 151), Place::First(_)));
-        assert!(matches!(place(500, 400), Place::First(_)));
+        assert!(matches!(place(0, 150), Placement::SameClip(_)));
+        assert!(matches!(place(0, 151), Placement::NewClip(_)));
+        assert!(matches!(place(500, 400), Placement::NewClip(_)));
     }
 
     #[test]
@@ -227,9 +226,9 @@ mod tests {
         for pts in [None, Some(ms(7))] {
             let mut timeline = Timeline::default();
             for n in 0..5 {
-                let (Place::First(moment) | Place::Next(moment)) =
+                let (Placement::NewClip(time) | Placement::SameClip(time)) =
                     timeline.place(pts, ms(7), Some(cadence));
-                assert_eq!(moment.pts, ms(7 + n * 40));
+                assert_eq!(time.pts, ms(7 + n * 40));
                 if n == 2 {
                     timeline.cut();
                 }

@@ -9,7 +9,7 @@ use gst_video::{
 };
 use once_cell::sync::Lazy;
 
-use super::settings::Settings;
+use super::properties::Settings;
 use crate::engine::{MAX_MADE_FRAMES, Model, made_frames, scaled_side, unscaled_sides};
 
 /// What decoders give and encoders take.

@@ -11,12 +11,12 @@ use gst::{ClockTime, glib, prelude::*, subclass::prelude::*};
 
 use super::{VEnhance, lock};
 use crate::{
-    engine::{self, Cancel},
-    models::{self, Choice, Loaded, Note},
-    venhance::{
-        meter::Stage,
+    element::{
+        progress::Stage,
         worker::{Report, compute},
     },
+    engine::{self, Cancel},
+    models::{self, Choice, Loaded, Note},
     weights,
 };
 
@@ -92,16 +92,16 @@ struct Reporter(glib::WeakRef<crate::VEnhance>);
 impl Report for Reporter {
     fn format(&self, frame: Option<ClockTime>, lookahead: usize) {
         let Some(obj) = self.0.upgrade() else { return };
-        lock(&obj.imp().meter).start_format(frame, lookahead);
+        lock(&obj.imp().statistics).start_format(frame, lookahead);
         obj.imp().post_latency();
     }
 
     fn progress(&self, progress: engine::Progress, position: Option<ClockTime>) {
         let Some(obj) = self.0.upgrade() else { return };
         let structure = {
-            let mut meter = lock(&obj.imp().meter);
-            meter.progress(progress, position);
-            meter.structure()
+            let mut statistics = lock(&obj.imp().statistics);
+            statistics.progress(progress, position);
+            statistics.structure()
         };
         obj.imp().post(structure);
     }
@@ -131,11 +131,11 @@ impl Report for Reporter {
 mod tests {
     use super::*;
     use crate::{
-        engine::{Clip, Enhancer, Error, Format, Frame},
-        venhance::{
-            timeline::Moment,
-            worker::{Item, Queue, Stamp},
+        element::{
+            queue::{BufferInfo, Queue, QueueItem},
+            timeline::FrameTime,
         },
+        engine::{Clip, Enhancer, Error, Format, Frame},
     };
 
     /// A model that has something to say when a clip begins.
@@ -171,14 +171,14 @@ mod tests {
         let queue = Arc::new(Queue::new());
         queue.open();
         let format = Format { input: (2, 2), output: (2, 2), made: 0, alpha: false };
-        let stamp = Stamp {
-            moment: Moment::first(ClockTime::ZERO),
+        let stamp = BufferInfo {
+            time: FrameTime::first(ClockTime::ZERO),
             duration: None,
             flags: gst::BufferFlags::empty(),
             metas: None,
         };
-        queue.enter(Item::Format(format, None)).unwrap();
-        queue.enter(Item::Frame(Frame::new(2, 2).unwrap(), stamp)).unwrap();
+        queue.enter(QueueItem::Format(format, None)).unwrap();
+        queue.enter(QueueItem::Frame(Frame::new(2, 2).unwrap(), stamp)).unwrap();
         let message = std::thread::scope(|scope| {
             let report = Arc::new(Reporter(element.downgrade()));
             scope.spawn(|| compute(&queue, &mut Warns, report, 0));

@@ -2,12 +2,12 @@
 //! The element `venhance`: everything that knows GStreamer.
 
 mod caps;
-mod colour;
-mod frames;
+mod clips;
+mod convert;
 mod imp;
-mod intake;
-mod meter;
-mod settings;
+mod progress;
+mod properties;
+mod queue;
 mod timeline;
 mod worker;
 

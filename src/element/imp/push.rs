@@ -8,15 +8,15 @@ use gst_base::prelude::*;
 use gst_video::VideoInfo;
 
 use super::{CAT, VEnhance, lock};
-use crate::venhance::{
-    frames::Packer,
-    meter::Stage,
-    worker::{Output, Ready},
+use crate::element::{
+    convert::Packer,
+    progress::Stage,
+    queue::{OutputFrame, OutputItem},
 };
 
 /// The push task's side. Never locked while anything waits.
 #[derive(Default)]
-pub(super) struct Pushed {
+pub(super) struct PushState {
     /// `None` before caps.
     pub(super) pack: Option<Arc<Pack>>,
     pub(super) segment: gst::FormattedSegment<ClockTime>,
@@ -38,15 +38,15 @@ impl VEnhance {
             None => {
                 let _ = self.src_pad().pause_task();
             }
-            Some(Ready::Barrier) => self.queue.pass_barrier(),
-            Some(Ready::Event(event)) => {
+            Some(OutputItem::Barrier) => self.queue.pass_barrier(),
+            Some(OutputItem::Event(event)) => {
                 if let gst::EventView::Segment(e) = event.view() {
                     self.note_segment(e);
                 }
                 gst::log!(CAT, imp = self, "Leaves: {event:?}");
                 self.src_pad().push_event(event);
             }
-            Some(Ready::Frame(output)) => {
+            Some(OutputItem::Frame(output)) => {
                 if let Err(error) = self.push_frame(output) {
                     gst::debug!(CAT, imp = self, "Downstream said {error}");
                     let dropped = self.queue.fail(error);
@@ -64,8 +64,8 @@ impl VEnhance {
         }
     }
 
-    fn push_frame(&self, output: Output) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let Output { frame, number, pts, duration, flags, metas } = output;
+    fn push_frame(&self, output: OutputFrame) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let OutputFrame { frame, number, pts, duration, flags, metas } = output;
         let pack = lock(&self.pushed).pack.clone().ok_or(gst::FlowError::NotNegotiated)?;
         let mut buffer = self.acquire(&pack)?;
         let start = Instant::now();
@@ -87,7 +87,7 @@ impl VEnhance {
         self.took(Stage::Write, start.elapsed());
         let pushed = self.src_pad().push(buffer)?;
         lock(&self.pushed).position = Some(duration.map_or(pts, |duration| pts + duration));
-        lock(&self.meter).frames_out += 1;
+        lock(&self.statistics).frames_out += 1;
         Ok(pushed)
     }
 

@@ -6,9 +6,9 @@ use gst_video::VideoInfo;
 
 use super::{
     caps,
-    frames::{Error, Unpacker},
-    timeline::{Cadence, Place, Timeline},
-    worker::{Item, Stamp},
+    convert::{Error, Unpacker},
+    queue::{BufferInfo, QueueItem},
+    timeline::{Cadence, Placement, Timeline},
 };
 use crate::engine::{Format, Frame, made_frames};
 
@@ -16,7 +16,7 @@ use crate::engine::{Format, Frame, made_frames};
 const RATE_FRAMES: usize = 5;
 
 /// The state of the sink pad between two caps.
-pub(super) struct Intake {
+pub(super) struct Clips {
     info: VideoInfo,
     target_fps: gst::Fraction,
     format: Format,
@@ -42,7 +42,7 @@ struct Note {
     metas: Option<gst::Buffer>,
 }
 
-impl Intake {
+impl Clips {
     /// For these formats, after what `before` has seen.
     pub(super) fn new(
         info: VideoInfo,
@@ -76,8 +76,8 @@ impl Intake {
     }
 
     /// What the compute thread must know before the first frame; nothing while the rate is measured.
-    pub(super) fn format(&self) -> Option<Item> {
-        self.measuring.is_none().then_some(Item::Format(self.format, self.cadence))
+    pub(super) fn format(&self) -> Option<QueueItem> {
+        self.measuring.is_none().then_some(QueueItem::Format(self.format, self.cadence))
     }
 
     /// Whether a gap of this length is known to be no longer than a frame and a half.
@@ -117,7 +117,7 @@ impl Intake {
         buffer: &gst::BufferRef,
         flags: gst::BufferFlags,
         start: ClockTime,
-    ) -> Result<Vec<Item>, Error> {
+    ) -> Result<Vec<QueueItem>, Error> {
         let frame = self.unpacker.unpack(buffer)?;
         let note =
             Note { pts: buffer.pts(), duration: buffer.duration(), flags, metas: metas(buffer) };
@@ -132,21 +132,21 @@ impl Intake {
     }
 
     /// Takes an event that leaves the clip as it is.
-    pub(super) fn event(&mut self, event: gst::Event) -> Option<Item> {
+    pub(super) fn event(&mut self, event: gst::Event) -> Option<QueueItem> {
         match &mut self.measuring {
             Some(waiting) if !waiting.is_empty() => {
                 waiting.push(Waiting::Event(event));
                 None
             }
-            _ => Some(Item::Event(event)),
+            _ => Some(QueueItem::Event(event)),
         }
     }
 
     /// Ends the clip; the next frame begins one.
-    pub(super) fn end_clip(&mut self, start: ClockTime) -> Vec<Item> {
+    pub(super) fn end_clip(&mut self, start: ClockTime) -> Vec<QueueItem> {
         let mut items = self.settle(start);
         self.timeline.cut();
-        items.push(Item::EndOfClip);
+        items.push(QueueItem::EndOfClip);
         items
     }
 
@@ -159,7 +159,7 @@ impl Intake {
     }
 
     /// Takes the median of the intervals seen as the rate, and lets go what has waited for it.
-    fn settle(&mut self, start: ClockTime) -> Vec<Item> {
+    fn settle(&mut self, start: ClockTime) -> Vec<QueueItem> {
         let mut items = Vec::new();
         match &self.measuring {
             Some(waiting) if !waiting.is_empty() => {}
@@ -187,31 +187,31 @@ impl Intake {
             // Too few frames to tell; the next clip may have more.
             None => self.measuring = Some(Vec::new()),
         }
-        items.push(Item::Format(self.format, self.cadence));
+        items.push(QueueItem::Format(self.format, self.cadence));
         for item in waiting {
             match item {
                 Waiting::Frame(frame, note) => self.place(frame, note, start, &mut items),
-                Waiting::Event(event) => items.push(Item::Event(event)),
+                Waiting::Event(event) => items.push(QueueItem::Event(event)),
             }
         }
         items
     }
 
     /// Gives a frame its time and its clip.
-    fn place(&mut self, frame: Frame, note: Note, start: ClockTime, items: &mut Vec<Item>) {
+    fn place(&mut self, frame: Frame, note: Note, start: ClockTime, items: &mut Vec<QueueItem>) {
         if note.flags.contains(gst::BufferFlags::DISCONT) {
             self.timeline.cut();
         }
-        let moment = match self.timeline.place(note.pts, start, self.cadence) {
-            Place::Next(moment) => moment,
-            Place::First(moment) => {
-                items.push(Item::EndOfClip);
-                moment
+        let time = match self.timeline.place(note.pts, start, self.cadence) {
+            Placement::SameClip(time) => time,
+            Placement::NewClip(time) => {
+                items.push(QueueItem::EndOfClip);
+                time
             }
         };
-        items.push(Item::Frame(
+        items.push(QueueItem::Frame(
             frame,
-            Stamp { moment, duration: note.duration, flags: note.flags, metas: note.metas },
+            BufferInfo { time, duration: note.duration, flags: note.flags, metas: note.metas },
         ));
     }
 }

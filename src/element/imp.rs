@@ -39,22 +39,22 @@ use once_cell::sync::Lazy;
 
 use super::{
     Model, caps,
-    frames::{self, Packer},
-    intake::Intake,
-    meter::{Meter, Stage},
-    settings::{PROPERTIES, Settings},
-    worker::{Item, Queue},
+    clips::Clips,
+    convert::{self, Packer},
+    progress::{Stage, Statistics},
+    properties::{PROPERTIES, Settings},
+    queue::{Queue, QueueItem},
 };
 use crate::{
     engine::Cancel,
     models::{self, Loaded},
 };
 
-mod compute;
 mod model;
 mod push;
+mod worker_thread;
 
-use push::{Pack, Pushed};
+use push::{Pack, PushState};
 
 static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
     gst::DebugCategory::new(
@@ -68,7 +68,7 @@ static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
 #[derive(Default)]
 struct Input {
     /// `None` before caps.
-    intake: Option<Intake>,
+    clips: Option<Clips>,
     segment: gst::FormattedSegment<ClockTime>,
     /// Whether the next frame is the first of its segment.
     segment_starts: bool,
@@ -84,8 +84,8 @@ pub struct VEnhance {
     active_model: Mutex<Model>,
     queue: Arc<Queue>,
     input: Mutex<Input>,
-    pushed: Mutex<Pushed>,
-    meter: Mutex<Meter>,
+    pushed: Mutex<PushState>,
+    statistics: Mutex<Statistics>,
     /// The compute thread, and what ends the loading of its model.
     compute: Mutex<Option<(JoinHandle<()>, Cancel)>>,
     /// A loaded model while no thread works with it. It outlives PAUSED, so that one element takes one
@@ -111,7 +111,7 @@ impl ObjectSubclass for VEnhance {
             queue: Arc::new(Queue::new()),
             input: Mutex::default(),
             pushed: Mutex::default(),
-            meter: Mutex::default(),
+            statistics: Mutex::default(),
             compute: Mutex::default(),
             idle: Mutex::default(),
         }
@@ -133,7 +133,7 @@ impl ObjectImpl for VEnhance {
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
         match pspec.name() {
             "active-model" => lock(&self.active_model).to_value(),
-            "progress" => lock(&self.meter).structure().to_value(),
+            "progress" => lock(&self.statistics).structure().to_value(),
             name => lock(&self.settings).value(name),
         }
     }
@@ -199,9 +199,9 @@ impl BaseTransformImpl for VEnhance {
             .map_err(|error| gst::error_msg!(gst::ResourceError::Settings, ("{error}")))?;
         self.announce(&choice);
 
-        *lock(&self.meter) = Meter::default();
+        *lock(&self.statistics) = Statistics::default();
         *lock(&self.input) = Input { discont: true, segment_starts: true, ..Input::default() };
-        *lock(&self.pushed) = Pushed::default();
+        *lock(&self.pushed) = PushState::default();
         self.queue.open();
 
         let cancel = Cancel::default();
@@ -225,7 +225,7 @@ impl BaseTransformImpl for VEnhance {
         }
         let stopped = self.src_pad().stop_task();
         *lock(&self.input) = Input::default();
-        *lock(&self.pushed) = Pushed::default();
+        *lock(&self.pushed) = PushState::default();
         stopped.map_err(|error| gst::error_msg!(gst::CoreError::StateChange, ("{error}")))
     }
 
@@ -269,10 +269,10 @@ impl BaseTransformImpl for VEnhance {
         let target_fps = lock(&self.settings).target_fps;
         let prepare = || {
             let before = lock(&self.input);
-            let intake = Intake::new(input.clone(), &output, target_fps, before.intake.as_ref())?;
-            Ok((intake, Packer::new(output.clone())?))
+            let clips = Clips::new(input.clone(), &output, target_fps, before.clips.as_ref())?;
+            Ok((clips, Packer::new(output.clone())?))
         };
-        let (intake, packer) = prepare().map_err(|error: frames::Error| {
+        let (clips, packer) = prepare().map_err(|error: convert::Error| {
             gst::element_imp_error!(self, gst::StreamError::Format, ("{error}"));
             gst::loggable_error!(CAT, "{error}")
         })?;
@@ -280,8 +280,8 @@ impl BaseTransformImpl for VEnhance {
         self.warn_of_size(&input, &output);
 
         lock(&self.pushed).pack = Some(Arc::new(Pack { packer, input, output }));
-        let format = intake.format();
-        lock(&self.input).intake = Some(intake);
+        let format = clips.format();
+        lock(&self.input).clips = Some(clips);
         // Interrupted, it goes in again when the stream goes on.
         let _ = self.enter(format);
         Ok(())
@@ -309,7 +309,7 @@ impl BaseTransformImpl for VEnhance {
                 if let QueryViewMut::Latency(q) = query.view_mut() {
                     let (live, min, max) = q.result();
                     if live {
-                        let latency = lock(&self.meter).latency();
+                        let latency = lock(&self.statistics).latency();
                         q.set(true, min + latency, max.map(|max| max + latency));
                     }
                 }
@@ -365,8 +365,8 @@ impl BaseTransformImpl for VEnhance {
             EventView::Gap(e) => {
                 let (_, duration) = e.get();
                 let input = lock(&self.input);
-                let short = input.intake.as_ref().zip(duration);
-                let short = short.is_some_and(|(intake, gap)| intake.spans_one_frame(gap));
+                let short = input.clips.as_ref().zip(duration);
+                let short = short.is_some_and(|(clips, gap)| clips.spans_one_frame(gap));
                 drop(input);
                 (short || self.end_clip().is_ok()) && self.pass(event)
             }
@@ -450,14 +450,14 @@ impl BaseTransformImpl for VEnhance {
         let start = Instant::now();
         let items = {
             let input = &mut *lock(&self.input);
-            let intake = input.intake.as_mut().ok_or(gst::FlowError::NotNegotiated)?;
+            let clips = input.clips.as_mut().ok_or(gst::FlowError::NotNegotiated)?;
             let mut flags =
                 buffer.flags() & (gst::BufferFlags::DISCONT | gst::BufferFlags::CORRUPTED);
             flags.set(
                 gst::BufferFlags::DISCONT,
                 std::mem::take(&mut input.discont) || flags.contains(gst::BufferFlags::DISCONT),
             );
-            intake.frame(&buffer, flags, input.segment.start().unwrap_or(ClockTime::ZERO)).map_err(
+            clips.frame(&buffer, flags, input.segment.start().unwrap_or(ClockTime::ZERO)).map_err(
                 |error| {
                     gst::element_imp_error!(self, gst::StreamError::Decode, ("{error}"));
                     gst::FlowError::Error
@@ -466,13 +466,13 @@ impl BaseTransformImpl for VEnhance {
         };
         // Upstream may have few of them.
         drop(buffer);
-        lock(&self.meter).frames_in += 1;
+        lock(&self.statistics).frames_in += 1;
         self.took(Stage::Read, start.elapsed());
         self.enter(items)
     }
 
     fn generate_output(&self) -> Result<GenerateOutputSuccess, gst::FlowError> {
-        // Output leaves through the push task.
+        // OutputFrame leaves through the push task.
         Ok(GenerateOutputSuccess::NoOutput)
     }
 }
@@ -485,16 +485,16 @@ impl VEnhance {
 
     fn enter(
         &self,
-        items: impl IntoIterator<Item = Item>,
+        items: impl IntoIterator<Item = QueueItem>,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
         items.into_iter().try_fold(gst::FlowSuccess::Ok, |_, item| self.queue.enter(item))
     }
 
     /// Lets an event go in its place between the frames.
     fn pass(&self, event: gst::Event) -> bool {
-        let item = match &mut lock(&self.input).intake {
-            Some(intake) => intake.event(event),
-            None => Some(Item::Event(event)),
+        let item = match &mut lock(&self.input).clips {
+            Some(clips) => clips.event(event),
+            None => Some(QueueItem::Event(event)),
         };
         self.enter(item).is_ok()
     }
@@ -504,7 +504,7 @@ impl VEnhance {
         let items = {
             let input = &mut *lock(&self.input);
             let start = input.segment.start().unwrap_or(ClockTime::ZERO);
-            input.intake.as_mut().map(|intake| intake.end_clip(start)).unwrap_or_default()
+            input.clips.as_mut().map(|clips| clips.end_clip(start)).unwrap_or_default()
         };
         self.enter(items)
     }
@@ -512,10 +512,10 @@ impl VEnhance {
     /// The output caps for input caps that leave the picture as it is; `None` if they do not.
     fn same_picture(&self, caps: &gst::CapsRef) -> Option<gst::Caps> {
         let same = lock(&self.input)
-            .intake
+            .clips
             .as_ref()
             .zip(VideoInfo::from_caps(caps).ok())
-            .is_some_and(|(intake, info)| *intake.info() == info);
+            .is_some_and(|(clips, info)| *clips.info() == info);
         let current = self
             .src_pad()
             .current_caps()
@@ -557,9 +557,9 @@ impl VEnhance {
             let input = &mut *lock(&self.input);
             let continues = !input.segment_starts
                 && input
-                    .intake
+                    .clips
                     .as_ref()
-                    .is_some_and(|intake| intake.goes_on(&input.segment, &segment));
+                    .is_some_and(|clips| clips.goes_on(&input.segment, &segment));
             input.segment = segment;
             input.segment_starts |= !continues;
             input.eos = None;
@@ -569,8 +569,8 @@ impl VEnhance {
             if self.end_clip().is_err() {
                 return false;
             }
-            if let Some(intake) = &mut lock(&self.input).intake {
-                intake.flush();
+            if let Some(clips) = &mut lock(&self.input).clips {
+                clips.flush();
             }
         }
         self.pass(event)
@@ -588,7 +588,7 @@ impl VEnhance {
         let start = segment.start().unwrap_or(ClockTime::ZERO);
         let duration = || self.obj().sink_pad().peer_query_duration::<ClockTime>();
         let stop = segment.stop().or_else(|| segment.position_from_stream_time(duration()?));
-        lock(&self.meter).start_segment(start, stop);
+        lock(&self.statistics).start_segment(start, stop);
     }
 }
 
@@ -625,9 +625,9 @@ impl VEnhance {
             input.discont = true;
             input.eos = None;
             input.segment_starts = true;
-            input.intake.as_mut().and_then(|intake| {
-                intake.flush();
-                intake.format()
+            input.clips.as_mut().and_then(|clips| {
+                clips.flush();
+                clips.format()
             })
         };
         lock(&self.pushed).position = None;
@@ -685,7 +685,7 @@ impl VEnhance {
     }
 
     fn took(&self, stage: Stage, took: Duration) {
-        if lock(&self.meter).took(stage, took) {
+        if lock(&self.statistics).took(stage, took) {
             self.post_latency();
         }
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Buffers of any format to [`Frame`]s and back.
 
+mod colour;
+
 use std::sync::{Mutex, PoisonError};
 
 use gst::glib;
@@ -9,8 +11,8 @@ use gst_video::{
     VideoFrameRef, VideoInfo, video_frame::Writable,
 };
 
-use super::colour::Colour;
 use crate::engine::{self, Frame};
+use colour::Colour;
 
 /// Why a buffer could not be converted.
 #[derive(Debug, thiserror::Error)]
