@@ -3,25 +3,32 @@
  * SECTION:element-venhance
  * @see_also: videoconvertscale, videorate
  *
- * `venhance` makes video larger and smoother: of N input frames of a clip it makes N + k(N-1)
- * frames, each up to 8 times larger in both directions, with k up to 8.
+ * `venhance` upscales video and multiplies its frame rate: N input frames of a clip become
+ * N + k(N-1) output frames, each up to 8 times larger in both directions, with k up to 8.
  *
  * |[
  * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! venhance up-scale=4 target-fps=24 ! x264enc ! mp4mux ! filesink location=out.mp4
- * ]| Four times the size, at the frame rate nearest to 24 that a whole factor reaches.
+ * ]| Four times the width and height, at the multiple of the input frame rate that is nearest to 24.
  *
- * The element holds frames back, seconds of them with the diffusion models. A muxer waits for video
- * meanwhile, so an audio branch beside it needs a queue without limits:
+ * The element holds frames back, several seconds of them with the diffusion models. A muxer waits for
+ * video meanwhile, so an audio branch needs a queue without limits:
  *
  * |[
  * gst-launch-1.0 filesrc location=in.mp4 ! decodebin name=d  d. ! venhance ! x264enc ! mp4mux name=m ! filesink location=out.mp4  d. ! queue max-size-time=0 max-size-bytes=0 max-size-buffers=0 ! audioconvert ! avenc_aac ! m.
  * ]|
  *
- * Element messages: `venhance-model` names the model and the reason for it, `venhance-progress`
- * comes with each unit of work.
+ * Properties are read when the element starts (READY to PAUSED); changes in PAUSED and PLAYING take
+ * effect at the next start. The exceptions are `up-scale` and `target-fps`: a change while the element
+ * plays ends the clip, and new caps follow.
+ *
+ * Element messages: `venhance-model` names the model and the reason for the choice,
+ * `venhance-progress` comes with each unit of work, `venhance-download` and `venhance-copy` report
+ * on files while the model is loaded.
+ *
+ * Debug categories: `venhance`, `venhance-models`, `venhance-sampler`, `venhance-weights`.
  */
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -36,35 +43,54 @@ use gst_base::{
 };
 use gst_video::VideoInfo;
 use once_cell::sync::Lazy;
+use parking_lot::Mutex;
 
 use super::{
-    Model, caps,
+    caps,
     clips::Clips,
     convert::{self, Packer},
+    logging::CAT,
     progress::{Stage, Statistics},
     properties::{PROPERTIES, Settings},
-    queue::{Queue, QueueItem},
+    queue::{BufferInfo, Queue},
+    timeline::ClipEnd,
 };
 use crate::{
     engine::Cancel,
     models::{self, Loaded},
 };
 
+mod compute;
+mod flush;
 mod model;
 mod push;
-mod worker_thread;
+mod stream;
 
-use push::{Pack, PushState};
+use push::Writer;
 
-static CAT: Lazy<gst::DebugCategory> = Lazy::new(|| {
-    gst::DebugCategory::new(
-        "venhance",
-        gst::DebugColorFlags::empty(),
-        Some("Video enhancer: larger, smoother, cleaner"),
-    )
-});
+pub struct VEnhance {
+    /// Protects the values of the properties. Held while one is read or written, or all are copied.
+    settings: Mutex<Settings>,
+    /// What goes from thread to thread, and what they wait for. Has a mutex of its own.
+    queue: Arc<Queue>,
+    /// Protects everything else that threads share. Held while fields are read or written, never while
+    /// anything waits.
+    state: Mutex<State>,
+}
 
-/// The streaming thread's side. Never locked while anything waits.
+#[derive(Default)]
+struct State {
+    input: Input,
+    output: Output,
+    statistics: Statistics,
+    /// The compute thread, and what cancels the loading of its model; `None` while stopped.
+    compute: Option<(JoinHandle<()>, Cancel)>,
+    /// The loaded model while no compute thread works with it. Kept in READY, so that an element that
+    /// plays one file after another loads it once; dropped in NULL.
+    idle: Option<Loaded>,
+}
+
+/// The streaming thread's part of the state. A flush resets it.
 #[derive(Default)]
 struct Input {
     /// `None` before caps.
@@ -72,30 +98,22 @@ struct Input {
     segment: gst::FormattedSegment<ClockTime>,
     /// Whether the next frame is the first of its segment.
     segment_starts: bool,
-    /// Whether the next output frame is marked DISCONT, whatever the input's flags.
+    /// Whether the next frame is marked DISCONT whatever its flags: after a start or a flush.
     discont: bool,
-    /// The event that has ended the stream. Nobody asks for the flow any more: errors must go on the
-    /// bus.
+    /// EOS or SEGMENT_DONE, once it has come. Upstream pushes no more buffers then, so a flow error
+    /// must go to the bus.
     eos: Option<gst::Event>,
 }
 
-pub struct VEnhance {
-    settings: Mutex<Settings>,
-    active_model: Mutex<Model>,
-    queue: Arc<Queue>,
-    input: Mutex<Input>,
-    pushed: Mutex<PushState>,
-    statistics: Mutex<Statistics>,
-    /// The compute thread, and what ends the loading of its model.
-    compute: Mutex<Option<(JoinHandle<()>, Cancel)>>,
-    /// A loaded model while no thread works with it. It outlives PAUSED, so that one element takes one
-    /// file after another without loading it again; it goes with READY.
-    idle: Mutex<Option<Loaded>>,
-}
-
-/// Locks one of the above; they are whole even where a panic has left them poisoned.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// The push task's part of the state.
+#[derive(Default)]
+struct Output {
+    /// `None` before caps, and while the push task uses it.
+    writer: Option<Writer>,
+    /// The segment that has been pushed.
+    segment: gst::FormattedSegment<ClockTime>,
+    /// The end of the last frame that has been pushed.
+    position: Option<ClockTime>,
 }
 
 #[glib::object_subclass]
@@ -105,16 +123,7 @@ impl ObjectSubclass for VEnhance {
     type ParentType = gst_base::BaseTransform;
 
     fn new() -> Self {
-        Self {
-            settings: Mutex::default(),
-            active_model: Mutex::default(),
-            queue: Arc::new(Queue::new()),
-            input: Mutex::default(),
-            pushed: Mutex::default(),
-            statistics: Mutex::default(),
-            compute: Mutex::default(),
-            idle: Mutex::default(),
-        }
+        Self { settings: Mutex::default(), queue: Arc::new(Queue::new()), state: Mutex::default() }
     }
 }
 
@@ -124,7 +133,7 @@ impl ObjectImpl for VEnhance {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        lock(&self.settings).set(pspec.name(), value);
+        self.settings.lock().set(pspec.name(), value);
         if matches!(pspec.name(), "up-scale" | "target-fps") {
             self.obj().reconfigure_src();
         }
@@ -132,9 +141,8 @@ impl ObjectImpl for VEnhance {
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
         match pspec.name() {
-            "active-model" => lock(&self.active_model).to_value(),
-            "progress" => lock(&self.statistics).structure().to_value(),
-            name => lock(&self.settings).value(name),
+            "progress" => self.state.lock().statistics.structure().to_value(),
+            name => self.settings.lock().value(name),
         }
     }
 }
@@ -147,7 +155,7 @@ impl ElementImpl for VEnhance {
             gst::subclass::ElementMetadata::new(
                 "Video Enhancer",
                 "Filter/Effect/Converter/Video",
-                "Makes video larger and smoother",
+                "Upscales video and multiplies its frame rate",
                 "The venhance authors",
             )
         });
@@ -178,11 +186,14 @@ impl ElementImpl for VEnhance {
     ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
         if transition == gst::StateChange::PausedToReady {
             // Before the parent, which waits for the streaming threads.
-            self.shut();
+            self.shutdown();
         }
         let changed = self.parent_change_state(transition)?;
         if transition == gst::StateChange::ReadyToNull {
-            *lock(&self.idle) = None;
+            let idle = self.state.lock().idle.take();
+            if let Some(idle) = idle {
+                gst::debug!(CAT, imp = self, "Dropping model {}", idle.choice.model);
+            }
         }
         Ok(changed)
     }
@@ -194,14 +205,17 @@ impl BaseTransformImpl for VEnhance {
     const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
-        let options = lock(&self.settings).options.clone();
+        let options = self.settings.lock().options.clone();
         let choice = models::choose(&options)
             .map_err(|error| gst::error_msg!(gst::ResourceError::Settings, ("{error}")))?;
         self.announce(&choice);
 
-        *lock(&self.statistics) = Statistics::default();
-        *lock(&self.input) = Input { discont: true, segment_starts: true, ..Input::default() };
-        *lock(&self.pushed) = PushState::default();
+        {
+            let state = &mut *self.state.lock();
+            state.statistics = Statistics::default();
+            state.input = Input { discont: true, segment_starts: true, ..Input::default() };
+            state.output = Output::default();
+        }
         self.queue.open();
 
         let cancel = Cancel::default();
@@ -209,23 +223,31 @@ impl BaseTransformImpl for VEnhance {
             let (imp, cancel) = (self.ref_counted(), cancel.clone());
             let work = move || imp.compute(&choice, &cancel);
             std::thread::Builder::new().name("venhance".into()).spawn(work).map_err(|error| {
-                gst::error_msg!(gst::ResourceError::Failed, ("no thread can be started: {error}"))
+                gst::error_msg!(
+                    gst::ResourceError::Failed,
+                    ("cannot start the compute thread: {error}")
+                )
             })?
         };
-        *lock(&self.compute) = Some((thread, cancel));
-        // The parent does not stop what has failed to start.
+        self.state.lock().compute = Some((thread, cancel));
+        // The parent does not call `stop` after a `start` that failed.
         self.start_task().inspect_err(|_| drop(self.stop()))
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
-        self.shut();
-        if let Some((thread, _)) = lock(&self.compute).take() {
-            // It catches its panics itself.
+        self.shutdown();
+        let compute = self.state.lock().compute.take();
+        if let Some((thread, _)) = compute {
+            // It catches its panics.
             let _ = thread.join();
         }
         let stopped = self.src_pad().stop_task();
-        *lock(&self.input) = Input::default();
-        *lock(&self.pushed) = PushState::default();
+        let (input, output) = {
+            let state = &mut *self.state.lock();
+            (std::mem::take(&mut state.input), std::mem::take(&mut state.output))
+        };
+        drop((input, output));
+        gst::debug!(CAT, imp = self, "Stopped");
         stopped.map_err(|error| gst::error_msg!(gst::CoreError::StateChange, ("{error}")))
     }
 
@@ -236,8 +258,9 @@ impl BaseTransformImpl for VEnhance {
         filter: Option<&gst::Caps>,
     ) -> Option<gst::Caps> {
         let model = self.model();
-        let out = caps::transform(&lock(&self.settings), model, direction, caps);
-        gst::debug!(CAT, imp = self, "{direction:?} {caps} becomes {out}");
+        let settings = self.settings.lock().clone();
+        let out = caps::transform(&settings, model, direction, caps);
+        gst::log!(CAT, imp = self, "Caps {caps} of the {direction:?} pad allow {out} on the other");
         Some(match filter {
             Some(filter) => filter.intersect_with_mode(&out, gst::CapsIntersectMode::First),
             None => out,
@@ -250,40 +273,49 @@ impl BaseTransformImpl for VEnhance {
         caps: &gst::Caps,
         mut othercaps: gst::Caps,
     ) -> gst::Caps {
-        match direction {
+        let fixed = match direction {
             gst::PadDirection::Sink => caps::fixate(caps, &othercaps),
             _ => {
                 othercaps.fixate();
                 othercaps
             }
-        }
+        };
+        gst::debug!(CAT, imp = self, "Fixated to {fixed}");
+        fixed
     }
 
-    /// Called for caps that differ from the last ones only.
+    /// Called only for caps that differ from the last ones.
     fn set_caps(&self, incaps: &gst::Caps, outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
         let input = VideoInfo::from_caps(incaps)?;
         let output = VideoInfo::from_caps(outcaps)?;
-        // Interrupted, there is nothing left that would have to leave first.
-        let _ = self.end_clip().and_then(|_| self.queue.drain());
+        gst::debug!(CAT, imp = self, "Draining for new caps; {}", self.queue.levels());
+        // After a flush nothing is left to drain.
+        let _ = self.end_clip(ClipEnd::Caps).and_then(|_| self.queue.drain());
 
-        let target_fps = lock(&self.settings).target_fps;
+        let target_fps = self.settings.lock().target_fps;
+        let timeline = {
+            let state = self.state.lock();
+            state.input.clips.as_ref().map(|clips| clips.timeline().clone()).unwrap_or_default()
+        };
         let prepare = || {
-            let before = lock(&self.input);
-            let clips = Clips::new(input.clone(), &output, target_fps, before.clips.as_ref())?;
+            let clips = Clips::new(input.clone(), &output, target_fps, timeline)?;
             Ok((clips, Packer::new(output.clone())?))
         };
         let (clips, packer) = prepare().map_err(|error: convert::Error| {
             gst::element_imp_error!(self, gst::StreamError::Format, ("{error}"));
             gst::loggable_error!(CAT, "{error}")
         })?;
-        gst::info!(CAT, imp = self, "{incaps} becomes {outcaps}");
+        gst::info!(CAT, imp = self, "Input {incaps}, output {outcaps}");
         self.warn_of_size(&input, &output);
 
-        lock(&self.pushed).pack = Some(Arc::new(Pack { packer, input, output }));
         let format = clips.format();
-        lock(&self.input).clips = Some(clips);
-        // Interrupted, it goes in again when the stream goes on.
-        let _ = self.enter(format);
+        {
+            let state = &mut *self.state.lock();
+            state.output.writer = Some(Writer { packer, input, output });
+            state.input.clips = Some(clips);
+        }
+        // After a flush, `flush_stop` pushes it.
+        let _ = self.push_items(format);
         Ok(())
     }
 
@@ -293,14 +325,15 @@ impl BaseTransformImpl for VEnhance {
             QueryViewMut::Position(q)
                 if direction == gst::PadDirection::Src && q.format() == gst::Format::Time =>
             {
-                let pushed = lock(&self.pushed);
-                let Some(position) =
-                    pushed.position.and_then(|time| pushed.segment.to_stream_time(time))
-                else {
-                    return false;
-                };
-                q.set(position);
-                true
+                let state = self.state.lock();
+                let Output { position, segment, .. } = &state.output;
+                match position.and_then(|time| segment.to_stream_time(time)) {
+                    Some(position) => {
+                        q.set(position);
+                        true
+                    }
+                    None => false,
+                }
             }
             QueryViewMut::Latency(_) => {
                 if !BaseTransformImplExt::parent_query(self, direction, query) {
@@ -308,14 +341,15 @@ impl BaseTransformImpl for VEnhance {
                 }
                 if let QueryViewMut::Latency(q) = query.view_mut() {
                     let (live, min, max) = q.result();
+                    let latency = self.state.lock().statistics.latency();
+                    gst::debug!(CAT, imp = self, "Latency {latency}, upstream {min}, live {live}");
                     if live {
-                        let latency = lock(&self.statistics).latency();
                         q.set(true, min + latency, max.map(|max| max + latency));
                     }
                 }
                 true
             }
-            // Frames come when they are ready, not when they are pulled.
+            // Downstream cannot pull.
             QueryViewMut::Scheduling(q) if direction == gst::PadDirection::Src => {
                 q.set(gst::SchedulingFlags::SEQUENTIAL, 1, -1, 0);
                 q.add_scheduling_modes([gst::PadMode::Push]);
@@ -325,74 +359,49 @@ impl BaseTransformImpl for VEnhance {
         }
     }
 
+    /// | event | clip | event passes |
+    /// |---|---|---|
+    /// | FLUSH_START, FLUSH_STOP | dropped | at once |
+    /// | CAPS of the same picture; SEGMENT that continues; GAP up to 1.5 frames; STREAM_START, TAG and all other serialized events | continues | after the frames before it |
+    /// | CAPS, SEGMENT, GAP otherwise; EOS, SEGMENT_DONE | ends | after the clip |
+    /// | not serialized | continues | at once |
     fn sink_event(&self, event: gst::Event) -> bool {
         use gst::EventView;
-        gst::log!(CAT, imp = self, "Arrived: {event:?}");
+        gst::log!(CAT, imp = self, "Received {event:?}; {}", self.queue.levels());
         match event.view() {
             EventView::FlushStart(_) => {
-                self.interrupt();
+                self.flush_start();
                 let forwarded = self.parent_sink_event(event);
                 let _ = self.src_pad().pause_task();
                 forwarded
             }
             EventView::FlushStop(_) => {
-                // As after FLUSH_START, which some forget: what the task still pushes must meet flushing
-                // pads.
-                self.interrupt();
+                // Some upstream elements send no FLUSH_START. As long as the task still pushes, the
+                // pads must be flushing.
+                self.flush_start();
                 let _ = self.src_pad().pause_task();
                 let forwarded = self.parent_sink_event(event);
-                self.resume() && forwarded
+                self.flush_stop() && forwarded
             }
-            EventView::Caps(e) => match caps::refusal(e.caps()) {
-                Some(refusal) => {
-                    gst::element_imp_error!(
-                        self,
-                        gst::StreamError::Format,
-                        ("{refusal}"),
-                        ["{}", e.caps()]
-                    );
-                    false
-                }
-                None => match self.same_picture(e.caps()) {
-                    Some(outcaps) => {
-                        let seqnum = event.seqnum();
-                        self.pass(gst::event::Caps::builder(&outcaps).seqnum(seqnum).build())
-                    }
-                    None => self.parent_sink_event(event),
-                },
-            },
-            EventView::Segment(e) => self.segment(e.segment().clone(), event),
+            EventView::Caps(e) => self.caps_event(e.caps_owned(), event),
+            EventView::Segment(e) => self.segment_event(e.segment().clone(), event),
             EventView::Gap(e) => {
                 let (_, duration) = e.get();
-                let input = lock(&self.input);
-                let short = input.clips.as_ref().zip(duration);
-                let short = short.is_some_and(|(clips, gap)| clips.spans_one_frame(gap));
-                drop(input);
-                (short || self.end_clip().is_ok()) && self.pass(event)
+                self.gap_event(duration, event)
             }
-            EventView::Eos(_) | EventView::SegmentDone(_) => {
-                lock(&self.input).eos = Some(event.clone());
-                let passed = self.end_clip().is_ok() && self.pass(event.clone());
-                match self.queue.flow() {
-                    // Downstream has had enough, and still waits for the end.
-                    Err(gst::FlowError::Eos) if !passed => return self.src_pad().push_event(event),
-                    Err(error) => self.report_flow(error),
-                    Ok(_) => {}
-                }
-                passed
-            }
+            EventView::Eos(_) | EventView::SegmentDone(_) => self.end_event(event),
             EventView::StreamStart(_) => {
-                self.revive(gst::FlowError::Eos);
-                self.pass(event)
+                self.restart_after(gst::FlowError::Eos);
+                self.push_event(event)
             }
-            _ if event.is_serialized() => self.pass(event),
+            _ if event.is_serialized() => self.push_event(event),
             _ => self.parent_sink_event(event),
         }
     }
 
     fn src_event(&self, event: gst::Event) -> bool {
         if event.type_() == gst::EventType::Reconfigure {
-            self.revive(gst::FlowError::NotLinked);
+            self.restart_after(gst::FlowError::NotLinked);
         }
         self.parent_src_event(event)
     }
@@ -403,7 +412,7 @@ impl BaseTransformImpl for VEnhance {
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
         self.parent_propose_allocation(decide_query, query)?;
-        // Input is converted at once: upstream's own buffers will do, of any stride.
+        // The input is converted at once, so upstream can use buffers of its own, of any stride.
         query.add_allocation_meta::<gst_video::VideoMeta>(None);
         Ok(())
     }
@@ -413,7 +422,8 @@ impl BaseTransformImpl for VEnhance {
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
         let (caps, _) = query.get_owned();
-        let caps = caps.ok_or_else(|| gst::loggable_error!(CAT, "No caps to allocate for"))?;
+        let caps =
+            caps.ok_or_else(|| gst::loggable_error!(CAT, "allocation query without caps"))?;
         let info = VideoInfo::from_caps(&caps)?;
         let proposed = query.allocation_pools().next();
         let proposes = proposed.is_some();
@@ -422,12 +432,13 @@ impl BaseTransformImpl for VEnhance {
             None => (None, info.size() as u32, 0, 0),
         };
         let pool = pool.unwrap_or_else(|| gst_video::VideoBufferPool::new().upcast());
+        gst::debug!(CAT, imp = self, "Output buffers of {size} bytes from {}", pool.name());
         let mut config = pool.config();
         config.set_params(Some(&caps), size, min, max);
         if query.find_allocation_meta::<gst_video::VideoMeta>().is_some() {
             config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
         }
-        // A pool that changes the configuration says no as well: the parent looks at what it has become.
+        // Fails also if the pool changes the configuration, which the parent then checks.
         let _ = pool.set_config(config);
         match proposes {
             true => query.set_nth_allocation_pool(0, Some(&pool), size, min, max),
@@ -446,251 +457,64 @@ impl BaseTransformImpl for VEnhance {
         }
         self.queue.flow()?;
         self.start_segment();
+        gst::trace!(CAT, imp = self, "Received {buffer:?}; {}", self.queue.levels());
 
         let start = Instant::now();
+        let unpacker = self.state.lock().input.clips.as_ref().map(Clips::unpacker);
+        let unpacker = unpacker.ok_or(gst::FlowError::NotNegotiated)?;
+        let frame = unpacker.unpack(&buffer).map_err(|error| {
+            gst::element_imp_error!(self, gst::StreamError::Decode, ("{error}"));
+            gst::FlowError::Error
+        })?;
         let items = {
-            let input = &mut *lock(&self.input);
+            let state = &mut *self.state.lock();
+            state.statistics.frames_in += 1;
+            let input = &mut state.input;
             let clips = input.clips.as_mut().ok_or(gst::FlowError::NotNegotiated)?;
             let mut flags =
                 buffer.flags() & (gst::BufferFlags::DISCONT | gst::BufferFlags::CORRUPTED);
-            flags.set(
-                gst::BufferFlags::DISCONT,
-                std::mem::take(&mut input.discont) || flags.contains(gst::BufferFlags::DISCONT),
-            );
-            clips.frame(&buffer, flags, input.segment.start().unwrap_or(ClockTime::ZERO)).map_err(
-                |error| {
-                    gst::element_imp_error!(self, gst::StreamError::Decode, ("{error}"));
-                    gst::FlowError::Error
-                },
-            )?
+            if std::mem::take(&mut input.discont) {
+                flags |= gst::BufferFlags::DISCONT;
+            }
+            let info = BufferInfo::new(&buffer, flags);
+            clips.push_frame(frame, info, input.segment.start().unwrap_or(ClockTime::ZERO))
         };
-        // Upstream may have few of them.
+        // Before waiting: the pool of upstream may be small.
         drop(buffer);
-        lock(&self.statistics).frames_in += 1;
-        self.took(Stage::Read, start.elapsed());
-        self.enter(items)
+        self.record(Stage::Input, start.elapsed());
+        self.push_items(items)
     }
 
     fn generate_output(&self) -> Result<GenerateOutputSuccess, gst::FlowError> {
-        // OutputFrame leaves through the push task.
+        // The push task pushes the output.
         Ok(GenerateOutputSuccess::NoOutput)
     }
 }
 
-/// The streaming thread.
 impl VEnhance {
     fn src_pad(&self) -> gst::Pad {
         self.obj().src_pad().clone()
     }
 
-    fn enter(
-        &self,
-        items: impl IntoIterator<Item = QueueItem>,
-    ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        items.into_iter().try_fold(gst::FlowSuccess::Ok, |_, item| self.queue.enter(item))
-    }
-
-    /// Lets an event go in its place between the frames.
-    fn pass(&self, event: gst::Event) -> bool {
-        let item = match &mut lock(&self.input).clips {
-            Some(clips) => clips.event(event),
-            None => Some(QueueItem::Event(event)),
-        };
-        self.enter(item).is_ok()
-    }
-
-    /// Finishes what is held; nothing is made across this point.
-    fn end_clip(&self) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let items = {
-            let input = &mut *lock(&self.input);
-            let start = input.segment.start().unwrap_or(ClockTime::ZERO);
-            input.clips.as_mut().map(|clips| clips.end_clip(start)).unwrap_or_default()
-        };
-        self.enter(items)
-    }
-
-    /// The output caps for input caps that leave the picture as it is; `None` if they do not.
-    fn same_picture(&self, caps: &gst::CapsRef) -> Option<gst::Caps> {
-        let same = lock(&self.input)
-            .clips
-            .as_ref()
-            .zip(VideoInfo::from_caps(caps).ok())
-            .is_some_and(|(clips, info)| *clips.info() == info);
-        let current = self
-            .src_pad()
-            .current_caps()
-            .filter(|_| same && !self.src_pad().needs_reconfigure())?;
-        let mut out = caps.structure(0)?.to_owned();
-        for field in ["format", "width", "height", "framerate", "colorimetry", "chroma-site"] {
-            match current.structure(0)?.value(field) {
-                Ok(value) => out.set_value(field, value.clone()),
-                Err(_) => out.remove_field(field),
-            }
-        }
-        Some(gst::Caps::builder_full().structure(out).build())
-    }
-
-    fn segment(&self, segment: gst::Segment, event: gst::Event) -> bool {
-        let segment = match segment.downcast::<ClockTime>() {
-            Ok(segment) => segment,
-            Err(segment) => {
-                gst::element_imp_error!(
-                    self,
-                    gst::StreamError::Format,
-                    ("frames need times: put a parser or a decoder before venhance"),
-                    ["segment in {:?}", segment.format()]
-                );
-                return false;
-            }
-        };
-        if segment.rate() < 0.0 {
-            gst::element_imp_error!(
-                self,
-                gst::StreamError::NotImplemented,
-                ("video cannot be enhanced backwards: seek with a rate above 0"),
-                ["segment rate {}", segment.rate()]
-            );
-            return false;
-        }
-        self.revive(gst::FlowError::Eos);
-        let continues = {
-            let input = &mut *lock(&self.input);
-            let continues = !input.segment_starts
-                && input
-                    .clips
-                    .as_ref()
-                    .is_some_and(|clips| clips.goes_on(&input.segment, &segment));
-            input.segment = segment;
-            input.segment_starts |= !continues;
-            input.eos = None;
-            continues
-        };
-        if !continues {
-            if self.end_clip().is_err() {
-                return false;
-            }
-            if let Some(clips) = &mut lock(&self.input).clips {
-                clips.flush();
-            }
-        }
-        self.pass(event)
-    }
-
-    /// With the first frame of a segment, finds out how long it will be.
-    fn start_segment(&self) {
-        let segment = {
-            let input = &mut *lock(&self.input);
-            if !std::mem::take(&mut input.segment_starts) {
-                return;
-            }
-            input.segment.clone()
-        };
-        let start = segment.start().unwrap_or(ClockTime::ZERO);
-        let duration = || self.obj().sink_pad().peer_query_duration::<ClockTime>();
-        let stop = segment.stop().or_else(|| segment.position_from_stream_time(duration()?));
-        lock(&self.statistics).start_segment(start, stop);
-    }
-}
-
-/// Starting, stopping, flushing.
-impl VEnhance {
-    /// Drops all frames and lets go of every thread that waits, within one network block.
-    fn interrupt(&self) {
-        let dropped = self.queue.fail(gst::FlowError::Flushing);
-        self.keep_sticky(dropped);
-        if let Some(pool) = self.obj().buffer_pool() {
-            pool.set_flushing(true);
-        }
-    }
-
-    /// As [`interrupt`](Self::interrupt), until the next start; also ends the loading of the model.
-    fn shut(&self) {
-        self.queue.close(gst::FlowError::Flushing);
-        if let Some((_, loading)) = &*lock(&self.compute) {
-            loading.cancel();
-        }
-        self.interrupt();
-    }
-
-    /// Begins anew after frames were dropped.
-    fn resume(&self) -> bool {
-        if !self.queue.restart() {
-            return false;
-        }
-        if let Some(pool) = self.obj().buffer_pool() {
-            pool.set_flushing(false);
-        }
-        let format = {
-            let input = &mut *lock(&self.input);
-            input.discont = true;
-            input.eos = None;
-            input.segment_starts = true;
-            input.clips.as_mut().and_then(|clips| {
-                clips.flush();
-                clips.format()
-            })
-        };
-        lock(&self.pushed).position = None;
-        self.enter(format).is_ok() && self.start_task().is_ok()
-    }
-
-    /// Begins anew if the flow had ended with `error`.
-    fn revive(&self, error: gst::FlowError) {
-        if self.queue.flow() == Err(error) {
-            // It is about to pause itself, and must not do so after it has been started again.
-            let _ = self.src_pad().pause_task();
-            self.resume();
-        }
-    }
-
-    /// Leaves dropped events that describe the stream on the source pad, from where they go on with the
-    /// next frame: upstream will not send them again. Only a flush is followed by a new segment.
-    fn keep_sticky(&self, dropped: Vec<gst::Event>) {
-        let flushing = self.queue.flow() == Err(gst::FlowError::Flushing);
-        for event in dropped.iter().filter(|event| event.is_sticky()) {
-            match event.view() {
-                gst::EventView::Eos(_) => continue,
-                gst::EventView::Segment(_) if flushing => continue,
-                gst::EventView::Segment(e) => self.note_segment(e),
-                _ => {}
-            }
-            let _ = self.src_pad().store_sticky_event(event);
-        }
-    }
-
-    /// Positions are counted in this segment from now on.
-    fn note_segment(&self, event: &gst::event::Segment) {
-        if let Some(segment) = event.segment().downcast_ref::<ClockTime>() {
-            lock(&self.pushed).segment = segment.clone();
-        }
-    }
-
-    fn start_task(&self) -> Result<(), gst::ErrorMessage> {
-        let imp = self.obj().downgrade();
-        let step = move || {
-            if let Some(obj) = imp.upgrade() {
-                obj.imp().push_next();
-            }
-        };
-        self.src_pad().start_task(step).map_err(|error| {
-            gst::error_msg!(gst::ResourceError::Failed, ("no task can be started: {error}"))
-        })
-    }
-
     fn post(&self, structure: gst::Structure) {
         let obj = self.obj();
         let message = gst::message::Element::builder(structure).src(&*obj).build();
-        // Without a bus, nobody wants to know.
+        // Fails without a bus, and then nobody listens.
         let _ = obj.post_message(message);
     }
 
-    fn took(&self, stage: Stage, took: Duration) {
-        if lock(&self.statistics).took(stage, took) {
+    /// Records the time that a frame took in a stage.
+    fn record(&self, stage: Stage, took: Duration) {
+        gst::trace!(CAT, imp = self, "{stage:?} of a frame took {took:?}");
+        let changed = self.state.lock().statistics.record(stage, took);
+        if changed {
             self.post_latency();
         }
     }
 
     fn post_latency(&self) {
+        let latency = self.state.lock().statistics.latency();
+        gst::debug!(CAT, imp = self, "Latency is now {latency}");
         let obj = self.obj();
         let _ = obj.post_message(gst::message::Latency::builder().src(&*obj).build());
     }

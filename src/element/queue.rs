@@ -1,57 +1,68 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The way of a frame through the element: queue, compute thread, push task.
+//! The queue between the element's threads: frames and events, in one order.
 //!
 //! ```text
-//! streaming thread ─ enter ─► arrived ─ next ─► compute thread ─ deliver ─► ready ─ take ─► push task
+//! streaming thread ─ push ─► inputs ─ next ─► compute thread
+//!                                                  │ pend
+//! push task ◄─ pop ─ outputs ◄─ deliver ─ model ◄─ pending
 //! ```
 //!
-//! Frames and serialized events travel in one order. An event leaves right after the last frame that
-//! came before it, however long the model holds that frame. Both queues are bounded in frames.
+//! A serialized event leaves right after the last input frame that came before it, however long the
+//! model holds that frame. `inputs` and `outputs` are bounded in frames; `pending` is bounded by the
+//! model's lookahead.
+
+mod pending;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use gst::ClockTime;
+use parking_lot::{Condvar, Mutex};
 
-use super::timeline::{Cadence, FrameTime};
+use super::timeline::{Cadence, ClipEnd, FrameTime};
 use crate::engine::{Cancel, Error, Format, Frame};
+use pending::PendingQueue;
 
-/// Input frames that wait for the compute thread: decoding goes on meanwhile.
-const MAX_ARRIVED: usize = 4;
-/// Output frames that wait for the push task: computing goes on meanwhile.
-const MAX_READY: usize = 2;
+/// Input frames that wait for the compute thread, so that decoding continues while it works.
+const MAX_INPUTS: usize = 4;
+/// Output frames that wait for the push task, so that computing continues while it pushes.
+const MAX_OUTPUTS: usize = 2;
 
-/// What goes into the queue.
+/// What the streaming thread puts in.
 pub(super) enum QueueItem {
-    /// The format of the clips that follow; comes between two clips.
+    /// The format of the clips that follow. Comes between two clips.
     Format(Format, Option<Cadence>),
-    Frame(Frame, BufferInfo),
-    EndOfClip,
+    /// The next frame of the clip, or the first one of a new clip.
+    Frame(Frame, FrameTime, BufferInfo),
+    /// The clip ends, if one has begun.
+    EndOfClip(ClipEnd),
+    /// A serialized event.
     Event(gst::Event),
+    /// Marks a point that [`Queue::drain`] waits for.
     Barrier,
 }
 
 impl QueueItem {
-    fn into_event(self) -> Option<gst::Event> {
-        match self {
-            Self::Event(event) => Some(event),
-            _ => None,
-        }
+    fn is_frame(&self) -> bool {
+        matches!(self, Self::Frame(..))
     }
 }
 
-/// What an input buffer says beside its picture.
+/// What an input buffer carries beside its picture.
 pub(super) struct BufferInfo {
-    pub(super) time: FrameTime,
+    pub(super) pts: Option<ClockTime>,
     pub(super) duration: Option<ClockTime>,
+    /// The flags of the output buffer.
     pub(super) flags: gst::BufferFlags,
     /// A buffer without memory that holds the metas.
     pub(super) metas: Option<gst::Buffer>,
 }
 
-/// What comes out of the queue.
+/// What the push task takes out.
 pub(super) enum OutputItem {
     Frame(OutputFrame),
     Event(gst::Event),
@@ -59,18 +70,15 @@ pub(super) enum OutputItem {
 }
 
 impl OutputItem {
-    fn into_event(self) -> Option<gst::Event> {
-        match self {
-            Self::Event(event) => Some(event),
-            _ => None,
-        }
+    fn is_frame(&self) -> bool {
+        matches!(self, Self::Frame(_))
     }
 }
 
-/// An output frame and what its buffer has to say.
+/// An output frame and the fields of its buffer.
 pub(super) struct OutputFrame {
     pub(super) frame: Arc<Frame>,
-    /// Its place in its clip.
+    /// Its index in its clip.
     pub(super) number: u64,
     pub(super) pts: ClockTime,
     pub(super) duration: Option<ClockTime>,
@@ -78,192 +86,385 @@ pub(super) struct OutputFrame {
     pub(super) metas: Option<gst::Buffer>,
 }
 
-/// The queue, with all that its threads share.
+/// A run of frames without a break, in the epoch that it began in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ClipId {
+    epoch: u64,
+    number: u64,
+}
+
+impl ClipId {
+    pub(super) fn epoch(self) -> u64 {
+        self.epoch
+    }
+}
+
+impl fmt::Display for ClipId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "clip {}", self.number)
+    }
+}
+
+/// Frames in each part of the queue.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Levels {
+    inputs: usize,
+    pending: usize,
+    outputs: usize,
+}
+
+impl fmt::Display for Levels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { inputs, pending, outputs } = self;
+        write!(
+            f,
+            "{inputs}/{MAX_INPUTS} input frames waiting, {pending} in the model, \
+             {outputs}/{MAX_OUTPUTS} output frames waiting"
+        )
+    }
+}
+
+/// What was in the queue when it was emptied.
+pub(super) struct Dropped {
+    pub(super) frames: Levels,
+    /// In stream order.
+    pub(super) events: Vec<gst::Event>,
+}
+
+/// The queue, and the one place where the threads of the element wait for each other.
 pub(super) struct Queue {
+    /// Protects the queue and the flow. Held for the time of moving an item, never while a frame is
+    /// converted, computed or pushed, and never together with another lock. A flush takes it, so
+    /// nothing that takes long may hold it.
     state: Mutex<State>,
-    /// Signalled with every change of the state.
+    /// Notified after each change of the state.
     changed: Condvar,
 }
 
 struct State {
-    /// Goes up when the stream starts anew; what belongs to an older epoch is dropped wherever it
-    /// turns up.
+    /// Counts the starts and flushes. An item or a result of an older epoch is dropped.
     epoch: u64,
-    /// Stops the computation of this epoch.
+    /// Stops the computation of this epoch. Set whenever `flow` becomes an error.
     cancel: Cancel,
-    /// An error once nothing more can go through in this epoch: then both queues are empty.
+    /// What the streaming thread returns to upstream. While it is an error, the queue is empty.
     flow: Result<gst::FlowSuccess, gst::FlowError>,
     /// What the compute thread has not taken yet, in order of arrival.
-    arrived: VecDeque<QueueItem>,
+    inputs: VecDeque<QueueItem>,
+    /// The clip that the model works on: what waits for its output.
+    clip: Option<(ClipId, PendingQueue)>,
     /// What the push task has not taken yet, in order of output.
-    ready: VecDeque<OutputItem>,
-    /// Barriers that have entered, and that have passed the push task, in this epoch.
+    outputs: VecDeque<OutputItem>,
+    /// Barriers put in, and barriers that the push task has reached, in this epoch.
     barriers: (u64, u64),
-    /// Whether nothing may begin anew before the next start; the compute thread ends.
+    /// The clips begun since the element was created.
+    clips: u64,
+    /// Between stop and start, and after a failure of the compute thread. It ends while this is true,
+    /// and no epoch begins.
     closed: bool,
 }
 
+impl State {
+    fn is_live(&self, epoch: u64) -> bool {
+        self.flow.is_ok() && self.epoch == epoch
+    }
+
+    fn levels(&self) -> Levels {
+        Levels {
+            inputs: self.inputs.iter().filter(|item| item.is_frame()).count(),
+            pending: self.clip.as_ref().map_or(0, |(_, pending)| pending.frames()),
+            outputs: self.outputs.iter().filter(|item| item.is_frame()).count(),
+        }
+    }
+
+    /// Empties the queue and cancels the computation. An error stays until the next epoch; a flush
+    /// replaces it.
+    fn abort(&mut self, error: gst::FlowError) -> Dropped {
+        let frames = self.levels();
+        if self.flow.is_ok() || error == gst::FlowError::Flushing {
+            self.flow = Err(error);
+        }
+        self.cancel.cancel();
+        let mut events = Vec::new();
+        for item in self.outputs.drain(..) {
+            events.extend(if let OutputItem::Event(event) = item { Some(event) } else { None });
+        }
+        if let Some((_, pending)) = self.clip.take() {
+            events.extend(pending.into_events());
+        }
+        for item in self.inputs.drain(..) {
+            events.extend(if let QueueItem::Event(event) = item { Some(event) } else { None });
+        }
+        Dropped { frames, events }
+    }
+
+    /// Moves the events that no frame of the clip is before.
+    fn release_events(&mut self) {
+        if let Some((_, pending)) = &mut self.clip {
+            self.outputs.extend(std::iter::from_fn(|| pending.pop_event()).map(OutputItem::Event));
+        }
+    }
+}
+
+/// All threads.
 impl Queue {
-    /// A queue that lets nothing through before [`open`](Self::open).
+    /// A queue that is closed until [`open`](Self::open).
     pub(super) fn new() -> Self {
         Self {
             state: Mutex::new(State {
                 epoch: 0,
                 cancel: Cancel::default(),
                 flow: Err(gst::FlowError::Flushing),
-                arrived: VecDeque::new(),
-                ready: VecDeque::new(),
+                inputs: VecDeque::new(),
+                clip: None,
+                outputs: VecDeque::new(),
                 barriers: (0, 0),
+                clips: 0,
                 closed: true,
             }),
             changed: Condvar::new(),
         }
     }
 
-    /// Begins the first epoch of a run.
+    /// Begins the first epoch after a start of the element.
     pub(super) fn open(&self) {
-        self.lock().closed = false;
-        self.restart();
+        self.state.lock().closed = false;
+        self.restart(None);
     }
 
-    /// Begins an epoch: everything flows again, and this is true, unless the queue is closed.
-    pub(super) fn restart(&self) -> bool {
-        let mut state = self.lock();
+    /// Begins an epoch with this item. False if the queue is closed.
+    pub(super) fn restart(&self, first: Option<QueueItem>) -> bool {
+        let mut state = self.state.lock();
         if state.closed {
             return false;
         }
         state.epoch += 1;
         state.cancel = Cancel::default();
         state.flow = Ok(gst::FlowSuccess::Ok);
+        state.inputs.extend(first);
         state.barriers = (0, 0);
         self.changed.notify_all();
         true
     }
 
-    /// Drops everything and stops the computation; all that enters from now on gets `error`, unless
-    /// there was an error before. Gives the events that were waiting.
-    pub(super) fn fail(&self, error: gst::FlowError) -> Vec<gst::Event> {
-        let mut state = self.lock();
-        if state.flow.is_ok() || error == gst::FlowError::Flushing {
-            state.flow = Err(error);
-        }
-        state.cancel.cancel();
-        let ready = std::mem::take(&mut state.ready).into_iter().filter_map(OutputItem::into_event);
-        let arrived =
-            std::mem::take(&mut state.arrived).into_iter().filter_map(QueueItem::into_event);
+    /// Empties the queue, cancels the computation, and returns `error` to all who wait or come until
+    /// the next epoch. Returns without waiting for the computation to end.
+    pub(super) fn abort(&self, error: gst::FlowError) -> Dropped {
+        let dropped = self.state.lock().abort(error);
         self.changed.notify_all();
-        drop(state);
-        ready.chain(arrived).collect()
+        dropped
     }
 
-    /// Fails for the rest of the run, and ends the compute thread.
-    pub(super) fn close(&self, error: gst::FlowError) {
-        self.lock().closed = true;
-        self.fail(error);
+    /// Aborts until the next [`open`](Self::open); the compute thread ends.
+    pub(super) fn close(&self, error: gst::FlowError) -> Dropped {
+        self.state.lock().closed = true;
+        self.abort(error)
     }
 
     pub(super) fn flow(&self) -> Result<gst::FlowSuccess, gst::FlowError> {
-        self.lock().flow
+        self.state.lock().flow
     }
 
-    /// Puts an item in; a frame waits for room.
-    pub(super) fn enter(&self, item: QueueItem) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let is_frame = |item: &QueueItem| matches!(item, QueueItem::Frame(..));
-        let mut state = self.lock();
-        if is_frame(&item) {
-            state = self.wait_while(state, |state| {
-                state.flow.is_ok()
-                    && state.arrived.iter().filter(|item| is_frame(item)).count() >= MAX_ARRIVED
+    /// Whether this epoch is the current one and has not been aborted.
+    pub(super) fn is_live(&self, epoch: u64) -> bool {
+        self.state.lock().is_live(epoch)
+    }
+
+    pub(super) fn levels(&self) -> Levels {
+        self.state.lock().levels()
+    }
+}
+
+/// The streaming thread.
+impl Queue {
+    /// Puts an item in. A frame waits while there are [`MAX_INPUTS`].
+    pub(super) fn push(&self, item: QueueItem) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let mut state = self.state.lock();
+        if item.is_frame() {
+            self.changed.wait_while(&mut state, |state| {
+                state.flow.is_ok() && state.levels().inputs >= MAX_INPUTS
             });
         }
         state.flow?;
         state.barriers.0 += u64::from(matches!(item, QueueItem::Barrier));
-        state.arrived.push_back(item);
+        state.inputs.push_back(item);
         self.changed.notify_all();
         state.flow
     }
 
-    /// Ends the clip and waits until all that has entered has been pushed.
+    /// Waits until everything that was put in has been pushed downstream. The clip must have been
+    /// ended, or the model keeps the last frames.
     pub(super) fn drain(&self) -> Result<gst::FlowSuccess, gst::FlowError> {
-        self.enter(QueueItem::EndOfClip)?;
-        self.enter(QueueItem::Barrier)?;
-        let state = self.wait_while(self.lock(), |state| {
+        self.push(QueueItem::Barrier)?;
+        let mut state = self.state.lock();
+        self.changed.wait_while(&mut state, |state| {
             state.flow.is_ok() && state.barriers.1 < state.barriers.0
         });
         state.flow
     }
+}
 
-    /// The next thing to push; `None` once nothing flows.
-    pub(super) fn take(&self) -> Option<OutputItem> {
-        let mut state =
-            self.wait_while(self.lock(), |state| state.flow.is_ok() && state.ready.is_empty());
+/// The push task.
+impl Queue {
+    /// Waits for the next item to push; `None` while the flow is an error.
+    pub(super) fn pop(&self) -> Option<OutputItem> {
+        let mut state = self.state.lock();
+        self.changed.wait_while(&mut state, |state| state.flow.is_ok() && state.outputs.is_empty());
         self.changed.notify_all();
-        match state.flow {
-            Ok(_) => state.ready.pop_front(),
-            Err(_) => None,
-        }
+        state.outputs.pop_front()
     }
 
-    /// Notes that the push task has done all before a barrier.
+    /// Everything before the next barrier has been pushed.
     pub(super) fn pass_barrier(&self) {
-        self.lock().barriers.1 += 1;
+        self.state.lock().barriers.1 += 1;
         self.changed.notify_all();
     }
+}
 
-    /// What the compute thread, which works on `epoch`, is to do next.
-    pub(super) fn next(&self, epoch: u64) -> Step {
-        let mut state = self.wait_while(self.lock(), |state| {
-            let nothing = state.flow.is_err() || state.arrived.is_empty();
-            !state.closed && state.epoch == epoch && nothing
+/// What the compute thread does next.
+pub(super) enum Next {
+    Item(QueueItem),
+    /// A new epoch has begun: forget the stream.
+    Restart(u64, Cancel),
+    Stop,
+}
+
+/// The compute thread, and the threads of the model.
+impl Queue {
+    /// Waits for the next thing to do for the compute thread, which works on `epoch`.
+    pub(super) fn next(&self, epoch: u64) -> Next {
+        let mut state = self.state.lock();
+        self.changed.wait_while(&mut state, |state| {
+            !state.closed && state.epoch == epoch && state.inputs.is_empty()
         });
         if state.closed {
-            return Step::Stop;
+            return Next::Stop;
         }
         if state.epoch != epoch {
-            return Step::Restart(state.epoch, state.cancel.clone());
+            return Next::Restart(state.epoch, state.cancel.clone());
         }
         self.changed.notify_all();
-        state.arrived.pop_front().map_or(Step::Stop, Step::Item)
+        state.inputs.pop_front().map_or(Next::Stop, Next::Item)
     }
 
-    /// Hands an output of `epoch` to the push task; a frame waits for room.
-    pub(super) fn deliver(&self, epoch: u64, ready: OutputItem) -> Result<(), Error> {
-        let is_frame = |ready: &OutputItem| matches!(ready, OutputItem::Frame(_));
-        let live = |state: &State| state.flow.is_ok() && state.epoch == epoch;
-        let mut state = self.lock();
-        if is_frame(&ready) {
-            state = self.wait_while(state, |state| {
-                live(state)
-                    && state.ready.iter().filter(|ready| is_frame(ready)).count() >= MAX_READY
-            });
-        }
-        if !live(&state) {
+    /// Begins a clip whose first output frame has the index `first`.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] if the epoch is over, as in all functions that take one.
+    pub(super) fn begin_clip(
+        &self,
+        epoch: u64,
+        format: Format,
+        cadence: Option<Cadence>,
+        first: u64,
+    ) -> Result<ClipId, Error> {
+        let mut state = self.state.lock();
+        if !state.is_live(epoch) {
             return Err(Error::Cancelled);
         }
-        state.ready.push_back(ready);
+        state.clips += 1;
+        let id = ClipId { epoch, number: state.clips };
+        state.clip = Some((id, PendingQueue::new(format.made, cadence, first)));
+        Ok(id)
+    }
+
+    /// Notes an input frame of the clip, before the model gets it.
+    pub(super) fn pend(
+        &self,
+        clip: ClipId,
+        time: FrameTime,
+        info: BufferInfo,
+    ) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        self.clip(&mut state, clip)?.push_frame(time, info);
+        Ok(())
+    }
+
+    /// Puts an event after all frames that the compute thread has taken.
+    pub(super) fn pass_event(&self, epoch: u64, event: gst::Event) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        if !state.is_live(epoch) {
+            return Err(Error::Cancelled);
+        }
+        match &mut state.clip {
+            Some((_, pending)) => pending.push_event(event),
+            None => state.outputs.push_back(OutputItem::Event(event)),
+        }
+        state.release_events();
         self.changed.notify_all();
         Ok(())
     }
 
-    /// Nothing panics with the lock held, so the state is whole even in a poisoned one.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Puts a barrier after everything; there is no clip.
+    pub(super) fn deliver_barrier(&self, epoch: u64) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        if !state.is_live(epoch) {
+            return Err(Error::Cancelled);
+        }
+        state.outputs.push_back(OutputItem::Barrier);
+        self.changed.notify_all();
+        Ok(())
     }
 
-    fn wait_while<'a>(
-        &'a self,
-        state: MutexGuard<'a, State>,
-        condition: impl Fn(&State) -> bool,
-    ) -> MutexGuard<'a, State> {
-        self.changed
-            .wait_while(state, |state| condition(state))
-            .unwrap_or_else(PoisonError::into_inner)
+    /// Takes the model's next output frame. Waits while there are [`MAX_OUTPUTS`], and adds that time
+    /// to the clip's waiting time.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the clip has no such frame.
+    pub(super) fn deliver(&self, clip: ClipId, frame: Arc<Frame>) -> Result<(), Error> {
+        let start = Instant::now();
+        let mut state = self.state.lock();
+        self.changed.wait_while(&mut state, |state| {
+            state.is_live(clip.epoch) && state.levels().outputs >= MAX_OUTPUTS
+        });
+        let pending = self.clip(&mut state, clip)?;
+        pending.add_wait(start.elapsed());
+        let output = pending.pop_frame(frame)?;
+        state.outputs.push_back(OutputItem::Frame(output));
+        state.release_events();
+        self.changed.notify_all();
+        Ok(())
     }
-}
 
-pub(super) enum Step {
-    Item(QueueItem),
-    /// Everything known of the stream is void: a new epoch has begun.
-    Restart(u64, Cancel),
-    Stop,
+    /// Ends the clip, all of whose frames the model has delivered. Returns the number of input and of
+    /// output frames.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if frames are missing.
+    pub(super) fn end_clip(&self, clip: ClipId) -> Result<(u64, u64), Error> {
+        let mut state = self.state.lock();
+        let pending = self.clip(&mut state, clip)?;
+        let counts = pending.check_end()?;
+        state.release_events();
+        state.clip = None;
+        self.changed.notify_all();
+        Ok(counts)
+    }
+
+    /// The time of the last input frame that the model has delivered.
+    pub(super) fn position(&self, clip: ClipId) -> Option<ClockTime> {
+        self.clip(&mut self.state.lock(), clip).ok()?.position()
+    }
+
+    /// How long the model has waited in [`deliver`](Self::deliver) since the last call.
+    pub(super) fn take_wait(&self, clip: ClipId) -> Duration {
+        self.clip(&mut self.state.lock(), clip).map_or(Duration::ZERO, PendingQueue::take_wait)
+    }
+
+    /// Aborts because of an error of the computation; `None` if the epoch is over already.
+    pub(super) fn fail(&self, epoch: u64) -> Option<Dropped> {
+        let mut state = self.state.lock();
+        let dropped = state.is_live(epoch).then(|| state.abort(gst::FlowError::Error));
+        self.changed.notify_all();
+        dropped
+    }
+
+    fn clip<'a>(&self, state: &'a mut State, clip: ClipId) -> Result<&'a mut PendingQueue, Error> {
+        if !state.is_live(clip.epoch) {
+            return Err(Error::Cancelled);
+        }
+        match &mut state.clip {
+            Some((id, pending)) if *id == clip => Ok(pending),
+            _ => Err(Error::Internal { what: format!("{clip} is used after its end") }),
+        }
+    }
 }

@@ -24,7 +24,10 @@ use super::{
     store::{self, with_suffix},
     torch::Archive,
 };
-use crate::engine::{Cancel, Error};
+use crate::engine::{
+    Cancel, Error,
+    log::{self, Area},
+};
 
 /// What the name of a copy ends in.
 const COPY: &str = ".f16.safetensors";
@@ -206,6 +209,7 @@ fn copy(
     }
     let (mut meter, mut done) = (Meter::new(need, progress), 0);
     meter.begin(path.display().to_string());
+    log::info(Area::Weights, format_args!("Copying to {} ({need} bytes)", path.display()));
     store::write(path, needed, DType::F16, stamp.clone(), |name, shape| {
         cancel.check().map_err(candle_core::Error::wrap)?;
         meter.at(done);

@@ -8,7 +8,10 @@ use super::{
     folder::{CONFIG, TEXT, UNET, VAE},
     published::{Version, instead},
 };
-use crate::engine::{Cancel, Error};
+use crate::engine::{
+    Cancel, Error,
+    log::{self, Area},
+};
 
 /// Where to look for a model.
 #[derive(Clone)]
@@ -77,6 +80,9 @@ pub fn sizes(source: &Source) -> Result<Config, Error> {
 }
 
 fn files(config: Config, [unet, vae, text]: [PathBuf; 3]) -> Files {
+    for path in [&unet, &vae, &text] {
+        log::debug(Area::Weights, format_args!("Using {}", path.display()));
+    }
     let whole = |path| Checkpoint { path, unused: Vec::new() };
     let text = Checkpoint {
         path: text,

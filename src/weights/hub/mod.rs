@@ -23,7 +23,10 @@ use super::{
     published::{Published, Version, instead},
     store::with_suffix,
 };
-use crate::engine::{Cancel, Error};
+use crate::engine::{
+    Cancel, Error,
+    log::{self, Area},
+};
 
 const ENDPOINT: &str = "https://huggingface.co";
 
@@ -150,6 +153,10 @@ impl Hub {
             let failed = |failure: Failure| {
                 failure.error(&format!("downloading {}", client.url(&remote)), version)
             };
+            log::info(
+                Area::Weights,
+                format_args!("Downloading {} ({} bytes)", client.url(&remote), remote.size),
+            );
             meter.begin(format!("{}/{}", remote.repo, remote.name));
             *path = Some(self.get(client, &remote, &mut meter).map_err(failed)?);
         }
