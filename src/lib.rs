@@ -6,7 +6,7 @@
 //! Frames flow one way; a room imports only from rooms below it in the list.
 //!
 //! ```text
-//! buffers ─► venhance ─► [ Enhancer ] ─► venhance ─► buffers
+//! buffers ─► element ─► [ Enhancer ] ─► element ─► buffers
 //!                             ▲ built by models
 //!                  wavefront ─┤
 //!                       lite ─┘ implement engine's trait; networks implement wavefront's
@@ -15,7 +15,7 @@
 //! | room | knows | never knows |
 //! |---|---|---|
 //! | this file | the plugin's definition, this map | |
-//! | `venhance` | GStreamer: negotiation (`caps`), properties (`settings`), what arrives (`intake`), progress and latency (`meter`), times (`timeline`), formats (`frames`, `colour`), queue and threads (`worker`), the element itself (`imp`: negotiation and events, `imp/push`: the push task, `imp/compute`: the compute thread, `imp/model`: which model runs) | networks |
+//! | `element` | GStreamer: the element (`imp`: negotiation and events, `imp/push`: the push task, `imp/worker_thread`: the compute thread, `imp/model`: which model runs), `properties`, `caps`, clip boundaries (`clips`), timestamps (`timeline`), format conversion (`convert`), the `queue` between the threads, the `worker` that feeds the model, `progress` and latency | tensors, networks |
 //! | [`models`] | all models and devices; chooses one and puts it together | GStreamer |
 //! | [`weights`] | files: the published models (`published`), model folders (`folder`), where files are (`locate`), the hub and its cache (`hub`), PyTorch files (`torch`, `pickle`), mapped files (`checkpoint`, `store`); tensor names and shapes (`keys`), synthetic weights (`synth`) | what tensors mean |
 //! | [`lite`] | the small embedded networks: upscaling (`resize`, `upscale`), optical flow (`flow`), frame interpolation (`synthesis`), buffer reuse (`pool`), network shapes (`network`) and weights (`weights`) | how they were trained: `examples/train_lite` |
@@ -25,22 +25,22 @@
 //! | [`engine`] | the contract: plain data, and the trait that every model implements | everything else |
 #![deny(missing_docs)]
 
+mod element;
 pub mod engine;
 pub mod lite;
 pub mod models;
 pub mod networks;
 pub mod ops;
-mod venhance;
 pub mod wavefront;
 pub mod weights;
 
 use gst::glib;
 
+pub use element::{Model, Solver, VEnhance};
 pub use plugin::plugin_register_static;
-pub use venhance::{Model, Solver, VEnhance};
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
-    venhance::register(plugin)
+    element::register(plugin)
 }
 
 #[allow(missing_docs, reason = "the macro's items have none")]

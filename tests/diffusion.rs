@@ -2,24 +2,27 @@
 //! `model=v1` and `model=v2` through the front door, with a tiny model in a folder.
 
 mod common;
+#[path = "common/sink.rs"]
+mod sink;
 #[path = "common/torch.rs"]
 mod torch;
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use common::{TIMEOUT, decode, run, try_run};
 use gst::prelude::*;
 use gstvenhance::{
-    engine::{Cancel, Clip, Error, Format, Frame, Model, Options, Progress, Sink},
+    engine::{Cancel, Format, Frame, Model, Options},
     models,
     networks::{text, unet, vae},
     weights::{self, Config},
 };
 use serde_json::Value;
+use sink::Record;
 
 /// A folder with a model, and a video of four frames of 36×24 at 8 fps.
 struct Room(tempfile::TempDir);
@@ -94,17 +97,6 @@ fn one_line_enhances_a_video() {
     }
 }
 
-#[derive(Default)]
-struct Collect(Mutex<Vec<Arc<Frame>>>);
-
-impl Sink for Collect {
-    fn frame(&self, frame: Arc<Frame>) -> Result<(), Error> {
-        self.0.lock().unwrap().push(frame);
-        Ok(())
-    }
-    fn progress(&self, _: Progress) {}
-}
-
 /// Frames of 8 bits, [h, w, 3], one after the other.
 fn frames(file: &Path, (width, height): (usize, usize)) -> Vec<Frame> {
     let bytes = std::fs::read(file).unwrap();
@@ -143,14 +135,14 @@ fn the_element_gives_what_the_library_gives_for_the_same_frames() {
     let cancel = Cancel::default();
     let choice = models::choose(&options).unwrap();
     let mut loaded = models::build(&choice, None, &cancel, &mut |_| {}).unwrap();
-    let sink = Arc::new(Collect::default());
+    let sink = Arc::new(Record::default());
     let format = Format { input: (36, 24), output: (108, 72), made: 2, alpha: false };
-    loaded.enhancer.start(format, Clip { sink: sink.clone(), cancel }).unwrap();
+    loaded.enhancer.start(format, sink::clip(&sink)).unwrap();
     for frame in frames(&room.path("in.raw"), (36, 24)) {
         loaded.enhancer.push(frame).unwrap();
     }
     loaded.enhancer.finish().unwrap();
-    let (ours, theirs) = (sink.0.lock().unwrap(), frames(&room.path("out.raw"), (108, 72)));
+    let (ours, theirs) = (sink.take(), frames(&room.path("out.raw"), (108, 72)));
     assert_eq!((ours.len(), theirs.len()), (10, 10));
     for (ours, theirs) in ours.iter().zip(&theirs) {
         let off = ours.pixels().iter().zip(theirs.pixels()).map(|(a, b)| a.abs_diff(*b)).max();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use gstvenhance::{
-    engine::{self, Cancel, Clip, Enhancer, Error, Progress, Sink, Solver},
+    engine::{Enhancer, Solver},
     networks::{
         unet::{Config, Denoiser, Prompted},
         vae::{self, Vae},
@@ -20,16 +20,6 @@ use peak_alloc::PeakAlloc;
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
-
-/// Frames are gone once they have left.
-struct Nowhere;
-
-impl Sink for Nowhere {
-    fn frame(&self, _: Arc<engine::Frame>) -> Result<(), Error> {
-        Ok(())
-    }
-    fn progress(&self, _: Progress) {}
-}
 
 fn tiny() -> Models {
     let device = &Device::Cpu;
@@ -57,8 +47,7 @@ fn memory_stays_flat_over_six_hundred_frames() {
     let plan = Plan::new(&settings, format, 200, |_, _| 0);
     assert_eq!(plan.frames(), 598);
     let mut enhancer = Wavefront::new(tiny(), settings, Arc::new(Seeded(1)));
-    let clip = Clip { sink: Arc::new(Nowhere), cancel: Cancel::default() };
-    enhancer.start(format, clip).unwrap();
+    enhancer.start(format, toy::clip(&Arc::new(toy::Discard))).unwrap();
     // Held between two frames, and the peak, in each quarter.
     let mut quarters = [(0, 0); 4];
     for n in 0..200 {

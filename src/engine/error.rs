@@ -9,7 +9,7 @@ use std::sync::{
 /// Why a model did not deliver. Each text says what was tried and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The [`Cancel`] token was set, or the [`Sink`](super::Sink) takes nothing more.
+    /// The [`Cancel`] token was set. The [`Sink`](super::Sink) returns it only after that.
     #[error("cancelled")]
     Cancelled,
     /// A setting that cannot be used.
@@ -82,6 +82,12 @@ pub enum Error {
     State {
         /// What is wrong with it.
         why: String,
+    },
+    /// A broken invariant of this crate, such as a clip with a frame too many.
+    #[error("internal error: {what}; this is a bug in venhance: please report it")]
+    Internal {
+        /// Which invariant, and how.
+        what: String,
     },
     /// A frame could not be resized.
     #[error("resizing a frame from {from:?} to {to:?} failed: {why}; please report this")]

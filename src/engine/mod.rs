@@ -8,6 +8,7 @@
 
 mod error;
 mod frame;
+pub mod log;
 mod options;
 mod rules;
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a model can compute on.
 
+use std::fmt;
+
 use candle_core::DType;
 
 use crate::{engine::Error, ops};
@@ -11,6 +13,15 @@ pub(super) enum Device {
     Cpu,
     /// A CUDA device by its ordinal.
     Cuda(usize),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
 }
 
 impl Device {

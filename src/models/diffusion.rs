@@ -8,7 +8,10 @@ use candle_nn::VarBuilder;
 
 use super::{Device, Note};
 use crate::{
-    engine::{Cancel, Error, Format, Model, Options, POSITIVE_PROMPT},
+    engine::{
+        Cancel, Error, Format, Model, Options, POSITIVE_PROMPT,
+        log::{self, Area},
+    },
     networks::{
         text::{TextTower, Tokenizer},
         unet::{self, Denoiser, Prompted},
@@ -37,6 +40,10 @@ impl Request {
         };
         let devices = devices.map_or_else(|| vec![Device::best()], <[_]>::to_vec);
         Some(Self { version, devices, options: options.clone() })
+    }
+
+    pub(super) fn devices(&self) -> String {
+        self.devices.iter().map(Device::to_string).collect::<Vec<_>>().join(",")
     }
 
     pub(super) fn is_on_cpu(&self) -> bool {
@@ -117,6 +124,7 @@ impl Loader<'_> {
         cancel.check()?;
         let failed = |error| failed(&format!("loading the {name}"), cancel, &error);
         let dtype = device.dtype();
+        log::info(Area::Models, format_args!("Loading the {name} on {device} as {dtype:?}"));
         let device = device.open().map_err(failed)?;
         let vb = file.open(keys, dtype, &device, cancel, &mut |progress| {
             note(Note::Copy(progress));
@@ -137,7 +145,10 @@ pub(super) fn build(
     let files = weights::locate(&request.source()?, *version, cancel, &mut download)?;
     let same = |networks: &Networks| networks.files == files && networks.devices == *devices;
     let networks = match before.filter(same) {
-        Some(networks) => networks,
+        Some(networks) => {
+            log::info(Area::Models, format_args!("The networks are still loaded"));
+            networks
+        }
         None => Networks::load(files, devices, &mut Loader { cancel, note })?,
     };
 

@@ -23,6 +23,13 @@ pub struct Choice {
     request: Option<Request>,
 }
 
+impl Choice {
+    /// The devices that it computes on, as in the property `device`.
+    pub fn devices(&self) -> String {
+        self.request.as_ref().map_or_else(|| Device::Cpu.to_string(), Request::devices)
+    }
+}
+
 /// Decides which model runs, by the options and the hardware alone: the same for every video.
 ///
 /// # Errors
@@ -105,6 +112,14 @@ pub struct Loaded {
     pub enhancer: Box<dyn Enhancer>,
     /// What it shares with the next, if that has the same weights on the same devices.
     networks: Option<Networks>,
+}
+
+#[cfg(test)]
+impl Loaded {
+    /// Any enhancer in place of a model.
+    pub(crate) fn with_enhancer(choice: Choice, enhancer: Box<dyn Enhancer>) -> Self {
+        Self { choice, enhancer, networks: None }
+    }
 }
 
 /// Loads a model. May take minutes; `cancel` stops it. What was loaded `before` is used again as far as

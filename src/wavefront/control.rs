@@ -9,7 +9,10 @@ use super::{
     memory::is_out_of_memory,
     model::{Check, Mode, Precision, Slices},
 };
-use crate::engine::{Cancel, Clip, Error, Progress, Sink};
+use crate::engine::{
+    Cancel, Clip, Error, Progress, Sink,
+    log::{self, Area},
+};
 
 /// What every part of a run holds.
 #[derive(Clone)]
@@ -74,7 +77,13 @@ impl Control {
             let result = run(self.slices.get());
             let full = result.as_ref().is_err_and(is_out_of_memory);
             match self.slices.get().halved() {
-                Some(smaller) if full => self.slices.set(smaller),
+                Some(smaller) if full => {
+                    log::debug(
+                        Area::Sampler,
+                        format_args!("{what}: out of device memory, continuing with {smaller:?}"),
+                    );
+                    self.slices.set(smaller);
+                }
                 None if full => {
                     return self.attempt(format!("{what}, in the smallest slices,"), result);
                 }
@@ -94,6 +103,7 @@ impl Control {
         run: impl Fn(Mode, Check) -> candle_core::Result<[Tensor; N]>,
     ) -> Result<[Tensor; N], Error> {
         let check = || self.check().map_err(candle_core::Error::wrap);
+        let mut overflowed = false;
         loop {
             let start = Instant::now();
             let (tensors, finite) = self.in_slices(&what, |slices| {
@@ -102,12 +112,20 @@ impl Control {
                 Ok((tensors, finite))
             })?;
             if finite {
+                if overflowed {
+                    log::info(
+                        Area::Sampler,
+                        format_args!("{what}: overflow in f16; bf16 from now on for this step"),
+                    );
+                }
+                log::log(Area::Sampler, format_args!("{what} took {:?}", start.elapsed()));
                 self.sink.progress(Progress { unit: what.to_string(), took: start.elapsed() });
                 return Ok(tensors);
             }
             if precision.replace(Precision::Wide) == Precision::Wide {
                 return Err(Error::NotFinite { what: what.to_string() });
             }
+            overflowed = true;
         }
     }
 }

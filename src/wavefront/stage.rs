@@ -15,7 +15,13 @@ use super::{
     solver::Evaluation,
     windows::Sliding,
 };
-use crate::{engine::Error, ops};
+use crate::{
+    engine::{
+        Error,
+        log::{self, Area},
+    },
+    ops,
+};
 
 /// A frame on its way through the evaluations.
 #[derive(Debug, Clone)]
@@ -129,6 +135,9 @@ impl Stage {
         let number = self.frames.number();
         let last = number >= self.ordinary;
         let what = format!("window {number}, step {}", self.evaluation.step);
+        let (begin, end) = (self.frames.first(), self.frames.first() + window.len());
+        let end_of_clip = if last { ", the last of the clip" } else { "" };
+        log::log(Area::Sampler, format_args!("{what}: frames {begin} to {end}{end_of_clip}"));
         let results = self.evaluate(&what, window.len(), denoiser, recipe, control)?;
         let first = self.frames.first() + usize::from(number > 0);
         let frames = self.advance(results, last, first, denoiser.device(), recipe);

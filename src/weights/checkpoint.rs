@@ -24,7 +24,10 @@ use super::{
     store,
     torch::TorchFile,
 };
-use crate::engine::{Cancel, Error};
+use crate::engine::{
+    Cancel, Error,
+    log::{self, Area},
+};
 
 /// The magic number that a PyTorch file of before version 1.6 begins with, pickled: behind the protocol version and,
 /// with newer protocols, a frame header. The first byte alone is not enough, since a safetensors file begins with the
@@ -216,6 +219,7 @@ fn convert(
     }
     let (mut reporter, mut done) = (Reporter::new(need, progress), 0);
     reporter.begin(path.display().to_string());
+    log::info(Area::Weights, format_args!("Converting to {} ({need} bytes)", path.display()));
     store::write(path, needed, DType::F16, source, |name, shape| {
         cancel.check().map_err(candle_core::Error::wrap)?;
         reporter.update(done);

@@ -8,7 +8,10 @@ use super::{
     folder::{CONFIG, TEXT, UNET, VAE},
     published::{Version, advice},
 };
-use crate::engine::{Cancel, Error};
+use crate::engine::{
+    Cancel, Error,
+    log::{self, Area},
+};
 
 /// The source of a model.
 #[derive(Clone)]
@@ -78,6 +81,9 @@ pub fn sizes(source: &Source) -> Result<Config, Error> {
 }
 
 fn files(config: Config, [unet, vae, text]: [PathBuf; 3]) -> Files {
+    for path in [&unet, &vae, &text] {
+        log::debug(Area::Weights, format_args!("Using {}", path.display()));
+    }
     let all_used = |path| Checkpoint { path, ignored_prefixes: Vec::new() };
     let text = Checkpoint {
         path: text,

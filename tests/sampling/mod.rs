@@ -2,6 +2,9 @@
 //! The sampler against numbers that the real implementation has produced, through the code that runs in
 //! the element; only the noise comes by name, through the trait that the real noise has.
 
+#[path = "../common/sink.rs"]
+mod sink;
+
 use std::{
     collections::HashMap,
     path::Path,
@@ -10,7 +13,7 @@ use std::{
 
 use candle_core::{DType, Device, Result, Tensor};
 use gstvenhance::{
-    engine::{self, Cancel, Clip, Options, Progress, Sink, Solver, made_frames, target_size},
+    engine::{self, Clip, Options, Solver, made_frames, target_size},
     networks::{
         text::{self, TextTower},
         unet::{self, Prompted},
@@ -29,18 +32,8 @@ use crate::{Fixture, Report, unet_config, usize_of, usizes_of};
 
 type Outcome<T> = crate::Result<T>;
 
-/// Nobody watches.
-struct Nowhere;
-
-impl Sink for Nowhere {
-    fn frame(&self, _: Arc<engine::Frame>) -> std::result::Result<(), engine::Error> {
-        Ok(())
-    }
-    fn progress(&self, _: Progress) {}
-}
-
 fn clip() -> Clip {
-    Clip { sink: Arc::new(Nowhere), cancel: Cancel::default() }
+    sink::clip(&Arc::new(sink::Discard))
 }
 
 /// Latents as they leave the sampler.

@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Networks that cost nothing and yet depend on all that the real ones depend on.
-#![allow(dead_code, reason = "every test file uses a part of this")]
+#![allow(dead_code, unused_imports, reason = "every test file uses a part of this")]
 
-use std::sync::{Arc, Mutex};
+#[path = "../common/sink.rs"]
+mod sink;
+
+use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 use gstvenhance::{
-    engine::{self, Cancel, Clip, Format, Options, Progress, Sink, Solver},
+    engine::{self, Format, Options, Solver},
     wavefront::{
         Autoencoder, Check, Conditions, Denoiser, Encoded, Guidance, LATENT, Mode, Models,
         Settings, Velocities,
     },
 };
+
+pub use sink::{Discard, Record, clip};
 
 /// Mixes neighbours in the window, the window as a whole, the hint, the time and the prompt.
 pub struct ToyDenoiser;
@@ -101,41 +106,4 @@ pub fn picture(number: usize, (width, height): (usize, usize)) -> engine::Frame 
         *value = (n * 7919 + number * 104_729 + n * n * (number + 3) * 31) as u16;
     }
     frame
-}
-
-/// Keeps what leaves, the units of progress, and the warnings.
-#[derive(Default)]
-pub struct Record {
-    pub frames: Mutex<Vec<Arc<engine::Frame>>>,
-    pub units: Mutex<Vec<String>>,
-    pub warnings: Mutex<Vec<String>>,
-}
-
-impl Record {
-    pub fn take(&self) -> Vec<Arc<engine::Frame>> {
-        std::mem::take(&mut *self.frames.lock().unwrap())
-    }
-
-    pub fn count(&self) -> usize {
-        self.frames.lock().unwrap().len()
-    }
-}
-
-impl Sink for Record {
-    fn frame(&self, frame: Arc<engine::Frame>) -> std::result::Result<(), engine::Error> {
-        self.frames.lock().unwrap().push(frame);
-        Ok(())
-    }
-
-    fn progress(&self, progress: Progress) {
-        self.units.lock().unwrap().push(progress.unit);
-    }
-
-    fn warning(&self, text: String) {
-        self.warnings.lock().unwrap().push(text);
-    }
-}
-
-pub fn clip(sink: &Arc<Record>) -> Clip {
-    Clip { sink: sink.clone(), cancel: Cancel::default() }
 }

@@ -15,7 +15,10 @@ use super::{
     partial::Partial,
 };
 use crate::{
-    engine::{Cancel, Error},
+    engine::{
+        Cancel, Error,
+        log::{self, Area},
+    },
     weights::{
         disk::with_suffix,
         lock,
@@ -83,6 +86,10 @@ impl Hub {
             let failed = |failure: Failure| {
                 failure.into_error(&format!("downloading {}", client.url(&remote)), version)
             };
+            log::info(
+                Area::Weights,
+                format_args!("Downloading {} ({} bytes)", client.url(&remote), remote.size),
+            );
             reporter.begin(format!("{}/{}", remote.repo, remote.name));
             *path = Some(self.download_file(client, &remote, &mut reporter).map_err(failed)?);
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The element's properties: their names, ranges, defaults and texts.
+//! The properties of the element: names, ranges, defaults and descriptions.
 
 use std::path::PathBuf;
 
@@ -9,14 +9,16 @@ use once_cell::sync::Lazy;
 use super::{Model, Solver};
 use crate::engine::Options;
 
-/// What the user has set.
+/// The values of the properties.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) up_scale: f64,
     pub(super) target_fps: gst::Fraction,
-    /// The number, in its clip, of the first frame that comes.
+    /// The index, in its clip, of the first input frame.
     pub(super) first_frame: u32,
     pub(super) options: Options,
+    /// The model that runs; `Auto` before the first start. Read-only for the user.
+    pub(super) active_model: Model,
 }
 
 impl Default for Settings {
@@ -26,103 +28,167 @@ impl Default for Settings {
             target_fps: gst::Fraction::new(24, 1),
             first_frame: 0,
             options: Options::default(),
+            active_model: Model::Auto,
         }
     }
 }
 
-/// What a text says about the time at which a property is read.
-const AT_START: &str = "Taken when the element starts (READY to PAUSED); a change in PLAYING acts \
-    from the next start on";
-const ANY_TIME: &str = "Can change in PLAYING: the frames held are finished as an end of clip, then \
-    new caps follow";
-
 pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
-    let Settings { up_scale, target_fps, first_frame, options } = Settings::default();
-    let int = |name, low, high, default: u32, text: &str| {
+    let Settings { up_scale, target_fps, first_frame, options, .. } = Settings::default();
+    let int = |name, nick, low, high, default: u32, blurb| {
         glib::ParamSpecInt::builder(name)
+            .nick(nick)
+            .blurb(blurb)
             .minimum(low)
             .maximum(high)
             .default_value(default as i32)
-            .blurb(&format!("{text}. {AT_START}"))
             .mutable_ready()
             .build()
     };
-    let text = |name, default: Option<&str>, text: &str| {
-        glib::ParamSpecString::builder(name)
-            .default_value(default)
-            .blurb(&format!("{text}. {AT_START}"))
-            .mutable_ready()
-            .build()
-    };
-    let uint = |name, default, text: &str| {
+    let uint = |name, nick, default, blurb| {
         glib::ParamSpecUInt::builder(name)
+            .nick(nick)
+            .blurb(blurb)
             .default_value(default)
-            .blurb(&format!("{text}. {AT_START}"))
+            .mutable_ready()
+            .build()
+    };
+    let string = |name, nick, default: Option<&str>, blurb| {
+        glib::ParamSpecString::builder(name)
+            .nick(nick)
+            .blurb(blurb)
+            .default_value(default)
             .mutable_ready()
             .build()
     };
     vec![
         glib::ParamSpecEnum::builder_with_default("model", Model::Auto)
-            .blurb(&format!(
-                "The model. auto: v1 where a CUDA device is usable, else lite. {AT_START}"
-            ))
+            .nick("Model")
+            .blurb("Model to run; auto is v1 where a CUDA device is usable, else lite.")
             .mutable_ready()
             .build(),
         glib::ParamSpecEnum::builder_with_default("active-model", Model::Auto)
-            .blurb("The model that runs; auto before the element has started")
+            .nick("Active model")
+            .blurb("Model that runs; auto before the first start.")
             .read_only()
             .build(),
         glib::ParamSpecDouble::builder("up-scale")
+            .nick("Upscaling factor")
+            .blurb(
+                "Factor for width and height, 1 to 8. Sizes are rounded down to even numbers, \
+                 except at 1.",
+            )
             .minimum(1.0)
             .maximum(8.0)
             .default_value(up_scale)
-            .blurb(&format!(
-                "Spatial factor: each side becomes floor(side * up-scale / 2) * 2, and stays as it is \
-                 at 1. {ANY_TIME}"
-            ))
             .mutable_playing()
             .build(),
         gst::ParamSpecFraction::builder("target-fps")
+            .nick("Target frame rate")
+            .blurb(
+                "Target frame rate in frames per second, such as 24 or 24000/1001 (not 23.976); the \
+                 input rate is multiplied by the nearest integer, 1 to 9. 0/1 keeps the input rate.",
+            )
             .minimum(gst::Fraction::new(0, 1))
             .maximum(gst::Fraction::new(i32::MAX, 1))
             .default_value(target_fps)
-            .blurb(&format!(
-                "Frame rate to come near to, such as 24 or 24000/1001 (not 23.976): the rate grows by \
-                 the whole factor nearest to target / input, 1 to 9; 0/1 keeps it. {ANY_TIME}"
-            ))
             .mutable_playing()
             .build(),
-        int("noise-aug", 0, 300, options.noise_aug, "v1, v2: strength of the refinement; up to 200 for good input, 250 to 300 for very poor input"),
+        int(
+            "noise-aug",
+            "Noise augmentation",
+            0,
+            300,
+            options.noise_aug,
+            "Strength of the refinement, 0 to 300 (v1, v2). Up to 200 suits good input, 250 to 300 \
+             very poor input.",
+        ),
         glib::ParamSpecEnum::builder_with_default("solver", Solver::from(options.solver))
-            .blurb(&format!("v1, v2: the sampler. {AT_START}"))
+            .nick("Solver")
+            .blurb("Sampler of the diffusion process (v1, v2).")
             .mutable_ready()
             .build(),
-        int("steps", 1, 100, options.steps, "v1, v2: sampler steps; not with solver=fast, which has its own"),
+        int(
+            "steps",
+            "Sampler steps",
+            1,
+            100,
+            options.steps,
+            "Number of sampler steps, 1 to 100 (v1, v2). solver=fast ignores it.",
+        ),
         glib::ParamSpecDouble::builder("guidance-scale")
+            .nick("Guidance scale")
+            .blurb("Weight of the prompt in classifier-free guidance, 1 to 20 (v1, v2).")
             .minimum(1.0)
             .maximum(20.0)
             .default_value(options.guidance_scale)
-            .blurb(&format!("v1, v2: weight of the prompt. {AT_START}"))
             .mutable_ready()
             .build(),
-        int("downscale-cond", 1, 8, options.downscale_cond, "v1, v2: the downscale factor told to the network"),
-        text("prompt", Some(&options.prompt), "v1, v2: what the video shows"),
-        text("negative-prompt", Some(&options.negative_prompt), "v1, v2: what the video must not look like"),
-        uint("first-frame", first_frame, "v1, v2: the number of the first input frame in the clip that it is a part of, which gives it the same noise as there; the clips after it count from 0"),
+        int(
+            "downscale-cond",
+            "Downscale condition",
+            1,
+            8,
+            options.downscale_cond,
+            "Downscaling factor that the network assumes of the input, 1 to 8 (v1, v2).",
+        ),
+        string(
+            "prompt",
+            "Prompt",
+            Some(&options.prompt),
+            "Description of what the video shows (v1, v2).",
+        ),
+        string(
+            "negative-prompt",
+            "Negative prompt",
+            Some(&options.negative_prompt),
+            "Description of what the output must not look like (v1, v2).",
+        ),
+        uint(
+            "first-frame",
+            "First frame",
+            first_frame,
+            "Index of the first input frame in its clip, if the clip began before (v1, v2). The frame \
+             gets the same noise as in a run over the whole clip.",
+        ),
         glib::ParamSpecUInt64::builder("seed")
+            .nick("Seed")
+            .blurb("Seed of the random noise (v1, v2).")
             .default_value(options.seed)
-            .blurb(&format!("v1, v2: start of all randomness. {AT_START}"))
             .mutable_ready()
             .build(),
-        uint("min-height", options.min_height, "v1, v2: the smallest output height; smaller output is enlarged to it, with a warning"),
-        uint("max-pixels", options.max_pixels, "v1, v2: the largest output area, 0 for no limit; larger output is reduced to it, with a warning"),
-        text("model-dir", None, "v1, v2: folder with the weights, instead of the hub"),
-        text("device", Some(&options.device), "Where to compute: auto, cpu, cuda:N, or a comma-separated list; lite runs on the CPU"),
+        uint(
+            "min-height",
+            "Minimum height",
+            options.min_height,
+            "Minimum output height in pixels (v1, v2). Smaller output is scaled up to it, with a \
+             warning.",
+        ),
+        uint(
+            "max-pixels",
+            "Maximum area",
+            options.max_pixels,
+            "Maximum output area in pixels, 0 for no limit (v1, v2). Larger output is scaled down to \
+             it, with a warning.",
+        ),
+        string(
+            "model-dir",
+            "Model folder",
+            None,
+            "Folder with the weights (v1, v2). If not set, they are downloaded from the Hugging Face \
+             hub and cached.",
+        ),
+        string(
+            "device",
+            "Device",
+            Some(&options.device),
+            "Device to compute on: auto, cpu, cuda:N, or a comma-separated list. lite runs on the CPU.",
+        ),
         glib::ParamSpecBoxed::builder::<gst::Structure>("progress")
+            .nick("Progress")
             .blurb(
-                "Progress of the work, as in the element messages venhance-progress: frames-in, \
-                 frames-out (uint64), unit (string), seconds-per-unit and eta-seconds (double, -1: not \
-                 known)",
+                "Progress, as in the element message venhance-progress: frames-in and frames-out \
+                 (uint64), unit (string), seconds-per-unit and eta-seconds (double, -1 if unknown).",
             )
             .read_only()
             .build(),
@@ -130,7 +196,7 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
 });
 
 impl Settings {
-    /// Sets a writable property; its range is GObject's to keep.
+    /// Sets a writable property. GObject checks the range.
     pub(super) fn set(&mut self, name: &str, value: &glib::Value) {
         let options = &mut self.options;
         match name {
@@ -158,11 +224,12 @@ impl Settings {
         }
     }
 
-    /// The value of a property that [`set`](Self::set) knows.
+    /// The value of a property other than `progress`.
     pub(super) fn value(&self, name: &str) -> glib::Value {
         let options = &self.options;
         match name {
             "model" => options.model.map_or(Model::Auto, Model::from).to_value(),
+            "active-model" => self.active_model.to_value(),
             "up-scale" => self.up_scale.to_value(),
             "target-fps" => self.target_fps.to_value(),
             "noise-aug" => (options.noise_aug as i32).to_value(),
@@ -178,12 +245,12 @@ impl Settings {
             "max-pixels" => options.max_pixels.to_value(),
             "model-dir" => options.model_dir.as_ref().and_then(|path| path.to_str()).to_value(),
             "device" => options.device.to_value(),
-            _ => unreachable!("no such property: {name}"),
+            _ => unreachable!("no property {name}"),
         }
     }
 }
 
-/// The value of a property, whose type GObject has checked.
+/// The value of a property. GObject has checked the type.
 fn get<'a, T: glib::value::FromValue<'a>>(value: &'a glib::Value) -> T {
     value.get().unwrap_or_else(|_| unreachable!("GObject checks the type of a property"))
 }

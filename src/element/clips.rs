@@ -1,70 +1,62 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What arrives at the sink pad: cuts the stream into clips and turns buffers into queue items.
 
+use std::sync::Arc;
+
 use gst::ClockTime;
 use gst_video::VideoInfo;
 
 use super::{
     caps,
-    frames::{Error, Unpacker},
-    timeline::{Cadence, Place, Timeline},
-    worker::{Item, Stamp},
+    convert::{Error, Unpacker},
+    queue::{BufferInfo, QueueItem},
+    timeline::{Cadence, ClipEnd, Placement, Timeline},
 };
 use crate::engine::{Format, Frame, made_frames};
 
-/// Frames whose intervals tell the rate of a stream that does not name it.
+/// The frame rate of a stream that does not name it is measured over this many frames.
 const RATE_FRAMES: usize = 5;
 
 /// The state of the sink pad between two caps.
-pub(super) struct Intake {
+pub(super) struct Clips {
     info: VideoInfo,
     target_fps: gst::Fraction,
     format: Format,
-    unpacker: Unpacker,
+    unpacker: Arc<Unpacker>,
     timeline: Timeline,
-    /// `None` while it is not known, then every frame is a clip.
+    /// `None` while the rate is unknown: then each frame is a clip.
     cadence: Option<Cadence>,
-    /// While the rate is being measured, what waits for it.
+    /// While the rate is being measured: what waits for the result.
     measuring: Option<Vec<Waiting>>,
 }
 
-/// A frame with what its buffer says, or an event, that waits for the rate.
 enum Waiting {
-    Frame(Frame, Note),
+    Frame(Frame, BufferInfo),
     Event(gst::Event),
 }
 
-/// What a buffer says beside its picture.
-struct Note {
-    pts: Option<ClockTime>,
-    duration: Option<ClockTime>,
-    flags: gst::BufferFlags,
-    metas: Option<gst::Buffer>,
-}
-
-impl Intake {
-    /// For these formats, after what `before` has seen.
+impl Clips {
+    /// For these formats. Frames without a timestamp follow those of `timeline`.
     pub(super) fn new(
         info: VideoInfo,
         output: &VideoInfo,
         target_fps: gst::Fraction,
-        before: Option<&Self>,
+        mut timeline: Timeline,
     ) -> Result<Self, Error> {
         let rate = caps::rate(info.fps());
-        let made = caps::made(target_fps, info.fps());
-        let mut timeline = before.map(|before| before.timeline.clone()).unwrap_or_default();
-        timeline.cut();
+        let interpolated = caps::interpolated(target_fps, info.fps());
+        timeline.cut(ClipEnd::Caps);
         Ok(Self {
             format: Format {
                 input: (info.width() as usize, info.height() as usize),
                 output: (output.width() as usize, output.height() as usize),
-                made,
-                // Where it is thrown away, it must not touch the colours.
+                made: interpolated,
+                // Alpha that the output drops must not affect the colours.
                 alpha: info.has_alpha() && output.has_alpha(),
             },
-            unpacker: Unpacker::new(info.clone())?,
+            unpacker: Arc::new(Unpacker::new(info.clone())?),
             timeline,
-            cadence: (rate.0 > 0).then(|| Cadence::new(rate, made)),
+            cadence: (rate.0 > 0).then(|| Cadence::new(rate, interpolated)),
             measuring: (rate.0 == 0).then(Vec::new),
             target_fps,
             info,
@@ -75,20 +67,29 @@ impl Intake {
         &self.info
     }
 
-    /// What the compute thread must know before the first frame; nothing while the rate is measured.
-    pub(super) fn format(&self) -> Option<Item> {
-        self.measuring.is_none().then_some(Item::Format(self.format, self.cadence))
+    pub(super) fn timeline(&self) -> &Timeline {
+        &self.timeline
     }
 
-    /// Whether a gap of this length is known to be no longer than a frame and a half.
+    /// Converts buffers of these caps. Shared, so that no lock is held meanwhile.
+    pub(super) fn unpacker(&self) -> Arc<Unpacker> {
+        self.unpacker.clone()
+    }
+
+    /// What the compute thread needs before the first frame; `None` while the rate is being measured.
+    pub(super) fn format(&self) -> Option<QueueItem> {
+        self.measuring.is_none().then_some(QueueItem::Format(self.format, self.cadence))
+    }
+
+    /// Whether a gap is known to be at most 1.5 frames long.
     pub(super) fn spans_one_frame(&self, gap: ClockTime) -> bool {
         self.cadence.is_some_and(|cadence| cadence.spans_one_frame(gap))
     }
 
-    /// Whether a segment goes on with the one before: it is the same but for its position, which says
-    /// nothing of what follows, and for a shift of its times by less than half a frame. Such a shift is
-    /// how matroskademux corrects where a stream begins.
-    pub(super) fn goes_on(
+    /// Whether a segment continues the one before. They may differ in position, which says nothing of
+    /// what follows, and by a shift of less than half a frame, with which matroskademux corrects the
+    /// start of a stream.
+    pub(super) fn continues(
         &self,
         before: &gst::FormattedSegment<ClockTime>,
         segment: &gst::FormattedSegment<ClockTime>,
@@ -109,48 +110,43 @@ impl Intake {
         before == *segment
     }
 
-    /// Takes a frame; `start` is the time of one that has none and is the first.
-    ///
-    /// `flags` are those that the output shall have.
-    pub(super) fn frame(
+    /// Takes a frame. `start` is the timestamp of a first frame that has none.
+    pub(super) fn push_frame(
         &mut self,
-        buffer: &gst::BufferRef,
-        flags: gst::BufferFlags,
+        frame: Frame,
+        info: BufferInfo,
         start: ClockTime,
-    ) -> Result<Vec<Item>, Error> {
-        let frame = self.unpacker.unpack(buffer)?;
-        let note =
-            Note { pts: buffer.pts(), duration: buffer.duration(), flags, metas: metas(buffer) };
+    ) -> Vec<QueueItem> {
         let Some(waiting) = &mut self.measuring else {
             let mut items = Vec::with_capacity(2);
-            self.place(frame, note, start, &mut items);
-            return Ok(items);
+            self.place(frame, info, start, &mut items);
+            return items;
         };
-        waiting.push(Waiting::Frame(frame, note));
+        waiting.push(Waiting::Frame(frame, info));
         let frames = waiting.iter().filter(|item| matches!(item, Waiting::Frame(..))).count();
-        Ok(if frames < RATE_FRAMES { Vec::new() } else { self.settle(start) })
+        if frames < RATE_FRAMES { Vec::new() } else { self.settle(start) }
     }
 
-    /// Takes an event that leaves the clip as it is.
-    pub(super) fn event(&mut self, event: gst::Event) -> Option<Item> {
+    /// Takes an event that does not end the clip; `None` if it waits for the rate.
+    pub(super) fn push_event(&mut self, event: gst::Event) -> Option<QueueItem> {
         match &mut self.measuring {
             Some(waiting) if !waiting.is_empty() => {
                 waiting.push(Waiting::Event(event));
                 None
             }
-            _ => Some(Item::Event(event)),
+            _ => Some(QueueItem::Event(event)),
         }
     }
 
-    /// Ends the clip; the next frame begins one.
-    pub(super) fn end_clip(&mut self, start: ClockTime) -> Vec<Item> {
+    /// Ends the clip.
+    pub(super) fn end_clip(&mut self, reason: ClipEnd, start: ClockTime) -> Vec<QueueItem> {
         let mut items = self.settle(start);
-        self.timeline.cut();
-        items.push(Item::EndOfClip);
+        self.timeline.cut(reason);
+        items.push(QueueItem::EndOfClip(reason));
         items
     }
 
-    /// Forgets all frames, and their times.
+    /// Forgets all frames and their timestamps.
     pub(super) fn flush(&mut self) {
         self.timeline = Timeline::default();
         if let Some(waiting) = &mut self.measuring {
@@ -158,8 +154,9 @@ impl Intake {
         }
     }
 
-    /// Takes the median of the intervals seen as the rate, and lets go what has waited for it.
-    fn settle(&mut self, start: ClockTime) -> Vec<Item> {
+    /// Ends the measurement: takes the median of the intervals as the frame duration, and lets what
+    /// waits for it go.
+    fn settle(&mut self, start: ClockTime) -> Vec<QueueItem> {
         let mut items = Vec::new();
         match &self.measuring {
             Some(waiting) if !waiting.is_empty() => {}
@@ -169,7 +166,7 @@ impl Intake {
         let times: Vec<ClockTime> = waiting
             .iter()
             .filter_map(|item| match item {
-                Waiting::Frame(_, note) => note.pts,
+                Waiting::Frame(_, info) => info.pts,
                 Waiting::Event(_) => None,
             })
             .collect();
@@ -184,40 +181,50 @@ impl Intake {
                 self.format.made = made_frames(caps::rate(self.target_fps), rate);
                 self.cadence = Some(Cadence::new(rate, self.format.made));
             }
-            // Too few frames to tell; the next clip may have more.
+            // Too few frames; the next clip may have more.
             None => self.measuring = Some(Vec::new()),
         }
-        items.push(Item::Format(self.format, self.cadence));
+        items.push(QueueItem::Format(self.format, self.cadence));
         for item in waiting {
             match item {
-                Waiting::Frame(frame, note) => self.place(frame, note, start, &mut items),
-                Waiting::Event(event) => items.push(Item::Event(event)),
+                Waiting::Frame(frame, info) => self.place(frame, info, start, &mut items),
+                Waiting::Event(event) => items.push(QueueItem::Event(event)),
             }
         }
         items
     }
 
-    /// Gives a frame its time and its clip.
-    fn place(&mut self, frame: Frame, note: Note, start: ClockTime, items: &mut Vec<Item>) {
-        if note.flags.contains(gst::BufferFlags::DISCONT) {
-            self.timeline.cut();
+    /// Gives a frame its timestamp and its clip.
+    fn place(
+        &mut self,
+        frame: Frame,
+        info: BufferInfo,
+        start: ClockTime,
+        items: &mut Vec<QueueItem>,
+    ) {
+        if info.flags.contains(gst::BufferFlags::DISCONT) {
+            self.timeline.cut(ClipEnd::Discont);
         }
-        let moment = match self.timeline.place(note.pts, start, self.cadence) {
-            Place::Next(moment) => moment,
-            Place::First(moment) => {
-                items.push(Item::EndOfClip);
-                moment
+        let time = match self.timeline.place(info.pts, start, self.cadence) {
+            Placement::SameClip(time) => time,
+            Placement::NewClip(time, reason) => {
+                items.push(QueueItem::EndOfClip(reason));
+                time
             }
         };
-        items.push(Item::Frame(
-            frame,
-            Stamp { moment, duration: note.duration, flags: note.flags, metas: note.metas },
-        ));
+        items.push(QueueItem::Frame(frame, time, info));
     }
 }
 
-/// The metas that may go on to the output, in a buffer without memory: those of the input's memory
-/// and colours mean nothing there, and would keep the input alive.
+impl BufferInfo {
+    /// What a buffer carries, with these flags instead of its own.
+    pub(super) fn new(buffer: &gst::BufferRef, flags: gst::BufferFlags) -> Self {
+        Self { pts: buffer.pts(), duration: buffer.duration(), flags, metas: metas(buffer) }
+    }
+}
+
+/// The metas that the output may have, in a buffer without memory. Those of the input's memory and
+/// colours have no meaning there, and would keep the input alive.
 fn metas(buffer: &gst::BufferRef) -> Option<gst::Buffer> {
     let mut carrier = gst::Buffer::new();
     let target = carrier.get_mut()?;

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Exact steps between a format's components and R'G'B'.
+//! The matrix between a format's components and R'G'B'.
 //!
-//! GStreamer's converter works with 8-bit coefficients and truncates: 10-bit video of full chroma
-//! loses up to 4 code values on the way to R'G'B' and back, and gets darker. So the converter only
-//! packs and unpacks here, and the matrix is this module's.
+//! GStreamer's converter has coefficients of 8 bits and truncates: 10-bit 4:4:4 video loses up to 4 code
+//! values on the way to R'G'B' and back, and gets darker. So the converter only packs and unpacks, and
+//! this module applies the matrix.
 
 use gst_video::{VideoColorMatrix, VideoInfo};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-/// Values that a thread takes at a time.
+/// Values in the piece of a frame that a thread takes at a time.
 const BLOCK: usize = 1 << 16;
-/// The largest value of a component at 16 bits.
+/// The largest 16-bit value.
 const MAX: f64 = 65535.0;
 
-/// An affine step between the three components of a 16-bit pixel: what each input adds to each
-/// output, and a constant, in units of 2^-13. At that precision sums fit 32 bits, and an output is off
-/// by less than a fifth of a 10-bit code value.
+/// An affine map of the three components of a 16-bit pixel: the weight of each input in each output, and
+/// a constant, in units of 2^-13. With that precision sums fit in 32 bits, and the error of an output is
+/// less than a fifth of a 10-bit code value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Affine {
     columns: [[i32; 3]; 3],
@@ -26,7 +26,7 @@ struct Affine {
 impl Affine {
     const SHIFT: u32 = 13;
 
-    /// Rounds to fixed point. `rows` are the outputs' weights of the inputs, constants last.
+    /// Rounds to fixed point. `rows`: for each output the weights of the inputs, and the constant.
     fn new(rows: [([f64; 3], f64); 3]) -> Self {
         let fixed = |x: f64| (x * f64::from(1 << Self::SHIFT)).round() as i32;
         let half = 1 << (Self::SHIFT - 1);
@@ -41,7 +41,7 @@ impl Affine {
         let (x, y, z) = (i32::from(x), i32::from(y), i32::from(z));
         std::array::from_fn(|i| {
             let [a, b, c] = &self.columns;
-            // Parts may wrap; the sum is in range.
+            // Partial sums may wrap; the sum is in range.
             let sum = a[i].wrapping_mul(x).wrapping_add(b[i].wrapping_mul(y));
             let sum = sum.wrapping_add(c[i].wrapping_mul(z)).wrapping_add(self.constant[i]);
             (sum >> Self::SHIFT).clamp(0, 65535) as u16
@@ -67,7 +67,7 @@ fn pack(step: &Affine, rgba: &[u16], pixels: &mut [u16]) {
     }
 }
 
-/// The colours of a format: its 16-bit components [A, c1, c2, c3] against [R, G, B, A].
+/// Converts 16-bit components [A, c1, c2, c3] of a format to [R, G, B, A] and back.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Colour {
     to_rgb: Affine,
@@ -75,8 +75,8 @@ pub(super) struct Colour {
 }
 
 impl Colour {
-    /// Where Kr, Kb come from: the colorimetry of `info`. R'G'B' formats have no matrix, and only
-    /// differ in depth.
+    /// With matrix and range of the colorimetry of `info`. R'G'B' formats have no matrix and differ only
+    /// in depth.
     pub(super) fn new(info: &VideoInfo) -> Self {
         let format = info.format_info();
         let (kr, kb) = match info.colorimetry().matrix() {
@@ -85,7 +85,7 @@ impl Colour {
         }
         .unwrap_or((0.2126, 0.0722));
         let kg = 1.0 - kr - kb;
-        // Y'CbCr (of 1, ±½) of R'G'B', and back.
+        // R'G'B' to Y'CbCr (Y' in 0–1, Cb and Cr in ±½), and back. Source: ITU-R BT.601, 709, 2020.
         let (analysis, synthesis) = match format.is_rgb() {
             true => (IDENTITY, IDENTITY),
             false => (
@@ -104,13 +104,13 @@ impl Colour {
 
         let depth = format.depth()[0];
         let (offsets, scales) = format.range_offsets(info.colorimetry().range());
-        // GRAY8 knows one component; the other two are chroma at zero.
+        // GRAY8 has one component; the other two are chroma at zero.
         let component = |i: usize| match format.is_gray() && i > 0 {
             true => (f64::from(1 << (depth - 1)), f64::from(scales[0])),
             false => (f64::from(offsets[i]), f64::from(scales[i])),
         };
-        // The converter widens a code value by repeating its bits, so that all ones stay all ones,
-        // and narrows by cutting: half a step makes that rounding.
+        // The converter widens a code value by repeating its bits, so the largest stays the largest,
+        // and narrows it by truncation: half a step added makes that rounding.
         let widen = MAX / f64::from((1u32 << depth) - 1);
         let step = f64::from(1u32 << (16 - depth));
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the element says of itself while it works: progress and latency.
+//! Progress and latency.
 
 use std::time::{Duration, Instant};
 
@@ -7,59 +7,62 @@ use gst::ClockTime;
 
 use crate::engine::Progress;
 
-/// Counts and times of one run from start to stop.
+/// Counts and times from start to stop.
 #[derive(Default)]
-pub(super) struct Meter {
+pub(super) struct Statistics {
     pub(super) frames_in: u64,
     pub(super) frames_out: u64,
-    /// What the model counts, and the time that the last one took.
+    /// The last unit of work of the model, and the time that it took.
     unit: Option<(String, Duration)>,
-    /// Since when the current segment is worked on, and the times that it spans.
+    /// When the work on the current segment began, and the segment's start and stop.
     segment: Option<(Instant, ClockTime, Option<ClockTime>)>,
-    /// Time left, by the part of the segment that is done.
+    /// Time left for the segment, if it continues at the same speed.
     eta: Option<Duration>,
     /// Duration of an input frame.
     frame: Option<ClockTime>,
-    /// Frames that the model holds back.
+    /// Input frames that the model holds back.
     lookahead: usize,
-    /// The longest time an input frame took in each stage: reading, computing, writing.
+    /// The longest time that an input frame has taken, for each [`Stage`].
     stages: [Duration; 3],
 }
 
-/// A part of the work on an input frame.
-#[derive(Clone, Copy)]
+/// A part of the work on a frame.
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Stage {
-    Read,
+    /// Conversion of an input buffer.
+    Input,
+    /// The model.
     Compute,
-    Write,
+    /// Conversion to an output buffer.
+    Output,
 }
 
-impl Meter {
+impl Statistics {
     /// Begins a segment from `start` to `stop`.
     pub(super) fn start_segment(&mut self, start: ClockTime, stop: Option<ClockTime>) {
         self.segment = Some((Instant::now(), start, stop));
         self.eta = None;
     }
 
-    /// Begins a format: frames of this duration, so many held back, times not known yet.
+    /// Begins a format: input frames of this duration, `lookahead` of them held back, nothing measured.
     pub(super) fn start_format(&mut self, frame: Option<ClockTime>, lookahead: usize) {
         self.frame = frame;
         self.lookahead = lookahead;
         self.stages = Default::default();
     }
 
-    /// Notes how long an input frame took in a stage, and says whether the latency has changed.
-    pub(super) fn took(&mut self, stage: Stage, took: Duration) -> bool {
+    /// Records the time that a frame took in a stage. Returns whether this changes the latency.
+    pub(super) fn record(&mut self, stage: Stage, took: Duration) -> bool {
         let before = self.latency();
         let longest = &mut self.stages[stage as usize];
         *longest = took.max(*longest);
         self.latency() != before
     }
 
-    /// The time that a frame spends here in live use: the frames held back, and the work.
+    /// The latency in live use: the duration of the frames held back, and the time of the work.
     ///
-    /// A machine that keeps up works at most one frame's duration on a frame, so that much is
-    /// reserved from the start, and more once more was measured.
+    /// A machine that keeps up needs at most one frame's duration for a frame, so that much is
+    /// reserved from the start, and more after more was measured.
     pub(super) fn latency(&self) -> ClockTime {
         let frame = self.frame.unwrap_or(ClockTime::ZERO);
         let work =
@@ -67,7 +70,7 @@ impl Meter {
         frame * self.lookahead as u64 + frame.max(work)
     }
 
-    /// Notes a finished unit of work, with the output come to `position`.
+    /// Records a finished unit of work, when the output is at `position`.
     pub(super) fn progress(&mut self, progress: Progress, position: Option<ClockTime>) {
         self.unit = Some((progress.unit, progress.took));
         if let (Some((since, start, Some(stop))), Some(position)) = (self.segment, position) {
@@ -104,34 +107,35 @@ mod tests {
     #[test]
     fn latency_is_the_lookahead_and_one_frame_or_the_work_if_that_takes_longer() {
         let frame = ClockTime::from_mseconds(100);
-        let mut meter = Meter::default();
-        meter.start_format(Some(frame), 0);
-        assert_eq!(meter.latency(), frame);
-        meter.start_format(Some(frame), 1);
-        assert_eq!(meter.latency(), frame * 2);
-        assert!(!meter.took(Stage::Compute, Duration::from_millis(60)));
-        assert!(!meter.took(Stage::Read, Duration::from_millis(40)));
-        assert!(meter.took(Stage::Write, Duration::from_millis(50)));
-        assert_eq!(meter.latency(), ClockTime::from_mseconds(250));
-        assert!(!meter.took(Stage::Write, Duration::from_millis(5)));
+        let mut statistics = Statistics::default();
+        statistics.start_format(Some(frame), 0);
+        assert_eq!(statistics.latency(), frame);
+        statistics.start_format(Some(frame), 1);
+        assert_eq!(statistics.latency(), frame * 2);
+        assert!(!statistics.record(Stage::Compute, Duration::from_millis(60)));
+        assert!(!statistics.record(Stage::Input, Duration::from_millis(40)));
+        assert!(statistics.record(Stage::Output, Duration::from_millis(50)));
+        assert_eq!(statistics.latency(), ClockTime::from_mseconds(250));
+        assert!(!statistics.record(Stage::Output, Duration::from_millis(5)));
     }
 
     #[test]
     fn the_time_left_follows_from_the_part_done_and_is_unknown_without_an_end() {
         let progress = || Progress { unit: "frame".into(), took: Duration::from_millis(20) };
-        let eta = |meter: &Meter| meter.structure().get::<f64>("eta-seconds").unwrap();
+        let eta =
+            |statistics: &Statistics| statistics.structure().get::<f64>("eta-seconds").unwrap();
         gst::init().unwrap();
-        let mut meter = Meter::default();
-        assert_eq!(eta(&meter), -1.0);
-        meter.start_segment(ClockTime::ZERO, None);
-        meter.progress(progress(), Some(ClockTime::SECOND));
-        assert_eq!(eta(&meter), -1.0);
-        meter.start_segment(ClockTime::SECOND, Some(ClockTime::from_seconds(5)));
+        let mut statistics = Statistics::default();
+        assert_eq!(eta(&statistics), -1.0);
+        statistics.start_segment(ClockTime::ZERO, None);
+        statistics.progress(progress(), Some(ClockTime::SECOND));
+        assert_eq!(eta(&statistics), -1.0);
+        statistics.start_segment(ClockTime::SECOND, Some(ClockTime::from_seconds(5)));
         std::thread::sleep(Duration::from_millis(20));
-        meter.progress(progress(), Some(ClockTime::from_seconds(2)));
-        assert!(eta(&meter) >= 0.06);
-        meter.progress(progress(), Some(ClockTime::from_seconds(5)));
-        assert_eq!(eta(&meter), 0.0);
-        assert_eq!(meter.structure().get::<f64>("seconds-per-unit").unwrap(), 0.02);
+        statistics.progress(progress(), Some(ClockTime::from_seconds(2)));
+        assert!(eta(&statistics) >= 0.06);
+        statistics.progress(progress(), Some(ClockTime::from_seconds(5)));
+        assert_eq!(eta(&statistics), 0.0);
+        assert_eq!(statistics.structure().get::<f64>("seconds-per-unit").unwrap(), 0.02);
     }
 }

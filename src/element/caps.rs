@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which caps go in and come out: formats, sizes, rates and colour.
+//! Caps: formats, sizes, frame rates and colorimetry of input and output.
 
 use std::ops::RangeInclusive;
 
@@ -9,10 +9,10 @@ use gst_video::{
 };
 use once_cell::sync::Lazy;
 
-use super::settings::Settings;
+use super::properties::Settings;
 use crate::engine::{MAX_MADE_FRAMES, Model, made_frames, scaled_side, unscaled_sides};
 
-/// What decoders give and encoders take.
+/// The formats that decoders produce and encoders take.
 const FORMATS: [VideoFormat; 22] = [
     VideoFormat::I420,
     VideoFormat::Yv12,
@@ -41,32 +41,32 @@ const FORMATS: [VideoFormat; 22] = [
 static FORMAT_LIST: Lazy<gst::List> =
     Lazy::new(|| gst::List::new(FORMATS.map(|format| format.to_str().as_str())));
 
-/// What both pads can take.
+/// The caps of both pad templates.
 pub(super) fn template() -> gst::Caps {
     gst_video::VideoCapsBuilder::new().format_list(FORMATS).build()
 }
 
-/// Why caps that fit the template are refused all the same; `None` if they are not.
+/// Why caps are refused although they fit the template; `None` if they are accepted.
 pub(super) fn refusal(caps: &gst::CapsRef) -> Option<&'static str> {
     let structure = caps.structure(0)?;
     let field = |name| structure.get::<&str>(name).ok();
     if field("interlace-mode").is_some_and(|mode| mode != "progressive") {
-        return Some("interlaced video cannot be enhanced: put deinterlace before venhance");
+        return Some("interlaced video is not supported: put deinterlace before venhance");
     }
     let multiview = field("multiview-mode").is_some_and(|mode| mode != "mono")
         || structure.get::<i32>("views").is_ok_and(|views| views > 1);
     multiview.then_some(
-        "multiview video cannot be enhanced: split it into its views before venhance, each with a \
-         venhance of its own",
+        "multiview video is not supported: split it into its views before venhance, and use one \
+         venhance for each",
     )
 }
 
-/// The rate (numerator, denominator) as the engine takes it.
+/// The frame rate (numerator, denominator) in the engine's type.
 pub(super) fn rate(fps: gst::Fraction) -> (u32, u32) {
     (fps.numer().max(0) as u32, fps.denom().max(1) as u32)
 }
 
-/// The caps possible on the other pad for those on the pad of `direction`.
+/// The caps that the other pad can have, if the pad of `direction` has `caps`.
 pub(super) fn transform(
     settings: &Settings,
     model: Model,
@@ -75,7 +75,7 @@ pub(super) fn transform(
 ) -> gst::Caps {
     let mut out = gst::Caps::new_empty();
     for (structure, features) in caps.iter_with_features() {
-        // Only system memory can be read and written here.
+        // The converter reads and writes system memory only.
         if !features.is_equal(gst::CapsFeatures::new_empty().as_ref())
             && !features.is_equal(gst::CAPS_FEATURES_MEMORY_SYSTEM_MEMORY.as_ref())
         {
@@ -108,14 +108,14 @@ fn transform_structure(
         };
         out.set_value("framerate", value?);
     }
-    // The format is converted, with what describes its colour; the rest of the fields stays,
-    // mastering display data included.
+    // The format and what describes its colours can change. All other fields stay, such as mastering
+    // display data.
     out.set_value("format", FORMAT_LIST.to_send_value());
     out.remove_fields(["colorimetry", "chroma-site", "max-framerate"]);
     Some(out)
 }
 
-/// Each side for itself; `None` when nothing is left.
+/// Scales width and height independently; `None` if no value is left.
 fn map_sides(
     structure: &mut gst::StructureRef,
     scale: f64,
@@ -135,7 +135,7 @@ fn map_sides(
     Some(())
 }
 
-/// Both sides together, where the one depends on the other: for an input of one size its output's, else
+/// Scales width and height where one depends on the other: the output size of a fixed input size, else
 /// any.
 fn map_size(
     structure: &mut gst::StructureRef,
@@ -159,19 +159,20 @@ fn map_size(
     }
 }
 
-/// Frames to make between two at an input rate, so that the output's rate is one.
-pub(super) fn made(target_fps: gst::Fraction, fps: gst::Fraction) -> usize {
+/// The number of frames to interpolate between two at an input rate, limited so that the output rate is
+/// a valid fraction.
+pub(super) fn interpolated(target_fps: gst::Fraction, fps: gst::Fraction) -> usize {
     let most = i32::MAX / fps.numer().max(1) - 1;
     made_frames(rate(target_fps), rate(fps)).min(most as usize)
 }
 
-/// The output's rate for one input's; 0/1 (variable) stays.
+/// The output rate for an input rate; 0/1 (variable) stays.
 fn output_rate(settings: &Settings, fps: gst::Fraction) -> gst::Fraction {
-    let parts = made(settings.target_fps, fps) as i32 + 1;
+    let parts = interpolated(settings.target_fps, fps) as i32 + 1;
     gst::Fraction::new(fps.numer() * parts, fps.denom())
 }
 
-/// The rates that [`output_rate`] turns into `fps`.
+/// The input rates for which [`output_rate`] is `fps`.
 fn input_rates(settings: &Settings, fps: gst::Fraction) -> Vec<gst::Fraction> {
     let mut rates: Vec<_> = (1..=MAX_MADE_FRAMES as i32 + 1)
         .filter_map(|parts| Some(gst::Fraction::new(fps.numer(), fps.denom().checked_mul(parts)?)))
@@ -181,7 +182,7 @@ fn input_rates(settings: &Settings, fps: gst::Fraction) -> Vec<gst::Fraction> {
     rates
 }
 
-/// Maps an int, a range or a list of them; `None` when nothing is left.
+/// Maps an int, a range or a list of ints; `None` if no value is left.
 fn map_ints(
     value: &glib::SendValue,
     map: &dyn Fn(RangeInclusive<usize>) -> Option<RangeInclusive<usize>>,
@@ -206,7 +207,7 @@ fn map_ints(
     }
 }
 
-/// Maps a fraction, a range or a list of them; `None` when nothing is left.
+/// Maps a fraction, a range or a list of fractions; `None` if no value is left.
 fn map_rates(
     value: &glib::SendValue,
     settings: &Settings,
@@ -238,7 +239,7 @@ fn one_or_list(mut values: Vec<glib::SendValue>) -> Option<glib::SendValue> {
     }
 }
 
-/// Picks from `candidates` the caps nearest to the input's.
+/// Picks from `candidates` the caps that lose the least of the input's.
 pub(super) fn fixate(input: &gst::CapsRef, candidates: &gst::CapsRef) -> gst::Caps {
     let picked = || {
         let info = gst_video::VideoInfo::from_caps(input).ok()?;
@@ -257,7 +258,7 @@ pub(super) fn fixate(input: &gst::CapsRef, candidates: &gst::CapsRef) -> gst::Ca
         let height = out.get::<i32>("height").ok()? as u32;
         set_unless_fixed(&mut out, structure, "colorimetry", colorimetry(&info, format, height));
 
-        // Where chroma lies is a matter of its subsampling, and stays open where the input leaves it.
+        // The chroma site has the same meaning with the same subsampling only.
         let (from, to) = (info.format_info(), VideoFormatInfo::from_format(format));
         if (from.is_yuv(), from.w_sub(), from.h_sub()) == (to.is_yuv(), to.w_sub(), to.h_sub()) {
             let chroma_site = input.structure(0)?.get::<String>("chroma-site").ok();
@@ -268,7 +269,7 @@ pub(super) fn fixate(input: &gst::CapsRef, candidates: &gst::CapsRef) -> gst::Ca
     picked().unwrap_or_else(gst::Caps::new_empty)
 }
 
-/// Sets a field to the wanted value, if downstream leaves it open or lists it.
+/// Sets a field to the wanted value, if downstream has no such field or lists the value.
 fn set_unless_fixed(
     out: &mut gst::Structure,
     candidates: &gst::StructureRef,
@@ -305,14 +306,14 @@ fn formats(structure: &gst::StructureRef) -> Vec<VideoFormat> {
         .collect()
 }
 
-/// What a conversion between formats takes away, worst first, then what it adds without need.
+/// The cost of a conversion between formats: what it loses, worst first, then what it adds needlessly.
 fn loss(from: VideoFormatInfo, to: VideoFormatInfo) -> impl Ord {
     let depth = |info: VideoFormatInfo| info.depth()[0];
     let subsampling = |info: VideoFormatInfo| match info.is_yuv() {
         true => info.w_sub()[1] + info.h_sub()[1],
         false => 0,
     };
-    // From what has no chroma planes to what has: 4:2:0, because High 4:4:4 plays almost nowhere.
+    // From RGB or grey to YUV: 4:2:0, because few players can play High 4:4:4.
     let wanted = match from.is_yuv() || !to.is_yuv() {
         true => subsampling(from),
         false => 2,
@@ -331,8 +332,8 @@ fn loss(from: VideoFormatInfo, to: VideoFormatInfo) -> impl Ord {
     )
 }
 
-/// The output's colorimetry: the input's, as far as the output format can have it; `None` if nothing
-/// is known of it.
+/// The output's colorimetry: the input's, as far as the output format can have it; `None` if it is
+/// unknown.
 fn colorimetry(input: &gst_video::VideoInfo, format: VideoFormat, height: u32) -> Option<String> {
     let colour = input.colorimetry();
     let to = VideoFormatInfo::from_format(format);

@@ -1,0 +1,521 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/**
+ * SECTION:element-venhance
+ * @see_also: videoconvertscale, videorate
+ *
+ * `venhance` upscales video and multiplies its frame rate: N input frames of a clip become
+ * N + k(N-1) output frames, each up to 8 times larger in both directions, with k up to 8.
+ *
+ * |[
+ * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! venhance up-scale=4 target-fps=24 ! x264enc ! mp4mux ! filesink location=out.mp4
+ * ]| Four times the width and height, at the multiple of the input frame rate that is nearest to 24.
+ *
+ * The element holds frames back, several seconds of them with the diffusion models. A muxer waits for
+ * video meanwhile, so an audio branch needs a queue without limits:
+ *
+ * |[
+ * gst-launch-1.0 filesrc location=in.mp4 ! decodebin name=d  d. ! venhance ! x264enc ! mp4mux name=m ! filesink location=out.mp4  d. ! queue max-size-time=0 max-size-bytes=0 max-size-buffers=0 ! audioconvert ! avenc_aac ! m.
+ * ]|
+ *
+ * Properties are read when the element starts (READY to PAUSED); changes in PAUSED and PLAYING take
+ * effect at the next start. The exceptions are `up-scale` and `target-fps`: a change while the element
+ * plays ends the clip, and new caps follow.
+ *
+ * Element messages: `venhance-model` names the model and the reason for the choice,
+ * `venhance-progress` comes with each unit of work, `venhance-download` and `venhance-copy` report
+ * on files while the model is loaded.
+ *
+ * Debug categories: `venhance`, `venhance-models`, `venhance-sampler`, `venhance-weights`.
+ */
+use std::{
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use gst::{ClockTime, glib, prelude::*, subclass::prelude::*};
+use gst_base::{
+    prelude::*,
+    subclass::{
+        base_transform::{BaseTransformImplExt, BaseTransformMode, GenerateOutputSuccess},
+        prelude::*,
+    },
+};
+use gst_video::VideoInfo;
+use once_cell::sync::Lazy;
+use parking_lot::Mutex;
+
+use super::{
+    caps,
+    clips::Clips,
+    convert::{self, Packer},
+    logging::CAT,
+    progress::{Stage, Statistics},
+    properties::{PROPERTIES, Settings},
+    queue::{BufferInfo, Queue},
+    timeline::ClipEnd,
+};
+use crate::{
+    engine::Cancel,
+    models::{self, Loaded},
+};
+
+mod compute;
+mod flush;
+mod model;
+mod push;
+mod stream;
+
+use push::Writer;
+
+pub struct VEnhance {
+    /// Protects the values of the properties. Held while one is read or written, or all are copied.
+    settings: Mutex<Settings>,
+    /// What goes from thread to thread, and what they wait for. Has a mutex of its own.
+    queue: Arc<Queue>,
+    /// Protects everything else that threads share. Held while fields are read or written, never while
+    /// anything waits.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    input: Input,
+    output: Output,
+    statistics: Statistics,
+    /// The compute thread, and what cancels the loading of its model; `None` while stopped.
+    compute: Option<(JoinHandle<()>, Cancel)>,
+    /// The loaded model while no compute thread works with it. Kept in READY, so that an element that
+    /// plays one file after another loads it once; dropped in NULL.
+    idle: Option<Loaded>,
+}
+
+/// The streaming thread's part of the state. A flush resets it.
+#[derive(Default)]
+struct Input {
+    /// `None` before caps.
+    clips: Option<Clips>,
+    segment: gst::FormattedSegment<ClockTime>,
+    /// Whether the next frame is the first of its segment.
+    segment_starts: bool,
+    /// Whether the next frame is marked DISCONT whatever its flags: after a start or a flush.
+    discont: bool,
+    /// EOS or SEGMENT_DONE, once it has come. Upstream pushes no more buffers then, so a flow error
+    /// must go to the bus.
+    eos: Option<gst::Event>,
+}
+
+/// The push task's part of the state.
+#[derive(Default)]
+struct Output {
+    /// `None` before caps, and while the push task uses it.
+    writer: Option<Writer>,
+    /// The segment that has been pushed.
+    segment: gst::FormattedSegment<ClockTime>,
+    /// The end of the last frame that has been pushed.
+    position: Option<ClockTime>,
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for VEnhance {
+    const NAME: &'static str = "GstVEnhance";
+    type Type = super::VEnhance;
+    type ParentType = gst_base::BaseTransform;
+
+    fn new() -> Self {
+        Self { settings: Mutex::default(), queue: Arc::new(Queue::new()), state: Mutex::default() }
+    }
+}
+
+impl ObjectImpl for VEnhance {
+    fn properties() -> &'static [glib::ParamSpec] {
+        &PROPERTIES
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        self.settings.lock().set(pspec.name(), value);
+        if matches!(pspec.name(), "up-scale" | "target-fps") {
+            self.obj().reconfigure_src();
+        }
+    }
+
+    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
+        match pspec.name() {
+            "progress" => self.state.lock().statistics.structure().to_value(),
+            name => self.settings.lock().value(name),
+        }
+    }
+}
+
+impl GstObjectImpl for VEnhance {}
+
+impl ElementImpl for VEnhance {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: Lazy<gst::subclass::ElementMetadata> = Lazy::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "Video Enhancer",
+                "Filter/Effect/Converter/Video",
+                "Upscales video and multiplies its frame rate",
+                "The venhance authors",
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: Lazy<Vec<gst::PadTemplate>> = Lazy::new(|| {
+            [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
+                .into_iter()
+                .filter_map(|(name, direction)| {
+                    gst::PadTemplate::new(
+                        name,
+                        direction,
+                        gst::PadPresence::Always,
+                        &caps::template(),
+                    )
+                    .ok()
+                })
+                .collect()
+        });
+        &TEMPLATES
+    }
+
+    fn change_state(
+        &self,
+        transition: gst::StateChange,
+    ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        if transition == gst::StateChange::PausedToReady {
+            // Before the parent, which waits for the streaming threads.
+            self.shutdown();
+        }
+        let changed = self.parent_change_state(transition)?;
+        if transition == gst::StateChange::ReadyToNull {
+            let idle = self.state.lock().idle.take();
+            if let Some(idle) = idle {
+                gst::debug!(CAT, imp = self, "Dropping model {}", idle.choice.model);
+            }
+        }
+        Ok(changed)
+    }
+}
+
+impl BaseTransformImpl for VEnhance {
+    const MODE: BaseTransformMode = BaseTransformMode::NeverInPlace;
+    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
+    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+
+    fn start(&self) -> Result<(), gst::ErrorMessage> {
+        let options = self.settings.lock().options.clone();
+        let choice = models::choose(&options)
+            .map_err(|error| gst::error_msg!(gst::ResourceError::Settings, ("{error}")))?;
+        self.announce(&choice);
+
+        {
+            let state = &mut *self.state.lock();
+            state.statistics = Statistics::default();
+            state.input = Input { discont: true, segment_starts: true, ..Input::default() };
+            state.output = Output::default();
+        }
+        self.queue.open();
+
+        let cancel = Cancel::default();
+        let thread = {
+            let (imp, cancel) = (self.ref_counted(), cancel.clone());
+            let work = move || imp.compute(&choice, &cancel);
+            std::thread::Builder::new().name("venhance".into()).spawn(work).map_err(|error| {
+                gst::error_msg!(
+                    gst::ResourceError::Failed,
+                    ("cannot start the compute thread: {error}")
+                )
+            })?
+        };
+        self.state.lock().compute = Some((thread, cancel));
+        // The parent does not call `stop` after a `start` that failed.
+        self.start_task().inspect_err(|_| drop(self.stop()))
+    }
+
+    fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        self.shutdown();
+        let compute = self.state.lock().compute.take();
+        if let Some((thread, _)) = compute {
+            // It catches its panics.
+            let _ = thread.join();
+        }
+        let stopped = self.src_pad().stop_task();
+        let (input, output) = {
+            let state = &mut *self.state.lock();
+            (std::mem::take(&mut state.input), std::mem::take(&mut state.output))
+        };
+        drop((input, output));
+        gst::debug!(CAT, imp = self, "Stopped");
+        stopped.map_err(|error| gst::error_msg!(gst::CoreError::StateChange, ("{error}")))
+    }
+
+    fn transform_caps(
+        &self,
+        direction: gst::PadDirection,
+        caps: &gst::Caps,
+        filter: Option<&gst::Caps>,
+    ) -> Option<gst::Caps> {
+        let model = self.model();
+        let settings = self.settings.lock().clone();
+        let out = caps::transform(&settings, model, direction, caps);
+        gst::log!(CAT, imp = self, "Caps {caps} of the {direction:?} pad allow {out} on the other");
+        Some(match filter {
+            Some(filter) => filter.intersect_with_mode(&out, gst::CapsIntersectMode::First),
+            None => out,
+        })
+    }
+
+    fn fixate_caps(
+        &self,
+        direction: gst::PadDirection,
+        caps: &gst::Caps,
+        mut othercaps: gst::Caps,
+    ) -> gst::Caps {
+        let fixed = match direction {
+            gst::PadDirection::Sink => caps::fixate(caps, &othercaps),
+            _ => {
+                othercaps.fixate();
+                othercaps
+            }
+        };
+        gst::debug!(CAT, imp = self, "Fixated to {fixed}");
+        fixed
+    }
+
+    /// Called only for caps that differ from the last ones.
+    fn set_caps(&self, incaps: &gst::Caps, outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
+        let input = VideoInfo::from_caps(incaps)?;
+        let output = VideoInfo::from_caps(outcaps)?;
+        gst::debug!(CAT, imp = self, "Draining for new caps; {}", self.queue.levels());
+        // After a flush nothing is left to drain.
+        let _ = self.end_clip(ClipEnd::Caps).and_then(|_| self.queue.drain());
+
+        let target_fps = self.settings.lock().target_fps;
+        let timeline = {
+            let state = self.state.lock();
+            state.input.clips.as_ref().map(|clips| clips.timeline().clone()).unwrap_or_default()
+        };
+        let prepare = || {
+            let clips = Clips::new(input.clone(), &output, target_fps, timeline)?;
+            Ok((clips, Packer::new(output.clone())?))
+        };
+        let (clips, packer) = prepare().map_err(|error: convert::Error| {
+            gst::element_imp_error!(self, gst::StreamError::Format, ("{error}"));
+            gst::loggable_error!(CAT, "{error}")
+        })?;
+        gst::info!(CAT, imp = self, "Input {incaps}, output {outcaps}");
+        self.warn_of_size(&input, &output);
+
+        let format = clips.format();
+        {
+            let state = &mut *self.state.lock();
+            state.output.writer = Some(Writer { packer, input, output });
+            state.input.clips = Some(clips);
+        }
+        // After a flush, `flush_stop` pushes it.
+        let _ = self.push_items(format);
+        Ok(())
+    }
+
+    fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
+        use gst::QueryViewMut;
+        match query.view_mut() {
+            QueryViewMut::Position(q)
+                if direction == gst::PadDirection::Src && q.format() == gst::Format::Time =>
+            {
+                let state = self.state.lock();
+                let Output { position, segment, .. } = &state.output;
+                match position.and_then(|time| segment.to_stream_time(time)) {
+                    Some(position) => {
+                        q.set(position);
+                        true
+                    }
+                    None => false,
+                }
+            }
+            QueryViewMut::Latency(_) => {
+                if !BaseTransformImplExt::parent_query(self, direction, query) {
+                    return false;
+                }
+                if let QueryViewMut::Latency(q) = query.view_mut() {
+                    let (live, min, max) = q.result();
+                    let latency = self.state.lock().statistics.latency();
+                    gst::debug!(CAT, imp = self, "Latency {latency}, upstream {min}, live {live}");
+                    if live {
+                        q.set(true, min + latency, max.map(|max| max + latency));
+                    }
+                }
+                true
+            }
+            // Downstream cannot pull.
+            QueryViewMut::Scheduling(q) if direction == gst::PadDirection::Src => {
+                q.set(gst::SchedulingFlags::SEQUENTIAL, 1, -1, 0);
+                q.add_scheduling_modes([gst::PadMode::Push]);
+                true
+            }
+            _ => BaseTransformImplExt::parent_query(self, direction, query),
+        }
+    }
+
+    /// | event | clip | event passes |
+    /// |---|---|---|
+    /// | FLUSH_START, FLUSH_STOP | dropped | at once |
+    /// | CAPS of the same picture; SEGMENT that continues; GAP up to 1.5 frames; STREAM_START, TAG and all other serialized events | continues | after the frames before it |
+    /// | CAPS, SEGMENT, GAP otherwise; EOS, SEGMENT_DONE | ends | after the clip |
+    /// | not serialized | continues | at once |
+    fn sink_event(&self, event: gst::Event) -> bool {
+        use gst::EventView;
+        gst::log!(CAT, imp = self, "Received {event:?}; {}", self.queue.levels());
+        match event.view() {
+            EventView::FlushStart(_) => {
+                self.flush_start();
+                let forwarded = self.parent_sink_event(event);
+                let _ = self.src_pad().pause_task();
+                forwarded
+            }
+            EventView::FlushStop(_) => {
+                // Some upstream elements send no FLUSH_START. As long as the task still pushes, the
+                // pads must be flushing.
+                self.flush_start();
+                let _ = self.src_pad().pause_task();
+                let forwarded = self.parent_sink_event(event);
+                self.flush_stop() && forwarded
+            }
+            EventView::Caps(e) => self.caps_event(e.caps_owned(), event),
+            EventView::Segment(e) => self.segment_event(e.segment().clone(), event),
+            EventView::Gap(e) => {
+                let (_, duration) = e.get();
+                self.gap_event(duration, event)
+            }
+            EventView::Eos(_) | EventView::SegmentDone(_) => self.end_event(event),
+            EventView::StreamStart(_) => {
+                self.restart_after(gst::FlowError::Eos);
+                self.push_event(event)
+            }
+            _ if event.is_serialized() => self.push_event(event),
+            _ => self.parent_sink_event(event),
+        }
+    }
+
+    fn src_event(&self, event: gst::Event) -> bool {
+        if event.type_() == gst::EventType::Reconfigure {
+            self.restart_after(gst::FlowError::NotLinked);
+        }
+        self.parent_src_event(event)
+    }
+
+    fn propose_allocation(
+        &self,
+        decide_query: Option<&gst::query::Allocation>,
+        query: &mut gst::query::Allocation,
+    ) -> Result<(), gst::LoggableError> {
+        self.parent_propose_allocation(decide_query, query)?;
+        // The input is converted at once, so upstream can use buffers of its own, of any stride.
+        query.add_allocation_meta::<gst_video::VideoMeta>(None);
+        Ok(())
+    }
+
+    fn decide_allocation(
+        &self,
+        query: &mut gst::query::Allocation,
+    ) -> Result<(), gst::LoggableError> {
+        let (caps, _) = query.get_owned();
+        let caps =
+            caps.ok_or_else(|| gst::loggable_error!(CAT, "allocation query without caps"))?;
+        let info = VideoInfo::from_caps(&caps)?;
+        let proposed = query.allocation_pools().next();
+        let proposes = proposed.is_some();
+        let (pool, size, min, max) = match proposed {
+            Some((pool, size, min, max)) => (pool, size.max(info.size() as u32), min, max),
+            None => (None, info.size() as u32, 0, 0),
+        };
+        let pool = pool.unwrap_or_else(|| gst_video::VideoBufferPool::new().upcast());
+        gst::debug!(CAT, imp = self, "Output buffers of {size} bytes from {}", pool.name());
+        let mut config = pool.config();
+        config.set_params(Some(&caps), size, min, max);
+        if query.find_allocation_meta::<gst_video::VideoMeta>().is_some() {
+            config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
+        }
+        // Fails also if the pool changes the configuration, which the parent then checks.
+        let _ = pool.set_config(config);
+        match proposes {
+            true => query.set_nth_allocation_pool(0, Some(&pool), size, min, max),
+            false => query.add_allocation_pool(Some(&pool), size, min, max),
+        }
+        self.parent_decide_allocation(query)
+    }
+
+    fn submit_input_buffer(
+        &self,
+        _is_discont: bool,
+        buffer: gst::Buffer,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        if !self.obj().reconfigure() {
+            return Err(self.queue.flow().err().unwrap_or(gst::FlowError::NotNegotiated));
+        }
+        self.queue.flow()?;
+        self.start_segment();
+        gst::trace!(CAT, imp = self, "Received {buffer:?}; {}", self.queue.levels());
+
+        let start = Instant::now();
+        let unpacker = self.state.lock().input.clips.as_ref().map(Clips::unpacker);
+        let unpacker = unpacker.ok_or(gst::FlowError::NotNegotiated)?;
+        let frame = unpacker.unpack(&buffer).map_err(|error| {
+            gst::element_imp_error!(self, gst::StreamError::Decode, ("{error}"));
+            gst::FlowError::Error
+        })?;
+        let items = {
+            let state = &mut *self.state.lock();
+            state.statistics.frames_in += 1;
+            let input = &mut state.input;
+            let clips = input.clips.as_mut().ok_or(gst::FlowError::NotNegotiated)?;
+            let mut flags =
+                buffer.flags() & (gst::BufferFlags::DISCONT | gst::BufferFlags::CORRUPTED);
+            if std::mem::take(&mut input.discont) {
+                flags |= gst::BufferFlags::DISCONT;
+            }
+            let info = BufferInfo::new(&buffer, flags);
+            clips.push_frame(frame, info, input.segment.start().unwrap_or(ClockTime::ZERO))
+        };
+        // Before waiting: the pool of upstream may be small.
+        drop(buffer);
+        self.record(Stage::Input, start.elapsed());
+        self.push_items(items)
+    }
+
+    fn generate_output(&self) -> Result<GenerateOutputSuccess, gst::FlowError> {
+        // The push task pushes the output.
+        Ok(GenerateOutputSuccess::NoOutput)
+    }
+}
+
+impl VEnhance {
+    fn src_pad(&self) -> gst::Pad {
+        self.obj().src_pad().clone()
+    }
+
+    fn post(&self, structure: gst::Structure) {
+        let obj = self.obj();
+        let message = gst::message::Element::builder(structure).src(&*obj).build();
+        // Fails without a bus, and then nobody listens.
+        let _ = obj.post_message(message);
+    }
+
+    /// Records the time that a frame took in a stage.
+    fn record(&self, stage: Stage, took: Duration) {
+        gst::trace!(CAT, imp = self, "{stage:?} of a frame took {took:?}");
+        let changed = self.state.lock().statistics.record(stage, took);
+        if changed {
+            self.post_latency();
+        }
+    }
+
+    fn post_latency(&self) {
+        let latency = self.state.lock().statistics.latency();
+        gst::debug!(CAT, imp = self, "Latency is now {latency}");
+        let obj = self.obj();
+        let _ = obj.post_message(gst::message::Latency::builder().src(&*obj).build());
+    }
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The compute thread: loads the model, runs the worker, reports.
+
+use std::{
+    any::Any,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use gst::{ClockTime, glib, prelude::*, subclass::prelude::*};
+
+use super::{CAT, VEnhance};
+use crate::{
+    element::{
+        progress::Stage,
+        queue::Dropped,
+        worker::{Report, Worker},
+    },
+    engine::{self, Cancel, Error},
+    models::{self, Choice, Loaded, Note},
+    weights,
+};
+
+impl VEnhance {
+    /// Runs from start to stop. An error or a panic of the model ends it early and is posted.
+    pub(super) fn compute(&self, choice: &Choice, cancel: &Cancel) {
+        let run = || {
+            let idle = self.state.lock().idle.take();
+            let mut loaded = match idle {
+                Some(idle) if idle.choice == *choice => {
+                    gst::debug!(CAT, imp = self, "Model {} is still loaded", choice.model);
+                    idle
+                }
+                idle => self.load(choice, idle, cancel)?,
+            };
+            let first = self.settings.lock().first_frame;
+            let report = Arc::new(Reporter(self.obj().downgrade()));
+            Worker::new(&self.queue, &mut *loaded.enhancer, report, first).run();
+            loaded.enhancer.reset();
+            self.state.lock().idle = Some(loaded);
+            Ok(())
+        };
+        let error = match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(())) => return,
+            Ok(Err(Error::Cancelled)) if cancel.check().is_err() => return,
+            Ok(Err(Error::Cancelled)) => Error::Internal {
+                what: "loading the model was cancelled, but nobody asked for that".into(),
+            },
+            Ok(Err(error)) => error,
+            Err(panic) => {
+                Error::Internal { what: format!("the model panicked: {}", panic_text(&*panic)) }
+            }
+        };
+        gst::element_imp_error!(self, gst::LibraryError::Failed, ("{error}"));
+        self.keep_sticky_events(self.queue.close(gst::FlowError::Error));
+    }
+
+    /// Loads the model and reports that on the bus.
+    fn load(
+        &self,
+        choice: &Choice,
+        before: Option<Loaded>,
+        cancel: &Cancel,
+    ) -> Result<Loaded, Error> {
+        let post = |kind, text: String| {
+            let obj = self.obj();
+            gst::debug!(CAT, imp = self, "{text}");
+            let message =
+                gst::message::Progress::builder(kind, "load-model", &text).src(&*obj).build();
+            let _ = obj.post_message(message);
+        };
+        post(gst::ProgressType::Start, format!("Loading model {}", choice.model));
+        let loaded = models::build(choice, before, cancel, &mut |note| match note {
+            Note::Download(progress) => self.post(transfer("venhance-download", progress)),
+            Note::Copy(progress) => self.post(transfer("venhance-copy", progress)),
+            Note::Warning(text) => {
+                gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{text}"));
+            }
+        });
+        match &loaded {
+            Ok(_) => post(gst::ProgressType::Complete, format!("Loaded model {}", choice.model)),
+            Err(Error::Cancelled) => {
+                post(gst::ProgressType::Canceled, "Loading was cancelled".into())
+            }
+            Err(error) => post(gst::ProgressType::Error, error.to_string()),
+        }
+        loaded
+    }
+}
+
+/// The message that reports on a file.
+fn transfer(name: &str, progress: weights::Progress) -> gst::Structure {
+    gst::Structure::builder(name)
+        .field("file", progress.file)
+        .field("bytes", progress.done)
+        .field("total-bytes", progress.total)
+        .build()
+}
+
+/// The message of a panic.
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown reason")
+}
+
+/// Reports to the element. Holds no reference, because the element holds the model, which holds this.
+struct Reporter(glib::WeakRef<crate::VEnhance>);
+
+impl Report for Reporter {
+    fn format(&self, frame: Option<ClockTime>, lookahead: usize) {
+        let Some(obj) = self.0.upgrade() else { return };
+        obj.imp().state.lock().statistics.start_format(frame, lookahead);
+        obj.imp().post_latency();
+    }
+
+    fn progress(&self, progress: engine::Progress, position: Option<ClockTime>) {
+        let Some(obj) = self.0.upgrade() else { return };
+        gst::log!(CAT, obj = obj, "Finished {} in {:?}", progress.unit, progress.took);
+        let structure = {
+            let statistics = &mut obj.imp().state.lock().statistics;
+            statistics.progress(progress, position);
+            statistics.structure()
+        };
+        obj.imp().post(structure);
+    }
+
+    fn computed(&self, took: Duration) {
+        let Some(obj) = self.0.upgrade() else { return };
+        obj.imp().record(Stage::Compute, took);
+    }
+
+    fn warned(&self, text: String) {
+        let Some(obj) = self.0.upgrade() else { return };
+        gst::element_warning!(obj, gst::ResourceError::NoSpaceLeft, ("{text}"));
+    }
+
+    fn failed(&self, error: Error) {
+        let Some(obj) = self.0.upgrade() else { return };
+        gst::element_error!(obj, gst::LibraryError::Failed, ("{error}"));
+    }
+
+    fn dropped(&self, dropped: Dropped) {
+        let Some(obj) = self.0.upgrade() else { return };
+        gst::debug!(CAT, obj = obj, "Computation failed; dropped: {}", dropped.frames);
+        obj.imp().keep_sticky_events(dropped);
+    }
+
+    fn log(&self, text: fmt::Arguments) {
+        let Some(obj) = self.0.upgrade() else { return };
+        gst::debug!(CAT, obj = obj, "{text}");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which model runs, and what follows from that.
+
+use gst::{prelude::*, subclass::prelude::*};
+use gst_video::VideoInfo;
+
+use super::{CAT, VEnhance};
+use crate::{
+    element::{caps, properties::Settings},
+    engine,
+    models::{self, Choice},
+};
+
+impl VEnhance {
+    /// Posts and logs which model runs, where, and why.
+    pub(super) fn announce(&self, choice: &Choice) {
+        let Choice { model, reason, .. } = choice;
+        gst::info!(CAT, imp = self, "Model {model} on {}: {reason}", choice.devices());
+        self.settings.lock().active_model = (*model).into();
+        self.obj().notify("active-model");
+        self.post(
+            gst::Structure::builder("venhance-model")
+                .field("model", model.to_string())
+                .field("reason", reason)
+                .build(),
+        );
+    }
+
+    /// See [`crate::VEnhance::plan`].
+    pub(in crate::element) fn plan(
+        &self,
+        input: (usize, usize),
+        fps: (u32, u32),
+        inputs: usize,
+    ) -> Result<String, engine::Error> {
+        let Settings { up_scale, target_fps, options, .. } = self.settings.lock().clone();
+        let choice = models::choose(&options)?;
+        let output = options.output_size(choice.model, input, up_scale);
+        let made = engine::made_frames(caps::rate(target_fps), fps);
+        let format = engine::Format { input, output, made, alpha: false };
+        models::plan(&choice, format, inputs)
+    }
+
+    /// See [`crate::VEnhance::resume_from`].
+    pub(in crate::element) fn resume_from(
+        &self,
+        fps: (u32, u32),
+        frame: usize,
+    ) -> Result<usize, engine::Error> {
+        let Settings { target_fps, options, .. } = self.settings.lock().clone();
+        let interpolated = engine::made_frames(caps::rate(target_fps), fps);
+        Ok(models::resume_from(&models::choose(&options)?, interpolated, frame))
+    }
+
+    /// The model that runs, or that will run as far as it is known.
+    pub(super) fn model(&self) -> engine::Model {
+        let settings = self.settings.lock();
+        let active: Option<engine::Model> = settings.active_model.into();
+        active.or(settings.options.model).unwrap_or(engine::Model::Lite)
+    }
+
+    /// Posts a warning if the output does not have the size that up-scale asks for.
+    pub(super) fn warn_of_size(&self, input: &VideoInfo, output: &VideoInfo) {
+        let scale = self.settings.lock().up_scale;
+        let height = engine::scaled_side(input.height() as usize, scale) as u32;
+        // A difference of 1 is rounding to even sizes.
+        if self.model() == engine::Model::Lite || height.abs_diff(output.height()) <= 1 {
+            return;
+        }
+        let property = if output.height() > height { "min-height" } else { "max-pixels" };
+        gst::element_imp_warning!(
+            self,
+            gst::StreamError::Format,
+            (
+                "up-scale={scale} asks for a height of {height}; {property} makes it {}; set \
+                 {property}=0 to remove this limit",
+                output.height()
+            )
+        );
+    }
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The push task: takes what is ready out of the queue and pushes it downstream, in order.
+
+use std::time::Instant;
+
+use gst::{ClockTime, prelude::*, subclass::prelude::*};
+use gst_base::prelude::*;
+use gst_video::VideoInfo;
+
+use super::{CAT, VEnhance};
+use crate::element::{
+    convert::Packer,
+    progress::Stage,
+    queue::{OutputFrame, OutputItem},
+};
+
+/// Fills output buffers of the current caps.
+pub(super) struct Writer {
+    pub(super) packer: Packer,
+    pub(super) input: VideoInfo,
+    pub(super) output: VideoInfo,
+}
+
+impl VEnhance {
+    /// What the task repeats: pushes the next item, or pauses if the flow is an error.
+    pub(super) fn push_next(&self) {
+        match self.queue.pop() {
+            None => {
+                gst::debug!(CAT, imp = self, "Push task pauses: {:?}", self.queue.flow());
+                let _ = self.src_pad().pause_task();
+            }
+            Some(OutputItem::Barrier) => {
+                gst::debug!(CAT, imp = self, "Drained");
+                self.queue.pass_barrier();
+            }
+            Some(OutputItem::Event(event)) => {
+                if let gst::EventView::Segment(e) = event.view() {
+                    self.set_output_segment(e);
+                }
+                gst::log!(CAT, imp = self, "Pushing {event:?}");
+                self.src_pad().push_event(event);
+            }
+            Some(OutputItem::Frame(output)) => {
+                if let Err(error) = self.push_frame(output) {
+                    self.end_flow(error);
+                }
+            }
+        }
+    }
+
+    /// Takes note that downstream takes no more frames. Upstream gets the error with its next buffer;
+    /// after EOS there is none, so the error is posted, or the EOS goes on in its place.
+    fn end_flow(&self, error: gst::FlowError) {
+        let dropped = self.queue.abort(error);
+        gst::debug!(CAT, imp = self, "Downstream returned {error}; dropped: {}", dropped.frames);
+        self.keep_sticky_events(dropped);
+        let eos = self.state.lock().input.eos.clone();
+        match eos {
+            Some(eos) if error == gst::FlowError::Eos => {
+                self.src_pad().push_event(eos);
+            }
+            Some(_) => self.post_flow_error(error),
+            None => {}
+        }
+    }
+
+    fn push_frame(&self, output: OutputFrame) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let end = output.pts + output.duration.unwrap_or(ClockTime::ZERO);
+        // No lock is held while the writer works. New caps come after a drain or a flush only.
+        let writer = self.state.lock().output.writer.take();
+        let mut writer = writer.ok_or(gst::FlowError::NotNegotiated)?;
+        let buffer = self.write(&mut writer, output);
+        self.state.lock().output.writer.get_or_insert(writer);
+        let buffer = buffer?;
+
+        gst::trace!(CAT, imp = self, "Pushing {buffer:?}; {}", self.queue.levels());
+        let pushed = self.src_pad().push(buffer)?;
+        let state = &mut *self.state.lock();
+        state.output.position = Some(end);
+        state.statistics.frames_out += 1;
+        Ok(pushed)
+    }
+
+    /// Converts a frame to a buffer.
+    fn write(
+        &self,
+        writer: &mut Writer,
+        output: OutputFrame,
+    ) -> Result<gst::Buffer, gst::FlowError> {
+        let OutputFrame { frame, number, pts, duration, flags, metas } = output;
+        let mut buffer = self.acquire(&writer.output)?;
+        let start = Instant::now();
+        {
+            let buffer = buffer.make_mut();
+            buffer.set_pts(pts);
+            buffer.set_duration(duration);
+            buffer.set_flags(flags);
+            buffer.set_offset(number);
+            buffer.set_offset_end(number + 1);
+            writer.packer.pack(&frame, buffer).map_err(|error| {
+                gst::element_imp_error!(self, gst::StreamError::Encode, ("{error}"));
+                gst::FlowError::Error
+            })?;
+            if let Some(metas) = metas {
+                copy_metas(&metas, buffer, writer);
+            }
+        }
+        self.record(Stage::Output, start.elapsed());
+        Ok(buffer)
+    }
+
+    fn acquire(&self, info: &VideoInfo) -> Result<gst::Buffer, gst::FlowError> {
+        let no_memory = |error: &dyn std::fmt::Display| {
+            gst::element_imp_error!(
+                self,
+                gst::ResourceError::NoSpaceLeft,
+                ("cannot allocate an output buffer of {} bytes: {error}", info.size())
+            );
+            gst::FlowError::Error
+        };
+        let Some(pool) = self.obj().buffer_pool() else {
+            return gst::Buffer::with_size(info.size()).map_err(|e| no_memory(&e));
+        };
+        let acquire = |pool: gst::BufferPool| {
+            pool.set_active(true).map_err(|e| no_memory(&e))?;
+            pool.acquire_buffer(None)
+        };
+        match acquire(pool.clone()) {
+            // Renegotiation to the same caps may have replaced the pool.
+            Err(gst::FlowError::Flushing) => match self.obj().buffer_pool() {
+                Some(new) if new != pool && self.queue.flow().is_ok() => acquire(new),
+                _ => Err(gst::FlowError::Flushing),
+            },
+            acquired => acquired,
+        }
+    }
+}
+
+/// Copies the metas of an input frame to its output. Those that depend on the size are scaled where that
+/// is possible, else dropped.
+fn copy_metas(metas: &gst::BufferRef, buffer: &mut gst::BufferRef, writer: &Writer) {
+    let scale = gst_video::video_meta::VideoMetaTransformScale::new(&writer.input, &writer.output);
+    for meta in metas.iter_meta::<gst::Meta>() {
+        // Fails for a meta that has no meaning at the new size.
+        let _ = match meta.has_tag::<gst_video::video_meta::tags::Size>() {
+            true => meta.transform(buffer, &scale),
+            false => meta.transform(buffer, &gst::meta::MetaTransformCopy::new(..)),
+        };
+    }
+}

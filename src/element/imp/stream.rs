@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The streaming thread: what each serialized event does, and how items enter the queue.
+
+use gst::{ClockTime, prelude::*, subclass::prelude::*};
+use gst_base::{prelude::*, subclass::prelude::*};
+use gst_video::VideoInfo;
+
+use super::{CAT, VEnhance, caps};
+use crate::element::{queue::QueueItem, timeline::ClipEnd};
+
+impl VEnhance {
+    /// Puts items in the queue. Frames wait for room.
+    pub(super) fn push_items(
+        &self,
+        items: impl IntoIterator<Item = QueueItem>,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        items.into_iter().try_fold(gst::FlowSuccess::Ok, |_, item| self.queue.push(item))
+    }
+
+    /// Passes an event on in its order. The clip continues.
+    pub(super) fn push_event(&self, event: gst::Event) -> bool {
+        let item = match &mut self.state.lock().input.clips {
+            Some(clips) => clips.push_event(event),
+            None => Some(QueueItem::Event(event)),
+        };
+        self.push_items(item).is_ok()
+    }
+
+    /// Ends the clip. Does not wait for its frames.
+    pub(super) fn end_clip(&self, reason: ClipEnd) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let items = {
+            let input = &mut self.state.lock().input;
+            let start = input.segment.start().unwrap_or(ClockTime::ZERO);
+            input.clips.as_mut().map(|clips| clips.end_clip(reason, start)).unwrap_or_default()
+        };
+        self.push_items(items)
+    }
+
+    pub(super) fn caps_event(&self, caps: gst::Caps, event: gst::Event) -> bool {
+        if let Some(refusal) = caps::refusal(&caps) {
+            gst::element_imp_error!(self, gst::StreamError::Format, ("{refusal}"), ["{caps}"]);
+            return false;
+        }
+        match self.same_picture(&caps) {
+            Some(outcaps) => {
+                gst::debug!(CAT, imp = self, "Caps of the same picture: the clip continues");
+                let seqnum = event.seqnum();
+                self.push_event(gst::event::Caps::builder(&outcaps).seqnum(seqnum).build())
+            }
+            // Negotiates and calls `set_caps`.
+            None => self.parent_sink_event(event),
+        }
+    }
+
+    /// The output caps for input caps that differ from the current ones in other fields than those of
+    /// the picture; `None` if the picture differs.
+    fn same_picture(&self, caps: &gst::CapsRef) -> Option<gst::Caps> {
+        let info = VideoInfo::from_caps(caps).ok()?;
+        let same =
+            self.state.lock().input.clips.as_ref().is_some_and(|clips| *clips.info() == info);
+        let src_pad = self.src_pad();
+        let current = src_pad.current_caps().filter(|_| same && !src_pad.needs_reconfigure())?;
+        let mut out = caps.structure(0)?.to_owned();
+        for field in ["format", "width", "height", "framerate", "colorimetry", "chroma-site"] {
+            match current.structure(0)?.value(field) {
+                Ok(value) => out.set_value(field, value.clone()),
+                Err(_) => out.remove_field(field),
+            }
+        }
+        Some(gst::Caps::builder_full().structure(out).build())
+    }
+
+    pub(super) fn segment_event(&self, segment: gst::Segment, event: gst::Event) -> bool {
+        let segment = match segment.downcast::<ClockTime>() {
+            Ok(segment) => segment,
+            Err(segment) => {
+                gst::element_imp_error!(
+                    self,
+                    gst::StreamError::Format,
+                    ("frames need timestamps: put a parser or a decoder before venhance"),
+                    ["segment in {:?}", segment.format()]
+                );
+                return false;
+            }
+        };
+        if segment.rate() < 0.0 {
+            gst::element_imp_error!(
+                self,
+                gst::StreamError::NotImplemented,
+                ("playing backwards is not supported: seek with a rate above 0"),
+                ["segment rate {}", segment.rate()]
+            );
+            return false;
+        }
+        self.restart_after(gst::FlowError::Eos);
+        let continues = {
+            let input = &mut self.state.lock().input;
+            let continues = !input.segment_starts
+                && input
+                    .clips
+                    .as_ref()
+                    .is_some_and(|clips| clips.continues(&input.segment, &segment));
+            input.segment = segment;
+            input.segment_starts |= !continues;
+            input.eos = None;
+            continues
+        };
+        gst::debug!(CAT, imp = self, "Segment continues the one before: {continues}");
+        if !continues {
+            if self.end_clip(ClipEnd::Segment).is_err() {
+                return false;
+            }
+            if let Some(clips) = &mut self.state.lock().input.clips {
+                clips.flush();
+            }
+        }
+        self.push_event(event)
+    }
+
+    pub(super) fn gap_event(&self, duration: Option<ClockTime>, event: gst::Event) -> bool {
+        let short = {
+            let state = self.state.lock();
+            let clips = state.input.clips.as_ref().zip(duration);
+            clips.is_some_and(|(clips, gap)| clips.spans_one_frame(gap))
+        };
+        (short || self.end_clip(ClipEnd::Gap).is_ok()) && self.push_event(event)
+    }
+
+    /// EOS and SEGMENT_DONE.
+    pub(super) fn end_event(&self, event: gst::Event) -> bool {
+        self.state.lock().input.eos = Some(event.clone());
+        let passed = self.end_clip(ClipEnd::EndOfStream).is_ok() && self.push_event(event.clone());
+        match self.queue.flow() {
+            // Downstream takes no more frames, and still waits for the event.
+            Err(gst::FlowError::Eos) if !passed => return self.src_pad().push_event(event),
+            Err(error) => self.post_flow_error(error),
+            Ok(_) => {}
+        }
+        passed
+    }
+
+    /// With the first frame of a segment, finds out how long the segment is.
+    pub(super) fn start_segment(&self) {
+        let segment = {
+            let input = &mut self.state.lock().input;
+            if !std::mem::take(&mut input.segment_starts) {
+                return;
+            }
+            input.segment.clone()
+        };
+        let start = segment.start().unwrap_or(ClockTime::ZERO);
+        let duration = || self.obj().sink_pad().peer_query_duration::<ClockTime>();
+        let stop = segment.stop().or_else(|| segment.position_from_stream_time(duration()?));
+        gst::debug!(CAT, imp = self, "Segment from {start} to {stop:?}");
+        self.state.lock().statistics.start_segment(start, stop);
+    }
+
+    /// Posts a flow error that upstream cannot be told, because it pushes no more buffers.
+    pub(super) fn post_flow_error(&self, error: gst::FlowError) {
+        if !matches!(error, gst::FlowError::Flushing | gst::FlowError::Eos) {
+            gst::element_imp_error!(
+                self,
+                gst::StreamError::Failed,
+                ("Internal data stream error."),
+                ["streaming stopped, reason {error}"]
+            );
+        }
+    }
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The element `venhance`. The only module that knows GStreamer.
+//!
+//! # Threads
+//!
+//! | thread | runs | waits for |
+//! |---|---|---|
+//! | streaming thread, of upstream | `imp` and `imp/stream`: negotiates, converts input buffers, finds clip boundaries | room in the queue; in a drain, for everything to be pushed |
+//! | compute thread `venhance`, from start to stop | `imp/compute`: loads the model; `worker`: gives it clips | input; room in the queue |
+//! | push task, on the source pad | `imp/push`: converts and pushes output buffers and events. No other thread pushes frames | output; downstream |
+//! | any | properties, queries, state changes, FLUSH_START | nothing but the locks below |
+//!
+//! A model may deliver from threads of its own.
+//!
+//! BaseTransform negotiates only: `generate_output` never returns a buffer, because a model delivers
+//! many frames for one input frame, or none.
+//!
+//! # Life of a frame
+//!
+//! 1. `submit_input_buffer` converts the buffer to a [`Frame`](crate::engine::Frame) and releases it.
+//! 2. [`Clips`](clips::Clips) gives the frame its timestamp and decides whether it begins a clip; the
+//!    [`Queue`](queue::Queue) takes it.
+//! 3. The [`Worker`](worker::Worker) notes it in the clip's pending queue and gives it to the model.
+//! 4. The model delivers it, larger, after the interpolated frames before it. The pending queue gives
+//!    each output frame its timestamp, and lets the events go that came after it.
+//! 5. The push task converts the output frame and pushes the buffer.
+//!
+//! Serialized events take the same way, so all keep their order.
+//!
+//! # End of a clip
+//!
+//! [`ClipEnd`](timeline::ClipEnd) lists the reasons. The model finishes a clip before what ended it
+//! passes: all frames of the clip leave before new caps, a new segment, or EOS.
+//!
+//! # Flush
+//!
+//! FLUSH_START, on any thread, empties the queue, cancels the computation and makes everything that
+//! waits return FLUSHING; it does not wait for the model. Dropped sticky events stay on the source pad.
+//! FLUSH_STOP begins a new epoch of the queue; results of the old one are dropped. The model stays
+//! loaded. Stopping does the same, then joins the compute thread. See `imp/flush`.
+//!
+//! # Locks
+//!
+//! Three mutexes: the queue's (with the only condition variable), the element's settings, and the
+//! element's state. Each field says what it protects. No thread holds two of them, and none is held
+//! while a frame is converted, computed or pushed, or a message posted.
+
+mod caps;
+mod clips;
+mod convert;
+mod imp;
+mod logging;
+mod progress;
+mod properties;
+mod queue;
+mod timeline;
+mod worker;
+
+use gst::{glib, prelude::*, subclass::prelude::*};
+
+use crate::engine;
+
+/// The property `model`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstVEnhanceModel")]
+#[repr(i32)]
+pub enum Model {
+    /// The best model that this machine can run.
+    #[default]
+    #[enum_value(name = "Auto: v1 where a CUDA device is usable, else lite", nick = "auto")]
+    Auto,
+    /// VEnhancer as published with its paper.
+    #[enum_value(name = "VEnhancer v1: creative", nick = "v1")]
+    V1,
+    /// VEnhancer's second version.
+    #[enum_value(name = "VEnhancer v2: keeps texture and identity", nick = "v2")]
+    V2,
+    /// The small enhancer inside the plugin.
+    #[enum_value(name = "Lite: embedded, for any CPU", nick = "lite")]
+    Lite,
+}
+
+impl From<engine::Model> for Model {
+    fn from(model: engine::Model) -> Self {
+        match model {
+            engine::Model::V1 => Self::V1,
+            engine::Model::V2 => Self::V2,
+            engine::Model::Lite => Self::Lite,
+        }
+    }
+}
+
+impl From<Model> for Option<engine::Model> {
+    fn from(model: Model) -> Self {
+        match model {
+            Model::Auto => None,
+            Model::V1 => Some(engine::Model::V1),
+            Model::V2 => Some(engine::Model::V2),
+            Model::Lite => Some(engine::Model::Lite),
+        }
+    }
+}
+
+/// The property `solver`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVEnhanceSolver")]
+#[repr(i32)]
+pub enum Solver {
+    /// See [`engine::Solver::Fast`].
+    #[enum_value(name = "Fast: 14 evaluations on a fixed schedule", nick = "fast")]
+    Fast,
+    /// See [`engine::Solver::Normal`].
+    #[enum_value(name = "Normal: DPM-Solver++ with a free number of steps", nick = "normal")]
+    Normal,
+    /// See [`engine::Solver::Heun`].
+    #[enum_value(name = "Heun: two evaluations per step", nick = "heun")]
+    Heun,
+}
+
+impl From<engine::Solver> for Solver {
+    fn from(solver: engine::Solver) -> Self {
+        match solver {
+            engine::Solver::Fast => Self::Fast,
+            engine::Solver::Normal => Self::Normal,
+            engine::Solver::Heun => Self::Heun,
+        }
+    }
+}
+
+impl From<Solver> for engine::Solver {
+    fn from(solver: Solver) -> Self {
+        match solver {
+            Solver::Fast => Self::Fast,
+            Solver::Normal => Self::Normal,
+            Solver::Heun => Self::Heun,
+        }
+    }
+}
+
+glib::wrapper! {
+    /// The element. The README lists its properties and the pipelines that it is made for.
+    pub struct VEnhance(ObjectSubclass<imp::VEnhance>)
+        @extends gst_base::BaseTransform, gst::Element, gst::Object;
+}
+
+impl VEnhance {
+    /// Describes what the element, with its current properties, would do with a clip of `inputs`
+    /// frames of size (w, h) at a frame rate (numerator, denominator). Reads no weights.
+    ///
+    /// # Errors
+    /// [`engine::Error::Setting`] if a property cannot be used, [`engine::Error::Weights`] if model-dir
+    /// cannot.
+    pub fn plan(
+        &self,
+        input: (usize, usize),
+        fps: (u32, u32),
+        inputs: usize,
+    ) -> Result<String, engine::Error> {
+        imp::VEnhance::from_obj(self).plan(input, fps, inputs)
+    }
+
+    /// The index of the input frame at which a run must begin, with that index as the property
+    /// `first-frame`, so that from input frame `frame` on it gives the same output as a run over the
+    /// whole clip. The frame rate is (numerator, denominator).
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn resume_from(&self, fps: (u32, u32), frame: usize) -> Result<usize, engine::Error> {
+        imp::VEnhance::from_obj(self).resume_from(fps, frame)
+    }
+}
+
+pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
+    logging::install();
+    #[cfg(feature = "doc")]
+    {
+        Model::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+        Solver::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+    }
+    gst::Element::register(Some(plugin), "venhance", gst::Rank::NONE, VEnhance::static_type())
+}

@@ -1,0 +1,470 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The queue between the element's threads: frames and events, in one order.
+//!
+//! ```text
+//! streaming thread ─ push ─► inputs ─ next ─► compute thread
+//!                                                  │ pend
+//! push task ◄─ pop ─ outputs ◄─ deliver ─ model ◄─ pending
+//! ```
+//!
+//! A serialized event leaves right after the last input frame that came before it, however long the
+//! model holds that frame. `inputs` and `outputs` are bounded in frames; `pending` is bounded by the
+//! model's lookahead.
+
+mod pending;
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gst::ClockTime;
+use parking_lot::{Condvar, Mutex};
+
+use super::timeline::{Cadence, ClipEnd, FrameTime};
+use crate::engine::{Cancel, Error, Format, Frame};
+use pending::PendingQueue;
+
+/// Input frames that wait for the compute thread, so that decoding continues while it works.
+const MAX_INPUTS: usize = 4;
+/// Output frames that wait for the push task, so that computing continues while it pushes.
+const MAX_OUTPUTS: usize = 2;
+
+/// What the streaming thread puts in.
+pub(super) enum QueueItem {
+    /// The format of the clips that follow. Comes between two clips.
+    Format(Format, Option<Cadence>),
+    /// The next frame of the clip, or the first one of a new clip.
+    Frame(Frame, FrameTime, BufferInfo),
+    /// The clip ends, if one has begun.
+    EndOfClip(ClipEnd),
+    /// A serialized event.
+    Event(gst::Event),
+    /// Marks a point that [`Queue::drain`] waits for.
+    Barrier,
+}
+
+impl QueueItem {
+    fn is_frame(&self) -> bool {
+        matches!(self, Self::Frame(..))
+    }
+}
+
+/// What an input buffer carries beside its picture.
+pub(super) struct BufferInfo {
+    pub(super) pts: Option<ClockTime>,
+    pub(super) duration: Option<ClockTime>,
+    /// The flags of the output buffer.
+    pub(super) flags: gst::BufferFlags,
+    /// A buffer without memory that holds the metas.
+    pub(super) metas: Option<gst::Buffer>,
+}
+
+/// What the push task takes out.
+pub(super) enum OutputItem {
+    Frame(OutputFrame),
+    Event(gst::Event),
+    Barrier,
+}
+
+impl OutputItem {
+    fn is_frame(&self) -> bool {
+        matches!(self, Self::Frame(_))
+    }
+}
+
+/// An output frame and the fields of its buffer.
+pub(super) struct OutputFrame {
+    pub(super) frame: Arc<Frame>,
+    /// Its index in its clip.
+    pub(super) number: u64,
+    pub(super) pts: ClockTime,
+    pub(super) duration: Option<ClockTime>,
+    pub(super) flags: gst::BufferFlags,
+    pub(super) metas: Option<gst::Buffer>,
+}
+
+/// A run of frames without a break, in the epoch that it began in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ClipId {
+    epoch: u64,
+    number: u64,
+}
+
+impl ClipId {
+    pub(super) fn epoch(self) -> u64 {
+        self.epoch
+    }
+}
+
+impl fmt::Display for ClipId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "clip {}", self.number)
+    }
+}
+
+/// Frames in each part of the queue.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Levels {
+    inputs: usize,
+    pending: usize,
+    outputs: usize,
+}
+
+impl fmt::Display for Levels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { inputs, pending, outputs } = self;
+        write!(
+            f,
+            "{inputs}/{MAX_INPUTS} input frames waiting, {pending} in the model, \
+             {outputs}/{MAX_OUTPUTS} output frames waiting"
+        )
+    }
+}
+
+/// What was in the queue when it was emptied.
+pub(super) struct Dropped {
+    pub(super) frames: Levels,
+    /// In stream order.
+    pub(super) events: Vec<gst::Event>,
+}
+
+/// The queue, and the one place where the threads of the element wait for each other.
+pub(super) struct Queue {
+    /// Protects the queue and the flow. Held for the time of moving an item, never while a frame is
+    /// converted, computed or pushed, and never together with another lock. A flush takes it, so
+    /// nothing that takes long may hold it.
+    state: Mutex<State>,
+    /// Notified after each change of the state.
+    changed: Condvar,
+}
+
+struct State {
+    /// Counts the starts and flushes. An item or a result of an older epoch is dropped.
+    epoch: u64,
+    /// Stops the computation of this epoch. Set whenever `flow` becomes an error.
+    cancel: Cancel,
+    /// What the streaming thread returns to upstream. While it is an error, the queue is empty.
+    flow: Result<gst::FlowSuccess, gst::FlowError>,
+    /// What the compute thread has not taken yet, in order of arrival.
+    inputs: VecDeque<QueueItem>,
+    /// The clip that the model works on: what waits for its output.
+    clip: Option<(ClipId, PendingQueue)>,
+    /// What the push task has not taken yet, in order of output.
+    outputs: VecDeque<OutputItem>,
+    /// Barriers put in, and barriers that the push task has reached, in this epoch.
+    barriers: (u64, u64),
+    /// The clips begun since the element was created.
+    clips: u64,
+    /// Between stop and start, and after a failure of the compute thread. It ends while this is true,
+    /// and no epoch begins.
+    closed: bool,
+}
+
+impl State {
+    fn is_live(&self, epoch: u64) -> bool {
+        self.flow.is_ok() && self.epoch == epoch
+    }
+
+    fn levels(&self) -> Levels {
+        Levels {
+            inputs: self.inputs.iter().filter(|item| item.is_frame()).count(),
+            pending: self.clip.as_ref().map_or(0, |(_, pending)| pending.frames()),
+            outputs: self.outputs.iter().filter(|item| item.is_frame()).count(),
+        }
+    }
+
+    /// Empties the queue and cancels the computation. An error stays until the next epoch; a flush
+    /// replaces it.
+    fn abort(&mut self, error: gst::FlowError) -> Dropped {
+        let frames = self.levels();
+        if self.flow.is_ok() || error == gst::FlowError::Flushing {
+            self.flow = Err(error);
+        }
+        self.cancel.cancel();
+        let mut events = Vec::new();
+        for item in self.outputs.drain(..) {
+            events.extend(if let OutputItem::Event(event) = item { Some(event) } else { None });
+        }
+        if let Some((_, pending)) = self.clip.take() {
+            events.extend(pending.into_events());
+        }
+        for item in self.inputs.drain(..) {
+            events.extend(if let QueueItem::Event(event) = item { Some(event) } else { None });
+        }
+        Dropped { frames, events }
+    }
+
+    /// Moves the events that no frame of the clip is before.
+    fn release_events(&mut self) {
+        if let Some((_, pending)) = &mut self.clip {
+            self.outputs.extend(std::iter::from_fn(|| pending.pop_event()).map(OutputItem::Event));
+        }
+    }
+}
+
+/// All threads.
+impl Queue {
+    /// A queue that is closed until [`open`](Self::open).
+    pub(super) fn new() -> Self {
+        Self {
+            state: Mutex::new(State {
+                epoch: 0,
+                cancel: Cancel::default(),
+                flow: Err(gst::FlowError::Flushing),
+                inputs: VecDeque::new(),
+                clip: None,
+                outputs: VecDeque::new(),
+                barriers: (0, 0),
+                clips: 0,
+                closed: true,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Begins the first epoch after a start of the element.
+    pub(super) fn open(&self) {
+        self.state.lock().closed = false;
+        self.restart(None);
+    }
+
+    /// Begins an epoch with this item. False if the queue is closed.
+    pub(super) fn restart(&self, first: Option<QueueItem>) -> bool {
+        let mut state = self.state.lock();
+        if state.closed {
+            return false;
+        }
+        state.epoch += 1;
+        state.cancel = Cancel::default();
+        state.flow = Ok(gst::FlowSuccess::Ok);
+        state.inputs.extend(first);
+        state.barriers = (0, 0);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Empties the queue, cancels the computation, and returns `error` to all who wait or come until
+    /// the next epoch. Returns without waiting for the computation to end.
+    pub(super) fn abort(&self, error: gst::FlowError) -> Dropped {
+        let dropped = self.state.lock().abort(error);
+        self.changed.notify_all();
+        dropped
+    }
+
+    /// Aborts until the next [`open`](Self::open); the compute thread ends.
+    pub(super) fn close(&self, error: gst::FlowError) -> Dropped {
+        self.state.lock().closed = true;
+        self.abort(error)
+    }
+
+    pub(super) fn flow(&self) -> Result<gst::FlowSuccess, gst::FlowError> {
+        self.state.lock().flow
+    }
+
+    /// Whether this epoch is the current one and has not been aborted.
+    pub(super) fn is_live(&self, epoch: u64) -> bool {
+        self.state.lock().is_live(epoch)
+    }
+
+    pub(super) fn levels(&self) -> Levels {
+        self.state.lock().levels()
+    }
+}
+
+/// The streaming thread.
+impl Queue {
+    /// Puts an item in. A frame waits while there are [`MAX_INPUTS`].
+    pub(super) fn push(&self, item: QueueItem) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let mut state = self.state.lock();
+        if item.is_frame() {
+            self.changed.wait_while(&mut state, |state| {
+                state.flow.is_ok() && state.levels().inputs >= MAX_INPUTS
+            });
+        }
+        state.flow?;
+        state.barriers.0 += u64::from(matches!(item, QueueItem::Barrier));
+        state.inputs.push_back(item);
+        self.changed.notify_all();
+        state.flow
+    }
+
+    /// Waits until everything that was put in has been pushed downstream. The clip must have been
+    /// ended, or the model keeps the last frames.
+    pub(super) fn drain(&self) -> Result<gst::FlowSuccess, gst::FlowError> {
+        self.push(QueueItem::Barrier)?;
+        let mut state = self.state.lock();
+        self.changed.wait_while(&mut state, |state| {
+            state.flow.is_ok() && state.barriers.1 < state.barriers.0
+        });
+        state.flow
+    }
+}
+
+/// The push task.
+impl Queue {
+    /// Waits for the next item to push; `None` while the flow is an error.
+    pub(super) fn pop(&self) -> Option<OutputItem> {
+        let mut state = self.state.lock();
+        self.changed.wait_while(&mut state, |state| state.flow.is_ok() && state.outputs.is_empty());
+        self.changed.notify_all();
+        state.outputs.pop_front()
+    }
+
+    /// Everything before the next barrier has been pushed.
+    pub(super) fn pass_barrier(&self) {
+        self.state.lock().barriers.1 += 1;
+        self.changed.notify_all();
+    }
+}
+
+/// What the compute thread does next.
+pub(super) enum Next {
+    Item(QueueItem),
+    /// A new epoch has begun: forget the stream.
+    Restart(u64, Cancel),
+    Stop,
+}
+
+/// The compute thread, and the threads of the model.
+impl Queue {
+    /// Waits for the next thing to do for the compute thread, which works on `epoch`.
+    pub(super) fn next(&self, epoch: u64) -> Next {
+        let mut state = self.state.lock();
+        self.changed.wait_while(&mut state, |state| {
+            !state.closed && state.epoch == epoch && state.inputs.is_empty()
+        });
+        if state.closed {
+            return Next::Stop;
+        }
+        if state.epoch != epoch {
+            return Next::Restart(state.epoch, state.cancel.clone());
+        }
+        self.changed.notify_all();
+        state.inputs.pop_front().map_or(Next::Stop, Next::Item)
+    }
+
+    /// Begins a clip whose first output frame has the index `first`.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] if the epoch is over, as in all functions that take one.
+    pub(super) fn begin_clip(
+        &self,
+        epoch: u64,
+        format: Format,
+        cadence: Option<Cadence>,
+        first: u64,
+    ) -> Result<ClipId, Error> {
+        let mut state = self.state.lock();
+        if !state.is_live(epoch) {
+            return Err(Error::Cancelled);
+        }
+        state.clips += 1;
+        let id = ClipId { epoch, number: state.clips };
+        state.clip = Some((id, PendingQueue::new(format.made, cadence, first)));
+        Ok(id)
+    }
+
+    /// Notes an input frame of the clip, before the model gets it.
+    pub(super) fn pend(
+        &self,
+        clip: ClipId,
+        time: FrameTime,
+        info: BufferInfo,
+    ) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        self.clip(&mut state, clip)?.push_frame(time, info);
+        Ok(())
+    }
+
+    /// Puts an event after all frames that the compute thread has taken.
+    pub(super) fn pass_event(&self, epoch: u64, event: gst::Event) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        if !state.is_live(epoch) {
+            return Err(Error::Cancelled);
+        }
+        match &mut state.clip {
+            Some((_, pending)) => pending.push_event(event),
+            None => state.outputs.push_back(OutputItem::Event(event)),
+        }
+        state.release_events();
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Puts a barrier after everything; there is no clip.
+    pub(super) fn deliver_barrier(&self, epoch: u64) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        if !state.is_live(epoch) {
+            return Err(Error::Cancelled);
+        }
+        state.outputs.push_back(OutputItem::Barrier);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Takes the model's next output frame. Waits while there are [`MAX_OUTPUTS`], and adds that time
+    /// to the clip's waiting time.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the clip has no such frame.
+    pub(super) fn deliver(&self, clip: ClipId, frame: Arc<Frame>) -> Result<(), Error> {
+        let start = Instant::now();
+        let mut state = self.state.lock();
+        self.changed.wait_while(&mut state, |state| {
+            state.is_live(clip.epoch) && state.levels().outputs >= MAX_OUTPUTS
+        });
+        let pending = self.clip(&mut state, clip)?;
+        pending.add_wait(start.elapsed());
+        let output = pending.pop_frame(frame)?;
+        state.outputs.push_back(OutputItem::Frame(output));
+        state.release_events();
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Ends the clip, all of whose frames the model has delivered. Returns the number of input and of
+    /// output frames.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if frames are missing.
+    pub(super) fn end_clip(&self, clip: ClipId) -> Result<(u64, u64), Error> {
+        let mut state = self.state.lock();
+        let pending = self.clip(&mut state, clip)?;
+        let counts = pending.check_end()?;
+        state.release_events();
+        state.clip = None;
+        self.changed.notify_all();
+        Ok(counts)
+    }
+
+    /// The time of the last input frame that the model has delivered.
+    pub(super) fn position(&self, clip: ClipId) -> Option<ClockTime> {
+        self.clip(&mut self.state.lock(), clip).ok()?.position()
+    }
+
+    /// How long the model has waited in [`deliver`](Self::deliver) since the last call.
+    pub(super) fn take_wait(&self, clip: ClipId) -> Duration {
+        self.clip(&mut self.state.lock(), clip).map_or(Duration::ZERO, PendingQueue::take_wait)
+    }
+
+    /// Aborts because of an error of the computation; `None` if the epoch is over already.
+    pub(super) fn fail(&self, epoch: u64) -> Option<Dropped> {
+        let mut state = self.state.lock();
+        let dropped = state.is_live(epoch).then(|| state.abort(gst::FlowError::Error));
+        self.changed.notify_all();
+        dropped
+    }
+
+    fn clip<'a>(&self, state: &'a mut State, clip: ClipId) -> Result<&'a mut PendingQueue, Error> {
+        if !state.is_live(clip.epoch) {
+            return Err(Error::Cancelled);
+        }
+        match &mut state.clip {
+            Some((id, pending)) if *id == clip => Ok(pending),
+            _ => Err(Error::Internal { what: format!("{clip} is used after its end") }),
+        }
+    }
+}

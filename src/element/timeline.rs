@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Timestamps, and the clip boundaries that follow from them.
+//!
+//! At a constant rate, timestamps are computed from the frame's index in rational arithmetic, so
+//! rounding errors do not add up. Where the input leaves its nominal rate, each input frame keeps its
+//! own timestamp, and the interpolated frames are spread evenly between their neighbours.
+
+use std::fmt;
+
+use gst::{ClockTime, prelude::MulDiv};
+
+/// The largest distance of a timestamp from the cadence that counts as rounding: containers round to
+/// the millisecond, also the first frame, from which the others are counted. A frame that is further
+/// off belongs to a video of variable rate and keeps its timestamp.
+const ROUNDING: ClockTime = ClockTime::from_useconds(1000);
+
+/// The duration of an input frame, exactly, and the parts that the output divides it into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cadence {
+    /// Nanoseconds of `per` frames.
+    nanoseconds: u64,
+    per: u64,
+    parts: u64,
+}
+
+impl Cadence {
+    /// For a rate (numerator, denominator) above zero, and `interpolated` frames between two.
+    pub(super) fn new((numer, denom): (u32, u32), interpolated: usize) -> Self {
+        Self {
+            nanoseconds: u64::from(denom) * *ClockTime::SECOND,
+            per: u64::from(numer),
+            parts: interpolated as u64 + 1,
+        }
+    }
+
+    /// The time of part `part` of frame `n` after that of frame 0, rounded down as GStreamer does.
+    fn offset(&self, n: u64, part: u64) -> ClockTime {
+        let parts = u128::from(n) * u128::from(self.parts) + u128::from(part);
+        let time =
+            parts * u128::from(self.nanoseconds) / (u128::from(self.per) * u128::from(self.parts));
+        ClockTime::from_nseconds(u64::try_from(time).unwrap_or(u64::MAX - 1))
+    }
+
+    /// The duration of an input frame.
+    pub(super) fn frame(&self) -> ClockTime {
+        self.offset(1, 0)
+    }
+
+    /// Whether no frame is missing in an interval of this length: it is at most 1.5 frames.
+    pub(super) fn spans_one_frame(&self, interval: ClockTime) -> bool {
+        u128::from(*interval) * 2 * u128::from(self.per) <= u128::from(self.nanoseconds) * 3
+    }
+
+    /// The time at `part` of the way from an input frame to the next one.
+    pub(super) fn between(&self, frame: FrameTime, next: FrameTime, part: u64) -> ClockTime {
+        match frame.base == next.base && frame.n + 1 == next.n {
+            true => frame.base + self.offset(frame.n, part),
+            false => {
+                let interval = next.pts.saturating_sub(frame.pts);
+                frame.pts + interval.mul_div_floor(part, self.parts).unwrap_or(interval)
+            }
+        }
+    }
+
+    /// The output duration of an input frame, whose successor is not known yet. It is one part of the
+    /// cadence's frame, or of the buffer's `duration` if that differs, or all of a `duration` that is
+    /// a gap.
+    pub(super) fn input_duration(
+        &self,
+        frame: FrameTime,
+        duration: Option<ClockTime>,
+    ) -> ClockTime {
+        let nominal = (frame.base + self.offset(frame.n, 1)).saturating_sub(frame.pts);
+        match duration {
+            Some(duration) if !self.spans_one_frame(duration) => duration,
+            Some(duration) if duration.absdiff(self.frame()) > ROUNDING => duration / self.parts,
+            _ => nominal,
+        }
+    }
+}
+
+/// When an input frame is shown: at `pts`, as frame `n` of the cadence counted from `base`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FrameTime {
+    pub(super) pts: ClockTime,
+    base: ClockTime,
+    n: u64,
+}
+
+impl FrameTime {
+    /// The frame that the cadence is counted from.
+    pub(super) fn first(pts: ClockTime) -> Self {
+        Self { pts, base: pts, n: 0 }
+    }
+}
+
+/// Why a clip ends: nothing is interpolated across this point. A flush, a stop and an error drop the
+/// clip instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ClipEnd {
+    /// The next frame is the first one of all, or the first after a flush.
+    FirstFrame,
+    /// A buffer with the flag DISCONT.
+    Discont,
+    /// Frames are missing between these two timestamps: more than 1.5 frames.
+    TimestampGap(ClockTime, ClockTime),
+    /// The second of these timestamps is not after the first.
+    TimestampBackwards(ClockTime, ClockTime),
+    /// The frame rate is not known, so each frame is a clip.
+    UnknownRate,
+    /// A GAP event longer than 1.5 frames.
+    Gap,
+    /// Caps of another format, size or rate, also after a change of up-scale or target-fps.
+    Caps,
+    /// A segment that does not continue the one before.
+    Segment,
+    /// EOS or SEGMENT_DONE.
+    EndOfStream,
+}
+
+impl fmt::Display for ClipEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FirstFrame => f.write_str("first frame"),
+            Self::Discont => f.write_str("buffer with DISCONT"),
+            Self::TimestampGap(last, pts) => write!(f, "frames missing between {last} and {pts}"),
+            Self::TimestampBackwards(last, pts) => {
+                write!(f, "timestamp {pts} is not after {last}")
+            }
+            Self::UnknownRate => f.write_str("unknown frame rate"),
+            Self::Gap => f.write_str("GAP event"),
+            Self::Caps => f.write_str("new caps"),
+            Self::Segment => f.write_str("new segment"),
+            Self::EndOfStream => f.write_str("end of stream or segment"),
+        }
+    }
+}
+
+/// The clip that an input frame belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Placement {
+    /// That of the frame before.
+    SameClip(FrameTime),
+    /// A new one, for this reason.
+    NewClip(FrameTime, ClipEnd),
+}
+
+/// Gives each input frame its timestamp and its clip.
+#[derive(Debug, Clone)]
+pub(super) struct Timeline {
+    /// The last frame of the clip, or why the next one begins a clip.
+    last: Result<FrameTime, ClipEnd>,
+    /// The timestamp that the last frame came with.
+    given: Option<ClockTime>,
+    /// When the last frame ends, in whatever clip it was.
+    end: Option<ClockTime>,
+}
+
+impl Default for Timeline {
+    fn default() -> Self {
+        Self { last: Err(ClipEnd::FirstFrame), given: None, end: None }
+    }
+}
+
+impl Timeline {
+    /// Ends the clip.
+    pub(super) fn cut(&mut self, reason: ClipEnd) {
+        self.last = Err(reason);
+    }
+
+    /// Places a frame with the timestamp `pts`. Without one, or with that of the frame before (gifs
+    /// of libav all have the same), it follows the last frame, or is at `start` if it is the first.
+    /// Without a `cadence`, each frame is a clip.
+    pub(super) fn place(
+        &mut self,
+        pts: Option<ClockTime>,
+        start: ClockTime,
+        cadence: Option<Cadence>,
+    ) -> Placement {
+        let repeated = pts.is_some() && pts == self.given;
+        self.given = pts;
+        let first = || {
+            let pts = pts.filter(|_| !repeated).or(self.end).or(pts);
+            FrameTime::first(pts.unwrap_or(start))
+        };
+        let placement = match (self.last, cadence) {
+            (Ok(last), Some(cadence)) => follow(last, pts.filter(|_| !repeated), cadence),
+            (Ok(_), None) => Placement::NewClip(first(), ClipEnd::UnknownRate),
+            (Err(reason), _) => Placement::NewClip(first(), reason),
+        };
+        let (Placement::SameClip(time) | Placement::NewClip(time, _)) = placement;
+        self.last = Ok(time);
+        self.end = cadence.map(|cadence| time.pts + cadence.frame());
+        placement
+    }
+}
+
+/// Places a frame after the `last` one of a clip.
+fn follow(last: FrameTime, pts: Option<ClockTime>, cadence: Cadence) -> Placement {
+    let on_cadence = last.base + cadence.offset(last.n + 1, 0);
+    let next = FrameTime { pts: on_cadence, base: last.base, n: last.n + 1 };
+    let Some(pts) = pts else {
+        return Placement::SameClip(next);
+    };
+    if pts <= last.pts {
+        return Placement::NewClip(
+            FrameTime::first(pts),
+            ClipEnd::TimestampBackwards(last.pts, pts),
+        );
+    }
+    if !cadence.spans_one_frame(pts - last.pts) {
+        return Placement::NewClip(FrameTime::first(pts), ClipEnd::TimestampGap(last.pts, pts));
+    }
+    let rounding = ROUNDING.min(cadence.frame() / 2);
+    match pts.absdiff(on_cadence) <= rounding {
+        true => Placement::SameClip(next),
+        false => Placement::SameClip(FrameTime::first(pts)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(ms: u64) -> ClockTime {
+        ClockTime::from_mseconds(ms)
+    }
+
+    #[test]
+    fn times_at_30000_1001_are_exact_an_hour_in_for_every_k() {
+        for k in 0..=8u64 {
+            let cadence = Cadence::new((30000, 1001), k as usize);
+            let mut timeline = Timeline::default();
+            let mut last = None;
+            for n in 0..=108_000u64 {
+                // Matroska's rounding to milliseconds.
+                let pts = ms((n * 1_001_000 + 15_000) / 30_000);
+                let (Placement::NewClip(time, _) | Placement::SameClip(time)) =
+                    timeline.place(Some(pts), ClockTime::ZERO, Some(cadence));
+                let exact = |part| {
+                    let outputs = u128::from(n.saturating_sub(1) * (k + 1) + part);
+                    (outputs * 1_001_000_000_000 / (30_000 * u128::from(k + 1))) as u64
+                };
+                if let Some(last) = last {
+                    for part in 1..=k {
+                        assert_eq!(*cadence.between(last, time, part), exact(part), "{n} {part}");
+                    }
+                    assert_eq!(*time.pts, exact(k + 1), "{n}");
+                }
+                last = Some(time);
+            }
+        }
+    }
+
+    #[test]
+    fn frames_off_the_nominal_rate_keep_their_times_and_interpolated_frames_go_between() {
+        let cadence = Cadence::new((30, 1), 1);
+        let mut timeline = Timeline::default();
+        let mut last: Option<FrameTime> = None;
+        for at in [0, 33, 67, 107, 150, 170, 219] {
+            let place = timeline.place(Some(ms(at)), ClockTime::ZERO, Some(cadence));
+            let (Placement::NewClip(time, _) | Placement::SameClip(time)) = place;
+            assert!(time.pts.max(ms(at)) - time.pts.min(ms(at)) < ms(1), "{at}");
+            if let Some(last) = last {
+                assert!(matches!(place, Placement::SameClip(_)), "{at}");
+                let middle = cadence.between(last, time, 1);
+                assert!(
+                    *(time.pts - middle).max(middle - last.pts) - *(time.pts - last.pts) / 2 <= 1
+                );
+            }
+            last = Some(time);
+        }
+    }
+
+    #[test]
+    fn a_gap_over_a_frame_and_a_half_or_a_step_back_starts_a_clip() {
+        let cadence = Cadence::new((10, 1), 2);
+        let place = |first, second| {
+            let mut timeline = Timeline::default();
+            timeline.place(Some(ms(first)), ClockTime::ZERO, Some(cadence));
+            timeline.place(Some(ms(second)), ClockTime::ZERO, Some(cadence))
+        };
+        assert!(matches!(place(0, 150), Placement::SameClip(_)));
+        assert!(matches!(place(0, 151), Placement::NewClip(_, ClipEnd::TimestampGap(..))));
+        assert!(matches!(place(500, 400), Placement::NewClip(_, ClipEnd::TimestampBackwards(..))));
+    }
+
+    #[test]
+    fn frames_without_times_or_all_with_the_same_follow_each_other() {
+        let cadence = Cadence::new((25, 1), 0);
+        for pts in [None, Some(ms(7))] {
+            let mut timeline = Timeline::default();
+            for n in 0..5 {
+                let (Placement::NewClip(time, _) | Placement::SameClip(time)) =
+                    timeline.place(pts, ms(7), Some(cadence));
+                assert_eq!(time.pts, ms(7 + n * 40));
+                if n == 2 {
+                    timeline.cut(ClipEnd::Discont);
+                }
+            }
+        }
+    }
+}

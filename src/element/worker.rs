@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The compute thread's loop: gives the model one clip after another.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gst::ClockTime;
+
+use super::{
+    queue::{ClipId, Dropped, Next, Queue, QueueItem},
+    timeline::{Cadence, ClipEnd},
+};
+use crate::engine::{Cancel, Clip, Enhancer, Error, Format, Frame, Progress, Sink};
+
+/// What the compute thread, and the threads of the model, tell the element.
+pub(super) trait Report: Send + Sync + 'static {
+    /// A format begins: the duration of an input frame, and how many the model holds back.
+    fn format(&self, frame: Option<ClockTime>, lookahead: usize);
+    /// A unit of work is done; the output has come to `position`.
+    fn progress(&self, progress: Progress, position: Option<ClockTime>);
+    /// An input frame took this long, without the time that the model waited for the push task.
+    fn computed(&self, took: Duration);
+    /// The work continues, but not as it was asked for.
+    fn warned(&self, text: String);
+    /// The computation has failed.
+    fn failed(&self, error: Error);
+    /// This was in the queue when the computation failed.
+    fn dropped(&self, dropped: Dropped);
+    /// A decision, for the debug log.
+    fn log(&self, text: fmt::Arguments);
+}
+
+/// What the compute thread works with, from start to stop.
+pub(super) struct Worker<'a> {
+    queue: &'a Arc<Queue>,
+    enhancer: &'a mut dyn Enhancer,
+    report: Arc<dyn Report>,
+    /// Of the queue; 0 before the first.
+    epoch: u64,
+    /// Of the epoch.
+    cancel: Cancel,
+    /// `None` before the first format of the epoch.
+    format: Option<(Format, Option<Cadence>)>,
+    /// `None` between two clips.
+    clip: Option<ClipId>,
+    /// The index, in its clip, of the first input frame of the next clip: not 0 only for the first
+    /// clip after a start.
+    first: u32,
+}
+
+impl<'a> Worker<'a> {
+    /// A worker whose first clip begins with input frame `first`.
+    pub(super) fn new(
+        queue: &'a Arc<Queue>,
+        enhancer: &'a mut dyn Enhancer,
+        report: Arc<dyn Report>,
+        first: u32,
+    ) -> Self {
+        let cancel = Cancel::default();
+        Self { queue, enhancer, report, epoch: 0, cancel, format: None, clip: None, first }
+    }
+
+    /// Works until the queue is [closed](Queue::close).
+    pub(super) fn run(mut self) {
+        loop {
+            match self.queue.next(self.epoch) {
+                Next::Stop => return,
+                Next::Restart(epoch, cancel) => self.restart(epoch, cancel),
+                Next::Item(item) => {
+                    if let Err(error) = self.work(item) {
+                        self.fail(error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn restart(&mut self, epoch: u64, cancel: Cancel) {
+        self.drop_clip();
+        if self.epoch > 0 {
+            self.first = 0;
+        }
+        (self.epoch, self.cancel, self.format) = (epoch, cancel, None);
+        self.report.log(format_args!("Epoch {epoch} begins"));
+    }
+
+    fn work(&mut self, item: QueueItem) -> Result<(), Error> {
+        match item {
+            QueueItem::Format(format, cadence) => {
+                self.format = Some((format, cadence));
+                let lookahead = self.enhancer.lookahead(&format);
+                self.report.log(format_args!(
+                    "Format: {:?} to {:?}, {} interpolated frames between two, lookahead {lookahead}",
+                    format.input, format.output, format.made,
+                ));
+                self.report.format(cadence.map(|cadence| cadence.frame()), lookahead);
+                Ok(())
+            }
+            QueueItem::Frame(frame, time, info) => {
+                let clip = match self.clip {
+                    Some(clip) => clip,
+                    None => self.start_clip(time.pts)?,
+                };
+                self.queue.pend(clip, time, info)?;
+                let start = Instant::now();
+                self.enhancer.push(frame)?;
+                self.report.computed(start.elapsed().saturating_sub(self.queue.take_wait(clip)));
+                Ok(())
+            }
+            QueueItem::EndOfClip(reason) => self.end_clip(reason),
+            QueueItem::Event(event) => self.queue.pass_event(self.epoch, event),
+            // Comes after the end of a clip only.
+            QueueItem::Barrier => self.queue.deliver_barrier(self.epoch),
+        }
+    }
+
+    fn start_clip(&mut self, pts: ClockTime) -> Result<ClipId, Error> {
+        let (format, cadence) = self
+            .format
+            .ok_or_else(|| Error::Internal { what: "a frame came before its format".into() })?;
+        let first = std::mem::take(&mut self.first);
+        let number = u64::from(first) * (format.made as u64 + 1);
+        let clip = self.queue.begin_clip(self.epoch, format, cadence, number)?;
+        self.clip = Some(clip);
+        self.report.log(format_args!("Start of {clip} at {pts} with input frame {first}"));
+        let sink =
+            Arc::new(ClipOutput { queue: self.queue.clone(), report: self.report.clone(), clip });
+        let output = Clip { sink, cancel: self.cancel.clone() };
+        self.enhancer.start_at(first as usize, format, output)?;
+        Ok(clip)
+    }
+
+    fn end_clip(&mut self, reason: ClipEnd) -> Result<(), Error> {
+        let Some(clip) = self.clip else { return Ok(()) };
+        self.enhancer.finish()?;
+        let (inputs, outputs) = self.queue.end_clip(clip)?;
+        self.clip = None;
+        self.report.log(format_args!(
+            "End of {clip} after {inputs} input and {outputs} output frames: {reason}"
+        ));
+        Ok(())
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.drop_clip();
+        let cancelled = self.cancel.check().is_err();
+        let error = match error {
+            Error::Cancelled if cancelled => return,
+            Error::Cancelled => Error::Internal {
+                what: "the model reported a cancellation that nobody asked for".into(),
+            },
+            error => error,
+        };
+        report_failure(self.queue, self.epoch, &*self.report, error);
+    }
+
+    fn drop_clip(&mut self) {
+        self.enhancer.reset();
+        if let Some(clip) = self.clip.take() {
+            self.report.log(format_args!("End of {clip}: dropped by a flush, stop or error"));
+        }
+    }
+}
+
+/// Ends the epoch with an error, unless it is over.
+fn report_failure(queue: &Queue, epoch: u64, report: &dyn Report, error: Error) {
+    if !queue.is_live(epoch) {
+        return report.log(format_args!("Error in an epoch that is over: {error}"));
+    }
+    // First, so that the application gets it before the flow error that upstream posts.
+    report.failed(error);
+    if let Some(dropped) = queue.fail(epoch) {
+        report.dropped(dropped);
+    }
+}
+
+/// Where the model delivers the output of one clip.
+struct ClipOutput {
+    queue: Arc<Queue>,
+    report: Arc<dyn Report>,
+    clip: ClipId,
+}
+
+impl Sink for ClipOutput {
+    fn frame(&self, frame: Arc<Frame>) -> Result<(), Error> {
+        self.queue.deliver(self.clip, frame).inspect_err(|error| {
+            // Reported here, because the model may not pass it on.
+            if matches!(error, Error::Internal { .. }) {
+                report_failure(&self.queue, self.clip.epoch(), &*self.report, error.clone());
+            }
+        })
+    }
+
+    fn progress(&self, progress: Progress) {
+        self.report.progress(progress, self.queue.position(self.clip));
+    }
+
+    fn warning(&self, text: String) {
+        self.report.warned(text);
+    }
+}
