@@ -17,8 +17,6 @@ use gst::prelude::*;
 use gstvenhance::{
     engine::{Cancel, Clip, Error, Format, Frame, Model, Options, Progress, Sink},
     models,
-    networks::{text, unet, vae},
-    weights::{self, Config},
 };
 use tiny_model::TinyModel;
 
