@@ -3,7 +3,7 @@
 //! out of it is noise. The sizes are tiny unless others are given.
 //!
 //! ```text
-//! cargo run --example make_model -- tiny
+//! cargo run --release --example make_model -- tiny
 //! ```
 
 use std::{path::PathBuf, process::ExitCode};
