@@ -3,7 +3,7 @@
 //! default the model is tiny.
 //!
 //! ```text
-//! cargo run --example make_model -- tiny
+//! cargo run --release --example make_model -- tiny
 //! ```
 
 use std::{path::PathBuf, process::ExitCode};

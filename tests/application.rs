@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The application `enhance`, run as users run it: on real files, cut off, on bad disks.
+//! The application `venhance`, run as users run it: on real files, interrupted, on full disks.
 
 mod common;
 
@@ -12,18 +12,14 @@ use std::{
 use common::{Video, decode, run, wait_for};
 use gst::ClockTime;
 
-/// The example that cargo has built beside this test.
-fn enhance() -> Command {
-    let deps = std::env::current_exe().unwrap();
-    let program = deps.parent().unwrap().with_file_name("examples/enhance");
-    assert!(program.exists(), "{} is missing: cargo build --examples", program.display());
-    let mut command = Command::new(program);
+fn venhance() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_venhance"));
     command.env_remove("G_DEBUG").stdin(Stdio::null());
     command
 }
 
-/// A folder with an input file of its own.
-struct Room(tempfile::TempDir);
+/// A temporary folder for the files of one test.
+struct Scratch(tempfile::TempDir);
 
 const VIDEO: &str = "videotestsrc pattern=ball num-buffers=16 \
     ! video/x-raw,format=I420,width=96,height=64,framerate=8/1 ! x264enc ! queue";
@@ -35,7 +31,7 @@ fn audio(encoder: &str) -> String {
     )
 }
 
-impl Room {
+impl Scratch {
     fn new() -> Self {
         common::init();
         Self(tempfile::tempdir().unwrap())
@@ -55,7 +51,7 @@ impl Room {
     }
 
     fn enhance(&self, arguments: &[&str]) -> Output {
-        let mut child = enhance()
+        let mut child = venhance()
             .current_dir(self.0.path())
             .args(arguments)
             .stdout(Stdio::piped())
@@ -92,7 +88,7 @@ fn end(child: &mut Child) -> ExitStatus {
         }
         if began.elapsed() > common::TIMEOUT {
             child.kill().unwrap();
-            panic!("enhance hangs");
+            panic!("venhance hangs");
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -125,9 +121,9 @@ fn sound(video: &Video) -> (ClockTime, ClockTime) {
 
 #[test]
 fn video_without_sound() {
-    let room = Room::new();
-    room.make("in.mp4", VIDEO, "mp4mux", &[]);
-    let video = room.result(&["in.mp4", "out.mp4", "--up-scale", "2"]);
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let video = scratch.result(&["in.mp4", "out.mp4", "--up-scale", "2"]);
     assert_video(&video);
     assert_eq!(video.info().format(), gst_video::VideoFormat::I420);
     assert!(video.audio.is_empty());
@@ -144,11 +140,11 @@ fn sound_of_every_kind_stays_in_sync_in_every_container() {
         ("flacenc", "matroskamux"),
     ];
     for (encoder, muxer) in kinds {
-        let room = Room::new();
-        let input = room.make("in", VIDEO, muxer, &[audio(encoder)]);
+        let scratch = Scratch::new();
+        let input = scratch.make("in", VIDEO, muxer, &[audio(encoder)]);
         let before = sound(&decode(&input));
         for output in ["out.mp4", "out.mkv"] {
-            let video = room.result(&["in", output, "--up-scale", "2"]);
+            let video = scratch.result(&["in", output, "--up-scale", "2"]);
             assert_video(&video);
             let after = sound(&video);
             let frame = ClockTime::SECOND / 24;
@@ -163,20 +159,20 @@ fn sound_of_every_kind_stays_in_sync_in_every_container() {
 
 #[test]
 fn webm_gets_vp9_and_opus() {
-    let room = Room::new();
-    room.make("in.mp4", VIDEO, "mp4mux", &[audio("avenc_aac")]);
-    let video = room.result(&["in.mp4", "out.webm", "--up-scale", "2"]);
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", VIDEO, "mp4mux", &[audio("avenc_aac")]);
+    let video = scratch.result(&["in.mp4", "out.webm", "--up-scale", "2"]);
     assert_video(&video);
     assert!(!video.audio.is_empty());
 }
 
 #[test]
 fn sound_that_can_be_copied_is_copied() {
-    let room = Room::new();
-    let input = room.make("in.mp4", VIDEO, "mp4mux", &[audio("avenc_aac")]);
-    room.result(&["in.mp4", "out.mp4", "--up-scale", "2"]);
+    let scratch = Scratch::new();
+    let input = scratch.make("in.mp4", VIDEO, "mp4mux", &[audio("avenc_aac")]);
+    scratch.result(&["in.mp4", "out.mp4", "--up-scale", "2"]);
     let bytes = |file: &Path| packets(file, "audio/mpeg");
-    let (before, after) = (bytes(&input), bytes(&room.path("out.mp4")));
+    let (before, after) = (bytes(&input), bytes(&scratch.path("out.mp4")));
     assert!(before.len() > 1000);
     assert_eq!(before, after);
 }
@@ -196,33 +192,33 @@ fn packets(file: &Path, kind: &str) -> Vec<u8> {
 fn sound_may_be_longer_or_shorter_than_the_video_or_there_twice() {
     let long = audio("avenc_aac").replace("num-buffers=88", "num-buffers=176");
     let short = audio("avenc_aac").replace("num-buffers=88", "num-buffers=20");
-    let room = Room::new();
+    let scratch = Scratch::new();
     for (name, streams) in [("long", vec![long]), ("short", vec![short])] {
-        let input = room.make(name, VIDEO, "mp4mux", &streams);
+        let input = scratch.make(name, VIDEO, "mp4mux", &streams);
         let output = format!("{name}.mp4");
-        let video = room.result(&[name, &output, "--up-scale", "2"]);
+        let video = scratch.result(&[name, &output, "--up-scale", "2"]);
         assert_video(&video);
         let (before, after) = (sound(&decode(&input)), sound(&video));
         assert!(before.1.absdiff(after.1) < ClockTime::from_mseconds(50), "{before:?} {after:?}");
     }
-    room.make("two", VIDEO, "mp4mux", &[audio("avenc_aac"), audio("avenc_aac")]);
-    let video = room.result(&["two", "two.mp4", "--up-scale", "2"]);
-    let once = room.result(&["long", "once.mkv", "--up-scale", "2"]);
+    scratch.make("two", VIDEO, "mp4mux", &[audio("avenc_aac"), audio("avenc_aac")]);
+    let video = scratch.result(&["two", "two.mp4", "--up-scale", "2"]);
+    let once = scratch.result(&["long", "once.mkv", "--up-scale", "2"]);
     assert!(video.audio.len() > 160 && once.audio.len() > 160, "{}", video.audio.len());
 }
 
 #[test]
 fn tags_and_subtitles_stay() {
-    let room = Room::new();
-    std::fs::write(room.path("a.srt"), "1\n00:00:00,200 --> 00:00:01,000\nHello\n\n").unwrap();
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path("a.srt"), "1\n00:00:00,200 --> 00:00:01,000\nHello\n\n").unwrap();
     let subtitles = format!(
         "filesrc location={} ! subparse ! text/x-raw,format=utf8 ! queue",
-        room.path("a.srt").display()
+        scratch.path("a.srt").display()
     );
     let video = format!("{VIDEO} ! taginject tags=\"title=Waves\"");
-    room.make("in.mp4", &video, "mp4mux", std::slice::from_ref(&subtitles));
-    room.result(&["in.mp4", "out.mp4", "--up-scale", "2"]);
-    let bytes = std::fs::read(room.path("out.mp4")).unwrap();
+    scratch.make("in.mp4", &video, "mp4mux", std::slice::from_ref(&subtitles));
+    scratch.result(&["in.mp4", "out.mp4", "--up-scale", "2"]);
+    let bytes = std::fs::read(scratch.path("out.mp4")).unwrap();
     let holds = |bytes: &[u8], text: &str| {
         bytes.windows(text.len()).any(|window| window == text.as_bytes())
     };
@@ -230,20 +226,20 @@ fn tags_and_subtitles_stay() {
     assert!(holds(&bytes, "Waves"), "no title");
 
     // Matroska's subtitles come with markup.
-    std::fs::write(room.path("a.srt"), "1\n00:00:00,200 --> 00:00:01,000\nYou <i>&</i> me\n\n")
+    std::fs::write(scratch.path("a.srt"), "1\n00:00:00,200 --> 00:00:01,000\nYou <i>&</i> me\n\n")
         .unwrap();
-    room.make("in.mkv", VIDEO, "matroskamux", &[subtitles]);
+    scratch.make("in.mkv", VIDEO, "matroskamux", &[subtitles]);
     for output in ["marked.mp4", "marked.mkv"] {
-        room.result(&["in.mkv", output, "--up-scale", "2"]);
-        let bytes = std::fs::read(room.path(output)).unwrap();
+        scratch.result(&["in.mkv", output, "--up-scale", "2"]);
+        let bytes = std::fs::read(scratch.path(output)).unwrap();
         assert!(holds(&bytes, "You & me"), "{output} has no subtitles");
     }
 }
 
 #[test]
 fn video_that_players_turn_comes_out_upright() {
-    let room = Room::new();
-    let input = room.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let scratch = Scratch::new();
+    let input = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
     let mut bytes = std::fs::read(&input).unwrap();
     // The track header's matrix: a quarter turn clockwise.
     let header = bytes.windows(4).position(|window| window == b"tkhd").unwrap() + 4;
@@ -252,35 +248,35 @@ fn video_that_players_turn_comes_out_upright() {
         bytes[header + 40 + n * 4..][..4].copy_from_slice(&value.to_be_bytes());
     }
     std::fs::write(&input, bytes).unwrap();
-    let video = room.result(&["in.mp4", "out.mp4", "--up-scale", "2"]);
+    let video = scratch.result(&["in.mp4", "out.mp4", "--up-scale", "2"]);
     assert_eq!((video.info().width(), video.info().height()), (128, 192));
     assert_eq!(video.times.len(), 46);
 }
 
 #[test]
 fn one_frame_is_a_video_and_no_frame_is_none() {
-    let room = Room::new();
+    let scratch = Scratch::new();
     let one = VIDEO.replace("num-buffers=16", "num-buffers=1");
-    room.make("one.mp4", &one, "mp4mux", &[]);
-    assert_eq!(room.result(&["one.mp4", "out.mp4"]).times.len(), 1);
-    room.make("sound.mp4", &audio("avenc_aac"), "mp4mux", &[]);
-    fails(&room.enhance(&["sound.mp4", "none.mp4"]), 3, "no video");
-    std::fs::write(room.path("empty.mp4"), "").unwrap();
-    fails(&room.enhance(&["empty.mp4", "none.mp4"]), 3, "empty.mp4");
-    room.nothing_left("none.mp4");
+    scratch.make("one.mp4", &one, "mp4mux", &[]);
+    assert_eq!(scratch.result(&["one.mp4", "out.mp4"]).times.len(), 1);
+    scratch.make("sound.mp4", &audio("avenc_aac"), "mp4mux", &[]);
+    fails(&scratch.enhance(&["sound.mp4", "none.mp4"]), 3, "no video");
+    std::fs::write(scratch.path("empty.mp4"), "").unwrap();
+    fails(&scratch.enhance(&["empty.mp4", "none.mp4"]), 3, "empty.mp4");
+    scratch.nothing_left("none.mp4");
 }
 
 #[test]
 fn frames_of_a_variable_rate_keep_their_times() {
-    let room = Room::new();
+    let scratch = Scratch::new();
     let video = "videotestsrc num-buffers=40 ! video/x-raw,format=I420,width=96,height=64,framerate=30/1 \
         ! identity drop-probability=0.4 ! x264enc bframes=0 ! queue";
-    let input = room.make("in.mp4", video, "mp4mux", &[]);
+    let input = scratch.make("in.mp4", video, "mp4mux", &[]);
     let before = decode(&input).times;
     // Frames in their order: decoders of GStreamer guess times where they are reordered.
     let encoder = "x264enc bframes=0";
     let arguments = ["in.mp4", "out.mp4", "--up-scale", "2", "--target-fps", "60"];
-    let after = room.result(&[&arguments[..], &["--encoder", encoder]].concat()).times;
+    let after = scratch.result(&[&arguments[..], &["--encoder", encoder]].concat()).times;
     for time in before {
         let kept = after.iter().any(|after| after.absdiff(time) < ClockTime::from_mseconds(2));
         assert!(kept, "the frame at {time} is gone: {after:?}");
@@ -289,60 +285,74 @@ fn frames_of_a_variable_rate_keep_their_times() {
 
 #[test]
 fn what_can_be_read_of_a_truncated_file_is_enhanced() {
-    let room = Room::new();
-    let whole = room.make("in.mkv", VIDEO, "matroskamux", &[audio("opusenc")]);
+    let scratch = Scratch::new();
+    let whole = scratch.make("in.mkv", VIDEO, "matroskamux", &[audio("opusenc")]);
     let bytes = std::fs::read(whole).unwrap();
-    std::fs::write(room.path("cut.mkv"), &bytes[..bytes.len() * 6 / 10]).unwrap();
-    let video = room.result(&["cut.mkv", "out.mp4", "--up-scale", "2"]);
+    std::fs::write(scratch.path("cut.mkv"), &bytes[..bytes.len() * 6 / 10]).unwrap();
+    let video = scratch.result(&["cut.mkv", "out.mp4", "--up-scale", "2"]);
     assert!((4..46).contains(&video.times.len()), "{}", video.times.len());
 
     // The index of an MP4 is at its end.
-    let whole = room.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let whole = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
     let bytes = std::fs::read(whole).unwrap();
-    std::fs::write(room.path("cut.mp4"), &bytes[..bytes.len() * 6 / 10]).unwrap();
-    fails(&room.enhance(&["cut.mp4", "cut-out.mp4"]), 3, "cut.mp4");
+    std::fs::write(scratch.path("cut.mp4"), &bytes[..bytes.len() * 6 / 10]).unwrap();
+    fails(&scratch.enhance(&["cut.mp4", "cut-out.mp4"]), 3, "cut.mp4");
 }
 
 #[test]
 fn mistakes_and_bad_files_have_their_exit_codes_and_say_what_to_do() {
-    let room = Room::new();
-    room.make("in.mp4", VIDEO, "mp4mux", &[]);
-    std::fs::write(room.path("text.mp4"), "This is no video.").unwrap();
-    std::fs::write(room.path("there.mp4"), "mine").unwrap();
-    fails(&room.enhance(&["text.mp4", "out.mp4"]), 3, "text.mp4");
-    fails(&room.enhance(&["missing.mp4", "out.mp4"]), 3, "No such file");
-    fails(&room.enhance(&["in.mp4", "out.txt"]), 2, ".mkv");
-    fails(&room.enhance(&["in.mp4", "there.mp4"]), 2, "--overwrite");
-    fails(&room.enhance(&["in.mp4", "in.mp4", "--overwrite"]), 2, "same file");
-    std::fs::copy(room.path("in.mp4"), room.path("old.mp4.partial.mkv")).unwrap();
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    std::fs::write(scratch.path("text.mp4"), "This is no video.").unwrap();
+    std::fs::write(scratch.path("there.mp4"), "mine").unwrap();
+    fails(&scratch.enhance(&["text.mp4", "out.mp4"]), 3, "text.mp4");
+    fails(&scratch.enhance(&["missing.mp4", "out.mp4"]), 3, "No such file");
+    fails(&scratch.enhance(&["in.mp4", "out.txt"]), 2, ".mkv");
+    fails(&scratch.enhance(&["in.mp4", "there.mp4"]), 2, "--overwrite");
+    fails(&scratch.enhance(&["in.mp4", "in.mp4", "--overwrite"]), 2, "same file");
+    std::fs::copy(scratch.path("in.mp4"), scratch.path("old.mp4.partial.mkv")).unwrap();
     let partial_as_input = ["old.mp4.partial.mkv", "old.mp4", "--overwrite"];
-    fails(&room.enhance(&partial_as_input), 2, "same file");
-    assert!(room.path("old.mp4.partial.mkv").exists());
+    fails(&scratch.enhance(&partial_as_input), 2, "same file");
+    assert!(scratch.path("old.mp4.partial.mkv").exists());
     for picture in ["in.mp4", "out.mp4", "there.mp4"] {
         let arguments = ["in.mp4", "out.mp4", "--compare", picture];
         let overwrite = if picture == "there.mp4" { &[][..] } else { &["--overwrite"] };
-        fails(&room.enhance(&[&arguments[..], overwrite].concat()), 2, picture);
+        fails(&scratch.enhance(&[&arguments[..], overwrite].concat()), 2, picture);
     }
-    fails(&room.enhance(&["in.mp4", "out.mp4", "--overwrite", "--resume"]), 2, "--resume");
-    fails(&room.enhance(&["in.mp4", "out.mp4", "--up-scale", "9"]), 2, "out of range");
-    fails(&room.enhance(&["in.mp4", "out.webm", "--encoder", "x264enc"]), 2, "webmmux");
-    fails(&room.enhance(&["in.mp4", "out.mp4", "--encoder", "nosuchenc"]), 5, "apt-get install");
-    fails(&room.enhance(&["in.mp4", "out.mp4", "--model", "v1"]), 6, "model=lite");
-    fails(&room.enhance(&["in.mp4", "nowhere/out.mp4"]), 4, "create its folder");
-    assert_eq!(std::fs::read(room.path("there.mp4")).unwrap(), b"mine");
-    room.nothing_left("out.mp4");
+    fails(&scratch.enhance(&["in.mp4", "out.mp4", "--overwrite", "--resume"]), 2, "--resume");
+    fails(&scratch.enhance(&["in.mp4", "out.mp4", "--up-scale", "9"]), 2, "out of range");
+    fails(&scratch.enhance(&["in.mp4", "out.webm", "--encoder", "x264enc"]), 2, "webmmux");
+    fails(&scratch.enhance(&["in.mp4", "out.mp4", "--encoder", "nosuchenc"]), 5, "apt-get install");
+    fails(&scratch.enhance(&["in.mp4", "out.mp4", "--model", "v1"]), 6, "model=lite");
+    fails(&scratch.enhance(&["in.mp4", "nowhere/out.mp4"]), 4, "create its folder");
+    assert_eq!(std::fs::read(scratch.path("there.mp4")).unwrap(), b"mine");
+    scratch.nothing_left("out.mp4");
+}
+
+#[test]
+fn help_names_values_as_users_do_and_says_nothing_of_glib_types_or_element_states() {
+    let scratch = Scratch::new();
+    let output = scratch.enhance(&["--help"]);
+    let help = text(&output);
+    assert!(output.status.success(), "{help}");
+    for flag in ["--up-scale <N>", "--target-fps <FPS>", "--model-dir <DIR>", "--prompt <TEXT>"] {
+        assert!(help.contains(flag), "{flag} is not in {help}");
+    }
+    for word in ["gchararray", "gint", "guint", "gdouble", "Fraction", "READY", "PLAYING"] {
+        assert!(!help.contains(word), "{word} is in {help}");
+    }
 }
 
 #[test]
 fn an_encoder_and_its_quality_can_be_chosen() {
-    let room = Room::new();
-    room.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
     let size = |output: &str, quality: &str| {
-        room.result(&["in.mp4", output, "--up-scale", "2", "--quality", quality]);
-        room.path(output).metadata().unwrap().len()
+        scratch.result(&["in.mp4", output, "--up-scale", "2", "--quality", quality]);
+        scratch.path(output).metadata().unwrap().len()
     };
     assert!(size("fine.mp4", "5") > size("coarse.mp4", "45"));
-    let video = room.result(&[
+    let video = scratch.result(&[
         "in.mp4",
         "out.mkv",
         "--up-scale",
@@ -355,99 +365,99 @@ fn an_encoder_and_its_quality_can_be_chosen() {
 
 #[test]
 fn the_comparison_shows_input_and_output_side_by_side() {
-    let room = Room::new();
-    room.make("in.mp4", VIDEO, "mp4mux", &[]);
-    room.result(&["in.mp4", "out.mp4", "--up-scale", "2", "--compare", "picture.png"]);
-    let file = std::io::BufReader::new(std::fs::File::open(room.path("picture.png")).unwrap());
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    scratch.result(&["in.mp4", "out.mp4", "--up-scale", "2", "--compare", "picture.png"]);
+    let file = std::io::BufReader::new(std::fs::File::open(scratch.path("picture.png")).unwrap());
     let reader = png::Decoder::new(file).read_info().unwrap();
     assert_eq!((reader.info().width, reader.info().height), (192 * 2 + 8, 128 * 3 + 8 * 2));
 }
 
 #[test]
 fn a_folder_is_enhanced_with_one_model_load_and_a_broken_file_stops_nothing() {
-    let room = Room::new();
-    let folder = room.path("in");
+    let scratch = Scratch::new();
+    let folder = scratch.path("in");
     std::fs::create_dir(&folder).unwrap();
-    let one = room.make("one.mp4", &VIDEO.replace("=16", "=4"), "mp4mux", &[]);
+    let one = scratch.make("one.mp4", &VIDEO.replace("=16", "=4"), "mp4mux", &[]);
     for n in 0..9 {
         std::fs::copy(&one, folder.join(format!("{n}.mp4"))).unwrap();
     }
     std::fs::write(folder.join("4a.mp4"), "broken").unwrap();
     std::fs::write(folder.join("notes.txt"), "no video").unwrap();
-    let output = room.enhance(&["in", "out", "--up-scale", "2"]);
-    fails(&output, 3, "9 enhanced, 0 there before, 1 failed");
+    let output = scratch.enhance(&["in", "out", "--up-scale", "2"]);
+    fails(&output, 3, "9 enhanced, 0 already finished, 1 failed");
     assert_eq!(text(&output).matches("is loaded").count(), 1, "{}", text(&output));
     for n in 0..9 {
-        assert_eq!(decode(&room.path(&format!("out/{n}.mp4"))).times.len(), 10);
+        assert_eq!(decode(&scratch.path(&format!("out/{n}.mp4"))).times.len(), 10);
     }
-    let again = room.enhance(&["in", "out", "--up-scale", "2", "--resume"]);
-    fails(&again, 3, "0 enhanced, 9 there before, 1 failed");
+    let again = scratch.enhance(&["in", "out", "--up-scale", "2", "--resume"]);
+    fails(&again, 3, "0 enhanced, 9 already finished, 1 failed");
 
     // Both would be written to 0.mp4, with others in between.
     for name in ["0.avi", "0.mkv"] {
         std::fs::copy(&one, folder.join(name)).unwrap();
     }
-    fails(&room.enhance(&["in", "new"]), 2, "would both become new/0.mp4");
-    fails(&room.enhance(&["in", "in", "--overwrite"]), 2, "would replace");
+    fails(&scratch.enhance(&["in", "new"]), 2, "would both become new/0.mp4");
+    fails(&scratch.enhance(&["in", "in", "--overwrite"]), 2, "would replace");
 }
 
 #[test]
-fn a_folder_goes_on_where_it_was_cut_off() {
-    let room = Room::new();
-    let one = long(&room);
-    let folder = room.path("in");
+fn a_folder_resumes_where_it_was_interrupted() {
+    let scratch = Scratch::new();
+    let one = long(&scratch);
+    let folder = scratch.path("in");
     std::fs::create_dir(&folder).unwrap();
     for name in ["a.mp4", "b.mp4"] {
         std::fs::copy(&one, folder.join(name)).unwrap();
     }
-    let mut child = start(&room, &["in", "out", "--up-scale", "2"]);
-    let index = room.path("out/a.mp4.partial.json");
+    let mut child = start(&scratch, &["in", "out", "--up-scale", "4"]);
+    let index = scratch.path("out/a.mp4.partial.json");
     let pieces = || std::fs::read_to_string(&index).unwrap_or_default().lines().count();
     wait_for("a first piece", || pieces() >= 3 || child.try_wait().unwrap().is_some());
     signal(&child, "-KILL");
     end(&mut child);
-    assert!(!room.path("out/a.mp4").exists());
-    let again = room.enhance(&["in", "out", "--up-scale", "2", "--resume"]);
+    assert!(!scratch.path("out/a.mp4").exists());
+    let again = scratch.enhance(&["in", "out", "--up-scale", "4", "--resume"]);
     assert!(again.status.success(), "{}", text(&again));
     for name in ["a.mp4", "b.mp4"] {
-        assert_eq!(decode(&room.path(&format!("out/{name}"))).times.len(), 238, "{name}");
+        assert_eq!(decode(&scratch.path(&format!("out/{name}"))).times.len(), 238, "{name}");
     }
 }
 
 /// The times of frames that libav reads from a GIF all are 0.
 #[test]
-fn a_gif_goes_on_where_it_was_cut_off() {
-    let room = Room::new();
-    let file = std::fs::File::create(room.path("in.gif")).unwrap();
+fn a_gif_resumes_where_it_was_interrupted() {
+    let scratch = Scratch::new();
+    let file = std::fs::File::create(scratch.path("in.gif")).unwrap();
     let mut encoder = gif::Encoder::new(file, 128, 96, &[0, 0, 0, 255, 255, 255]).unwrap();
-    for n in 0..800 {
+    for n in 0..300 {
         let pixels: Vec<u8> = (0..128 * 96).map(|at| u8::from(at % 128 == n % 128)).collect();
         let mut frame = gif::Frame::from_indexed_pixels(128, 96, pixels, None);
         frame.delay = 10;
         encoder.write_frame(&frame).unwrap();
     }
     drop(encoder);
-    let whole = room.result(&["in.gif", "whole.mp4", "--up-scale", "4"]);
-    let arguments = ["in.gif", "out.mp4", "--up-scale", "4"];
-    let mut child = start(&room, &arguments);
-    let index = room.path("out.mp4.partial.json");
+    let whole = scratch.result(&["in.gif", "whole.mp4", "--up-scale", "2"]);
+    let arguments = ["in.gif", "out.mp4", "--up-scale", "2"];
+    let mut child = start(&scratch, &arguments);
+    let index = scratch.path("out.mp4.partial.json");
     let pieces = || std::fs::read_to_string(&index).unwrap_or_default().lines().count();
     // Farther than the warm-up reaches back.
     wait_for("some pieces", || pieces() >= 8 || child.try_wait().unwrap().is_some());
     signal(&child, "-KILL");
     end(&mut child);
-    let resumed = room.result(&[&arguments[..], &["--resume"]].concat());
-    assert!(whole.times.len() > 800, "{}", whole.times.len());
+    let resumed = scratch.result(&[&arguments[..], &["--resume"]].concat());
+    assert!(whole.times.len() > 300, "{}", whole.times.len());
     assert_eq!(resumed.times.len(), whole.times.len());
 }
 
 #[test]
 fn an_interrupt_acts_at_once_however_fast_the_frames_come() {
-    let room = Room::new();
+    let scratch = Scratch::new();
     let video = VIDEO.replace("num-buffers=16", "num-buffers=4000");
-    room.make("in.mp4", &video, "mp4mux", &[]);
-    let mut child = start(&room, &["in.mp4", "out.mp4", "--up-scale", "1"]);
-    let index = room.path("out.mp4.partial.json");
+    scratch.make("in.mp4", &video, "mp4mux", &[]);
+    let mut child = start(&scratch, &["in.mp4", "out.mp4", "--up-scale", "1"]);
+    let index = scratch.path("out.mp4.partial.json");
     let pieces = || std::fs::read_to_string(&index).unwrap_or_default();
     wait_for("some pieces", || pieces().lines().count() >= 8);
     // No more than two seconds are lost when the machine is.
@@ -459,28 +469,28 @@ fn an_interrupt_acts_at_once_however_fast_the_frames_come() {
     signal(&child, "-INT");
     assert_eq!(end(&mut child).code(), Some(130));
     assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
-    assert!(!room.path("out.mp4").exists() && room.path("out.mp4.partial.mkv").exists());
+    assert!(!scratch.path("out.mp4").exists() && scratch.path("out.mp4.partial.mkv").exists());
 }
 
 #[test]
 fn a_read_only_folder_is_an_output_error() {
-    let room = Room::new();
-    room.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
     // Root may write everywhere but into the kernel's own folders.
-    fails(&room.enhance(&["in.mp4", "/proc/out.mp4"]), 4, "cannot write");
+    fails(&scratch.enhance(&["in.mp4", "/proc/out.mp4"]), 4, "cannot write");
 }
 
-/// A video that takes a while, with sound.
-fn long(room: &Room) -> PathBuf {
+/// A video of 10 seconds with sound, which takes long enough to be interrupted.
+fn long(scratch: &Scratch) -> PathBuf {
     let video = "videotestsrc pattern=ball num-buffers=80 \
-        ! video/x-raw,format=I420,width=320,height=180,framerate=8/1 ! x264enc ! queue";
+        ! video/x-raw,format=I420,width=160,height=90,framerate=8/1 ! x264enc ! queue";
     let sound = audio("avenc_aac").replace("num-buffers=88", "num-buffers=441");
-    room.make("in.mp4", video, "mp4mux", &[sound])
+    scratch.make("in.mp4", video, "mp4mux", &[sound])
 }
 
-fn start(room: &Room, arguments: &[&str]) -> Child {
-    let mut command = enhance();
-    command.current_dir(room.0.path()).args(arguments);
+fn start(scratch: &Scratch, arguments: &[&str]) -> Child {
+    let mut command = venhance();
+    command.current_dir(scratch.0.path()).args(arguments);
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
@@ -502,47 +512,47 @@ fn pictures(file: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn a_run_cut_off_at_any_time_plays_and_goes_on_to_the_same_video() {
-    let room = Room::new();
-    long(&room);
+fn a_run_interrupted_at_any_time_plays_and_resumes_to_the_same_video() {
+    let scratch = Scratch::new();
+    long(&scratch);
     let arguments = ["in.mp4", "whole.mp4", "--up-scale", "4"];
     let began = Instant::now();
-    let whole = room.result(&arguments);
+    let whole = scratch.result(&arguments);
     let whole_took = began.elapsed();
     assert_eq!(whole.times.len(), 238);
-    let expected = pictures(&room.path("whole.mp4"));
+    let expected = pictures(&scratch.path("whole.mp4"));
 
-    for (n, name) in ["-INT", "-KILL", "-KILL"].into_iter().enumerate() {
+    for (n, name) in ["-INT", "-KILL"].into_iter().enumerate() {
         let output = format!("cut{n}.mp4");
-        let partial = room.path(&format!("{output}.partial.mkv"));
-        let index = room.path(&format!("{output}.partial.json"));
+        let partial = scratch.path(&format!("{output}.partial.mkv"));
+        let index = scratch.path(&format!("{output}.partial.json"));
         let arguments = ["in.mp4", &output, "--up-scale", "4"];
-        let mut child = start(&room, &arguments);
+        let mut child = start(&scratch, &arguments);
         let pieces = || std::fs::read_to_string(&index).unwrap_or_default().lines().count();
         wait_for("a first piece", || pieces() >= 3 || child.try_wait().unwrap().is_some());
-        // Anywhere between there and the end.
+        // The run can be interrupted anywhere between there and the end.
         let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         std::thread::sleep(whole_took.mul_f64(f64::from(clock.subsec_micros() % 100) / 400.0));
         signal(&child, name);
         let status = end(&mut child);
         assert_eq!(status.code(), (name == "-INT").then_some(130), "{name}");
-        assert!(!room.path(&output).exists());
+        assert!(!scratch.path(&output).exists());
 
         let so_far = decode(&partial);
         assert!(so_far.times.len() >= 40 && !so_far.audio.is_empty(), "{name}");
 
-        fails(&room.enhance(&arguments), 2, "--resume");
-        let changed = room.enhance(&["in.mp4", &output, "--up-scale", "2", "--resume"]);
+        fails(&scratch.enhance(&arguments), 2, "--resume");
+        let changed = scratch.enhance(&["in.mp4", &output, "--up-scale", "2", "--resume"]);
         fails(&changed, 2, "--up-scale");
         let mut again = arguments.to_vec();
         again.push("--resume");
-        let video = room.result(&again);
+        let video = scratch.result(&again);
         assert_eq!(video.times.len(), whole.times.len());
         for (before, after) in whole.times.iter().zip(&video.times) {
             assert!(before.absdiff(*after) < ClockTime::MSECOND, "{before} {after}");
         }
         assert_eq!(video.audio, whole.audio);
-        let pictures = pictures(&room.path(&output));
+        let pictures = pictures(&scratch.path(&output));
         assert_eq!(pictures.len(), expected.len());
         let error = pictures.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(error <= Some(24), "a jump of {error:?}");
@@ -551,11 +561,11 @@ fn a_run_cut_off_at_any_time_plays_and_goes_on_to_the_same_video() {
 
 #[test]
 fn a_second_interrupt_aborts_at_once() {
-    let room = Room::new();
-    long(&room);
-    let mut child = start(&room, &["in.mp4", "out.mp4", "--up-scale", "8"]);
-    wait_for("the partial file", || room.path("out.mp4.partial.mkv").exists());
-    std::thread::sleep(Duration::from_millis(300));
+    let scratch = Scratch::new();
+    long(&scratch);
+    let mut child = start(&scratch, &["in.mp4", "out.mp4", "--up-scale", "8"]);
+    let partial = scratch.path("out.mp4.partial.mkv");
+    wait_for("the first frame", || partial.metadata().is_ok_and(|partial| partial.len() > 0));
     signal(&child, "-INT");
     signal(&child, "-INT");
     let began = Instant::now();
@@ -564,10 +574,10 @@ fn a_second_interrupt_aborts_at_once() {
 }
 
 #[test]
-fn a_full_disk_is_an_output_error_and_the_run_goes_on_when_there_is_room() {
-    let room = Room::new();
-    let input = room.make("in.mp4", VIDEO, "mp4mux", &[audio("avenc_aac")]);
-    let disk = room.path("disk");
+fn a_full_disk_is_an_output_error_and_the_run_resumes_when_there_is_space() {
+    let scratch = Scratch::new();
+    let input = scratch.make("in.mp4", VIDEO, "mp4mux", &[audio("avenc_aac")]);
+    let disk = scratch.path("disk");
     std::fs::create_dir(&disk).unwrap();
     let mount = |options: &str| {
         let mut command = Command::new("mount");
@@ -575,19 +585,19 @@ fn a_full_disk_is_an_output_error_and_the_run_goes_on_when_there_is_room() {
         command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     };
     if !mount("size=16k") {
-        // /dev/full stands in where nothing may be mounted: everything but the room is the same.
-        std::os::unix::fs::symlink("/dev/full", room.path("out.mp4.partial.mkv")).unwrap();
-        let output = room.enhance(&["in.mp4", "out.mp4", "--overwrite"]);
+        // Where mounting is not permitted, writing to /dev/full fails in the same way.
+        std::os::unix::fs::symlink("/dev/full", scratch.path("out.mp4.partial.mkv")).unwrap();
+        let output = scratch.enhance(&["in.mp4", "out.mp4", "--overwrite"]);
         return fails(&output, 4, "cannot write");
     }
     let output = disk.join("out.mp4");
     let arguments = [input.to_str().unwrap(), output.to_str().unwrap(), "--up-scale", "8"];
-    let full = room.enhance(&arguments);
+    let full = scratch.enhance(&arguments);
     let grown = mount("remount,size=64m");
-    let again = room.enhance(&[&arguments[..], &["--resume"]].concat());
+    let again = scratch.enhance(&[&arguments[..], &["--resume"]].concat());
     let frames = output.exists().then(|| decode(&output).times.len());
     Command::new("umount").arg(&disk).status().unwrap();
-    fails(&full, 4, "make room");
+    fails(&full, 4, "free some space");
     assert!(grown && again.status.success(), "{}", text(&again));
     assert_eq!(frames, Some(46));
 }

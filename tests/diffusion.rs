@@ -4,12 +4,13 @@
 mod common;
 #[path = "common/sink.rs"]
 mod sink;
+#[path = "common/tiny_model.rs"]
+mod tiny_model;
 #[path = "common/torch.rs"]
 mod torch;
 
 use std::{
-    path::{Path, PathBuf},
-    process::Command,
+    path::Path,
     sync::Arc,
 };
 
@@ -18,65 +19,13 @@ use gst::prelude::*;
 use gstvenhance::{
     engine::{Cancel, Format, Frame, Model, Options},
     models,
-    networks::{text, unet, vae},
-    weights::{self, Config},
 };
-use serde_json::Value;
 use sink::Record;
-
-/// A folder with a model, and a video of four frames of 36×24 at 8 fps.
-struct Room(tempfile::TempDir);
-
-impl Room {
-    fn new() -> Self {
-        let room = Self::with_model((80, 128), &[1, 2, 4, 4]);
-        run(&format!(
-            "videotestsrc pattern=ball num-buffers=4 ! video/x-raw,format=I420,width=36,height=24,framerate=8/1 \
-             ! x264enc ! mp4mux ! filesink location={}",
-            room.path("in.mp4").display()
-        ));
-        room
-    }
-
-    /// Only the model, with a smallest canvas and the multiples of its levels' channels.
-    fn with_model(min_padded: (usize, usize), dim_mult: &[usize]) -> Self {
-        common::init();
-        let room = Self(tempfile::tempdir().unwrap());
-        let config = Config {
-            min_padded,
-            unet: unet::Config {
-                dim: 32,
-                head_dim: 8,
-                context_dim: 48,
-                num_res_blocks: 1,
-                dim_mult: dim_mult.to_vec(),
-                ..unet::Config::full()
-            },
-            vae: vae::Config { block_out_channels: vec![32, 32, 64, 64], layers_per_block: 1 },
-            text: text::Config { width: 48, heads: 4, layers: 3 },
-        };
-        weights::synthesize(&room.path("model"), &config, candle_core::DType::F32).unwrap();
-        room
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// The element, as in gst-launch.
-    fn element(&self, model: &str, properties: &str) -> String {
-        let folder = self.path("model");
-        format!("venhance model={model} model-dir={} {properties}", folder.display())
-    }
-
-    fn source(&self) -> String {
-        format!("filesrc location={} ! decodebin", self.path("in.mp4").display())
-    }
-}
+use tiny_model::TinyModel;
 
 #[test]
 fn one_line_enhances_a_video() {
-    let room = Room::new();
+    let room = TinyModel::new();
     let (input, out) = (room.source(), room.path("out.mp4"));
     let element = room.element("v2", "up-scale=3 min-height=0 target-fps=24");
     let messages = run(&format!(
@@ -113,7 +62,7 @@ fn frames(file: &Path, (width, height): (usize, usize)) -> Vec<Frame> {
 
 #[test]
 fn the_element_gives_what_the_library_gives_for_the_same_frames() {
-    let room = Room::new();
+    let room = TinyModel::new();
     let (input, raw) = (room.path("in.raw"), room.path("out.raw"));
     let (input, raw) = (input.display(), raw.display());
     let rgb = "video/x-raw,format=RGB";
@@ -174,7 +123,7 @@ fn warnings(pipeline: &str) -> String {
 
 #[test]
 fn what_is_not_done_as_asked_is_a_warning() {
-    let room = Room::new();
+    let room = TinyModel::new();
     let source = room.source();
     let said = |properties: &str| {
         let element = room.element("v2", &format!("solver=normal steps=1 {properties}"));
@@ -212,7 +161,7 @@ fn as_torch_file(path: &Path) {
 
 #[test]
 fn a_pytorch_file_is_copied_once_and_that_is_on_the_bus() {
-    let room = Room::with_model((16, 64), &[1, 2]);
+    let room = TinyModel::with_model((16, 64), &[1, 2]);
     as_torch_file(&room.path("model/text.safetensors"));
     let copy = room.path("model/text.safetensors.f16.safetensors");
     let pipeline = format!(
@@ -235,7 +184,7 @@ fn a_pytorch_file_is_copied_once_and_that_is_on_the_bus() {
 
 #[test]
 fn missing_weights_are_an_error_that_says_how_to_have_them() {
-    let room = Room::new();
+    let room = TinyModel::new();
     let folder = room.path("empty");
     std::fs::create_dir(&folder).unwrap();
     let (_, error) = try_run(&format!(
@@ -246,141 +195,5 @@ fn missing_weights_are_an_error_that_says_how_to_have_them() {
     let licence = "https://huggingface.co/stabilityai/stable-video-diffusion-img2vid";
     for part in ["venhancer_paper.pt", licence, "HF_TOKEN", "model-dir", "model=lite"] {
         assert!(error.contains(part), "{error}");
-    }
-}
-
-/// The application, to be run in the room.
-fn program(room: &Room) -> Command {
-    let tests = std::env::current_exe().unwrap();
-    let mut command = Command::new(tests.parent().unwrap().with_file_name("examples/enhance"));
-    command.current_dir(&room.0);
-    command
-}
-
-/// What the application, run in the room, says on standard output.
-fn enhance(room: &Room, arguments: &[&str]) -> String {
-    let output = program(room).args(arguments).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-/// The decoded pixels of a video.
-fn pixels(file: &Path) -> Vec<u8> {
-    let raw = file.with_extension("raw");
-    run(&format!(
-        "filesrc location={} ! decodebin ! videoconvert ! video/x-raw,format=RGB ! filesink location={}",
-        file.display(),
-        raw.display()
-    ));
-    std::fs::read(raw).unwrap()
-}
-
-#[test]
-fn the_application_takes_the_command_line_of_the_reference() {
-    let room = Room::new();
-    let script = |rest: &[&str]| {
-        let all = "--version v2 --model_path model --up_scale 3 --target_fps 24 --noise_aug 250 \
-            --solver_mode normal --steps 1 --cfg 7.5 --s_cond 8 --min-height 0 --overwrite";
-        enhance(&room, &all.split_whitespace().chain(rest.iter().copied()).collect::<Vec<_>>());
-    };
-    let one = ["--input_path", "in.mp4", "--save_dir", "results"];
-    let results = room.path("results");
-    script(&[&one[..], &["--prompt", "a red balloon"]].concat());
-    let given = pixels(&results.join("in.mp4"));
-    assert_eq!(given.len(), 10 * 108 * 72 * 3);
-
-    // A text file beside the video is its prompt.
-    std::fs::write(room.path("in.txt"), "a red balloon\n").unwrap();
-    script(&one);
-    assert_eq!(pixels(&results.join("in.mp4")), given);
-    script(&[&one[..], &["--filename_as_prompt"]].concat());
-    let named = pixels(&results.join("in.mp4"));
-    assert_ne!(named, given);
-
-    // A line for each video of a folder.
-    std::fs::create_dir(room.path("videos")).unwrap();
-    for name in ["a.mp4", "b.mp4"] {
-        std::fs::copy(room.path("in.mp4"), room.path("videos").join(name)).unwrap();
-    }
-    std::fs::write(room.path("prompts"), "in\na red balloon\n").unwrap();
-    script(&["--input_path", "videos", "--save_dir", "results", "--prompt_path", "prompts"]);
-    assert_eq!(pixels(&results.join("a.mp4")), named);
-    assert_eq!(pixels(&results.join("b.mp4")), given);
-}
-
-/// A video of `frames` frames at 8 fps, without the one that is number `hole`.
-fn video_with_a_hole(path: &Path, frames: u32, hole: u64) {
-    let pipeline = gst::parse::launch(&format!(
-        "videotestsrc pattern=ball num-buffers={frames} ! video/x-raw,format=I420,width=32,height=16,framerate=8/1 \
-         ! identity name=i ! x264enc bframes=0 ! matroskamux ! filesink location={}",
-        path.display()
-    ));
-    let pipeline = pipeline.unwrap().downcast::<gst::Pipeline>().unwrap();
-    let pad = pipeline.by_name("i").unwrap().static_pad("src").unwrap();
-    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-        match info.buffer().and_then(|buffer| buffer.pts()) {
-            Some(time) if time == gst::ClockTime::SECOND * hole / 8 => gst::PadProbeReturn::Handled,
-            _ => gst::PadProbeReturn::Ok,
-        }
-    });
-    let bus = pipeline.bus().unwrap();
-    pipeline.set_state(gst::State::Playing).unwrap();
-    let end = bus.timed_pop_filtered(
-        gst::ClockTime::try_from(TIMEOUT).unwrap(),
-        &[gst::MessageType::Eos, gst::MessageType::Error],
-    );
-    pipeline.set_state(gst::State::Null).unwrap();
-    assert_eq!(end.unwrap().type_(), gst::MessageType::Eos);
-}
-
-#[test]
-fn a_run_that_goes_on_gives_what_an_uninterrupted_one_gives_bit_for_bit() {
-    let room = Room::with_model((16, 64), &[1, 2]);
-    // Two clips: the second begins with the fourth of 43 frames.
-    video_with_a_hole(&room.path("long.mkv"), 44, 3);
-    let arguments = |output| {
-        let all = "--model v1 --model-dir model --up-scale 1 --min-height 0 --solver normal --steps 2 --guidance-scale 1";
-        let lossless = ["--encoder", "x264enc pass=quant quantizer=0 tune=zerolatency"];
-        let all = ["long.mkv", output].into_iter().chain(all.split(' ')).chain(lossless);
-        all.map(str::to_owned).collect::<Vec<_>>()
-    };
-    let run =
-        |arguments: &[String]| enhance(&room, &arguments.iter().map(|a| &**a).collect::<Vec<_>>());
-    run(&arguments("whole.mkv"));
-    let whole = pixels(&room.path("whole.mkv"));
-    assert_eq!(whole.len(), (7 + 118) * 32 * 16 * 3);
-
-    // An encoder that holds nothing back. Cut off when it has come so far that not all of the second clip is needed to go on.
-    let mut child = program(&room).args(arguments("cut.mkv")).spawn().unwrap();
-    let index = room.path("cut.mkv.partial.json");
-    let joint = || {
-        let text = std::fs::read_to_string(&index).unwrap_or_default();
-        let number = |line: &str, name| serde_json::from_str::<Value>(line).ok()?[name].as_u64();
-        let mut joints =
-            text.lines().filter_map(|line| Some((number(line, "skip")?, number(line, "first")?)));
-        joints.next_back().filter(|(_, first)| *first > 0)
-    };
-    common::wait_for("a joint far enough", || {
-        joint().is_some() || child.try_wait().unwrap().is_some()
-    });
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(!room.path("cut.mkv").exists());
-    let (skip, first) = joint().unwrap();
-    assert_eq!(skip - first, 3);
-    run(&[arguments("cut.mkv"), vec!["--resume".into()]].concat());
-    let resumed = pixels(&room.path("cut.mkv"));
-    assert_eq!(resumed.len(), whole.len());
-    assert!(resumed == whole);
-}
-
-#[test]
-fn the_application_says_what_it_would_do() {
-    let room = Room::new();
-    let options = "in.mp4 --plan --model v1 --model-dir model --up-scale 3 --min-height 0";
-    let plan = enhance(&room, &options.split(' ').collect::<Vec<_>>());
-    for part in ["10 frames", "36×24 to 108×72, padded to 128×80", "14 a window", "GiB"] {
-        assert!(plan.contains(part), "{part} is not in {plan}");
     }
 }

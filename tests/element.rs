@@ -170,6 +170,7 @@ fn a_frame_that_no_memory_can_hold_is_an_error_that_says_what_to_do() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Takes more than 10 s: an hour has 216,000 frames at this rate.
 #[test]
 fn times_at_30000_1001_are_exact_for_more_than_an_hour() {
     common::init();

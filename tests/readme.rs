@@ -15,6 +15,8 @@ fn commands() -> Vec<&'static str> {
         .collect()
 }
 
+const APPLICATION: &str = env!("CARGO_BIN_EXE_venhance");
+
 /// The command that has never been run to its end.
 const PUBLISHED: &str = "scripts/published example.mp4 published.mp4";
 
@@ -41,9 +43,7 @@ fn the_published_example_is_compared_with_what_was_published() {
     std::fs::create_dir_all(&scripts).unwrap();
     let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/published");
     std::os::unix::fs::symlink(ours, scripts.join("published")).unwrap();
-    let tests = std::env::current_exe().unwrap();
-    let application = tests.parent().unwrap().with_file_name("examples/enhance");
-    std::os::unix::fs::symlink(&application, scripts.join("enhance")).unwrap();
+    std::os::unix::fs::symlink(APPLICATION, scripts.join("enhance")).unwrap();
     let run = |command: &str| {
         says(
             Command::new("bash")
@@ -107,8 +107,7 @@ fn every_command_runs() {
     // scripts/enhance with arguments runs the application, here the one built for this test.
     let scripts = dir.path().join("scripts");
     std::fs::create_dir_all(&scripts).unwrap();
-    let application = exe.parent().unwrap().with_file_name("examples/enhance");
-    std::os::unix::fs::symlink(&application, scripts.join("enhance")).unwrap();
+    std::os::unix::fs::symlink(APPLICATION, scripts.join("enhance")).unwrap();
     std::fs::create_dir(dir.path().join("folder")).unwrap();
     std::fs::copy(dir.path().join("in.mp4"), dir.path().join("folder/one.mp4")).unwrap();
 

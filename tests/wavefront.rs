@@ -279,22 +279,6 @@ proptest! {
     }
 }
 
-proptest! {
-    #![proptest_config(cases(100))]
-
-    #[test]
-    #[ignore = "takes minutes: scripts/test runs it"]
-    fn many_streams_are_the_whole_clip_bit_for_bit(
-        count in 1..=300usize,
-        made in 0..=8usize,
-        solver in solvers(),
-        cuts in prop::collection::vec(0..300usize, 0..4),
-        seed: u64,
-    ) {
-        same_as_whole((count, made), solver, &cuts, seed);
-    }
-}
-
 /// Frames as they leave the sampler.
 #[derive(Clone, Default)]
 struct Collect(Arc<Mutex<Vec<Tensor>>>);

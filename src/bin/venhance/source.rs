@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is in an input file.
+//! The streams of an input file.
 
 use std::path::{Path, PathBuf};
 
@@ -8,42 +8,45 @@ use gst_pbutils::prelude::*;
 
 use crate::failure::{Failure, Kind};
 
-/// One stream of the file, as its demuxer and parser give it.
+/// A stream of the file.
 #[derive(Debug, Clone)]
 pub struct Stream {
     pub id: String,
+    /// As its demuxer and parser produce them.
     pub caps: gst::Caps,
 }
 
-/// A file with video.
+/// A file that contains video.
 #[derive(Debug)]
 pub struct Source {
     pub path: PathBuf,
     pub duration: Option<ClockTime>,
     pub video: Stream,
-    /// Whether the frames' times say where they are: those of libav's GIFs stand still.
+    /// Whether the frames have times: all frames that libav reads from a GIF have the time 0.
     pub timed: bool,
     pub interlaced: bool,
-    /// Whether a player turns or mirrors the pictures, as a tag of the stream asks.
+    /// Whether a tag of the stream asks players to rotate or mirror the video.
     pub rotated: bool,
     pub audio: Vec<Stream>,
     pub subtitles: Vec<Stream>,
-    /// What the file says of itself as a whole.
+    /// The tags of the file as a whole.
     pub tags: gst::TagList,
 }
 
-/// How long a file may take to say what is in it. GStreamer 1.22 sometimes loses a demuxer's error, and
-/// then waits for ever.
-const PATIENCE: ClockTime = ClockTime::from_seconds(15);
+/// Longest time to find the streams. GStreamer 1.22 sometimes loses a demuxer's error, and then waits
+/// forever.
+const TIMEOUT: ClockTime = ClockTime::from_seconds(15);
 
 impl Source {
     pub fn open(path: &Path) -> Result<Self, Failure> {
-        // For the system's own words, and for what is no file at all.
+        // The system's error for a missing or unreadable file is better than GStreamer's.
         let path = path.canonicalize().map_err(|error| Failure::input(path, error))?;
         std::fs::File::open(&path).map_err(|error| Failure::input(&path, error))?;
-        let broken = |error: glib::Error| Failure::input(&path, format!("no video: {error}"));
+        let broken = |error: glib::Error| {
+            Failure::input(&path, format!("cannot read a video from it: {error}"))
+        };
         let uri = glib::filename_to_uri(&path, None).map_err(broken)?;
-        let info = gst_pbutils::Discoverer::new(PATIENCE)
+        let info = gst_pbutils::Discoverer::new(TIMEOUT)
             .and_then(|discoverer| discoverer.discover_uri(&uri))
             .map_err(broken)?;
         Self::new(path, &info)
@@ -54,9 +57,9 @@ impl Source {
         let Some(video) = videos.iter().find(|video| !video.is_image()).or(videos.first()) else {
             let why = match info.result() {
                 gst_pbutils::DiscovererResult::Timeout => {
-                    format!("no video was found in {} s: it may be cut off", PATIENCE.seconds())
+                    format!("no video found within {} s; it may be truncated", TIMEOUT.seconds())
                 }
-                _ => "there is no video in it".to_owned(),
+                _ => "it contains no video".to_owned(),
             };
             return Err(Failure::input(&path, why));
         };
@@ -64,7 +67,8 @@ impl Source {
             let video_caps = video.caps().map(|caps| caps.to_string()).unwrap_or_default();
             let kind = video_caps.split(',').next().unwrap_or_default().to_owned();
             let details = info.missing_elements_installer_details();
-            // "gstreamer|1.0|program|H.264 decoder|decoder-video/x-h264, …"; sound can be copied.
+            // "gstreamer|1.0|program|H.264 decoder|decoder-video/x-h264, …". Audio needs no decoder if it
+            // is copied.
             if let Some(detail) = details.iter().find(|detail| detail.contains(&kind)) {
                 let what = detail.split('|').nth(3).unwrap_or("decoder for this format");
                 return Err(Failure::no_decoder(&path, what));
@@ -74,7 +78,7 @@ impl Source {
             let id = info.stream_id()?.to_string();
             Some(Stream { id, caps: info.caps()? })
         };
-        let no_id = || Failure::new(Kind::Input, "the video stream has no name".to_owned());
+        let no_id = || Failure::new(Kind::Input, "the video stream has no id".to_owned());
         let rotation = video
             .tags()
             .and_then(|tags| Some(tags.get::<gst::tags::ImageOrientation>()?.get().to_owned()));

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What an enhancement leaves behind while it is under way, so that nothing is lost when it is cut off:
-//! a Matroska file that plays, and an index of the pieces of it that are complete.
+//! The partial file of a run, from which `--resume` continues after an interruption or a crash: a Matroska
+//! file that can be played, and an index of its complete pieces.
 //!
-//! A piece ends where a key frame begins a cluster. Going on after it means to cut the file off there
-//! and to append more clusters: their times count from the beginning of the file.
+//! A piece ends before a cluster that starts with a key frame. To resume, the file is truncated there and
+//! more clusters are appended. This works because the times of clusters count from the start of the file.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -16,17 +16,17 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 
-/// Everything that the frames depend on, as the index keeps it: name and value.
+/// Everything that the output depends on, as pairs of name and value.
 pub type Settings = Vec<(String, String)>;
 
-/// Paths of what an enhancement leaves behind.
+/// The output and the files that exist while it is made.
 pub struct Paths {
     pub output: PathBuf,
-    /// The Matroska file.
+    /// The partial Matroska file.
     pub video: PathBuf,
-    /// One JSON object a line: settings, stream, then a line for each piece.
+    /// One JSON object a line: the settings, the stream, then each piece.
     pub index: PathBuf,
-    /// The finished file before it has its name.
+    /// The finished file until it is renamed to `output`.
     pub finished: PathBuf,
 }
 
@@ -45,8 +45,8 @@ impl Paths {
         }
     }
 
-    /// Removes all of it.
-    pub fn clear(&self) -> Result<(), Failure> {
+    /// Removes the temporary files.
+    pub fn remove_temporary(&self) -> Result<(), Failure> {
         for path in [&self.finished, &self.video, &self.index] {
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -59,68 +59,70 @@ impl Paths {
     }
 }
 
-/// A place between two pieces, and how to go on there with frames as if nothing had been interrupted.
+/// A boundary between two pieces, and what it takes to resume there with the same frames as without an
+/// interruption.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Joint {
-    /// The time of the first frame after it.
+pub struct ResumePoint {
+    /// Running time of the first frame after it.
     pub time: ClockTime,
-    /// Input frames before the first that is needed.
+    /// Number of input frames before the first one that is needed.
     pub skip: u64,
-    /// The number of that frame in its clip.
+    /// Index of that frame in its clip.
     pub first: u32,
 }
 
-impl Joint {
-    /// Where all begins.
-    pub const BEGINNING: Self = Self { time: ClockTime::ZERO, skip: 0, first: 0 };
+impl ResumePoint {
+    /// The start of the video.
+    pub const START: Self = Self { time: ClockTime::ZERO, skip: 0, first: 0 };
 }
 
-/// How far an enhancement has come.
+/// How much of a video is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// What is after it is not in a complete piece.
-    UpTo(Joint),
-    /// Only the finished file is missing.
+    /// The pieces before this point are complete.
+    UpTo(ResumePoint),
+    /// All frames are in the partial file; only the finished file is missing.
     Complete,
 }
 
-/// The files of an enhancement under way; locked, so that no other process writes them.
+/// The open partial file and its index. The file is locked against other processes.
 #[derive(Debug)]
 pub struct Partial {
     video_path: PathBuf,
     index_path: PathBuf,
     video: File,
     index: File,
-    /// Length of the video file.
+    /// Length of the partial file.
     bytes: u64,
-    /// Which stream the file holds: the model and the encoder's caps.
+    /// The model and the caps of the encoded video in the file.
     stream: Option<String>,
-    /// Whether the muxer's header is to be left out: the file has one.
+    /// Whether to drop the muxer's header because the file has one.
     appends: bool,
     settings: Value,
 }
 
-/// What the index of an interrupted enhancement says.
+/// The content of an index.
 struct Index {
     settings: Value,
     stream: Option<String>,
     bytes: u64,
     progress: Progress,
-    /// Length of the lines that are whole.
+    /// Length of the complete lines.
     length: u64,
 }
 
 impl Partial {
-    /// Begins anew; what is there is replaced.
-    pub fn begin(paths: &Paths, settings: &Settings) -> Result<Self, Failure> {
+    /// Starts a new partial file. An existing one is replaced.
+    pub fn create(paths: &Paths, settings: &Settings) -> Result<Self, Failure> {
         let mut partial = Self::open(paths, settings)?;
         partial.video.set_len(0).map_err(|error| Failure::output(&paths.video, &error))?;
         partial.index.set_len(0).map_err(|error| Failure::output(&paths.index, &error))?;
-        partial.note(&json!({ "settings": partial.settings }))?;
+        partial.append(&json!({ "settings": partial.settings }))?;
         Ok(partial)
     }
 
-    /// Goes on after the last complete piece; begins anew if there is none.
+    /// Opens the partial file after its last complete piece. Without such a piece, starts a new file and
+    /// returns no progress.
     pub fn resume(paths: &Paths, settings: &Settings) -> Result<(Self, Option<Progress>), Failure> {
         let mut partial = Self::open(paths, settings)?;
         let index = partial.read_index()?.filter(|index| match partial.video.metadata() {
@@ -129,7 +131,7 @@ impl Partial {
         });
         let Some(index) = index else {
             drop(partial);
-            return Ok((Self::begin(paths, settings)?, None));
+            return Ok((Self::create(paths, settings)?, None));
         };
         partial.check_settings(&index.settings, &paths.video)?;
         (partial.stream, partial.bytes, partial.appends) = (index.stream, index.bytes, true);
@@ -155,10 +157,10 @@ impl Partial {
         let video = open(&paths.video)?;
         match video.try_lock() {
             Err(TryLockError::WouldBlock) => {
-                let error = io::Error::other("another process is writing it");
+                let error = io::Error::other("another process writes to it");
                 return Err(Failure::output(&paths.video, &error));
             }
-            // Not every file system can lock.
+            // Some file systems do not support locks.
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }
         Ok(Self {
@@ -173,7 +175,7 @@ impl Partial {
         })
     }
 
-    /// Reads the whole lines; a torn last one is what a cut-off leaves.
+    /// Reads the complete lines. A crash can leave an incomplete last one.
     fn read_index(&mut self) -> Result<Option<Index>, Failure> {
         let mut text = Vec::new();
         self.index
@@ -191,7 +193,7 @@ impl Partial {
                         settings: settings.clone(),
                         stream: None,
                         bytes: 0,
-                        progress: Progress::UpTo(Joint::BEGINNING),
+                        progress: Progress::UpTo(ResumePoint::START),
                         length,
                     });
                 }
@@ -202,7 +204,7 @@ impl Partial {
         Ok(index)
     }
 
-    /// The frames before and after the joint must be made alike.
+    /// Fails if the settings of the interrupted run differ.
     fn check_settings(&self, before: &Value, video: &Path) -> Result<(), Failure> {
         let names = [before, &self.settings].into_iter().filter_map(Value::as_object);
         let differs = names
@@ -211,10 +213,10 @@ impl Partial {
         let Some(name) = differs else { return Ok(()) };
         let show = |settings: &Value| match settings.get(name) {
             Some(Value::String(text)) => text.clone(),
-            _ => "the default".into(),
+            _ => "default".into(),
         };
         Err(Failure::usage(format!(
-            "{} was made with another {name}: {}, not {}; give the same, or begin anew with \
+            "cannot resume {}: {name} was {} and is now {}; use the same value, or start over with \
              --overwrite",
             video.display(),
             show(before),
@@ -222,24 +224,27 @@ impl Partial {
         )))
     }
 
-    /// Takes note of what the file holds, before its first byte; it must be what it held before.
-    pub fn stream(&mut self, stream: String) -> Result<(), Failure> {
+    /// Records the stream before the first byte is written.
+    ///
+    /// # Errors
+    /// If the file was started with another stream.
+    pub fn set_stream(&mut self, stream: String) -> Result<(), Failure> {
         match &self.stream {
             None => {
-                self.note(&json!({ "stream": stream }))?;
+                self.append(&json!({ "stream": stream }))?;
                 self.stream = Some(stream);
                 Ok(())
             }
             Some(before) if *before == stream => Ok(()),
             Some(before) => Err(Failure::usage(format!(
-                "{} cannot be continued: the model or the encoder is no longer the same ({before}; \
-                 now {stream}); begin anew with --overwrite",
+                "cannot resume {}: the model or the encoder has changed from {before} to {stream}; start \
+                 over with --overwrite",
                 self.video_path.display()
             ))),
         }
     }
 
-    /// Writes what comes from the muxer.
+    /// Writes a buffer of the muxer.
     pub fn write(&mut self, buffer: &gst::BufferRef) -> Result<(), Failure> {
         if self.appends && buffer.flags().contains(gst::BufferFlags::HEADER) {
             return Ok(());
@@ -254,21 +259,21 @@ impl Partial {
         Ok(())
     }
 
-    /// All that has been written is complete up to a joint, after which is what comes next.
-    pub fn end_piece(&mut self, joint: Joint) -> Result<(), Failure> {
+    /// Ends a piece: everything written so far comes before the resume point.
+    pub fn end_piece(&mut self, point: ResumePoint) -> Result<(), Failure> {
         self.sync()?;
-        let Joint { time, skip, first } = joint;
+        let ResumePoint { time, skip, first } = point;
         let time = time.nseconds();
-        self.note(&json!({ "bytes": self.bytes, "time": time, "skip": skip, "first": first }))
+        self.append(&json!({ "bytes": self.bytes, "time": time, "skip": skip, "first": first }))
     }
 
-    /// All frames have been written.
+    /// Marks the file as complete.
     pub fn complete(&mut self) -> Result<(), Failure> {
         self.sync()?;
-        self.note(&json!({ "bytes": self.bytes, "complete": true }))
+        self.append(&json!({ "bytes": self.bytes, "complete": true }))
     }
 
-    /// Whether there is anything in it.
+    /// Whether nothing has been written.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
@@ -277,7 +282,7 @@ impl Partial {
         self.video.sync_data().map_err(|error| Failure::output(&self.video_path, &error))
     }
 
-    fn note(&mut self, entry: &Value) -> Result<(), Failure> {
+    fn append(&mut self, entry: &Value) -> Result<(), Failure> {
         self.index
             .write_all(format!("{entry}\n").as_bytes())
             .and_then(|()| self.index.sync_data())
@@ -286,7 +291,7 @@ impl Partial {
 }
 
 impl Drop for Partial {
-    /// An enhancement that has not come to its first frame leaves nothing behind.
+    /// Removes the files if nothing has been written.
     fn drop(&mut self) {
         if self.is_empty() && self.video.metadata().is_ok_and(|video| video.len() == 0) {
             let _ = std::fs::remove_file(&self.video_path);
@@ -305,9 +310,9 @@ impl Index {
         }
         let number = |name| entry.get(name).and_then(Value::as_u64);
         if let Some(time) = number("time") {
-            self.progress = Progress::UpTo(Joint {
+            self.progress = Progress::UpTo(ResumePoint {
                 time: ClockTime::from_nseconds(time),
-                // Frames that are made again in vain do no harm.
+                // Without them, frames are computed that are not needed.
                 skip: number("skip").unwrap_or(0),
                 first: number("first").and_then(|first| first.try_into().ok()).unwrap_or(0),
             });

@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the user sees while it works: a bar on a terminal, plain lines in a log. All of it goes to
-//! standard error.
+//! Progress on standard error: a bar on a terminal, lines elsewhere.
 
 use std::time::{Duration, Instant};
 
 use gst::ClockTime;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Time between two lines in a log.
-const LINE: Duration = Duration::from_secs(10);
+/// Time between two lines without a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The progress of one file.
 pub struct Report {
     name: String,
-    /// Hidden where there is no terminal.
+    /// Hidden without a terminal.
     bar: ProgressBar,
     total: Option<ClockTime>,
     started: Instant,
-    /// Where the work began: not at zero when it goes on.
+    /// Where the run starts; not zero for a resumed one.
     from: ClockTime,
     last_line: Instant,
-    /// The unit of work just done, as the model counts.
+    /// The model's last unit of work.
     unit: String,
 }
 
@@ -37,34 +36,46 @@ impl Report {
         Self { name, bar, total, started: now, from, last_line: now, unit: String::new() }
     }
 
-    /// Notes the unit of work just done.
-    pub fn unit(&mut self, unit: &str) {
-        self.unit = unit.to_owned();
-    }
-
-    /// Shows how far a download or a copy has come, as the element says it.
-    pub fn transfer(&mut self, doing: &str, progress: &gst::StructureRef) {
-        let file = progress.get::<&str>("file").unwrap_or_default();
-        let mib = |field| progress.get::<u64>(field).unwrap_or_default() >> 20;
-        let text = format!("{doing} {file}: {} of {} MiB", mib("bytes"), mib("total-bytes"));
-        self.bar.set_message(text.clone());
-        if self.bar.is_hidden() && self.last_line.elapsed() >= LINE {
-            self.last_line = Instant::now();
-            eprintln!("{text}");
+    /// Takes an element message of the enhancer.
+    pub fn message(&mut self, message: &gst::StructureRef) {
+        match message.name().as_str() {
+            "venhance-download" => self.transfer("downloading", message),
+            "venhance-copy" => self.transfer("copying to", message),
+            "venhance-progress" => {
+                self.unit = message.get("unit").unwrap_or_default();
+            }
+            _ => {}
         }
     }
 
-    /// Shows how far it has come.
-    pub fn tick(&mut self, position: ClockTime, frames: u64) {
+    /// Shows the progress of a download or a copy.
+    fn transfer(&mut self, verb: &str, message: &gst::StructureRef) {
+        let file = message.get::<&str>("file").unwrap_or_default();
+        let mib = |field| message.get::<u64>(field).unwrap_or_default() >> 20;
+        let text = format!("{verb} {file}: {} of {} MiB", mib("bytes"), mib("total-bytes"));
+        self.bar.set_message(text.clone());
+        self.line(|_| text);
+    }
+
+    /// Shows the position in the output and the number of frames so far.
+    pub fn update(&mut self, position: ClockTime, frames: u64) {
         let state = self.state(position, frames);
         self.bar.set_position(position.mseconds());
         self.bar.set_message(state.clone());
-        if self.bar.is_hidden() && self.last_line.elapsed() >= LINE {
-            self.last_line = Instant::now();
-            let percent = self.total.filter(|total| !total.is_zero()).map(|total| {
-                format!("{}%, ", (position.mseconds() * 100 / total.mseconds().max(1)).min(100))
+        self.line(|report| {
+            let total = report.total.filter(|total| !total.is_zero());
+            let percent = total.map(|total| {
+                (position.mseconds() * 100 / total.mseconds().max(1)).min(100).to_string() + "%, "
             });
-            eprintln!("{}: {}{state}", self.name, percent.unwrap_or_default());
+            format!("{}: {}{state}", report.name, percent.unwrap_or_default())
+        });
+    }
+
+    /// Prints a line if there is no terminal and the last one was long enough ago.
+    fn line(&mut self, text: impl FnOnce(&Self) -> String) {
+        if self.bar.is_hidden() && self.last_line.elapsed() >= LINE_INTERVAL {
+            self.last_line = Instant::now();
+            eprintln!("{}", text(self));
         }
     }
 
@@ -78,7 +89,7 @@ impl Report {
         let left = self.total.map(|total| total.saturating_sub(position).seconds_f64());
         match left {
             Some(left) if done > 0.0 => {
-                format!("{state}, {} to go", clock((elapsed * left / done).ceil() as u64))
+                format!("{state}, {} left", clock((elapsed * left / done).ceil() as u64))
             }
             _ => state,
         }
@@ -96,7 +107,7 @@ fn style(template: &str) -> ProgressStyle {
         .map_or_else(|_| ProgressStyle::default_bar(), |style| style.progress_chars("=> "))
 }
 
-/// Seconds as people read them: 1:02:03.
+/// Seconds as h:mm:ss or m:ss.
 pub fn clock(seconds: u64) -> String {
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     match hours {

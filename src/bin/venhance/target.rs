@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the output is written with: container and encoders.
+//! Container and encoders of the output.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::{failure::Failure, source::Stream};
 pub struct Container {
     pub muxer: &'static str,
     video_encoder: &'static str,
-    /// For sound that cannot be copied.
+    /// For audio that cannot be copied.
     audio_encoder: &'static str,
     subtitles: bool,
 }
@@ -23,26 +23,26 @@ const AAC: &str = "avenc_aac bitrate=192000";
 const MP4: Container =
     Container { muxer: "mp4mux", video_encoder: "x264enc", audio_encoder: AAC, subtitles: true };
 const QUICKTIME: Container = Container { muxer: "qtmux", ..MP4 };
-/// Also what everything is kept in while it is made.
+/// Also the format of the partial file.
 pub const MATROSKA: Container = Container {
     muxer: "matroskamux",
     video_encoder: "x264enc",
     audio_encoder: OPUS,
     subtitles: true,
 };
-/// GStreamer's muxer would take subtitles that no player of WebM knows.
+/// GStreamer's muxer accepts subtitles that WebM players do not support.
 const WEBM: Container =
     Container { muxer: "webmmux", video_encoder: "vp9enc", audio_encoder: OPUS, subtitles: false };
 
-/// What becomes of a stream that is no video.
+/// What to do with an audio or subtitle stream.
 #[derive(Debug, PartialEq)]
 pub enum Treatment {
     Copy,
-    /// Decoded, and encoded with this, as in gst-launch.
+    /// Decode, and encode with this encoder in gst-launch syntax.
     Encode(&'static str),
-    /// Subtitles that lose their markup: muxers take plain text.
-    Plain,
-    /// The container has no place for it.
+    /// Convert subtitles with markup to plain text, which muxers accept.
+    RemoveMarkup,
+    /// Leave it out: the container does not support it.
     Drop,
 }
 
@@ -55,14 +55,14 @@ impl Container {
             "mkv" => Ok(&MATROSKA),
             "webm" => Ok(&WEBM),
             _ => Err(Failure::usage(format!(
-                "{}: which format? End the output's name in .mp4, .m4v, .mov, .mkv or .webm",
+                "unknown output format {}: use a name that ends in .mp4, .m4v, .mov, .mkv or .webm",
                 path.display()
             ))),
         }
     }
 
     pub fn audio(&self, stream: &Stream) -> Result<Treatment, Failure> {
-        match self.takes("audio", &stream.caps)? {
+        match self.accepts("audio", &stream.caps)? {
             true => Ok(Treatment::Copy),
             false => Ok(Treatment::Encode(self.audio_encoder)),
         }
@@ -73,14 +73,14 @@ impl Container {
             structure.name() == "text/x-raw" && structure.get("format") == Ok("pango-markup")
         });
         Ok(match self.subtitles {
-            true if marked_up => Treatment::Plain,
-            true if self.takes("subtitle", &stream.caps)? => Treatment::Copy,
+            true if marked_up => Treatment::RemoveMarkup,
+            true if self.accepts("subtitle", &stream.caps)? => Treatment::Copy,
             _ => Treatment::Drop,
         })
     }
 
-    /// Whether the muxer takes a stream, packed as it likes: a parser sees to that.
-    fn takes(&self, kind: &str, caps: &gst::Caps) -> Result<bool, Failure> {
+    /// Whether the muxer accepts a codec. How the stream is packed is up to a parser.
+    fn accepts(&self, kind: &str, caps: &gst::Caps) -> Result<bool, Failure> {
         let factory =
             gst::ElementFactory::find(self.muxer).ok_or_else(|| Failure::no_element(self.muxer))?;
         let mut codec = gst::Caps::new_empty();
@@ -106,17 +106,17 @@ impl Container {
 /// How the video is encoded.
 #[derive(Debug, Clone)]
 pub struct Encoder {
-    /// As in gst-launch.
+    /// In gst-launch syntax.
     pub description: String,
-    /// What its stream goes through on its way from Matroska into another container, which may want
-    /// decoding times.
+    /// Elements between the partial Matroska file and another container, which may need decoding
+    /// timestamps.
     pub finish: &'static str,
-    /// What it may be given; 4:2:0 plays everywhere, and has even sides only.
+    /// Formats of the encoded video; 4:2:0 plays everywhere, and needs even sides.
     pub input: Option<gst::Caps>,
 }
 
 impl Encoder {
-    /// The encoder that was asked for, or the container's, at a constant quality.
+    /// The encoder `asked` for, or the container's default, at a constant quality.
     pub fn new(
         container: &Container,
         asked: Option<&str>,
@@ -125,13 +125,13 @@ impl Encoder {
         let description = asked.unwrap_or(container.video_encoder).trim();
         let factory = description.split_whitespace().next().unwrap_or_default();
         let settings = match constant_quality(factory, quality) {
-            // Whoever sets properties has rate control in hand.
+            // The user sets the rate control.
             Some(_) if quality.is_none() && description.contains('=') => String::new(),
             Some(settings) => settings,
             None if quality.is_some() => {
                 return Err(Failure::usage(format!(
-                    "--quality is for x264enc, x265enc, vp9enc and av1enc; for {factory}, write its \
-                     own property into --encoder"
+                    "--quality works with x264enc, x265enc, vp9enc and av1enc; set the property of \
+                     {factory} with --encoder"
                 )));
             }
             None => String::new(),
@@ -159,10 +159,12 @@ impl Encoder {
         let output = parse(&encoder.description)?
             .static_pad("src")
             .map(|pad| pad.query_caps(None))
-            .ok_or_else(|| Failure::usage(format!("--encoder {description}: no encoder")))?;
-        if !container.takes("video", &output)? {
+            .ok_or_else(|| {
+                Failure::usage(format!("--encoder {description}: {factory} has no output"))
+            })?;
+        if !container.accepts("video", &output)? {
             return Err(Failure::usage(format!(
-                "{} does not take what {factory} makes: choose another encoder or format",
+                "{} does not support the output of {factory}: use another encoder or format",
                 container.muxer
             )));
         }
@@ -178,7 +180,7 @@ impl Encoder {
     }
 }
 
-/// A part of a pipeline, as in gst-launch.
+/// Builds a bin from gst-launch syntax.
 pub fn parse(description: &str) -> Result<gst::Bin, Failure> {
     gst::parse::bin_from_description(description, true).map_err(|error| {
         let missing = error.message().split('"').nth(1).unwrap_or_default();
@@ -189,12 +191,12 @@ pub fn parse(description: &str) -> Result<gst::Bin, Failure> {
     })
 }
 
-/// An encoder's properties for a constant quality; `None` for one that this does not know.
+/// The properties of a known encoder for a constant quality.
 fn constant_quality(factory: &str, quality: Option<u32>) -> Option<String> {
     Some(match factory {
         "x264enc" => format!("pass=qual quantizer={}", quality.unwrap_or(18)),
         "x265enc" => format!("option-string=crf={}", quality.unwrap_or(20)),
-        // A bit rate far above what it will use: the quality alone decides.
+        // A bit rate far above what it needs: only the quality counts.
         "vp9enc" => format!(
             "end-usage=cq cq-level={} target-bitrate=1000000000 cpu-used=4 row-mt=true threads=16",
             quality.unwrap_or(24)

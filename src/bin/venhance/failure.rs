@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What can go wrong, for people and for scripts: a text that says what to do, and an exit code.
+//! Failures: a message that says what to do, and an exit code.
 
 use std::{fmt, io, path::Path};
 
@@ -8,17 +8,17 @@ use gst::prelude::*;
 /// The kind of a failure; its number is the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The command line cannot be followed (clap exits with 2 as well).
+    /// A mistake on the command line; clap also exits with 2.
     Usage = 2,
-    /// The input is missing, broken, or no video.
+    /// The input is missing, damaged, or not a video.
     Input = 3,
     /// The output cannot be written.
     Output = 4,
-    /// A part of GStreamer is not installed.
+    /// A GStreamer plugin is not installed.
     Plugin = 5,
     /// The model cannot run.
     Model = 6,
-    /// Ctrl-C, as shells number it.
+    /// Ctrl-C; shells use the same number.
     Cancelled = 130,
 }
 
@@ -34,7 +34,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Names of the pipeline's parts, by which a failure finds its kind.
+/// Prefixes of the names of a pipeline's bins, by which [`Failure::from_bus`] finds out what failed.
 pub const READER: &str = "reader";
 pub const WRITER: &str = "writer";
 
@@ -51,39 +51,39 @@ impl Failure {
         Self::new(Kind::Input, format!("{}: {why}", path.display()))
     }
 
-    /// Writing or creating `path` has failed.
+    /// `path` could not be created or written.
     pub fn output(path: &Path, error: &io::Error) -> Self {
         let advice = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                "make room and go on with --resume"
+                "free some space and continue with --resume"
             }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                "choose an output where you may write"
+                "use an output folder with write permission"
             }
             io::ErrorKind::NotFound => "create its folder first",
-            _ => "choose another output or look at the disk",
+            _ => "use another output or check the disk",
         };
         Self::new(Kind::Output, format!("cannot write {}: {error}; {advice}", path.display()))
     }
 
-    /// An element that the pipeline needs is not installed.
+    /// A required element is not installed.
     pub fn no_element(factory: &str) -> Self {
         Self::new(
             Kind::Plugin,
             format!(
-                "GStreamer's element {factory} is missing; on Debian and Ubuntu: \
+                "the GStreamer element {factory} is not installed; on Debian and Ubuntu: \
                  sudo apt-get install {}",
                 package(factory)
             ),
         )
     }
 
-    /// Something that reads a format is not installed.
+    /// A demuxer or decoder is not installed; `what` is GStreamer's description of it.
     pub fn no_decoder(path: &Path, what: &str) -> Self {
         Self::new(
             Kind::Plugin,
             format!(
-                "{}: GStreamer's {what} is missing; on Debian and Ubuntu: sudo apt-get install \
+                "{}: the GStreamer {what} is not installed; on Debian and Ubuntu: sudo apt-get install \
                  gstreamer1.0-libav gstreamer1.0-plugins-good gstreamer1.0-plugins-bad \
                  gstreamer1.0-plugins-ugly",
                 path.display()
@@ -91,10 +91,10 @@ impl Failure {
         )
     }
 
-    /// What an error on the bus means for `input` and `output`.
+    /// The failure for an error on the bus, by the bin or element that posted it.
     pub fn from_bus(error: &gst::message::Error, input: &Path, output: &Path) -> Self {
-        let (text, source) = (error.error().message().to_owned(), error.src().cloned());
-        let mut part = source;
+        let text = error.error().message().to_owned();
+        let mut part = error.src().cloned();
         while let Some(object) = part {
             if object.is::<gstvenhance::VEnhance>() {
                 use gst::StreamError::{Decode, Format, NotImplemented};
@@ -112,7 +112,7 @@ impl Failure {
             if object.name().starts_with(READER) {
                 return match error.error().matches(gst::CoreError::MissingPlugin) {
                     true => Self::no_decoder(input, "decoder for this format"),
-                    false => Self::input(input, format!("it cannot be read: {text}")),
+                    false => Self::input(input, format!("cannot read it: {text}")),
                 };
             }
             part = object.parent();
@@ -122,7 +122,7 @@ impl Failure {
     }
 }
 
-/// The Debian package of an element that this application uses.
+/// The Debian package that contains an element.
 fn package(factory: &str) -> &'static str {
     match factory {
         "x264enc" => "gstreamer1.0-plugins-ugly",
@@ -135,12 +135,12 @@ fn package(factory: &str) -> &'static str {
     }
 }
 
-/// An element, or the failure that names its package.
+/// Creates an element; the failure names its package.
 pub fn make(factory: &str) -> Result<gst::Element, Failure> {
     gst::ElementFactory::make(factory).build().map_err(|_| Failure::no_element(factory))
 }
 
-/// What a missing-plugin message is about: "H.264 decoder".
+/// The description in a missing-plugin message, such as "H.264 decoder".
 pub fn missing_plugin(message: &gst::MessageRef) -> Option<String> {
     let structure = message.structure().filter(|s| s.has_name("missing-plugin"))?;
     structure.get("name").ok()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A picture that shows what has been won: frames of the input, scaled the plain way, on the left, the
-//! output's frames of the same times on the right.
+//! A picture for comparison: frames of the input, scaled by GStreamer, on the left, and the output frames of
+//! the same times on the right.
 
 use std::{fs::File, io, path::Path};
 
@@ -9,41 +9,40 @@ use gst_video::prelude::*;
 
 use crate::{
     failure::{Failure, make},
-    graph,
+    pipeline::{add_in_front, static_pad},
     source::Source,
 };
 
-/// Moments shown, in sixths of the video.
-const MOMENTS: [u64; 3] = [1, 3, 5];
-/// Pixels between two pictures.
+/// Times of the frames, in sixths of the duration.
+const SIXTHS: [u64; 3] = [1, 3, 5];
+/// Pixels between two frames.
 const GAP: usize = 8;
-/// The widest frame that is shown as it is.
+/// Wider frames are scaled down.
 const MAX_WIDTH: u32 = 1280;
-/// How long a frame may take to come.
-const PATIENCE: ClockTime = ClockTime::from_seconds(10);
+/// Longest wait for a frame.
+const TIMEOUT: ClockTime = ClockTime::from_seconds(10);
 
 /// Writes the picture as a PNG.
 pub fn write(source: &Source, output: &Path, picture: &Path) -> Result<(), Failure> {
     let enhanced = Source::open(output)?;
     let duration = enhanced.duration.unwrap_or(ClockTime::ZERO);
-    let times = MOMENTS.map(|sixth| duration * sixth / 6);
+    let times = SIXTHS.map(|sixth| duration * sixth / 6);
     let right = frames(output, &times, None)?;
     let Some(size) = right.first().map(|frame| (frame.width, frame.height)) else {
-        return Err(Failure::input(output, "there are no frames to compare"));
+        return Err(Failure::input(output, "it contains no frames to compare"));
     };
     let left = frames(&source.path, &times, Some(size))?;
     save(&left, &right, picture).map_err(|error| Failure::output(picture, &error.into()))
 }
 
-/// A picture of 8-bit R'G'B', row by row without gaps.
+/// A frame of 8-bit R'G'B', rows without padding.
 struct Picture {
     width: usize,
     height: usize,
     pixels: Vec<u8>,
 }
 
-/// The frames that are shown at some times, in ascending order; at a size, or their own if it is not
-/// too large.
+/// The frames at some ascending times, scaled to `size`, or to [`MAX_WIDTH`] if they are wider.
 fn frames(
     path: &Path,
     times: &[ClockTime],
@@ -74,24 +73,24 @@ fn frames(
         .and_then(|()| reader.add_many([&file, &decoder]))
         .and_then(|()| file.link(&decoder));
     linked.map_err(|error| Failure::input(path, error))?;
-    let first = graph::static_pad(&to_rgb, "sink")?;
-    graph::add_in_front(&pipeline, &reader, &decoder, &first, |pad| {
+    let first = static_pad(&to_rgb, "sink")?;
+    add_in_front(&pipeline, &reader, &decoder, &first, |pad| {
         pad.current_caps()
             .is_some_and(|caps| caps.iter().any(|structure| structure.name().starts_with("video/")))
     })?;
-    // What cannot be decoded gives no frames.
+    // A file that cannot be decoded has no frames.
     let _ = pipeline.set_state(gst::State::Playing);
     let found = pick(&sink, times);
     let _ = pipeline.set_state(gst::State::Null);
     Ok(found)
 }
 
-/// Takes the last frame that begins at or before each time.
+/// The last frame that starts at or before each time.
 fn pick(sink: &gst_app::AppSink, times: &[ClockTime]) -> Vec<Picture> {
     let mut found = Vec::new();
     let mut shown: Option<gst::Sample> = None;
     while found.len() < times.len() {
-        let next = sink.try_pull_sample(PATIENCE);
+        let next = sink.try_pull_sample(TIMEOUT);
         let begins = next.as_ref().and_then(|sample| {
             let segment = sample.segment()?.downcast_ref::<ClockTime>()?;
             segment.to_running_time(sample.buffer()?.pts()?)
@@ -117,11 +116,11 @@ fn picture(sample: &gst::Sample) -> Option<Picture> {
     Some(Picture { width, height, pixels })
 }
 
-/// Puts the pictures side by side, pair below pair.
+/// Writes pairs of frames side by side, one pair below the other.
 fn save(left: &[Picture], right: &[Picture], path: &Path) -> Result<(), png::EncodingError> {
     let pairs: Vec<_> = left.iter().zip(right).collect();
     let Some((_, first)) = pairs.first() else {
-        return Err(io::Error::other("there are no frames to show").into());
+        return Err(io::Error::other("there are no frames to compare").into());
     };
     let (width, height) = (first.width * 2 + GAP, (first.height + GAP) * pairs.len() - GAP);
     let mut pixels = vec![255; width * height * 3];

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The command line: the application's own flags, and one flag for each property of the element.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
+use gst::glib;
+
+use crate::properties::{self, Property};
+
+pub struct Args {
+    pub input: PathBuf,
+    pub output: PathBuf,
+    /// An encoder in gst-launch syntax, instead of the container's default.
+    pub encoder: Option<String>,
+    pub quality: Option<u32>,
+    pub resume: bool,
+    pub overwrite: bool,
+    pub compare: Option<PathBuf>,
+    /// The element's properties that are given on the command line.
+    pub properties: Vec<Property>,
+    pub prompts: Prompts,
+    /// The output folder, created if it does not exist.
+    pub save_dir: Option<PathBuf>,
+    /// Print what would be done, without doing it.
+    pub plan: bool,
+}
+
+/// Where the prompt of a video comes from.
+#[derive(Debug, Clone)]
+pub enum Prompts {
+    /// `--prompt`, the same for all videos.
+    Given,
+    /// The text file next to the video, with the same name, if there is one.
+    TextFile,
+    /// The name of the video file.
+    FileName,
+    /// One line of a file for each video, in the order of their names.
+    Lines(PathBuf),
+}
+
+/// Flags of VEnhancer's own script that set a property of the element.
+const REFERENCE_FLAGS: [(&str, &str); 8] = [
+    ("model", "version"),
+    ("model-dir", "model_path"),
+    ("up-scale", "up_scale"),
+    ("target-fps", "target_fps"),
+    ("noise-aug", "noise_aug"),
+    ("solver", "solver_mode"),
+    ("guidance-scale", "cfg"),
+    ("downscale-cond", "s_cond"),
+];
+
+const ABOUT: &str = "Makes video larger, smoother and cleaner. Sound, subtitles and tags are kept.
+
+IN and OUT are files or folders. For a folder, each video in IN becomes a video of the same name in OUT. \
+OUT ends in .mp4, .m4v, .mov, .mkv or .webm. During the run, OUT.partial.mkv holds the finished part; it \
+can be played.";
+
+const EXIT_CODES: &str = "Exit codes: 0 success, 2 usage, 3 input, 4 output or disk, 5 missing GStreamer \
+plugin, 6 model, 130 cancelled. Ctrl-C stops and keeps the finished part; a second Ctrl-C aborts.";
+
+/// The application's own flags.
+#[derive(Parser)]
+#[command(name = "venhance", version, about = ABOUT, after_help = EXIT_CODES)]
+// VEnhancer's script has another --version.
+#[command(disable_version_flag = true)]
+struct OwnArgs {
+    /// Video file, or folder of videos
+    #[arg(value_name = "IN", required_unless_present = "input_path")]
+    input: Option<PathBuf>,
+    /// Output file, or output folder
+    #[arg(value_name = "OUT", required_unless_present_any = ["save_dir", "plan"])]
+    output: Option<PathBuf>,
+    /// Print what would be done and exit; needs no weights
+    #[arg(long)]
+    plan: bool,
+
+    /// Video encoder with properties in gst-launch syntax, such as 'x265enc speed-preset=slow'
+    /// [default: x264enc with 4:2:0 and 8 bits; vp9enc for .webm]
+    #[arg(long, value_name = "ELEMENT", help_heading = "Output")]
+    encoder: Option<String>,
+    /// Constant quality on the encoder's scale, lower is better: 0-51 for x264enc [default: 18] and
+    /// x265enc [default: 20], 0-63 for vp9enc and av1enc [default: 24]; for other encoders, set their
+    /// property with --encoder
+    #[arg(long, value_name = "N", help_heading = "Output")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=63))]
+    quality: Option<u32>,
+    /// Continue an interrupted run after its last complete piece
+    #[arg(long, help_heading = "Output")]
+    resume: bool,
+    /// Replace an existing output or the files of an interrupted run
+    #[arg(long, help_heading = "Output", conflicts_with = "resume")]
+    overwrite: bool,
+    /// Also write a PNG with input and output frames side by side
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    compare: Option<PathBuf>,
+
+    /// Same as IN
+    #[arg(long = "input_path", value_name = "FILE", help_heading = REFERENCE_HEADING)]
+    #[arg(conflicts_with = "input")]
+    input_path: Option<PathBuf>,
+    /// Folder of the output, instead of OUT
+    #[arg(long = "save_dir", value_name = "DIR", help_heading = REFERENCE_HEADING)]
+    #[arg(conflicts_with = "output")]
+    save_dir: Option<PathBuf>,
+    /// Text file with one prompt a line, for the videos in the order of their names
+    #[arg(long = "prompt_path", value_name = "FILE", help_heading = REFERENCE_HEADING)]
+    #[arg(conflicts_with = "filename_as_prompt")]
+    prompt_path: Option<PathBuf>,
+    /// Use the name of each video as its prompt
+    #[arg(long = "filename_as_prompt", help_heading = REFERENCE_HEADING)]
+    filename_as_prompt: bool,
+
+    /// Print version
+    #[arg(short = 'V', action = ArgAction::Version)]
+    version: (),
+}
+
+const REFERENCE_HEADING: &str = "Flags of VEnhancer's script";
+const PROPERTIES_HEADING: &str = "Enhancement (the properties of the element venhance)";
+
+/// Reads the command line; exits on `--help` and on a mistake.
+pub fn parse() -> Args {
+    let pspecs = properties::settable();
+    let mut matches = pspecs
+        .iter()
+        .fold(OwnArgs::command(), |command, pspec| command.arg(property_arg(pspec)))
+        .get_matches();
+    let properties = properties_of(&pspecs, &matches);
+    let own = OwnArgs::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit());
+
+    let input = own.input.or(own.input_path).unwrap_or_default();
+    let saved = own.save_dir.as_ref().map(|folder| saved_as(&input, folder));
+    let output = own.output.or(saved).unwrap_or_default();
+    let prompts = match own.prompt_path {
+        Some(lines) => Prompts::Lines(lines),
+        None if own.filename_as_prompt => Prompts::FileName,
+        None if properties.iter().any(|property| property.name == "prompt") => Prompts::Given,
+        None => Prompts::TextFile,
+    };
+    Args {
+        input,
+        output,
+        encoder: own.encoder,
+        quality: own.quality,
+        resume: own.resume,
+        overwrite: own.overwrite,
+        compare: own.compare,
+        properties,
+        prompts,
+        save_dir: own.save_dir,
+        plan: own.plan,
+    }
+}
+
+fn property_arg(pspec: &glib::ParamSpec) -> Arg {
+    let name = pspec.name();
+    let aliases = REFERENCE_FLAGS.iter().filter(|(property, _)| *property == name);
+    let parser = pspec.clone();
+    Arg::new(name.to_owned())
+        .long(name.to_owned())
+        .visible_aliases(aliases.map(|(_, alias)| *alias))
+        .value_name(properties::value_name(pspec))
+        .help(properties::help(pspec))
+        .help_heading(PROPERTIES_HEADING)
+        .allow_hyphen_values(true)
+        // Only the text is kept: clap wants values that threads can share, which GLib's cannot.
+        .value_parser(move |text: &str| properties::parse(&parser, text).map(|_| text.to_owned()))
+}
+
+/// The properties that are given, without empty texts.
+fn properties_of(pspecs: &[glib::ParamSpec], matches: &ArgMatches) -> Vec<Property> {
+    let mut given = Vec::new();
+    for pspec in pspecs {
+        let Some(text) = matches.get_one::<String>(pspec.name()).filter(|text| !text.is_empty())
+        else {
+            continue;
+        };
+        let text = match pspec.name() {
+            "model-dir" => folder_of(text),
+            _ => text.clone(),
+        };
+        if let Ok(value) = properties::parse(pspec, &text) {
+            given.push(Property { name: pspec.name().to_owned(), text, value });
+        }
+    }
+    given
+}
+
+/// VEnhancer's script takes the path of one weight file; the others are in the same folder.
+fn folder_of(weights: &str) -> String {
+    let path = Path::new(weights);
+    match path.is_file() {
+        true => path.parent().unwrap_or(path).display().to_string(),
+        false => weights.to_owned(),
+    }
+}
+
+/// The output path that VEnhancer's script uses for `input`.
+fn saved_as(input: &Path, folder: &Path) -> PathBuf {
+    match input.is_dir() {
+        true => folder.to_owned(),
+        false => folder.join(input.file_stem().unwrap_or_default()).with_extension("mp4"),
+    }
+}

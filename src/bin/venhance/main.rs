@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `venhance IN OUT` enhances a video file, or every video of a folder.
+//!
+//! ```text
+//! args, properties ─► session        one file from beginning to end
+//!                       ├─► source     the streams of the input
+//!                       ├─► target     container and encoders of the output
+//!                       ├─► pipeline   work: IN to the partial file; finish: partial file to OUT
+//!                       ├─► partial    the partial file and its index, for --resume
+//!                       ├─► report     progress
+//!                       └─► compare    picture of input and output
+//! ```
+
+mod args;
+mod compare;
+mod failure;
+mod folder;
+mod partial;
+mod pipeline;
+mod properties;
+mod report;
+mod session;
+mod source;
+mod target;
+
+use std::{
+    io,
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    flag,
+};
+
+use failure::{Failure, Kind};
+use session::{Outcome, Session};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("venhance: {failure}");
+            ExitCode::from(failure.kind as u8)
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
+    gst::init()
+        .map_err(|error| error.to_string())
+        .and_then(|()| gstvenhance::plugin_register_static().map_err(|error| error.to_string()))
+        .map_err(|error| Failure::new(Kind::Plugin, format!("cannot start GStreamer: {error}")))?;
+    let args = args::parse();
+    let interrupted = Arc::new(AtomicBool::new(false));
+    // If this fails, a signal ends the process at once; the partial file can still be played.
+    let _ = handle_signals(&interrupted);
+
+    let (input, output) = (args.input.clone(), args.output.clone());
+    let session = Session::new(args, interrupted)?;
+    if session.args.plan {
+        println!("{}", session.plan(&input)?);
+        return Ok(());
+    }
+    if input.is_dir() {
+        return enhance_folder(&session);
+    }
+    if let Some(folder) = &session.args.save_dir {
+        std::fs::create_dir_all(folder).map_err(|error| Failure::output(folder, &error))?;
+    }
+    match session.enhance(&input, &output, 0)? {
+        Outcome::Enhanced(summary) => println!("{}: {summary}", output.display()),
+        Outcome::Skipped => println!("{}: already finished", output.display()),
+    }
+    Ok(())
+}
+
+/// The first signal sets `interrupted`, a second one ends the process.
+fn handle_signals(interrupted: &Arc<AtomicBool>) -> io::Result<()> {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // Actions run in the order in which they are registered: at the first signal, the flag is not set.
+        flag::register_conditional_shutdown(signal, Kind::Cancelled as i32, interrupted.clone())?;
+        flag::register(signal, interrupted.clone())?;
+    }
+    Ok(())
+}
+
+/// Enhances every video of a folder. A failure is reported and the other videos follow.
+fn enhance_folder(session: &Session) -> Result<(), Failure> {
+    let (input, output) = (&session.args.input, &session.args.output);
+    if session.args.compare.is_some() {
+        return Err(Failure::usage("--compare works with one video, not with a folder"));
+    }
+    let jobs = folder::jobs(input, output)?;
+    std::fs::create_dir_all(output).map_err(|error| Failure::output(output, &error))?;
+    let (mut enhanced, mut skipped, mut failures) = (0, 0, Vec::new());
+    for (index, (input, output)) in jobs.iter().enumerate() {
+        match session.enhance(input, output, index) {
+            Ok(Outcome::Enhanced(summary)) => {
+                println!("{}: {summary}", output.display());
+                enhanced += 1;
+            }
+            Ok(Outcome::Skipped) => skipped += 1,
+            Err(failure) if failure.kind == Kind::Cancelled => return Err(failure),
+            Err(failure) => {
+                eprintln!("venhance: {failure}");
+                failures.push(failure);
+            }
+        }
+    }
+    println!("{enhanced} enhanced, {skipped} already finished, {} failed", failures.len());
+    match failures.first() {
+        None => Ok(()),
+        Some(first) => {
+            let message = format!("{} of {} videos failed", failures.len(), jobs.len());
+            Err(Failure::new(first.kind, message))
+        }
+    }
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the pipelines are built from: readers, decoders, chains of elements, links.
+
+use std::{
+    fmt,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use gst::{ClockTime, prelude::*};
+
+use crate::{
+    failure::{Failure, Kind, READER, make},
+    target,
+};
+
+/// Which stream of a file to read.
+pub enum Select {
+    /// The stream with this id.
+    Id(String),
+    /// The only video stream.
+    Video,
+}
+
+impl Select {
+    fn matches(&self, pad: &gst::Pad) -> bool {
+        match self {
+            Self::Id(id) => pad.stream_id().is_some_and(|stream| stream == id.as_str()),
+            // A query, because a parser may not have set caps yet.
+            Self::Video => pad.query_caps(None).iter().any(|s| s.name().starts_with("video/")),
+        }
+    }
+}
+
+/// Adds a reader that feeds one stream of a file to `sink`.
+pub fn read(
+    pipeline: &gst::Pipeline,
+    path: &Path,
+    select: Select,
+    sink: &gst::Pad,
+) -> Result<(), Failure> {
+    let (file, parser) = (make("filesrc")?, make("parsebin")?);
+    file.set_property("location", path);
+    let reader = gst::Bin::new();
+    reader.add_many([&file, &parser]).and_then(|()| file.link(&parser)).map_err(internal)?;
+    end_at_end_of_file(&static_pad(&file, "src")?, path, sink);
+    add_in_front(pipeline, &reader, &parser, sink, move |pad| select.matches(pad))
+}
+
+/// Ends a stream whose demuxer does not notice the end of the file: libav's GIF demuxer in Debian 12 reads
+/// there forever.
+fn end_at_end_of_file(file: &gst::Pad, path: &Path, sink: &gst::Pad) {
+    /// Other demuxers read at the end of a file a few times at most.
+    const READS: u64 = 64;
+    let Ok(length) = path.metadata().map(|metadata| metadata.len()) else { return };
+    let (reads, sink) = (AtomicU64::new(0), sink.clone());
+    file.add_probe(gst::PadProbeType::PULL | gst::PadProbeType::BLOCK, move |_, info| {
+        if info.offset < length {
+            reads.store(0, Ordering::Relaxed);
+            return gst::PadProbeReturn::Pass;
+        }
+        let reads = reads.fetch_add(1, Ordering::Relaxed);
+        if reads == READS {
+            sink.send_event(gst::event::Eos::new());
+        }
+        if reads > READS {
+            // The demuxer would keep a core busy until the pipeline stops.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        gst::PadProbeReturn::Pass
+    });
+}
+
+/// Adds a decoder in front of `sink`, and returns the pad that takes the encoded stream.
+pub fn decoder(pipeline: &gst::Pipeline, sink: &gst::Pad) -> Result<gst::Pad, Failure> {
+    let (bin, decoder) = (gst::Bin::new(), make("decodebin")?);
+    bin.add(&decoder).map_err(internal)?;
+    let input = gst::GhostPad::with_target(&static_pad(&decoder, "sink")?).map_err(internal)?;
+    bin.add_pad(&input).map_err(internal)?;
+    add_in_front(pipeline, &bin, &decoder, sink, |_| true)?;
+    Ok(input.upcast())
+}
+
+/// Adds a bin that feeds `sink` from the first pad that its element `source` adds and `wanted` accepts.
+///
+/// The bin is linked at once, through a ghost pad without a target: a pipeline starts its elements in the
+/// order of their links, and an element that starts before the one it feeds finds it flushing, and stops.
+pub fn add_in_front(
+    pipeline: &gst::Pipeline,
+    bin: &gst::Bin,
+    source: &gst::Element,
+    sink: &gst::Pad,
+    wanted: impl Fn(&gst::Pad) -> bool + Send + Sync + 'static,
+) -> Result<(), Failure> {
+    bin.set_property("name", format!("{READER}-{}", pipeline.children().len()));
+    let output = gst::GhostPad::new(gst::PadDirection::Src);
+    bin.add_pad(&output).map_err(internal)?;
+    add(pipeline, &[bin.upcast_ref()])?;
+    link(output.upcast_ref(), sink)?;
+    let output = output.downgrade();
+    source.connect_pad_added(move |_, pad| {
+        let output = output.upgrade().filter(|output| output.target().is_none());
+        if let Some(output) = output.filter(|_| wanted(pad)) {
+            // If the pad does not fit, the demuxer posts a not-linked error.
+            let _ = output.set_target(Some(pad));
+        }
+    });
+    Ok(())
+}
+
+/// Adds elements and links them in their order.
+pub fn add(pipeline: &gst::Pipeline, elements: &[&gst::Element]) -> Result<(), Failure> {
+    pipeline.add_many(elements).and_then(|()| gst::Element::link_many(elements)).map_err(internal)
+}
+
+/// Adds a bin of elements in gst-launch syntax, with a pad at each end.
+pub fn chain(pipeline: &gst::Pipeline, description: &str) -> Result<gst::Element, Failure> {
+    let bin = target::parse(description)?;
+    add(pipeline, &[bin.upcast_ref()])?;
+    Ok(bin.upcast())
+}
+
+pub fn link(src: &gst::Pad, sink: &gst::Pad) -> Result<(), Failure> {
+    src.link(sink).map(|_| ()).map_err(internal)
+}
+
+/// Links to a new pad of a muxer, and returns that pad.
+pub fn link_to_muxer(
+    src: &gst::Pad,
+    muxer: &gst::Element,
+    template: &str,
+) -> Result<gst::Pad, Failure> {
+    let pad = muxer.request_pad_simple(template).ok_or_else(|| internal(template))?;
+    link(src, &pad)?;
+    Ok(pad)
+}
+
+pub fn static_pad(element: &gst::Element, name: &str) -> Result<gst::Pad, Failure> {
+    element.static_pad(name).ok_or_else(|| internal(format!("{} has no {name}", element.name())))
+}
+
+/// A pipeline cannot be built.
+fn internal(error: impl fmt::Display) -> Failure {
+    Failure::new(Kind::Output, format!("cannot build the pipeline: {error}"))
+}
+
+/// The running time of a buffer on a pad.
+pub fn running_time(pad: &gst::Pad, buffer: &gst::BufferRef) -> Option<ClockTime> {
+    let event = pad.sticky_event::<gst::event::Segment>(0)?;
+    let segment = event.segment().downcast_ref::<ClockTime>()?;
+    segment.to_running_time(buffer.pts().or(buffer.dts())?)
+}
+
+/// What a pad probe returns to drop or to pass a buffer.
+pub fn drop_if(drop: bool) -> gst::PadProbeReturn {
+    match drop {
+        // Not `Drop`: the binding has already released the buffer, and GStreamer 1.22 warns about it.
+        true => gst::PadProbeReturn::Handled,
+        false => gst::PadProbeReturn::Ok,
+    }
+}

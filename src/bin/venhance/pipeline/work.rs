@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The pipeline that enhances.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use gst::{ClockTime, prelude::*};
+
+use super::{
+    parts::{
+        Select, add, chain, decoder, drop_if, link, link_to_muxer, read, running_time, static_pad,
+    },
+    state::State,
+    streams::copy_other_streams,
+};
+use crate::{
+    failure::{Failure, WRITER, make},
+    partial::{Partial, ResumePoint},
+    source::Source,
+    target::{Encoder, MATROSKA},
+};
+
+/// The time of a frame can differ by this much between two runs: containers round it, twice.
+const ROUNDING: ClockTime = ClockTime::from_mseconds(2);
+
+/// The pipeline from the input to the partial file.
+pub struct Work {
+    pub pipeline: gst::Pipeline,
+    pub state: Arc<State>,
+    enhancer: gst::Element,
+    /// Probes on the enhancer's pads. The enhancer outlives the pipeline.
+    probes: Vec<(gst::Pad, gst::PadProbeId)>,
+    /// The muxer's pads for audio and subtitles, where [`stop`](Self::stop) ends these streams.
+    other_pads: Vec<gst::Pad>,
+}
+
+impl Work {
+    /// Builds the pipeline. The partial file already contains the frames before `start`.
+    pub fn new(
+        source: &Source,
+        encoder: &Encoder,
+        enhancer: &gst::Element,
+        partial: Partial,
+        start: ResumePoint,
+    ) -> Result<Self, Failure> {
+        // Frames without times cannot be skipped.
+        let start = match source.timed {
+            true => start,
+            false => ResumePoint { skip: 0, first: 0, ..start },
+        };
+        let pipeline = gst::Pipeline::new();
+        let state = Arc::new(State::new(partial, start));
+        let muxer = add_muxer(&pipeline, &state)?;
+        let video = add_video(&pipeline, source, encoder, enhancer, &muxer)?;
+        let other_pads = copy_other_streams(&pipeline, source, &MATROSKA, &muxer)?;
+        let mut work =
+            Self { pipeline, state, enhancer: enhancer.clone(), probes: Vec::new(), other_pads };
+        work.record_stream(&video);
+        work.watch_enhancer_input(start)?;
+        work.watch_enhancer_output(start.time)?;
+        for pad in &work.other_pads {
+            work.watch_other(pad, start.time);
+        }
+        Ok(work)
+    }
+
+    /// Records the model and the caps of the encoded video in the partial file.
+    fn record_stream(&self, video: &gst::Pad) {
+        let (state, enhancer) = (self.state.clone(), self.enhancer.clone());
+        video.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |pad, info| {
+            let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view()) else {
+                return gst::PadProbeReturn::Ok;
+            };
+            let model = enhancer.property::<gstvenhance::Model>("active-model");
+            let stream = format!("{model:?}, {}", caps.caps());
+            let element = pad.parent_element().unwrap_or(enhancer.clone());
+            // The file must not mix two streams.
+            drop_if(state.write(&element, |partial| partial.set_stream(stream)).is_err())
+        });
+    }
+
+    /// Drops the input frames that the resumed run does not need.
+    fn watch_enhancer_input(&mut self, start: ResumePoint) -> Result<(), Failure> {
+        self.enhancer.set_property("first-frame", start.first);
+        if start.skip == 0 {
+            return Ok(());
+        }
+        let sink = static_pad(&self.enhancer, "sink")?;
+        // The input is decoded from its start instead of seeking: this is exact in every format, and fast
+        // compared with the model.
+        let arrived = AtomicU64::new(0);
+        let probe = sink.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+            drop_if(arrived.fetch_add(1, Ordering::Relaxed) < start.skip)
+        });
+        self.probes.extend(probe.map(|probe| (sink, probe)));
+        Ok(())
+    }
+
+    /// Drops the output frames before `from` and those after [`stop`](Self::stop). Starts a new piece every
+    /// two seconds.
+    fn watch_enhancer_output(&mut self, from: ClockTime) -> Result<(), Failure> {
+        let sink = static_pad(&self.enhancer, "sink")?;
+        let src = static_pad(&self.enhancer, "src")?;
+        let (state, enhancer) = (self.state.clone(), self.enhancer.downgrade());
+        let probe = src.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+            let Some(buffer) = info.buffer() else { return gst::PadProbeReturn::Ok };
+            let frames_per_input = interpolated_frames(&sink, pad) + 1;
+            let input = buffer.offset() / frames_per_input;
+            if buffer.offset().is_multiple_of(frames_per_input) {
+                state.count_input();
+            }
+            let Some(time) = running_time(pad, buffer) else { return gst::PadProbeReturn::Ok };
+            let early = time + (frame_duration(pad) / 2).min(ROUNDING) < from;
+            if early || state.stopped() {
+                return drop_if(true);
+            }
+            if state.starts_piece(time) {
+                let point = enhancer.upgrade().and_then(|enhancer| {
+                    resume_point(&enhancer, &sink, time, input, state.inputs())
+                });
+                // Without one, a resumed run computes everything before it again.
+                state.add_resume_point(point.unwrap_or(ResumePoint { time, ..ResumePoint::START }));
+                request_key_frame(pad);
+            }
+            state.count_frame(time);
+            gst::PadProbeReturn::Ok
+        });
+        self.probes.extend(probe.map(|probe| (src, probe)));
+        Ok(())
+    }
+
+    /// Drops what the partial file already contains, and what comes after [`stop`](Self::stop).
+    fn watch_other(&self, pad: &gst::Pad, from: ClockTime) {
+        let state = self.state.clone();
+        pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+            let time = info.buffer().and_then(|buffer| running_time(pad, buffer));
+            let early = from > ClockTime::ZERO && time.is_none_or(|time| time < from);
+            drop_if(early || state.stopped())
+        });
+    }
+
+    /// Ends all streams at once: frames in the enhancer are dropped, frames in the encoder are written. The
+    /// end-of-stream message follows on the bus.
+    pub fn stop(&self) {
+        self.state.stop();
+        let video = self.enhancer.static_pad("src").and_then(|pad| pad.peer());
+        for pad in self.other_pads.iter().chain(&video) {
+            let pad = pad.clone();
+            // Each call waits for the buffer in its pad, which may wait for another stream.
+            std::thread::spawn(move || pad.send_event(gst::event::Eos::new()));
+        }
+    }
+
+    /// The format of the enhanced video, once it is known.
+    pub fn output_info(&self) -> Option<gst_video::VideoInfo> {
+        let caps = self.enhancer.static_pad("src")?.current_caps()?;
+        gst_video::VideoInfo::from_caps(&caps).ok()
+    }
+}
+
+impl Drop for Work {
+    /// Stops the pipeline and removes the enhancer from it with its model loaded.
+    fn drop(&mut self) {
+        // Unblocks every thread that is in the enhancer, or that waits in the muxer for its frames.
+        if let Some(sink) = self.enhancer.static_pad("sink") {
+            sink.send_event(gst::event::FlushStart::new());
+        }
+        self.enhancer.set_locked_state(true);
+        let _ = self.enhancer.set_state(gst::State::Ready);
+        let _ = self.pipeline.set_state(gst::State::Null);
+        let _ = self.pipeline.remove(&self.enhancer);
+        self.enhancer.set_locked_state(false);
+        for (pad, probe) in self.probes.drain(..) {
+            pad.remove_probe(probe);
+        }
+    }
+}
+
+/// Adds the muxer and the sink that writes to the partial file.
+fn add_muxer(pipeline: &gst::Pipeline, state: &Arc<State>) -> Result<gst::Element, Failure> {
+    let muxer = make(MATROSKA.muxer)?;
+    muxer.set_property("streamable", true);
+    // Finer than the default of a millisecond, so that the finished file gets exact times.
+    muxer.set_property("timecodescale", 100_000i64);
+    muxer.set_property("min-cluster-duration", 0i64);
+    let state = state.clone();
+    let callbacks = gst_app::AppSinkCallbacks::builder()
+        .new_sample(move |sink| {
+            let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
+            match sample.buffer() {
+                Some(buffer) => state.write_muxed(sink.upcast_ref(), buffer),
+                None => Ok(gst::FlowSuccess::Ok),
+            }
+        })
+        .build();
+    let writer = gst_app::AppSink::builder().name(WRITER).sync(false).callbacks(callbacks).build();
+    add(pipeline, &[&muxer, writer.upcast_ref()])?;
+    Ok(muxer)
+}
+
+/// Adds reader, decoder, enhancer and encoder, and returns the muxer's pad for the video.
+fn add_video(
+    pipeline: &gst::Pipeline,
+    source: &Source,
+    encoder: &Encoder,
+    enhancer: &gst::Element,
+    muxer: &gst::Element,
+) -> Result<gst::Pad, Failure> {
+    let mut path = Vec::new();
+    if source.interlaced {
+        path.extend([make("videoconvert")?, make("deinterlace")?]);
+    }
+    if source.rotated {
+        let flip = make("videoflip")?;
+        flip.set_property_from_str("video-direction", "auto");
+        path.extend([make("videoconvert")?, flip]);
+    }
+    path.push(enhancer.clone());
+    if let Some(caps) = &encoder.input {
+        let filter = make("capsfilter")?;
+        filter.set_property("caps", caps);
+        path.push(filter);
+    }
+    add(pipeline, &path.iter().collect::<Vec<_>>())?;
+    let encoding = chain(pipeline, &encoder.description)?;
+    link(&static_pad(&path[path.len() - 1], "src")?, &static_pad(&encoding, "sink")?)?;
+    let video = link_to_muxer(&static_pad(&encoding, "src")?, muxer, "video_%u")?;
+    let decoder = decoder(pipeline, &static_pad(&path[0], "sink")?)?;
+    read(pipeline, &source.path, Select::Id(source.video.id.clone()), &decoder)?;
+    Ok(video)
+}
+
+/// Asks the encoder to start a new group of pictures with the next frame.
+fn request_key_frame(pad: &gst::Pad) {
+    // Without a time: x264enc of GStreamer 1.22 honours only the first request with one, because it compares
+    // the time with one that it has moved 1000 hours ahead.
+    let event = gst_video::DownstreamForceKeyUnitEvent::builder().all_headers(true).build();
+    pad.push_event(event);
+}
+
+/// The resume point before the output frame at `time`, which belongs to frame `input` of its clip. `inputs`
+/// counts the input frames up to that one. `None` if the frame rate is unknown: the element measures it from
+/// the first frames it gets.
+fn resume_point(
+    enhancer: &gst::Element,
+    sink: &gst::Pad,
+    time: ClockTime,
+    input: u64,
+    inputs: u64,
+) -> Option<ResumePoint> {
+    let (enhancer, rate) = (enhancer.downcast_ref::<gstvenhance::VEnhance>()?, rate(sink));
+    let first = (rate.0 > 0).then(|| enhancer.resume_from(rate, input as usize))?.ok()?;
+    let first: u32 = first.try_into().ok()?;
+    let before_clip = inputs.checked_sub(input + 1)?;
+    Some(ResumePoint { time, skip: before_clip + u64::from(first), first })
+}
+
+/// The frame rate of a pad's caps as numerator and denominator; 0/1 if unknown.
+fn rate(pad: &gst::Pad) -> (u32, u32) {
+    let caps = pad.current_caps();
+    let info = caps.and_then(|caps| gst_video::VideoInfo::from_caps(&caps).ok());
+    let fps = info.map_or(gst::Fraction::new(0, 1), |info| info.fps());
+    (fps.numer().max(0) as u32, fps.denom().max(1) as u32)
+}
+
+/// Number of frames that the enhancer interpolates between two input frames, from its caps.
+fn interpolated_frames(sink: &gst::Pad, src: &gst::Pad) -> u64 {
+    gstvenhance::engine::made_frames(rate(src), rate(sink)) as u64
+}
+
+/// The duration of a frame at the rate of the caps; at 24 fps if the rate is unknown.
+fn frame_duration(pad: &gst::Pad) -> ClockTime {
+    match rate(pad) {
+        (0, _) => ClockTime::SECOND / 24,
+        (numer, denom) => {
+            ClockTime::SECOND.mul_div_floor(denom.into(), numer.into()).unwrap_or(ClockTime::ZERO)
+        }
+    }
+}

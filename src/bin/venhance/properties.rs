@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The element's properties as command-line flags: names, texts, ranges and defaults all come from the
+//! element.
+
+use gst::{glib, prelude::*};
+use gstvenhance::VEnhance;
+
+/// A property that is given on the command line.
+pub struct Property {
+    pub name: String,
+    /// As it was given.
+    pub text: String,
+    pub value: glib::Value,
+}
+
+/// The properties that a user can set.
+pub fn settable() -> Vec<glib::ParamSpec> {
+    let own = VEnhance::static_type();
+    let Some(class) = glib::Class::<VEnhance>::from_type(own) else { return Vec::new() };
+    class
+        .list_properties()
+        .iter()
+        .filter(|pspec| pspec.owner_type() == own)
+        .filter(|pspec| pspec.flags().contains(glib::ParamFlags::WRITABLE))
+        // `--resume` sets it.
+        .filter(|pspec| pspec.name() != "first-frame")
+        .cloned()
+        .collect()
+}
+
+/// What `--help` calls the value of a flag.
+pub fn value_name(pspec: &glib::ParamSpec) -> String {
+    match pspec.name() {
+        "target-fps" => "FPS".into(),
+        "model-dir" => "DIR".into(),
+        name if nicks(pspec).is_some() || name == "device" => name.to_uppercase(),
+        _ if pspec.value_type() == glib::Type::STRING => "TEXT".into(),
+        _ => "N".into(),
+    }
+}
+
+/// The property's blurb, then its values or range, and its default.
+pub fn help(pspec: &glib::ParamSpec) -> String {
+    let blurb = pspec.blurb().unwrap_or_default();
+    let about_states = |sentence: &&str| {
+        ["READY", "PAUSED", "PLAYING"].iter().any(|state| sentence.contains(state))
+    };
+    // A command line has no element states.
+    let sentences: Vec<_> = blurb.split(". ").filter(|sentence| !about_states(sentence)).collect();
+    let values = match (nicks(pspec), range(pspec)) {
+        (Some(nicks), _) => format!(" [{}]", nicks.join(", ")),
+        (None, Some((low, high))) => format!(" [{low} to {high}]"),
+        (None, None) => String::new(),
+    };
+    let default = default(pspec).map_or(String::new(), |default| format!(" [default: {default}]"));
+    format!("{}{values}{default}", sentences.join(". ").trim_end_matches('.'))
+}
+
+/// The value that a text stands for, in gst-launch syntax.
+///
+/// # Errors
+/// If the text is not a value of the property; the message says what is.
+pub fn parse(pspec: &glib::ParamSpec, text: &str) -> Result<glib::Value, String> {
+    if pspec.value_type() == glib::Type::STRING {
+        return Ok(text.to_value());
+    }
+    let value = glib::Value::deserialize_with_pspec(text, pspec).map_err(|_| {
+        match (nicks(pspec), pspec.value_type() == gst::Fraction::static_type()) {
+            (Some(nicks), _) => format!("use one of {}", nicks.join(", ")),
+            (None, true) => "use a number such as 24, or a fraction such as 24000/1001".to_owned(),
+            (None, false) => "use a number".to_owned(),
+        }
+    })?;
+    match (range(pspec), number(&value)) {
+        (Some((low, high)), Some(number)) if !(low..=high).contains(&number) => {
+            Err(format!("out of range: use {low} to {high}"))
+        }
+        _ if value.get::<gst::Fraction>().is_ok_and(|rate| rate.numer() < 0) => {
+            Err("out of range: a frame rate cannot be negative".into())
+        }
+        _ => Ok(value),
+    }
+}
+
+/// The texts of an enumeration's values.
+fn nicks(pspec: &glib::ParamSpec) -> Option<Vec<String>> {
+    let class = glib::EnumClass::with_type(pspec.value_type())?;
+    Some(class.values().iter().map(|value| value.nick().to_owned()).collect())
+}
+
+/// The range of a number that its type does not give already.
+fn range(pspec: &glib::ParamSpec) -> Option<(f64, f64)> {
+    if let Some(pspec) = pspec.downcast_ref::<glib::ParamSpecInt>() {
+        return Some((pspec.minimum().into(), pspec.maximum().into()));
+    }
+    let pspec = pspec.downcast_ref::<glib::ParamSpecDouble>()?;
+    Some((pspec.minimum(), pspec.maximum()))
+}
+
+fn number(value: &glib::Value) -> Option<f64> {
+    value.get::<f64>().ok().or_else(|| value.get::<i32>().ok().map(f64::from))
+}
+
+/// The default as a user would write it.
+fn default(pspec: &glib::ParamSpec) -> Option<String> {
+    let default = pspec.default_value();
+    if let Ok(text) = default.get::<Option<String>>() {
+        return text;
+    }
+    match default.get::<gst::Fraction>() {
+        Ok(rate) if rate.denom() == 1 => Some(rate.numer().to_string()),
+        _ => default.serialize().ok().map(String::from),
+    }
+}

@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Enhances one file from beginning to end.
+
+use std::{
+    fs::File,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use gst::{ClockTime, prelude::*};
+
+use crate::{
+    args::{Args, Prompts},
+    compare,
+    failure::{Failure, Kind, make, missing_plugin},
+    partial::{Partial, Paths, Progress, ResumePoint, Settings},
+    pipeline::{self, Work},
+    report::{Report, clock},
+    source::Source,
+    target::{Container, Encoder, Treatment},
+};
+
+/// Longest wait for a bus message before Ctrl-C is checked and the progress is shown.
+const TICK: ClockTime = ClockTime::from_mseconds(100);
+
+/// Time for the encoder to write its frames after Ctrl-C.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What all files of a run share.
+pub struct Session {
+    pub args: Args,
+    /// One element for all files: it keeps its model loaded.
+    enhancer: gst::Element,
+    /// Set by Ctrl-C.
+    interrupted: Arc<AtomicBool>,
+}
+
+/// The result for one file.
+#[derive(Debug)]
+pub enum Outcome {
+    /// With a summary of the output.
+    Enhanced(String),
+    /// With `--resume`: the output already exists.
+    Skipped,
+}
+
+enum End {
+    Eos,
+    Interrupted,
+}
+
+impl Session {
+    pub fn new(args: Args, interrupted: Arc<AtomicBool>) -> Result<Self, Failure> {
+        let enhancer = make("venhance")?;
+        for property in &args.properties {
+            enhancer.set_property_from_value(&property.name, &property.value);
+        }
+        Ok(Self { args, enhancer, interrupted })
+    }
+
+    fn interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// Describes what would be done with a file.
+    pub fn plan(&self, input: &Path) -> Result<String, Failure> {
+        let source = Source::open(input)?;
+        let enhancer = self.enhancer.downcast_ref::<gstvenhance::VEnhance>();
+        let info = gst_video::VideoInfo::from_caps(&source.video.caps);
+        let (Some(enhancer), Ok(info)) = (enhancer, info) else {
+            return Err(Failure::input(input, "the size of its video is unknown"));
+        };
+        let fps = (info.fps().numer().max(0) as u32, info.fps().denom().max(1) as u32);
+        let seconds = source.duration.unwrap_or(ClockTime::ZERO).seconds_f64();
+        let inputs = (seconds * f64::from(fps.0) / f64::from(fps.1)).round() as usize;
+        let size = (info.width() as usize, info.height() as usize);
+        let plan = enhancer.plan(size, fps, inputs);
+        plan.map_err(|error| Failure::new(Kind::Model, error.to_string()))
+    }
+
+    /// Enhances one file. `index` is its position in the folder.
+    pub fn enhance(&self, input: &Path, output: &Path, index: usize) -> Result<Outcome, Failure> {
+        let container = Container::of(output)?;
+        let encoder = Encoder::new(container, self.args.encoder.as_deref(), self.args.quality)?;
+        let paths = Paths::new(output);
+        if output.exists() && !self.args.overwrite {
+            return match self.args.resume {
+                true => Ok(Outcome::Skipped),
+                false => Err(exists(output)),
+            };
+        }
+        let source = Source::open(input)?;
+        self.check_paths(&source.path, &paths)?;
+        for note in conversions(&source, container)? {
+            eprintln!("{}: {note}", input.display());
+        }
+        let started = Instant::now();
+        let mut settings = self.settings(&source, &encoder);
+        if let Some(prompt) = self.set_prompt(input, index)? {
+            settings.push(("prompt".into(), prompt));
+        }
+        let (partial, progress) = self.open_partial(&paths, &settings)?;
+        let made = match progress {
+            Progress::Complete => {
+                drop(partial);
+                None
+            }
+            Progress::UpTo(start) => Some(self.work(&source, &encoder, &paths, partial, start)?),
+        };
+        self.finish(&source, container, &encoder, &paths)?;
+        if let Some(picture) = &self.args.compare {
+            compare::write(&source, output, picture)?;
+        }
+        let took = started.elapsed();
+        let summary = made.map_or(String::new(), |(frames, format)| {
+            let rate = frames as f64 / took.as_secs_f64();
+            format!("{frames} frames of {format} in {}, {rate:.1} a second", clock(took.as_secs()))
+        });
+        Ok(Outcome::Enhanced(summary))
+    }
+
+    /// Sets the prompt of a video, and returns it unless it is the same for all videos.
+    fn set_prompt(&self, input: &Path, index: usize) -> Result<Option<String>, Failure> {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path).map_err(|error| Failure::input(path, error))
+        };
+        let text_file = input.with_extension("txt");
+        let prompt = match &self.args.prompts {
+            Prompts::Given => return Ok(None),
+            Prompts::TextFile if !text_file.is_file() => {
+                // The previous video may have had one.
+                if let Some(pspec) = self.enhancer.find_property("prompt") {
+                    self.enhancer.set_property_from_value("prompt", pspec.default_value());
+                }
+                return Ok(None);
+            }
+            Prompts::TextFile => read(&text_file)?.trim().to_owned(),
+            Prompts::FileName => {
+                input.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+            }
+            Prompts::Lines(path) => {
+                let text = read(path)?;
+                let line = text.lines().nth(index).map(|line| line.trim().to_owned());
+                line.ok_or_else(|| {
+                    let lines = text.lines().count();
+                    Failure::input(path, format!("has {lines} lines, fewer than there are videos"))
+                })?
+            }
+        };
+        self.enhancer.set_property("prompt", &prompt);
+        Ok(Some(prompt))
+    }
+
+    /// Fails if a file that is written is the input, or exists without `--overwrite`.
+    fn check_paths(&self, input: &Path, paths: &Paths) -> Result<(), Failure> {
+        let same = |a: &Path, b: &Path| {
+            a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+        };
+        let written = [&paths.output, &paths.video, &paths.index, &paths.finished];
+        if let Some(path) = written.into_iter().find(|path| same(path, input)) {
+            let path = path.display();
+            return Err(Failure::usage(format!(
+                "IN and {path}, which is written, are the same file"
+            )));
+        }
+        match &self.args.compare {
+            Some(picture) if picture.exists() && !self.args.overwrite => Err(exists(picture)),
+            Some(picture)
+                if same(picture, input)
+                    || written.iter().any(|path| *path == picture || same(path, picture)) =>
+            {
+                let picture = picture.display();
+                Err(Failure::usage(format!("--compare cannot write {picture}: the video uses it")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Everything that the output depends on, for `--resume`.
+    fn settings(&self, source: &Source, encoder: &Encoder) -> Settings {
+        let metadata = source.path.metadata().ok();
+        let modified = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
+        let mut settings = vec![
+            ("version".into(), env!("CARGO_PKG_VERSION").into()),
+            ("input".into(), source.path.display().to_string()),
+            ("input size".into(), metadata.map_or(0, |metadata| metadata.len()).to_string()),
+            ("input time".into(), format!("{modified:?}")),
+            ("encoder".into(), encoder.description.clone()),
+        ];
+        let given = self.args.properties.iter();
+        settings
+            .extend(given.map(|property| (format!("--{}", property.name), property.text.clone())));
+        settings
+    }
+
+    /// Opens the partial file, and returns how much of the video it contains.
+    fn open_partial(
+        &self,
+        paths: &Paths,
+        settings: &Settings,
+    ) -> Result<(Partial, Progress), Failure> {
+        let nothing = Progress::UpTo(ResumePoint::START);
+        if !self.args.resume {
+            if paths.video.exists() && !self.args.overwrite {
+                return Err(Failure::usage(format!(
+                    "{} exists from an interrupted run: continue it with --resume, or start over with \
+                     --overwrite",
+                    paths.video.display()
+                )));
+            }
+            return Ok((Partial::create(paths, settings)?, nothing));
+        }
+        let output = paths.output.display();
+        let (partial, progress) = Partial::resume(paths, settings)?;
+        match progress {
+            None => eprintln!("{output}: nothing to resume, starts at the beginning"),
+            Some(Progress::Complete) => eprintln!("{output}: all frames are finished"),
+            Some(Progress::UpTo(point)) => {
+                eprintln!("{output}: resumes at {}", clock(point.time.seconds()));
+            }
+        }
+        Ok((partial, progress.unwrap_or(nothing)))
+    }
+
+    /// Enhances the video into the partial file, and returns the number of frames and their format.
+    fn work(
+        &self,
+        source: &Source,
+        encoder: &Encoder,
+        paths: &Paths,
+        partial: Partial,
+        start: ResumePoint,
+    ) -> Result<(u64, String), Failure> {
+        let name = source.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let work = Work::new(source, encoder, &self.enhancer, partial, start)?;
+        let mut report = Report::new(name, source.duration, start.time);
+        let end = self.run(&work.pipeline, source, paths, Some((&work, &mut report)));
+        drop(report);
+        let end = end.map_err(|failure| work.state.failure().unwrap_or(failure));
+        let (frames, position) = (work.state.frames(), work.state.position());
+        let empty = work.state.partial().is_empty();
+        match end {
+            Ok(End::Eos) if frames == 0 && start.time.is_zero() => {
+                Err(Failure::input(&source.path, "it contains no video frames"))
+            }
+            // A piece ends before a frame, so at least that frame should have come.
+            Ok(End::Eos) if frames == 0 => Err(Failure::input(
+                &source.path,
+                format!(
+                    "it has no frames after {}; start over with --overwrite",
+                    clock(start.time.seconds())
+                ),
+            )),
+            Ok(End::Eos) => {
+                work.state.partial().complete()?;
+                Ok((frames, work.output_info().as_ref().map_or(String::new(), format_of)))
+            }
+            Ok(End::Interrupted) if empty => Err(cancelled("before the first frame")),
+            Ok(End::Interrupted) => Err(cancelled(&how_to_resume(paths, position))),
+            Err(failure) if empty => Err(failure),
+            Err(Failure { kind, message }) => {
+                Err(Failure::new(kind, format!("{message}\n{}", how_to_resume(paths, position))))
+            }
+        }
+    }
+
+    /// Writes the finished file and removes the temporary ones.
+    fn finish(
+        &self,
+        source: &Source,
+        container: &Container,
+        encoder: &Encoder,
+        paths: &Paths,
+    ) -> Result<(), Failure> {
+        let pipeline = pipeline::finish(source, container, encoder, &paths.video, &paths.finished)?;
+        let end = self.run(&pipeline, source, paths, None);
+        let _ = pipeline.set_state(gst::State::Null);
+        let finished = match end {
+            Ok(End::Eos) => File::open(&paths.finished)
+                .and_then(|file| file.sync_all())
+                .and_then(|()| std::fs::rename(&paths.finished, &paths.output))
+                .map_err(|error| Failure::output(&paths.output, &error)),
+            Ok(End::Interrupted) => {
+                Err(cancelled("all frames are finished; --resume writes the output file"))
+            }
+            Err(failure) => Err(failure),
+        };
+        finished.inspect_err(|_| {
+            let _ = std::fs::remove_file(&paths.finished);
+        })?;
+        paths.remove_temporary()
+    }
+
+    /// Runs a pipeline until its end, an error or Ctrl-C. Ctrl-C lets `work` end its streams first.
+    fn run(
+        &self,
+        pipeline: &gst::Pipeline,
+        source: &Source,
+        paths: &Paths,
+        mut work: Option<(&Work, &mut Report)>,
+    ) -> Result<End, Failure> {
+        let bus = pipeline
+            .bus()
+            .ok_or_else(|| Failure::new(Kind::Output, "the pipeline has no message bus"))?;
+        // The bus also has the error.
+        let started = pipeline.set_state(gst::State::Playing);
+        let mut missing = None;
+        let mut stopping: Option<Instant> = None;
+        let mut shown = Instant::now();
+        loop {
+            let message = bus.timed_pop(TICK);
+            if started.is_err() && message.is_none() {
+                return Err(Failure::new(Kind::Output, "cannot start the pipeline"));
+            }
+            if let Some(message) = &message {
+                missing = missing.or(missing_plugin(message));
+                match message.view() {
+                    gst::MessageView::Eos(_) => {
+                        return Ok(if stopping.is_some() { End::Interrupted } else { End::Eos });
+                    }
+                    gst::MessageView::Error(error) => {
+                        let failure = Failure::from_bus(error, &source.path, &paths.output);
+                        return Err(match (failure.kind, missing) {
+                            (Kind::Input, Some(what)) => Failure::no_decoder(&source.path, &what),
+                            _ => failure,
+                        });
+                    }
+                    _ => {
+                        show(message, &source.path, work.as_mut().map(|(_, report)| &mut **report))
+                    }
+                }
+            }
+            if let Some((work, report)) = &mut work
+                && shown.elapsed() >= TICK.into()
+            {
+                shown = Instant::now();
+                report.update(work.state.position(), work.state.frames());
+            }
+            match (&work, stopping) {
+                (Some((work, _)), None) if self.interrupted() => {
+                    stopping = Some(Instant::now());
+                    work.stop();
+                }
+                (None, None) if self.interrupted() => return Ok(End::Interrupted),
+                (_, Some(since)) if since.elapsed() > STOP_TIMEOUT => return Ok(End::Interrupted),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.enhancer.set_state(gst::State::Null);
+    }
+}
+
+/// Shows a message that is of interest to the user.
+fn show(message: &gst::MessageRef, input: &Path, report: Option<&mut Report>) {
+    match message.view() {
+        gst::MessageView::Warning(warning) => {
+            eprintln!("{}: {}", input.display(), warning.error().message());
+        }
+        gst::MessageView::Progress(progress) => {
+            let (kind, code, text) = progress.get();
+            if kind == gst::ProgressType::Complete && code == "load-model" {
+                eprintln!("{text}");
+            }
+        }
+        gst::MessageView::Element(element) => {
+            if let (Some(structure), Some(report)) = (element.structure(), report) {
+                report.message(structure);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The streams that the output does not contain as they are in the input.
+fn conversions(source: &Source, container: &Container) -> Result<Vec<String>, Failure> {
+    let mut notes = Vec::new();
+    let muxer = container.muxer;
+    let codec = |caps: &gst::Caps| gst_pbutils::pb_utils_get_codec_description(caps);
+    for stream in &source.audio {
+        if let Treatment::Encode(encoder) = container.audio(stream)? {
+            let encoder = encoder.split(' ').next().unwrap_or_default();
+            let codec = codec(&stream.caps);
+            notes.push(format!(
+                "{muxer} does not support {codec}: encoding the audio with {encoder}"
+            ));
+        }
+    }
+    for stream in &source.subtitles {
+        if container.subtitles(stream)? == Treatment::Drop {
+            let codec = codec(&stream.caps);
+            notes.push(format!("{muxer} does not support {codec}: dropping these subtitles"));
+        }
+    }
+    Ok(notes)
+}
+
+/// Size and frame rate: "1280x720 at 24 fps".
+fn format_of(info: &gst_video::VideoInfo) -> String {
+    let fps = f64::from(info.fps().numer()) / f64::from(info.fps().denom());
+    let format = format!("{}x{} at {fps:.4} fps", info.width(), info.height());
+    format.replace(".0000 fps", " fps")
+}
+
+fn exists(path: &Path) -> Failure {
+    Failure::usage(format!("{} exists: replace it with --overwrite", path.display()))
+}
+
+fn cancelled(how: &str) -> Failure {
+    Failure::new(Kind::Cancelled, format!("cancelled: {how}"))
+}
+
+fn how_to_resume(paths: &Paths, position: ClockTime) -> String {
+    format!(
+        "{} contains the video up to {}; continue with --resume",
+        paths.video.display(),
+        clock(position.seconds())
+    )
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The application with a tiny diffusion model.
+
+mod common;
+#[path = "common/tiny_model.rs"]
+mod tiny_model;
+
+use std::{path::Path, process::Command};
+
+use common::{TIMEOUT, run};
+use gst::prelude::*;
+use serde_json::Value;
+use tiny_model::TinyModel;
+
+/// The application, in the folder of the model.
+fn program(model: &TinyModel) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_venhance"));
+    command.current_dir(model.path(""));
+    command
+}
+
+/// What the application writes to standard output.
+fn enhance(model: &TinyModel, arguments: &[&str]) -> String {
+    let output = program(model).args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The decoded pixels of a video.
+fn pixels(file: &Path) -> Vec<u8> {
+    let raw = file.with_extension("raw");
+    run(&format!(
+        "filesrc location={} ! decodebin ! videoconvert ! video/x-raw,format=RGB ! filesink location={}",
+        file.display(),
+        raw.display()
+    ));
+    std::fs::read(raw).unwrap()
+}
+
+#[test]
+fn the_application_takes_the_command_line_of_the_reference() {
+    let model = TinyModel::new();
+    let script = |rest: &[&str]| {
+        let all = "--version v2 --model_path model --up_scale 3 --target_fps 24 --noise_aug 250 \
+            --solver_mode normal --steps 1 --cfg 7.5 --s_cond 8 --min-height 0 --overwrite";
+        enhance(&model, &all.split_whitespace().chain(rest.iter().copied()).collect::<Vec<_>>());
+    };
+    let one = ["--input_path", "in.mp4", "--save_dir", "results"];
+    let results = model.path("results");
+    script(&[&one[..], &["--prompt", "a red balloon"]].concat());
+    let given = pixels(&results.join("in.mp4"));
+    assert_eq!(given.len(), 10 * 108 * 72 * 3);
+
+    // A text file beside the video is its prompt.
+    std::fs::write(model.path("in.txt"), "a red balloon\n").unwrap();
+    script(&one);
+    assert_eq!(pixels(&results.join("in.mp4")), given);
+    script(&[&one[..], &["--filename_as_prompt"]].concat());
+    let named = pixels(&results.join("in.mp4"));
+    assert_ne!(named, given);
+
+    // A line for each video of a folder.
+    std::fs::create_dir(model.path("videos")).unwrap();
+    for name in ["a.mp4", "b.mp4"] {
+        std::fs::copy(model.path("in.mp4"), model.path("videos").join(name)).unwrap();
+    }
+    std::fs::write(model.path("prompts"), "in\na red balloon\n").unwrap();
+    script(&["--input_path", "videos", "--save_dir", "results", "--prompt_path", "prompts"]);
+    assert_eq!(pixels(&results.join("a.mp4")), named);
+    assert_eq!(pixels(&results.join("b.mp4")), given);
+}
+
+/// A video of `frames` frames at 8 fps, without the one that is number `hole`.
+fn video_with_a_hole(path: &Path, frames: u32, hole: u64) {
+    let pipeline = gst::parse::launch(&format!(
+        "videotestsrc pattern=ball num-buffers={frames} ! video/x-raw,format=I420,width=32,height=16,framerate=8/1 \
+         ! identity name=i ! x264enc bframes=0 ! matroskamux ! filesink location={}",
+        path.display()
+    ));
+    let pipeline = pipeline.unwrap().downcast::<gst::Pipeline>().unwrap();
+    let pad = pipeline.by_name("i").unwrap().static_pad("src").unwrap();
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        match info.buffer().and_then(|buffer| buffer.pts()) {
+            Some(time) if time == gst::ClockTime::SECOND * hole / 8 => gst::PadProbeReturn::Handled,
+            _ => gst::PadProbeReturn::Ok,
+        }
+    });
+    let bus = pipeline.bus().unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let end = bus.timed_pop_filtered(
+        gst::ClockTime::try_from(TIMEOUT).unwrap(),
+        &[gst::MessageType::Eos, gst::MessageType::Error],
+    );
+    pipeline.set_state(gst::State::Null).unwrap();
+    assert_eq!(end.unwrap().type_(), gst::MessageType::Eos);
+}
+
+#[test]
+fn a_resumed_run_gives_the_same_frames_as_an_uninterrupted_one() {
+    let model = TinyModel::with_model((16, 64), &[1, 2]);
+    // Two clips: the second begins with the fourth of 43 frames.
+    video_with_a_hole(&model.path("long.mkv"), 44, 3);
+    let arguments = |output| {
+        let all = "--model v1 --model-dir model --up-scale 1 --min-height 0 --solver normal --steps 2 --guidance-scale 1";
+        let lossless = ["--encoder", "x264enc pass=quant quantizer=0 tune=zerolatency"];
+        let all = ["long.mkv", output].into_iter().chain(all.split(' ')).chain(lossless);
+        all.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run =
+        |arguments: &[String]| enhance(&model, &arguments.iter().map(|a| &**a).collect::<Vec<_>>());
+    run(&arguments("whole.mkv"));
+    let whole = pixels(&model.path("whole.mkv"));
+    assert_eq!(whole.len(), (7 + 118) * 32 * 16 * 3);
+
+    // The encoder delays no frames. Killed when resuming does not need all of the second clip.
+    let mut child = program(&model).args(arguments("cut.mkv")).spawn().unwrap();
+    let index = model.path("cut.mkv.partial.json");
+    let point = || {
+        let text = std::fs::read_to_string(&index).unwrap_or_default();
+        let number = |line: &str, name| serde_json::from_str::<Value>(line).ok()?[name].as_u64();
+        let mut points =
+            text.lines().filter_map(|line| Some((number(line, "skip")?, number(line, "first")?)));
+        points.next_back().filter(|(_, first)| *first > 0)
+    };
+    common::wait_for("a resume point far enough", || {
+        point().is_some() || child.try_wait().unwrap().is_some()
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!model.path("cut.mkv").exists());
+    let (skip, first) = point().unwrap();
+    assert_eq!(skip - first, 3);
+    run(&[arguments("cut.mkv"), vec!["--resume".into()]].concat());
+    let resumed = pixels(&model.path("cut.mkv"));
+    assert_eq!(resumed.len(), whole.len());
+    assert!(resumed == whole);
+}
+
+#[test]
+fn the_application_says_what_it_would_do() {
+    let model = TinyModel::new();
+    let options = "in.mp4 --plan --model v1 --model-dir model --up-scale 3 --min-height 0";
+    let plan = enhance(&model, &options.split(' ').collect::<Vec<_>>());
+    for part in ["10 frames", "36×24 to 108×72, padded to 128×80", "14 a window", "GiB"] {
+        assert!(plan.contains(part), "{part} is not in {plan}");
+    }
+}
