@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a model can compute on.
 
+use std::fmt;
+
 use candle_core::DType;
 
 use crate::{engine::Error, ops};
@@ -25,6 +27,14 @@ impl Device {
             Self::Cpu => DType::F32,
             Self::Cuda(_) => DType::F16,
         }
+    }
+
+    /// Bytes of its memory that this process has or can have; `None` where that is not the limit, on a CPU, or
+    /// not known.
+    pub(super) fn memory(self) -> Option<usize> {
+        let Self::Cuda(ordinal) = self else { return None };
+        let memory = ops::device_memory(&ops::cuda_device(ordinal).ok()?)?;
+        Some(memory.available + memory.used)
     }
 
     /// The device to compute with.
@@ -66,6 +76,15 @@ impl Device {
             )),
         };
         text.split(',').map(|part| device(part.trim())).collect::<Result<_, _>>().map(Some)
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
     }
 }
 

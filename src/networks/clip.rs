@@ -8,9 +8,6 @@ use crate::{
     wavefront::Slices,
 };
 
-/// Pixels that a slice holds at most, if it holds more than one frame: enough to keep a device busy.
-const PIXELS: usize = 1 << 15;
-
 /// Frames in order, in slices of [n, h, w, c].
 #[derive(Debug, Clone, Default)]
 pub(super) struct Clip {
@@ -20,7 +17,7 @@ pub(super) struct Clip {
 
 /// Frames of this size in a slice.
 pub(super) fn frames_in_slice(h: usize, w: usize, size: Slices) -> usize {
-    (size.of(PIXELS) / (h * w)).max(1)
+    (size.pixels() / (h * w)).max(1)
 }
 
 impl Clip {

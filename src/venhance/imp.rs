@@ -47,7 +47,7 @@ use super::{
 };
 use crate::{
     engine::Cancel,
-    models::{self, Loaded},
+    models::{self, Choice, Loaded},
 };
 
 mod compute;
@@ -82,6 +82,8 @@ struct Input {
 pub struct VEnhance {
     settings: Mutex<Settings>,
     active_model: Mutex<Model>,
+    /// The model of the last start, and what it is built from.
+    choice: Mutex<Option<Choice>>,
     queue: Arc<Queue>,
     input: Mutex<Input>,
     pushed: Mutex<Pushed>,
@@ -108,6 +110,7 @@ impl ObjectSubclass for VEnhance {
         Self {
             settings: Mutex::default(),
             active_model: Mutex::default(),
+            choice: Mutex::default(),
             queue: Arc::new(Queue::new()),
             input: Mutex::default(),
             pushed: Mutex::default(),
@@ -198,6 +201,7 @@ impl BaseTransformImpl for VEnhance {
         let choice = models::choose(&options)
             .map_err(|error| gst::error_msg!(gst::ResourceError::Settings, ("{error}")))?;
         self.announce(&choice);
+        *lock(&self.choice) = Some(choice.clone());
 
         *lock(&self.meter) = Meter::default();
         *lock(&self.input) = Input { discont: true, segment_starts: true, ..Input::default() };
@@ -487,7 +491,12 @@ impl VEnhance {
         &self,
         items: impl IntoIterator<Item = Item>,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        items.into_iter().try_fold(gst::FlowSuccess::Ok, |_, item| self.queue.enter(item))
+        items.into_iter().try_fold(gst::FlowSuccess::Ok, |_, item| {
+            if let Item::Format(format, _) = &item {
+                self.check_memory(format)?;
+            }
+            self.queue.enter(item)
+        })
     }
 
     /// Lets an event go in its place between the frames.

@@ -8,6 +8,7 @@ use candle_core::Tensor;
 use super::{
     control::Control,
     model::Autoencoder,
+    slices::Slices,
     tiles::Tiles,
     windows::{Sliding, Windows},
 };
@@ -33,16 +34,25 @@ impl Decode {
         latent: (usize, usize),
         clip: crate::engine::Clip,
     ) -> Self {
-        Self::restore(autoencoder, latent, Sliding::new(FRAMES), Control::new(clip))
+        Self::restore(autoencoder, latent, Sliding::new(FRAMES), Control::new(clip), 0)
     }
 
+    /// From a state. `others` are the bytes that other tensors will take of the device.
     pub(super) fn restore(
         autoencoder: Arc<dyn Autoencoder>,
         latent: (usize, usize),
         frames: Sliding<Latents>,
         control: Control,
+        others: usize,
     ) -> Self {
-        Self { autoencoder, tiles: Tiles::to_decode(latent), frames, control }
+        let decode = Self { autoencoder, tiles: Tiles::to_decode(latent), frames, control };
+        decode.choose_slices(others);
+        decode
+    }
+
+    fn choose_slices(&self, others: usize) {
+        let budget = self.autoencoder.decode_budget(FRAMES.longest(), self.tiles.tile());
+        self.control.begin_with(budget.map_or_else(Slices::default, |b| b.slices(others)));
     }
 
     pub(super) fn held(&self) -> &Sliding<Latents> {
@@ -76,6 +86,7 @@ impl Decode {
                     Ok([decoded]) => break decoded,
                     Err(error) => {
                         self.tiles = self.tiles.smaller(error, "decoding", &self.control)?;
+                        self.choose_slices(0);
                     }
                 }
             };

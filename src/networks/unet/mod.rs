@@ -97,6 +97,7 @@ impl TimeEmbedding {
 /// The UNet with its ControlNet.
 #[derive(Debug)]
 pub struct Denoiser {
+    config: Config,
     time: TimeEmbedding,
     encoder: Encoder,
     decoder: Vec<(Stage, Option<Conv2d>)>,
@@ -140,6 +141,7 @@ impl Denoiser {
             }
         }
         Ok(Self {
+            config: config.clone(),
             time: TimeEmbedding::new(vb.pp("time_embed"), config.dim)?,
             encoder,
             decoder,
@@ -179,7 +181,7 @@ impl Denoiser {
         self.forward_in(Mode::default(), x, conditions, contexts, check)
     }
 
-    /// As [`forward`](Self::forward), with activations of another type, or in smaller slices.
+    /// As [`forward`](Self::forward), with activations of another type, or in other slices.
     ///
     /// # Errors
     /// As there.

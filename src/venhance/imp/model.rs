@@ -37,7 +37,20 @@ impl VEnhance {
         let output = options.output_size(choice.model, input, up_scale);
         let made = engine::made_frames(caps::rate(target_fps), fps);
         let format = engine::Format { input, output, made, alpha: false };
-        models::plan(&choice, format, keys)
+        models::plan(&choice, format, up_scale, keys)
+    }
+
+    /// Compares the memory that the running model needs for a format with what its devices have. Too little
+    /// ends the stream, without waiting for the model to be loaded.
+    pub(super) fn check_memory(&self, format: &engine::Format) -> Result<(), gst::FlowError> {
+        let scale = lock(&self.settings).up_scale;
+        let choice = lock(&self.choice).clone();
+        let check = |choice: Choice| models::check_memory(&choice, format, scale);
+        choice.map_or(Ok(()), check).map_err(|error| {
+            gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
+            self.keep_sticky(self.queue.fail(gst::FlowError::Error));
+            gst::FlowError::Error
+        })
     }
 
     /// See [`crate::VEnhance::resume_from`].
