@@ -17,9 +17,9 @@ use candle_core::{Device, Result, Tensor};
 use gstvenhance::{
     engine::{self, Cancel, Clip, Enhancer, Error, Format, Frame, Solver},
     wavefront::{
-        self, Autoencoder, Batch, Canvas, Check, Conditions, Denoiser, Encoded, LATENT, Mode,
-        Noise, Precision, Purpose, Recipe, START, Sampler, Seeded, Settings, State, Table, Tail,
-        Velocities, Wavefront, Windows, evaluations, lookahead,
+        self, Autoencoder, Batch, Budget, Canvas, Check, Conditions, Denoiser, Encoded, LATENT,
+        Mode, Noise, Precision, Purpose, RESERVE, Recipe, START, Sampler, Seeded, Settings, State,
+        Table, Tail, Velocities, Wavefront, Windows, Work, evaluations, lookahead,
     },
 };
 use proptest::prelude::*;
@@ -630,6 +630,54 @@ fn a_device_without_memory_works_in_smaller_slices_from_then_on() {
     // Two halvings for two evaluations, three each for the encoder and the decoder.
     let full = |narrow: &Narrow| narrow.full.load(Ordering::Relaxed);
     assert_eq!((full(&denoiser), full(&vae)), (2, 6));
+}
+
+/// A denoiser on a device that has so many bytes, where an evaluation takes as many as the pixels of a slice; it
+/// notes the slices that it works in.
+struct Budgeted {
+    available: usize,
+    pixels: Mutex<Vec<usize>>,
+}
+
+impl Denoiser for Budgeted {
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn budget(&self, frames: usize, latent: (usize, usize), guided: bool) -> Option<Budget<'_>> {
+        // The longest window, whatever the clip's length.
+        assert_eq!((frames, latent, guided), (41, (18, 48), true));
+        Some(Budget { available: self.available, peak: Box::new(|slices| slices.pixels()) })
+    }
+
+    fn velocities(
+        &self,
+        x: &Tensor,
+        conditions: &Conditions,
+        guided: bool,
+        mode: Mode,
+        check: Check,
+    ) -> Result<Velocities> {
+        self.pixels.lock().unwrap().push(mode.slices.pixels());
+        ToyDenoiser.velocities(x, conditions, guided, mode, check)
+    }
+}
+
+#[test]
+fn a_clip_is_worked_on_in_the_largest_slices_that_its_device_has_memory_for() {
+    let settings = settings(Solver::Normal, 2);
+    let canvas = Canvas::new((96, 360), settings.smallest);
+    let latents = Work::new(&settings, &canvas, 2, (0, 1)).latents();
+    for (beyond, pixels) in
+        [(1 << 20, 1 << 17), (1 << 15, 1 << 15), ((1 << 15) - 1, 1 << 14), (0, 1 << 11)]
+    {
+        let available = RESERVE + latents + beyond;
+        let denoiser = Arc::new(Budgeted { available, pixels: Mutex::default() });
+        let mut models = models(1);
+        models.denoisers = vec![denoiser.clone()];
+        Narrow::run(models).1.unwrap();
+        assert_eq!(*denoiser.pixels.lock().unwrap(), [pixels; 2]);
+    }
 }
 
 #[test]

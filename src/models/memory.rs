@@ -220,3 +220,157 @@ const NO_SIZE: &str =
 fn gib(bytes: usize, round: fn(f64) -> f64) -> String {
     format!("{:.2} GiB", round(bytes as f64 / f64::from(1 << 30) * 100.0) / 100.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Model, Options};
+
+    const GIB: usize = 1 << 30;
+
+    /// What is decided for the published model on devices of so many bytes.
+    struct Case {
+        settings: Settings,
+        networks: Sizes,
+        devices: Vec<(Device, Option<usize>)>,
+    }
+
+    impl Case {
+        fn new(memory: &[usize]) -> Self {
+            let devices = memory.iter().enumerate();
+            Self {
+                settings: Settings::from(&Options::default()),
+                networks: Sizes::new(&Config::full(), DType::F16).unwrap(),
+                devices: devices.map(|(n, bytes)| (Device::Cuda(n), Some(*bytes))).collect(),
+            }
+        }
+
+        fn run(&self) -> Run<'_> {
+            Run { networks: &self.networks, settings: &self.settings, devices: &self.devices }
+        }
+
+        /// Of the published example: 720×480, four times as large.
+        fn check(&self) -> Result<(), Error> {
+            self.run().check("model v1", &format(output(2_621_440)), output)
+        }
+    }
+
+    /// The output's size by max-pixels.
+    fn output(max_pixels: u32) -> (usize, usize) {
+        let options = Options { max_pixels, ..Options::default() };
+        options.output_size(Model::V1, (720, 480), 4.0)
+    }
+
+    fn format(output: (usize, usize)) -> Format {
+        Format { input: (720, 480), output, made: 2, alpha: false }
+    }
+
+    /// The number after a text.
+    fn number_after(text: &str, part: &str) -> u32 {
+        let rest = text.split(part).nth(1).unwrap_or_else(|| panic!("{part} is not in {text}"));
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    }
+
+    #[test]
+    fn too_little_memory_is_an_error_with_both_numbers_and_the_largest_size_that_fits() {
+        assert_eq!(Case::new(&[16 * GIB]).check(), Ok(()));
+        let case = Case::new(&[11 * GIB]);
+        let text = case.check().unwrap_err().to_string();
+        for part in
+            ["model v1 for output of 1982×1320 needs", "GiB of memory on cuda:0", "11.00 GiB"]
+        {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        let pixels = number_after(&text, "max-pixels=");
+        let fits = |pixels| case.run().lacks(output(pixels), 2, RESERVE).is_none();
+        assert!(fits(pixels) && !fits(pixels + 1), "{text}");
+        let (w, h) = output(pixels);
+        assert!(w * h <= pixels as usize, "{text}");
+    }
+
+    #[test]
+    fn where_no_size_fits_the_error_names_none() {
+        let case = Case::new(&[6 * GIB]);
+        let text = case.check().unwrap_err().to_string();
+        assert!(
+            text.contains("no max-pixels makes it fit") && text.contains("model=lite"),
+            "{text}"
+        );
+        let text = case.run().check_any("model v1").unwrap_err().to_string();
+        assert!(text.contains("smallest output, 1280×720, needs"), "{text}");
+        assert_eq!(Case::new(&[11 * GIB]).run().check_any("model v1"), Ok(()));
+    }
+
+    #[test]
+    fn each_of_several_devices_has_to_hold_its_part() {
+        let text = Case::new(&[24 * GIB, 11 * GIB]).check().unwrap_err().to_string();
+        assert!(text.contains("on cuda:1"), "{text}");
+        // The first encodes while it evaluates.
+        let text = Case::new(&[16 * GIB, 16 * GIB]).check().unwrap_err().to_string();
+        assert!(text.contains("on cuda:0"), "{text}");
+        assert_eq!(Case::new(&[24 * GIB, 16 * GIB]).check(), Ok(()));
+    }
+
+    #[test]
+    fn memory_that_is_not_known_decides_nothing() {
+        let mut case = Case::new(&[0]);
+        case.devices[0] = (Device::Cpu, None);
+        assert_eq!(case.check(), Ok(()));
+        let text = case.run().describe(&format((1982, 1320)), output);
+        assert!(text.contains("memory of cpu") && text.contains("32768 pixels"), "{text}");
+        assert!(!text.contains("it has") && !text.contains("too little"), "{text}");
+    }
+
+    #[test]
+    fn a_plan_says_what_is_needed_what_there_is_and_what_fits() {
+        let plan = |bytes| Case::new(&[bytes]).run().describe(&format((1982, 1320)), output);
+        let text = plan(79 * GIB);
+        for part in ["memory of cuda:0: weights", "slices of 131072 pixels; it has 79.00 GiB"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        let text = plan(11 * GIB);
+        assert!(text.contains("2048 pixels; it has 11.00 GiB"), "{text}");
+        assert!(number_after(&text, "max-pixels that fits is ") > 1_000_000, "{text}");
+    }
+
+    /// What a card of so many GB has for this process: its driver and a context take about 0.6 GiB.
+    fn usable(gigabytes: usize) -> usize {
+        gigabytes * GIB - 600 * (1 << 20)
+    }
+
+    /// The table of benches/RESULTS.md: `cargo test --lib table_of_cards -- --nocapture`.
+    #[test]
+    fn table_of_cards() {
+        let mut largest = Vec::new();
+        for gigabytes in [8, 10, 12, 16, 24, 80] {
+            let case = Case::new(&[usable(gigabytes)]);
+            let run = case.run();
+            let slices = |size, made| {
+                let peak = |slices| run.need(size, made, 0, slices).total();
+                Slices::largest(usable(gigabytes) - RESERVE, peak)
+            };
+            // Heights of 16:9, up to the area that max-pixels has at first.
+            let heights = (720..=1212_usize).rev().step_by(2);
+            let mut sizes = heights.map(|h| ((h * 16).div_ceil(9).next_multiple_of(2), h));
+            let found = sizes.find_map(|size| Some((size, slices(size, 2)?)));
+            match found {
+                Some(((w, h), slices)) => {
+                    let Need { weights, latents, networks } = run.need((w, h), 2, 0, slices);
+                    println!(
+                        "| {gigabytes} | {w}×{h} | {} | {} | {} | {} |",
+                        slices.pixels(),
+                        gib(weights, f64::round),
+                        gib(latents, f64::round),
+                        gib(networks, f64::round)
+                    );
+                }
+                None => println!("| {gigabytes} | none | | | | |"),
+            }
+            largest.push(found.map_or(0, |((w, h), _)| w * h));
+        }
+        assert!(largest.is_sorted(), "{largest:?}");
+        // The whole range on 24 GB.
+        assert!(largest[4] >= 2154 * 1212, "{largest:?}");
+    }
+}

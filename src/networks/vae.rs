@@ -286,7 +286,7 @@ impl Decoder {
             }
             if let Some(up) = up {
                 check()?;
-                x = x.rescale(|x| up.forward(&[&x], None, None))?;
+                x = x.rescale(up, 1)?;
             }
         }
         check()?;

@@ -138,24 +138,17 @@ impl Walk {
         // Frames that wait for a slice to be full, and the tensors that they are in.
         let (mut waiting, mut tensors) = (0, 0);
         for &count in &from.slices {
-            self.keep(count * frame);
-            self.free(input.freed() * count * from.frame);
-            let copied = to.full - waiting < count;
             let mut rest = count;
             while rest > 0 {
                 let part = rest.min(to.full - waiting);
-                if copied {
-                    self.keep(part * frame);
-                }
+                self.keep(part * frame);
                 (waiting, tensors, rest) = (waiting + part, tensors + 1, rest - part);
                 if waiting == to.full {
                     self.join(waiting * frame, tensors);
                     (waiting, tensors) = (0, 0);
                 }
             }
-            if copied {
-                self.free(count * frame);
-            }
+            self.free(input.freed() * count * from.frame);
         }
         self.join(waiting * frame, tensors);
     }

@@ -15,7 +15,7 @@ pub struct Slices {
 }
 
 impl Default for Slices {
-    /// Fits the caches of a CPU, and the memory of most GPUs.
+    /// What a CPU works in.
     fn default() -> Self {
         Self { pixels: 1 << 15 }
     }
@@ -42,6 +42,13 @@ impl Slices {
     pub fn halved(self) -> Option<Self> {
         let half = Self { pixels: self.pixels / 2 };
         (half >= Self::SMALLEST).then_some(half)
+    }
+
+    /// Of frames with `times` as many channels as the largest frames have: slices larger than the default ones
+    /// then have fewer pixels, for as many numbers keep a device as busy.
+    pub fn of_width(self, times: usize) -> Self {
+        let usual = Self::default().pixels;
+        Self { pixels: (self.pixels / times.max(1)).max(self.pixels.min(usual)) }
     }
 
     /// What is left of an amount of work that the default slices leave whole; larger slices leave it whole
@@ -103,6 +110,17 @@ mod tests {
         assert_eq!(all.len(), 7);
         assert_eq!(all.last(), Some(&Slices::SMALLEST));
         assert_eq!(all.iter().filter(|slices| **slices == Slices::default()).count(), 1);
+    }
+
+    #[test]
+    fn wide_frames_make_large_slices_smaller() {
+        let pixels = |pixels, times| Slices::of_pixels(pixels).of_width(times).pixels();
+        assert_eq!(
+            [1, 2, 4, 8].map(|times| pixels(1 << 17, times)),
+            [1 << 17, 1 << 16, 1 << 15, 1 << 15]
+        );
+        assert_eq!(pixels(1 << 15, 4), 1 << 15);
+        assert_eq!(pixels(1 << 12, 4), 1 << 12);
     }
 
     #[test]

@@ -154,8 +154,9 @@ pub fn peak_bytes(
     for _ in 1..config.dim_mult.len() {
         sizes.push(DOWN.output(sizes[sizes.len() - 1]));
     }
-    let scale = |size: &_| Scale::new(frames, *size, dtype, slices);
-    let scales = sizes.iter().map(scale).collect();
+    let scale =
+        |(size, times): (&_, &usize)| Scale::new(frames, *size, dtype, slices.of_width(*times));
+    let scales = sizes.iter().zip(&config.dim_mult).map(scale).collect();
     let walk = Walk::default();
     let mut evaluation = Evaluation { config, scales, frames, dtype, slices, walk };
     let clip = evaluation.scales[0].clip();

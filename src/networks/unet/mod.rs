@@ -100,7 +100,8 @@ pub struct Denoiser {
     config: Config,
     time: TimeEmbedding,
     encoder: Encoder,
-    decoder: Vec<(Stage, Option<Conv2d>)>,
+    /// Each stage, and what leads to the level above, whose widths are so many times the first level's.
+    decoder: Vec<(Stage, Option<(Conv2d, usize)>)>,
     norm: GroupNorm,
     out: Conv2d,
     control: ControlNet,
@@ -133,7 +134,8 @@ impl Denoiser {
                 let up = match n == config.num_res_blocks && level > 0 {
                     true => {
                         let item = if attends { "3" } else { "1" };
-                        Some(layers::conv(vb.pp(item).pp("conv"), width, width, UP)?)
+                        let conv = layers::conv(vb.pp(item).pp("conv"), width, width, UP)?;
+                        Some((conv, config.dim_mult[level - 1]))
                     }
                     false => None,
                 };
@@ -242,9 +244,9 @@ impl Denoiser {
     ) -> Result<Tensor> {
         for (stage, up) in &self.decoder {
             x = stage.forward(x, skips.pop(), embedding, context, check)?;
-            if let Some(up) = up {
+            if let Some((up, times)) = up {
                 check()?;
-                x = x.rescale(|x| up.forward(&[&x], None, None))?;
+                x = x.rescale(up, *times)?;
             }
         }
         check()?;
