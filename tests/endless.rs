@@ -44,7 +44,7 @@ fn tiny() -> Models {
 #[test]
 fn memory_stays_flat_over_six_hundred_frames() {
     let (settings, format) = (toy::settings(Solver::Normal, 2), toy::format(2, false));
-    let plan = Plan::new(&settings, format, 200, |_, _| 0);
+    let plan = Plan::new(&settings, format, 200);
     assert_eq!(plan.frames(), 598);
     let mut enhancer = Wavefront::new(tiny(), settings, Arc::new(Seeded(1)));
     enhancer.start(format, toy::clip(&Arc::new(toy::Discard))).unwrap();

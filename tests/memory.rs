@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is said of memory is what is used. Alone in its process: the allocator counts everything.
 
-use candle_core::{DType, Device};
+use std::sync::Mutex;
+
+use candle_core::{DType, Device, Tensor};
 use gstvenhance::{
-    networks::unet::{Config, Denoiser, peak_bytes},
-    wavefront::Conditions,
+    networks::{
+        unet::{Config, Denoiser, peak_bytes},
+        vae::{self, Vae},
+    },
+    wavefront::{Conditions, Mode, Slices},
     weights::synth,
 };
 use peak_alloc::PeakAlloc;
@@ -12,51 +17,92 @@ use peak_alloc::PeakAlloc;
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// A narrow network of the published structure.
-fn config(dim: usize) -> Config {
-    Config { dim, head_dim: 16, num_heads: 8, context_dim: 128, ..Config::full() }
+/// Keeps the tests of this file apart.
+static ONE: Mutex<()> = Mutex::new(());
+
+fn noise(name: &str, shape: &[usize]) -> Tensor {
+    synth::noise(name, shape, &Device::Cpu).unwrap()
 }
 
-/// The peak of an evaluation of a window [1, 4, frames, h, w] against the budget.
-fn measure(config: &Config, frames: usize, (h, w): (usize, usize), branches: usize) -> f64 {
-    let device = &Device::Cpu;
-    let denoiser = Denoiser::new(config, synth::weights("", DType::F32, device)).unwrap();
-    let noise = |name: &str, shape: &[usize]| synth::noise(name, shape, device).unwrap();
+/// The peak of `work`, as a multiple of what is said of it.
+fn compare<T>(what: &str, said: usize, work: impl FnOnce() -> T) -> f64 {
+    let before = MEMORY.current_usage();
+    MEMORY.reset_peak_usage();
+    work();
+    let used = MEMORY.peak_usage() - before;
+    eprintln!("{what}: {used} bytes used, {said} said");
+    used as f64 / said as f64
+}
+
+/// The peak of an evaluation against the budget, in slices of so many pixels.
+fn measure(frames: usize, h: usize, w: usize, branches: usize, slices: &[usize]) {
+    let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let config = Config { dim: 64, head_dim: 16, num_heads: 8, context_dim: 128, ..Config::full() };
+    let weights = synth::weights("", DType::F32, &Device::Cpu);
+    let denoiser = Denoiser::new(&config, weights).unwrap();
     let (x, hint) = (noise("x", &[1, 4, frames, h, w]), noise("hint", &[1, 4, frames, h, w]));
     let context = denoiser.context(&noise("context", &[1, 77, 128])).unwrap();
     let mask: Vec<_> = (0..frames).map(Some).collect();
     let conditions = Conditions { t: 600.0, hint: &hint, t_hint: 199.0, s_cond: 8.0, mask: &mask };
-    let before = MEMORY.current_usage();
-    MEMORY.reset_peak_usage();
-    denoiser.forward(&x, &conditions, &vec![&context; branches], &|| Ok(())).unwrap();
-    let used = (MEMORY.peak_usage() - before) as f64;
-    let said = peak_bytes(config, frames, (h, w), branches, DType::F32) as f64;
-    eprintln!("{frames}x{h}x{w}, {branches} branches: {used:.0} bytes used, {said:.0} said");
-    used / said
-}
-
-#[test]
-fn an_evaluation_takes_the_memory_that_is_said() {
-    for (frames, size, branches) in [(4, (34, 48), 2), (9, (26, 40), 1)] {
-        let ratio = measure(&config(64), frames, size, branches);
-        assert!((0.9..1.1).contains(&ratio), "{ratio}");
+    for pixels in slices {
+        let slices = Slices::of_pixels(*pixels);
+        let said = peak_bytes(&config, frames, (h, w), branches, DType::F32, slices);
+        let what = format!("{frames}x{h}x{w}, {branches} branches, slices of {pixels}");
+        let mode = Mode { slices, ..Mode::default() };
+        let contexts = vec![&context; branches];
+        let evaluate = || denoiser.forward_in(mode, &x, &conditions, &contexts, &|| Ok(()));
+        let ratio = compare(&what, said, || evaluate().unwrap());
+        assert!((0.95..1.05).contains(&ratio), "{what}: {ratio}");
     }
 }
 
-/// What a large window adds to a small one is that layers work on slices of at most 32768 pixels. This window has
-/// three slices at the first level, of 31 frames each, and one at the second.
 #[test]
-fn a_window_of_several_slices_takes_the_memory_that_is_said() {
-    let config = Config { num_res_blocks: 1, dim_mult: vec![1, 2], ..config(32) };
-    let ratio = measure(&config, 93, (26, 40), 1);
-    assert!((0.9..1.1).contains(&ratio), "{ratio}");
+fn an_evaluation_takes_the_memory_that_is_said_in_slices_of_any_size() {
+    measure(4, 34, 48, 1, &[1 << 15]);
+    // All frames of every level at a time; some of them; one at the first level, more at others.
+    measure(9, 26, 40, 2, &[1 << 15, 1 << 12, 1 << 10]);
 }
 
 #[test]
-fn the_published_size_fits_15_gib() {
+fn the_published_size_fits_15_gib_in_the_default_slices() {
     let weights = 2_045_000_000 * 2;
-    let said = peak_bytes(&Config::full(), 43, (170, 248), 2, DType::F16) + weights;
-    let gib = said as f64 / f64::from(1 << 30);
-    eprintln!("{gib:.2} GiB");
-    assert!(gib <= 15.0, "{gib}");
+    let peak =
+        |slices| peak_bytes(&Config::full(), 43, (170, 248), 2, DType::F16, slices) + weights;
+    let gib = |slices| peak(slices) as f64 / f64::from(1 << 30);
+    let (smallest, usual, largest) =
+        (gib(Slices::SMALLEST), gib(Slices::default()), gib(Slices::LARGEST));
+    eprintln!("{smallest:.2}, {usual:.2}, {largest:.2} GiB");
+    assert!(smallest <= usual && usual <= 15.0 && usual < largest && largest <= 16.0);
+}
+
+/// A narrow autoencoder.
+fn autoencoder() -> (vae::Config, Vae) {
+    let config = vae::Config { block_out_channels: vec![32, 64, 64], layers_per_block: 2 };
+    let weights = synth::weights("", DType::F32, &Device::Cpu);
+    let vae = Vae::new(&config, weights).unwrap();
+    (config, vae)
+}
+
+#[test]
+fn encoding_and_decoding_take_the_memory_that_is_said() {
+    use gstvenhance::wavefront::Autoencoder;
+    let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let (config, vae) = autoencoder();
+    let check = &|| Ok(());
+    let image = noise("image", &[1, 3, 240, 320]);
+    let said = vae::encode_bytes(&config, (30, 40));
+    let encode = || Autoencoder::encode(&vae, &image, Mode::default(), check).unwrap();
+    let ratio = compare("encoding", said, encode);
+    assert!((0.95..1.05).contains(&ratio), "{ratio}");
+
+    let latents = noise("latents", &[7, 4, 36, 48]);
+    // Of 144·192 decoded pixels: more than all frames, two and one.
+    for pixels in [1 << 18, 1 << 16, 1 << 11] {
+        let slices = Slices::of_pixels(pixels);
+        let said = vae::decode_bytes(&config, 7, (36, 48), DType::F32, slices);
+        let mode = Mode { slices, ..Mode::default() };
+        let decode = || Autoencoder::decode(&vae, &latents, mode, check).unwrap();
+        let ratio = compare(&format!("decoding in slices of {pixels}"), said, decode);
+        assert!((0.95..1.05).contains(&ratio), "{pixels}: {ratio}");
+    }
 }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use gstvenhance::{
     networks::unet,
     ops::{self, Record},
-    wavefront::{Autoencoder, Canvas, Conditions, Denoiser, Mode, Velocities},
+    wavefront::{Autoencoder, Canvas, Conditions, Denoiser, Mode, Slices, Velocities},
     weights::synth,
 };
 use serde_json::json;
@@ -33,9 +33,18 @@ fn latent(args: &Args) -> (usize, usize) {
 }
 
 fn evaluate(denoiser: &dyn Denoiser, window: &Window) -> Result<Velocities> {
+    let slices = slices(denoiser, window)?;
     let conditions =
         Conditions { t: 601.0, hint: &window.hint, t_hint: 199.0, s_cond: 8.0, mask: &window.mask };
-    denoiser.velocities(&window.x, &conditions, true, Mode::default(), &|| Ok(()))
+    let mode = Mode { slices, ..Mode::default() };
+    denoiser.velocities(&window.x, &conditions, true, mode, &|| Ok(()))
+}
+
+/// The slices that the sampler would take.
+fn slices(denoiser: &dyn Denoiser, window: &Window) -> Result<Slices> {
+    let (_, _, frames, h, w) = window.x.dims5()?;
+    let budget = denoiser.budget(frames, (h, w), true);
+    Ok(budget.map_or_else(Slices::default, |budget| budget.slices(0)))
 }
 
 /// Seconds of both branches of guidance, and of each kind of kernel beside its floor.
@@ -161,11 +170,14 @@ pub fn memory(args: &Args, device: &Device) -> Result<()> {
     let denoiser = model::denoiser(device)?;
     let weights = ops::memory(device)?.used - taken;
     let window = Window::new(LONGEST, (h, w), device)?;
-    ops::memory(device)?;
+    let slices = slices(&denoiser, &window)?;
+    let free = ops::device_memory(device).map_or(0, |memory| memory.available) as u64;
+    let before = ops::memory(device)?.used;
     let evaluated = evaluate(&denoiser, &window);
     device.synchronize()?;
-    let most = ops::memory(device)?.most - taken;
-    let said = unet::peak_bytes(&unet::Config::full(), LONGEST, (h, w), 2, DType::F16) as u64;
+    let most = ops::memory(device)?.most - before;
+    let config = unet::Config::full();
+    let said = unet::peak_bytes(&config, LONGEST, (h, w), 2, DType::F16, slices) as u64;
     println!(
         "{}",
         json!({
@@ -174,8 +186,10 @@ pub fn memory(args: &Args, device: &Device) -> Result<()> {
             "latent": [h, w],
             "ballast_gib": gib(taken),
             "weights_gib": gib(weights),
+            "free_gib": gib(free),
+            "slices": slices.pixels(),
             "peak_gib": gib(most),
-            "said_gib": gib(weights + said),
+            "said_gib": gib(said),
             "error": evaluated.err().map(|error| error.to_string()),
         })
     );

@@ -57,7 +57,7 @@ use super::{
 };
 use crate::{
     engine::Cancel,
-    models::{self, Loaded},
+    models::{self, Choice, Loaded},
 };
 
 mod compute;
@@ -83,6 +83,8 @@ struct State {
     input: Input,
     output: Output,
     statistics: Statistics,
+    /// The model of the last start.
+    choice: Option<Choice>,
     /// The compute thread, and what cancels the loading of its model; `None` while stopped.
     compute: Option<(JoinHandle<()>, Cancel)>,
     /// The loaded model while no compute thread works with it. Kept in READY, so that an element that
@@ -213,6 +215,7 @@ impl BaseTransformImpl for VEnhance {
         {
             let state = &mut *self.state.lock();
             state.statistics = Statistics::default();
+            state.choice = Some(choice.clone());
             state.input = Input { discont: true, segment_starts: true, ..Input::default() };
             state.output = Output::default();
         }

@@ -58,6 +58,20 @@ pub enum Error {
         /// What the device or library said.
         why: String,
     },
+    /// A device has less memory than a model needs; nothing was loaded or computed.
+    #[error("{what} needs {needed} of memory on {device}, which has {available}; {instead}")]
+    TooLittleMemory {
+        /// The model, and what it was asked for.
+        what: String,
+        /// The device's name.
+        device: String,
+        /// With its unit.
+        needed: String,
+        /// With its unit.
+        available: String,
+        /// What to do.
+        instead: String,
+    },
     /// A part of the computation failed.
     #[error("{what} failed: {why}; use another device or another model, or report this")]
     Compute {

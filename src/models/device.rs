@@ -38,6 +38,14 @@ impl Device {
         }
     }
 
+    /// Bytes of its memory that this process has or can have; `None` where that is not the limit, on a CPU, or
+    /// not known.
+    pub(super) fn memory(self) -> Option<usize> {
+        let Self::Cuda(ordinal) = self else { return None };
+        let memory = ops::device_memory(&ops::cuda_device(ordinal).ok()?)?;
+        Some(memory.available + memory.used)
+    }
+
     /// The device to compute with.
     pub(super) fn open(self) -> candle_core::Result<candle_core::Device> {
         match self {
@@ -77,6 +85,15 @@ impl Device {
             )),
         };
         text.split(',').map(|part| device(part.trim())).collect::<Result<_, _>>().map(Some)
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
     }
 }
 

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::{Device, Note};
+use super::{
+    Device, Note,
+    memory::{Run, Sizes},
+};
 use crate::{
     engine::{
         Cancel, Error, Format, Model, Options, POSITIVE_PROMPT,
@@ -14,8 +17,8 @@ use crate::{
     },
     networks::{
         text::{TextTower, Tokenizer},
-        unet::{self, Denoiser, Prompted},
-        vae::{self, Vae},
+        unet::{Denoiser, Prompted},
+        vae::Vae,
     },
     wavefront::{self, Models, Plan, Seeded, Settings, Wavefront},
     weights::{self, Checkpoint, Config, Files, Hub, Source, Version, keys::Keys},
@@ -55,6 +58,12 @@ impl Request {
             Some(folder) => Ok(Source::Folder(folder.clone())),
             None => Hub::from_env().map(Source::Hub),
         }
+    }
+
+    /// The size (w, h) of a format's output by max-pixels.
+    fn output(&self, model: Model, format: &Format, scale: f64) -> impl Fn(u32) -> (usize, usize) {
+        let (options, input) = (self.options.clone(), format.input);
+        move |max_pixels| Options { max_pixels, ..options.clone() }.output_size(model, input, scale)
     }
 
     fn settings(&self, config: &Config) -> Settings {
@@ -167,19 +176,50 @@ pub(super) fn build(
     Ok((Wavefront::new(models, settings, Arc::new(Seeded(options.seed))), networks))
 }
 
-/// What a clip of `keys` frames takes.
-pub(super) fn plan(request: &Request, format: Format, keys: usize) -> Result<Plan, Error> {
+/// A model's devices, and how much memory each has in bytes, if that is known.
+fn memory(devices: &[Device]) -> Vec<(Device, Option<usize>)> {
+    devices.iter().map(|device| (*device, device.memory())).collect()
+}
+
+/// Compares what the model needs with what its devices have: for a format at a scale, or, before that is known,
+/// for the smallest output. Takes no weights.
+///
+/// # Errors
+/// [`Error::TooLittleMemory`]; [`Error::Weights`] if a folder's model is none.
+pub(super) fn check_memory(
+    request: &Request,
+    model: Model,
+    format: Option<(&Format, f64)>,
+) -> Result<(), Error> {
+    let devices = memory(&request.devices);
+    if devices.iter().all(|(_, memory)| memory.is_none()) {
+        return Ok(());
+    }
     let config = weights::sizes(&request.source()?)?;
-    let settings = request.settings(&config);
-    let dtype = request.devices[0].dtype();
-    let count =
-        |keys: &Keys| keys.values().map(|shape| shape.iter().product::<usize>()).sum::<usize>();
-    let denoiser = count(&config.unet_keys()?) * dtype.size_in_bytes();
-    let weights = denoiser + vae::weight_bytes(&config.vae_keys()?, dtype);
-    let branches = if settings.guidance.guided() { 2 } else { 1 };
-    Ok(Plan::new(&settings, format, keys, |frames, latent| {
-        weights + unet::peak_bytes(&config.unet, frames, latent, branches, dtype)
-    }))
+    let networks = &Sizes::new(&config, request.devices[0].dtype())?;
+    let settings = &request.settings(&config);
+    let run = Run { networks, settings, devices: &devices };
+    let name = format!("model {model}");
+    match format {
+        Some((format, scale)) => run.check(&name, format, request.output(model, format, scale)),
+        None => run.check_any(&name),
+    }
+}
+
+/// What a clip of `keys` frames takes, enlarged by `scale`, for people.
+pub(super) fn plan(
+    request: &Request,
+    model: Model,
+    format: &Format,
+    scale: f64,
+    keys: usize,
+) -> Result<String, Error> {
+    let config = weights::sizes(&request.source()?)?;
+    let networks = &Sizes::new(&config, request.devices[0].dtype())?;
+    let settings = &request.settings(&config);
+    let run = Run { networks, settings, devices: &memory(&request.devices) };
+    let memory = run.describe(format, request.output(model, format, scale));
+    Ok(format!("{}{memory}", Plan::new(settings, *format, keys)))
 }
 
 /// See [`super::resume_from`].

@@ -3,6 +3,7 @@
 
 mod device;
 mod diffusion;
+mod memory;
 
 use crate::{
     engine::{Cancel, Enhancer, Error, Format, Model, Options},
@@ -58,14 +59,15 @@ pub fn choose(options: &Options) -> Result<Choice, Error> {
     Ok(Choice { model, reason, request })
 }
 
-/// What a model will do with a clip of `keys` frames, and what it needs, for people. Takes no weights.
+/// What a model will do with a clip of `keys` frames that are enlarged by `scale`, what it needs, and what its
+/// devices have, for people. Takes no weights.
 ///
 /// # Errors
 /// [`Error::Weights`] if a folder's model is none.
-pub fn plan(choice: &Choice, format: Format, keys: usize) -> Result<String, Error> {
+pub fn plan(choice: &Choice, format: Format, scale: f64, keys: usize) -> Result<String, Error> {
     let Choice { model, reason, request } = choice;
     let plan = match request {
-        Some(request) => diffusion::plan(request, format, keys)?.to_string(),
+        Some(request) => diffusion::plan(request, *model, &format, scale, keys)?,
         None => {
             let Format { input, output, made, .. } = format;
             format!(
@@ -80,6 +82,17 @@ pub fn plan(choice: &Choice, format: Format, keys: usize) -> Result<String, Erro
         }
     };
     Ok(format!("model: {model} ({reason})\n{plan}"))
+}
+
+/// Compares the memory that a model needs for frames that are enlarged by `scale` with what its devices have.
+/// Takes no weights.
+///
+/// # Errors
+/// [`Error::TooLittleMemory`], with the largest max-pixels that fits; [`Error::Weights`] if a folder's model is
+/// none.
+pub fn check_memory(choice: &Choice, format: &Format, scale: f64) -> Result<(), Error> {
+    let check = |request| diffusion::check_memory(request, choice.model, Some((format, scale)));
+    choice.request.as_ref().map_or(Ok(()), check)
 }
 
 /// The key frame that a run in the middle of a clip must begin with so that, from key frame `key` on, it
@@ -126,9 +139,8 @@ impl Loaded {
 /// it serves, and is let go of before anything else is loaded.
 ///
 /// # Errors
-/// [`Error::Weights`] if there are no weights, [`Error::DeviceMemory`] if a device has no memory for
-/// them,
-/// and [`Error::Cancelled`].
+/// [`Error::TooLittleMemory`] if a device has too little for any output, [`Error::Weights`] if there are no
+/// weights, [`Error::DeviceMemory`] if a device has no memory for them, and [`Error::Cancelled`].
 pub fn build(
     choice: &Choice,
     before: Option<Loaded>,
@@ -139,6 +151,7 @@ pub fn build(
     let (enhancer, networks): (Box<dyn Enhancer>, _) = match &choice.request {
         None => (Box::new(Lite::new()?), None),
         Some(request) => {
+            diffusion::check_memory(request, choice.model, None)?;
             let before = before.and_then(|before| before.networks);
             let (wavefront, networks) = diffusion::build(request, before, cancel, note)?;
             (Box::new(wavefront), Some(networks))

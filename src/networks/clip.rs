@@ -4,12 +4,9 @@
 use candle_core::{Result, Tensor};
 
 use crate::{
-    ops::{Affine, GroupNorm, Moments, TimeConv},
+    ops::{Affine, Conv2d, GroupNorm, Moments, TimeConv},
     wavefront::Slices,
 };
-
-/// Pixels that a slice holds at most, if it holds more than one frame: enough to keep a device busy.
-const PIXELS: usize = 1 << 15;
 
 /// Frames in order, in slices of [n, h, w, c].
 #[derive(Debug, Clone, Default)]
@@ -20,13 +17,16 @@ pub(super) struct Clip {
 
 /// Frames of this size in a slice.
 pub(super) fn frames_in_slice(h: usize, w: usize, size: Slices) -> usize {
-    (size.of(PIXELS) / (h * w)).max(1)
+    (size.pixels() / (h * w)).max(1)
 }
 
 impl Clip {
-    /// From frames [f, h, w, c].
+    /// From frames [f, h, w, c], which the slices are views of.
     pub(super) fn new(frames: &Tensor, size: Slices) -> Result<Self> {
-        Self { slices: vec![frames.clone()], size }.rescale(Ok)
+        let (f, h, w, _) = frames.dims4()?;
+        let full = frames_in_slice(h, w, size);
+        let slice = |first| frames.narrow(0, first, full.min(f - first));
+        Ok(Self { slices: (0..f).step_by(full).map(slice).collect::<Result<_>>()?, size })
     }
 
     /// From frames [1, h, w, c], one after the other.
@@ -34,7 +34,15 @@ impl Clip {
         frames: impl Iterator<Item = Result<Tensor>>,
         size: Slices,
     ) -> Result<Self> {
-        Self { slices: frames.collect::<Result<_>>()?, size }.rescale(Ok)
+        let (mut frames, mut slices) = (frames, Vec::new());
+        while let Some(frame) = frames.next() {
+            let frame = frame?;
+            let (_, h, w, _) = frame.dims4()?;
+            let others = frames.by_ref().take(frames_in_slice(h, w, size) - 1);
+            let slice = std::iter::once(Ok(frame)).chain(others).collect::<Result<_>>()?;
+            slices.push(join(slice)?);
+        }
+        Ok(Self { slices, size })
     }
 
     /// All frames, [f, h, w, c].
@@ -83,21 +91,20 @@ impl Clip {
         Ok(Self { slices, size: self.size })
     }
 
-    /// Changes the scale: `change` gives frames of another size, which are put in slices anew.
-    pub(super) fn rescale(self, mut change: impl FnMut(Tensor) -> Result<Tensor>) -> Result<Self> {
+    /// Convolves to another scale, where frames are put in slices anew. There the widest tensors have `times`
+    /// as many channels as those of the largest scale.
+    pub(super) fn rescale(self, conv: &Conv2d, times: usize) -> Result<Self> {
+        let size = self.size.of_width(times);
         let (mut slices, mut waiting, mut frames) = (Vec::new(), Vec::new(), 0);
         for slice in self.slices {
-            let slice = change(slice)?;
             let (n, h, w, _) = slice.dims4()?;
-            let full = frames_in_slice(h, w, self.size);
+            let (h, w) = conv.output((h, w));
+            let full = frames_in_slice(h, w, size);
             let mut first = 0;
             while first < n {
                 let count = (full - frames).min(n - first);
-                // A copy of its own, so that nothing holds on to the whole.
-                waiting.push(match count == n {
-                    true => slice.clone(),
-                    false => slice.narrow(0, first, count)?.force_contiguous()?,
-                });
+                let part = slice.narrow(0, first, count)?;
+                waiting.push(conv.forward(&[&part], None, None)?);
                 (first, frames) = (first + count, frames + count);
                 if frames == full {
                     slices.push(join(std::mem::take(&mut waiting))?);

@@ -11,5 +11,6 @@ mod residual;
 pub mod text;
 pub mod unet;
 pub mod vae;
+mod walk;
 
 pub use crate::wavefront::Check;

@@ -2,11 +2,15 @@
 //! The autoencoder of Stable Video Diffusion: frames to latents an eighth as large, one by one, and back,
 //! some frames together.
 
+mod budget;
+
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
+
+pub use budget::{decode_bytes, encode_bytes};
 
 use super::{
     Check,
@@ -16,7 +20,7 @@ use super::{
 };
 use crate::{
     ops::{self, Conv2d, GroupNorm, Linear, Moments, Queue, Shape, TimeConv, attention},
-    wavefront::{Autoencoder, Encoded, Mode, Precision, Slices},
+    wavefront::{Autoencoder, Budget, Encoded, Mode, Precision, Slices},
 };
 
 const EPSILON: f64 = 1e-6;
@@ -282,7 +286,7 @@ impl Decoder {
             }
             if let Some(up) = up {
                 check()?;
-                x = x.rescale(|x| up.forward(&[&x], None, None))?;
+                x = x.rescale(up, 1)?;
             }
         }
         check()?;
@@ -297,6 +301,7 @@ impl Decoder {
 /// Encoder and decoder.
 #[derive(Debug)]
 pub struct Vae {
+    config: Config,
     encoder: Encoder,
     decoder: Decoder,
     /// The decoder's.
@@ -311,6 +316,7 @@ impl Vae {
     /// If a tensor is missing or has another shape.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
+            config: config.clone(),
             encoder: Encoder::new(config, &vb.clone().to_dtype(ENCODER))?,
             decoder: Decoder::new(config, &vb.pp("decoder"))?,
             dtype: vb.dtype(),
@@ -372,6 +378,16 @@ impl Autoencoder for Vae {
     fn decode(&self, latents: &Tensor, mode: Mode, check: Check) -> Result<Tensor> {
         self.decode_in(mode, &(latents / SCALE)?, check)
     }
+
+    fn encode_bytes(&self, latent: (usize, usize)) -> usize {
+        encode_bytes(&self.config, latent)
+    }
+
+    fn decode_budget(&self, frames: usize, latent: (usize, usize)) -> Option<Budget<'_>> {
+        let available = ops::device_memory(&self.device)?.available;
+        let peak = move |slices| decode_bytes(&self.config, frames, latent, self.dtype, slices);
+        Some(Budget { available, peak: Box::new(peak) })
+    }
 }
 
 #[cfg(test)]
@@ -409,10 +425,10 @@ mod tests {
     }
 
     #[test]
-    fn smaller_slices_give_the_same() {
-        let mut slices = Slices::default();
-        while let Some(smaller) = slices.halved() {
-            slices = smaller;
+    fn slices_of_all_sizes_give_the_same() {
+        let mut next = Some(Slices::LARGEST);
+        while let Some(slices) = next {
+            next = slices.halved();
             // 5 frames are a slice of latents at first, and 3 in the end.
             let mode = Mode { slices, ..Mode::default() };
             for difference in Tiny::new().differences(mode, 5, (20, 32)) {

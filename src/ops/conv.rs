@@ -124,6 +124,11 @@ impl Conv2d {
         Ok(Self { weight: Weight::new(for_device(weight)?), bias, inputs, outputs, shape })
     }
 
+    /// Height and width of what comes of (h, w).
+    pub fn output(&self, size: (usize, usize)) -> (usize, usize) {
+        self.shape.output(size)
+    }
+
     /// Convolves frames of [n, h, w, c], whose channels are given in one or more parts, and adds `shift`
     /// of [n, out] to every pixel of a frame, and `add` of the output's shape [n, h', w', out].
     ///

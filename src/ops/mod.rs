@@ -62,6 +62,26 @@ pub fn to_device(
     x.to_device(device)
 }
 
+/// Memory of a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// What new tensors of this process can have: what is free, and what the process has kept for itself and
+    /// does not use.
+    pub available: usize,
+    /// What the tensors of this process take.
+    pub used: usize,
+}
+
+/// The memory of a device now, when all its work is done; `None` for a CPU, and where the driver does not say.
+pub fn device_memory(device: &candle_core::Device) -> Option<DeviceMemory> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return cuda::device_memory(device).ok();
+    }
+    let _ = device;
+    None
+}
+
 /// The CUDA device of this number, the same one for all who ask: tensors of two would not meet.
 ///
 /// # Errors

@@ -7,7 +7,8 @@ use candle_core::Tensor;
 
 use super::{
     memory::is_out_of_memory,
-    model::{Check, Mode, Precision, Slices},
+    model::{Check, Mode, Precision},
+    slices::Slices,
 };
 use crate::engine::{
     Cancel, Clip, Error, Progress, Sink,
@@ -61,9 +62,9 @@ impl Control {
         })
     }
 
-    /// Does as much at a time as usual again.
-    pub(super) fn begin_anew(&self) {
-        self.slices.set(Slices::default());
+    /// Works in slices of this size from now on.
+    pub(super) fn begin_with(&self, slices: Slices) {
+        self.slices.set(slices);
     }
 
     /// Runs a network. Where its device has no memory left, it is run again in smaller slices, and so are

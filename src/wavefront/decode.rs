@@ -8,6 +8,7 @@ use candle_core::Tensor;
 use super::{
     control::Control,
     model::{Autoencoder, Precision},
+    slices::Slices,
     tiles::Tiles,
     windows::{Sliding, Windows},
 };
@@ -34,17 +35,26 @@ impl Decode {
         latent: (usize, usize),
         clip: crate::engine::Clip,
     ) -> Self {
-        Self::restore(autoencoder, latent, Sliding::new(FRAMES), Control::new(clip))
+        Self::restore(autoencoder, latent, Sliding::new(FRAMES), Control::new(clip), 0)
     }
 
+    /// From a state. `others` are the bytes that other tensors will take of the device.
     pub(super) fn restore(
         autoencoder: Arc<dyn Autoencoder>,
         latent: (usize, usize),
         frames: Sliding<Latents>,
         control: Control,
+        others: usize,
     ) -> Self {
         let tiles = Tiles::to_decode(latent);
-        Self { autoencoder, tiles, frames, precision: Cell::default(), control }
+        let decode = Self { autoencoder, tiles, frames, precision: Cell::default(), control };
+        decode.choose_slices(others);
+        decode
+    }
+
+    fn choose_slices(&self, others: usize) {
+        let budget = self.autoencoder.decode_budget(FRAMES.longest(), self.tiles.tile());
+        self.control.begin_with(budget.map_or_else(Slices::default, |b| b.slices(others)));
     }
 
     pub(super) fn held(&self) -> &Sliding<Latents> {
@@ -78,6 +88,7 @@ impl Decode {
                     Ok([decoded]) => break decoded,
                     Err(error) => {
                         self.tiles = self.tiles.smaller(error, "decoding", &self.control)?;
+                        self.choose_slices(0);
                     }
                 }
             };

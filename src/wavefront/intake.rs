@@ -13,6 +13,7 @@ use super::{
     noise::{Noise, Purpose},
     picture,
     schedule::{START, Table},
+    slices::Slices,
     stage::Frame,
     tiles::Tiles,
 };
@@ -112,7 +113,10 @@ impl Intake {
             });
             match encoded {
                 Ok([mean, deviation]) => break Encoded { mean, deviation },
-                Err(error) => self.tiles = self.tiles.smaller(error, "encoding", &self.control)?,
+                Err(error) => {
+                    self.tiles = self.tiles.smaller(error, "encoding", &self.control)?;
+                    self.control.begin_with(Slices::default());
+                }
             }
         };
         let key = Key { encoded, alpha };

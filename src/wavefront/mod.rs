@@ -12,6 +12,7 @@
 //! their own, [1, 4, 1, h, w] in f32, which are put together for as long as a network looks at them: so
 //! what is in flight is exactly what the rules need, and moves between devices as it is.
 
+mod budget;
 mod control;
 mod decode;
 mod geometry;
@@ -24,6 +25,7 @@ mod picture;
 mod plan;
 mod sampler;
 mod schedule;
+mod slices;
 mod solver;
 mod stage;
 mod state;
@@ -33,18 +35,20 @@ mod windows;
 
 use std::sync::Arc;
 
+pub use budget::{Footprint, Need, Work};
 pub use decode::{Decode, FRAMES};
 pub use geometry::{Canvas, mask};
 pub use guidance::Guidance;
 pub use memory::is_out_of_memory;
 pub use model::{
-    Autoencoder, Check, Conditions, Denoiser, Encoded, LATENT, Mode, Precision, Slices, Velocities,
+    Autoencoder, Check, Conditions, Denoiser, Encoded, LATENT, Mode, Precision, Velocities,
 };
 pub use noise::{Noise, Purpose, Seeded};
 pub use picture::{fit, frame, planes};
 pub use plan::{Plan, lookahead, resume_from};
 pub use sampler::{Sampler, Tail};
 pub use schedule::{START, Table, times};
+pub use slices::{Budget, RESERVE, Slices};
 pub use solver::{Evaluation, evaluations};
 pub use stage::{Batch, Frame, Recipe};
 pub use state::State;
@@ -157,7 +161,11 @@ impl Wavefront {
             None => Sliding::new(FRAMES),
         };
         let decoder = self.models.decoder.clone();
-        let decode = Decode::restore(decoder, canvas.latent(), frames, control.clone());
+        let last = self.models.denoisers.len().saturating_sub(1);
+        let parts = self.models.denoisers.len().max(1);
+        let latents = Work::new(&self.settings, &canvas, format.made, (last, parts)).latents();
+        let latent = canvas.latent();
+        let decode = Decode::restore(decoder, latent, frames, control.clone(), latents);
         let exit = Exit { decode, canvas, control: control.clone() };
         let noise = Arc::new(Part { whole: self.noise.clone(), first: first * (format.made + 1) });
         let sizes = (canvas, format.made);

@@ -3,6 +3,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
+use super::slices::{Budget, Slices};
+
 /// Pixels on a side of what one latent stands for.
 pub const LATENT: usize = 8;
 
@@ -20,29 +22,6 @@ pub enum Precision {
     Usual,
     /// bf16, whose range is that of f32: for an evaluation that has left the usual one's.
     Wide,
-}
-
-/// How much a network works on at a time: what is fast, or less where a device has no memory for that.
-/// What comes out is the same but for rounding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Slices {
-    halvings: u32,
-}
-
-impl Slices {
-    /// Smaller ones save next to nothing, and take a device's time with little work at once.
-    const MOST_HALVINGS: u32 = 4;
-
-    /// What is left of a slice's usual size, at least 1.
-    pub fn of(self, usual: usize) -> usize {
-        (usual >> self.halvings).max(1)
-    }
-
-    /// Half as much at a time; `None` for the smallest.
-    pub fn halved(self) -> Option<Self> {
-        let halvings = self.halvings + 1;
-        (halvings <= Self::MOST_HALVINGS).then_some(Self { halvings })
-    }
 }
 
 /// How an evaluation is done.
@@ -82,6 +61,12 @@ pub struct Velocities {
 pub trait Denoiser: Send + Sync {
     /// Where it takes its input, and leaves its output.
     fn device(&self) -> &Device;
+
+    /// The memory that the device has, and that an evaluation of a window of `frames` latents of size (h, w)
+    /// takes; `None` where slices are not chosen by memory: on a CPU, where they fit its caches.
+    fn budget(&self, _frames: usize, _latent: (usize, usize), _guided: bool) -> Option<Budget<'_>> {
+        None
+    }
 
     /// Both branches of guidance, or, not `guided`, the first, for a window x [1, 4, f, h, w] in f32.
     ///
@@ -131,4 +116,15 @@ pub trait Autoencoder: Send + Sync {
     /// # Errors
     /// As [`encode`](Self::encode).
     fn decode(&self, latents: &Tensor, mode: Mode, check: Check) -> Result<Tensor>;
+
+    /// Bytes that encoding a frame of latents of size (h, w) takes at its peak, beyond the weights, where
+    /// memory matters.
+    fn encode_bytes(&self, _latent: (usize, usize)) -> usize {
+        0
+    }
+
+    /// As [`Denoiser::budget`], for decoding `frames` latents of size (h, w) together.
+    fn decode_budget(&self, _frames: usize, _latent: (usize, usize)) -> Option<Budget<'_>> {
+        None
+    }
 }

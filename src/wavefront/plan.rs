@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a run will do and need, before any weight is there.
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use super::{
     decode::FRAMES,
@@ -15,9 +15,6 @@ use super::{
 };
 use crate::engine::Format;
 
-/// Bytes of a number of the sampler's.
-const F32: usize = size_of::<f32>();
-
 /// Items that must be there before item `index` leaves the last of some stages over windows.
 fn needed(windows: Windows, stages: usize, index: usize) -> usize {
     let number = windows.final_with(index) + stages - 1;
@@ -27,6 +24,11 @@ fn needed(windows: Windows, stages: usize, index: usize) -> usize {
 /// Output frames that must be there before the given one has been sampled and decoded.
 fn needed_to_decode(windows: Windows, stages: usize, index: usize) -> usize {
     needed(windows, stages, needed(FRAMES, 1, index) - 1)
+}
+
+/// Input frames whose hints are in flight, at most.
+pub(super) fn hints(windows: Windows, evaluations: usize, made: usize) -> usize {
+    needed(windows, evaluations, 0).div_ceil(made + 1)
 }
 
 /// Key frames after any one that must be there before all output up to it has left.
@@ -81,32 +83,19 @@ pub struct Plan {
     windows: Windows,
     evaluations: usize,
     lookahead: usize,
-    /// Bytes beside the sampler's own: the weights, and the largest peak of a network.
-    networks: usize,
 }
 
 impl Plan {
-    /// Of a clip of `keys` frames. `networks` are the bytes that weights and networks take at their peak,
-    /// for a window of so many frames and such a size (h, w) of latents.
-    pub fn new(
-        settings: &Settings,
-        format: Format,
-        keys: usize,
-        networks: impl FnOnce(usize, (usize, usize)) -> usize,
-    ) -> Self {
+    /// Of a clip of `keys` frames.
+    pub fn new(settings: &Settings, format: Format, keys: usize) -> Self {
         let (width, height) = format.output;
-        let canvas = Canvas::new((height, width), settings.smallest);
-        let windows = Windows::of_clip(format.made);
-        let frames = keys + format.made * keys.saturating_sub(1);
-        let largest = windows.all(frames).iter().map(|window| window.len()).max().unwrap_or(0);
         Self {
             format,
-            canvas,
-            frames,
-            windows,
+            canvas: Canvas::new((height, width), settings.smallest),
+            frames: keys + format.made * keys.saturating_sub(1),
+            windows: Windows::of_clip(format.made),
             evaluations: evaluations(&Table::default(), settings.solver, settings.steps).1.len(),
             lookahead: lookahead(settings, format.made),
-            networks: networks(largest, canvas.latent()),
         }
     }
 
@@ -118,7 +107,7 @@ impl Plan {
     /// The most frames of latents in flight, whatever the clip's length: see
     /// [`Sampler::latents`](super::Sampler::latents).
     pub fn latents(&self) -> usize {
-        in_flight(self.windows, self.evaluations)
+        held(self.windows, 0..self.evaluations)
     }
 
     /// Output frames that must be there before the first has been sampled.
@@ -126,31 +115,24 @@ impl Plan {
         needed(self.windows, self.evaluations, 0)
     }
 
-    /// Bytes of the sampler's latents, of the hints, of decoded frames, and of the networks.
-    pub fn memory(&self) -> [(&'static str, usize); 4] {
-        let (h, w) = self.canvas.latent();
-        let latent = 4 * h * w * F32;
-        let hints = self.sampled_after().div_ceil(self.format.made + 1);
+    /// Bytes of the frames that are decoded together, which are in the computer's memory.
+    fn decoded(&self) -> usize {
         let (height, width) = self.canvas.padded;
         // A window, its copies by frame, and those that wait for the next.
-        let decoded = 2 * FRAMES.longest() + FRAMES.overlap;
-        [
-            ("latents in flight", self.latents() * latent),
-            ("hints", hints * latent),
-            ("decoded frames", decoded * COLOURS * height * width * F32),
-            ("networks", self.networks),
-        ]
+        let frames = 2 * FRAMES.longest() + FRAMES.overlap;
+        frames * COLOURS * height * width * size_of::<f32>()
     }
 }
 
-/// Frames of latents that stages hold between two frames, at most.
-fn in_flight(windows: Windows, stages: usize) -> usize {
+/// Frames of latents that these stages hold between two frames, at most.
+pub(super) fn held(windows: Windows, stages: Range<usize>) -> usize {
     // The first waits for frames until it is sure of a window. Behind its next window, each holds its
     // frames up to the first of the window after; what the solver remembers of all but the first; and
     // what the window before has given for its overlap.
     let behind = windows.stride() + 1 + windows.overlap;
     let first = windows.longest() + windows.overlap;
-    first + (stages - 1) * (behind + windows.stride())
+    let stage = |stage| if stage == 0 { first } else { behind + windows.stride() };
+    stages.map(stage).sum()
 }
 
 impl fmt::Display for Plan {
@@ -187,13 +169,7 @@ impl fmt::Display for Plan {
             FRAMES.length,
             tiles.0 * tiles.1
         )?;
-        let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
-        let mut total = 0;
-        write!(f, "memory:")?;
-        for (name, bytes) in self.memory() {
-            total += bytes;
-            write!(f, " {name} {:.2} GiB,", gib(bytes))?;
-        }
-        write!(f, " together {:.2} GiB", gib(total))
+        let gib = self.decoded() as f64 / f64::from(1 << 30);
+        write!(f, "decoded frames: {gib:.2} GiB of the computer's memory")
     }
 }

@@ -20,8 +20,10 @@ use std::{
 use candle_core::Device;
 
 use super::{
+    budget::stages_of,
     control::Control,
     model::Denoiser,
+    slices::Slices,
     solver::Evaluation,
     stage::{Batch, Recipe, Stage},
     windows::{Sliding, Windows},
@@ -113,12 +115,14 @@ impl<T: Tail> Sampler<T> {
         let stage = |number: usize, _: &Device| {
             Ok(Stage::new(evaluations[number].clone(), Sliding::new(windows), 0))
         };
-        Self::build(denoisers, evaluations.len(), stage, recipe, Control::new(clip), tail)
+        let slices = vec![Slices::default(); denoisers.len()];
+        let devices = (denoisers, &*slices);
+        Self::build(devices, evaluations.len(), stage, recipe, Control::new(clip), tail)
     }
 
-    /// Of `count` stages, each made for its device.
+    /// Of `count` stages, each made for its device, which works in slices of its own size.
     pub(super) fn build(
-        denoisers: &[Arc<dyn Denoiser>],
+        (denoisers, slices): (&[Arc<dyn Denoiser>], &[Slices]),
         count: usize,
         mut stage: impl FnMut(usize, &Device) -> Result<Stage, Error>,
         recipe: Recipe,
@@ -136,12 +140,14 @@ impl<T: Tail> Sampler<T> {
         let recipe = Arc::new(recipe);
         let devices = denoisers.len().min(count);
         let part = |(number, denoiser): (usize, &Arc<dyn Denoiser>)| {
-            let stages = number * count / devices..(number + 1) * count / devices;
+            let stages = stages_of(number, devices, count);
+            let control = control.clone();
+            control.begin_with(slices[number]);
             Ok(Part {
                 denoiser: denoiser.clone(),
                 stages: stages.map(|n| stage(n, denoiser.device())).collect::<Result<_, _>>()?,
                 recipe: recipe.clone(),
-                control: control.clone(),
+                control,
             })
         };
         let parts =

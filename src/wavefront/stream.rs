@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::{
+    budget::Work,
     control::Control,
     geometry::Canvas,
     guidance::Guidance,
@@ -14,6 +15,7 @@ use super::{
     noise::Noise,
     sampler::{Sampler, Tail},
     schedule::Table,
+    slices::Slices,
     solver::evaluations,
     stage::{Batch, Recipe, Stage},
     state::State,
@@ -60,6 +62,26 @@ pub struct Models {
     pub denoisers: Vec<Arc<dyn Denoiser>>,
     /// Decodes, after the last denoiser and on its thread.
     pub decoder: Arc<dyn Autoencoder>,
+}
+
+impl Models {
+    /// What each denoiser works on at a time, by the memory of its device.
+    fn slices(&self, settings: &Settings, canvas: &Canvas, made: usize) -> Vec<Slices> {
+        let parts = self.denoisers.len();
+        let guided = settings.guidance.guided();
+        let choose = |(part, denoiser): (usize, &Arc<dyn Denoiser>)| {
+            let work = Work::new(settings, canvas, made, (part, parts));
+            let Some(budget) = denoiser.budget(work.frames(), canvas.latent(), guided) else {
+                return Slices::default();
+            };
+            let encode = match work.encodes_meanwhile() {
+                true => self.encoder.encode_bytes(canvas.latent()),
+                false => 0,
+            };
+            budget.slices(work.latents() + encode)
+        };
+        self.denoisers.iter().enumerate().map(choose).collect()
+    }
 }
 
 /// Key frames in, latents of all output frames to a [`Tail`].
@@ -115,9 +137,10 @@ impl<T: Tail> Stream<T> {
             };
             Ok(Stage::new(evaluations[number].clone(), frames, ordinary))
         };
+        let slices = models.slices(settings, &canvas, made);
         let count = evaluations.len();
-        let sampler =
-            Sampler::build(&models.denoisers, count, stage, recipe, control.clone(), tail)?;
+        let devices = (&*models.denoisers, &*slices);
+        let sampler = Sampler::build(devices, count, stage, recipe, control.clone(), tail)?;
         let rules = Rules { canvas, made, table, start, t_hint, noise };
         let held = state.map_or(Ok((0, None)), State::intake)?;
         let intake = Intake::new(models.encoder.clone(), rules, held, control);

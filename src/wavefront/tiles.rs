@@ -201,8 +201,7 @@ impl Tiles {
         let (Some(smaller), Error::DeviceMemory { .. }) = (smaller, &error) else {
             return Err(error);
         };
-        let sizes = smaller.tiles.iter().map(|(rows, columns)| (rows.len(), columns.len()));
-        let (h, w) = sizes.max().unwrap_or_default();
+        let (h, w) = smaller.tile();
         control.sink.warning(format!(
             "the device has no memory left for {what} as it should be done: it goes on in tiles of \
              {}×{} pixels, whose values differ slightly; a smaller up-scale or max-pixels, or another \
@@ -210,7 +209,12 @@ impl Tiles {
             w * LATENT,
             h * LATENT
         ));
-        control.begin_anew();
         Ok(smaller)
+    }
+
+    /// The largest tile, (h, w) in latents.
+    pub(super) fn tile(&self) -> (usize, usize) {
+        let sizes = self.tiles.iter().map(|(rows, columns)| (rows.len(), columns.len()));
+        sizes.max().unwrap_or_default()
     }
 }

@@ -14,16 +14,21 @@ enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, 
 enum { MULTIPROCESSORS = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, MOST_SHARED = 97, MEMORY_POOLS = 115 };
 enum { DYNAMIC_SHARED = 8 };
 // Of a pool of memory.
-enum { USED = 7, USED_HIGH = 8 };
+enum { RESERVED = 5, USED = 7, USED_HIGH = 8 };
 
 #define SHARED_BYTES 232448
-#define TOTAL_BYTES (80ull << 30)
 // What is larger is not copied, only given out: nobody looks at it.
 #define LOOKED_AT (1 << 20)
 
 typedef uint64_t Pointer;
 
 static size_t used, high;
+
+// The device's memory: DRIVER_MIB in MiB, else 80 GiB.
+static size_t total_bytes(void) {
+    const char *mib = getenv("DRIVER_MIB");
+    return (mib != NULL ? strtoull(mib, NULL, 10) : 80ull << 10) << 20;
+}
 
 static int refuse(const char *what, const char *name) {
     fprintf(stderr, "the driver would refuse %s of %s\n", what, name);
@@ -77,7 +82,7 @@ int cuEventElapsedTime_v2(float *milliseconds, void *from, void *to) {
 
 int cuMemAllocAsync(Pointer *pointer, size_t bytes, void *stream) {
     const size_t room = 256;
-    size_t *memory = used + bytes > TOTAL_BYTES ? NULL : aligned_alloc(room, (bytes + 2 * room - 1) / room * room);
+    size_t *memory = used + bytes > total_bytes() ? NULL : aligned_alloc(room, (bytes + 2 * room - 1) / room * room);
     if (memory == NULL) {
         return OUT_OF_MEMORY;
     }
@@ -116,13 +121,14 @@ int cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void *stream) {
 }
 
 int cuMemGetInfo_v2(size_t *left, size_t *total) {
-    *total = TOTAL_BYTES;
-    *left = TOTAL_BYTES - used;
+    *total = total_bytes();
+    *left = total_bytes() - used;
     return SUCCESS;
 }
 
 int cuMemPoolGetAttribute(void *pool, int attribute, uint64_t *value) {
-    *value = attribute == USED ? used : high;
+    // The pool keeps nothing.
+    *value = attribute == USED || attribute == RESERVED ? used : high;
     return SUCCESS;
 }
 

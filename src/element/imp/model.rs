@@ -38,7 +38,20 @@ impl VEnhance {
         let output = options.output_size(choice.model, input, up_scale);
         let made = engine::made_frames(caps::rate(target_fps), fps);
         let format = engine::Format { input, output, made, alpha: false };
-        models::plan(&choice, format, inputs)
+        models::plan(&choice, format, up_scale, inputs)
+    }
+
+    /// Compares the memory that the model needs for a format with the memory of its devices. If there is too little, the
+    /// stream ends with an error, before the model is loaded.
+    pub(super) fn check_memory(&self, format: &engine::Format) -> Result<(), gst::FlowError> {
+        let scale = self.settings.lock().up_scale;
+        let choice = self.state.lock().choice.clone();
+        let check = |choice: Choice| models::check_memory(&choice, format, scale);
+        choice.map_or(Ok(()), check).map_err(|error| {
+            gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
+            self.keep_sticky_events(self.queue.abort(gst::FlowError::Error));
+            gst::FlowError::Error
+        })
     }
 
     /// See [`crate::VEnhance::resume_from`].

@@ -14,7 +14,12 @@ impl VEnhance {
         &self,
         items: impl IntoIterator<Item = QueueItem>,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        items.into_iter().try_fold(gst::FlowSuccess::Ok, |_, item| self.queue.push(item))
+        items.into_iter().try_fold(gst::FlowSuccess::Ok, |_, item| {
+            if let QueueItem::Format(format, _) = &item {
+                self.check_memory(format)?;
+            }
+            self.queue.push(item)
+        })
     }
 
     /// Passes an event on in its order. The clip continues.

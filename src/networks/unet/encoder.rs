@@ -111,7 +111,8 @@ impl Stage {
 #[derive(Debug)]
 enum Block {
     Stage(Box<Stage>),
-    Down(Conv2d),
+    /// To the next level, whose widths are so many times the first level's.
+    Down(Conv2d, usize),
 }
 
 /// The way down, and the middle.
@@ -146,9 +147,9 @@ impl Encoder {
                 width = out;
                 widths.push(width);
             }
-            if level + 1 < config.dim_mult.len() {
+            if let Some(times) = config.dim_mult.get(level + 1) {
                 let vb = input.pp(blocks.len() + 1).pp("op");
-                blocks.push(Block::Down(layers::conv(vb, width, width, DOWN)?));
+                blocks.push(Block::Down(layers::conv(vb, width, width, DOWN)?, *times));
                 widths.push(width);
             }
         }
@@ -163,7 +164,7 @@ impl Encoder {
     pub(super) fn prompted(&self) -> impl Iterator<Item = &SpatialTransformer> {
         let stages = self.blocks.iter().filter_map(|block| match block {
             Block::Stage(stage) => Some(stage.as_ref()),
-            Block::Down(_) => None,
+            Block::Down(..) => None,
         });
         stages.chain([&self.middle.0]).filter_map(Stage::prompted)
     }
@@ -207,9 +208,9 @@ impl Encoder {
         for (n, block) in self.blocks.iter().enumerate().skip(1) {
             x = match block {
                 Block::Stage(stage) => stage.forward(x, None, embedding, context, check)?,
-                Block::Down(conv) => {
+                Block::Down(conv, times) => {
                     check()?;
-                    x.rescale(|x| conv.forward(&[&x], None, None))?
+                    x.rescale(conv, *times)?
                 }
             };
             each(n + 1, &x)?;

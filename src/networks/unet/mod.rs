@@ -97,9 +97,11 @@ impl TimeEmbedding {
 /// The UNet with its ControlNet.
 #[derive(Debug)]
 pub struct Denoiser {
+    config: Config,
     time: TimeEmbedding,
     encoder: Encoder,
-    decoder: Vec<(Stage, Option<Conv2d>)>,
+    /// Each stage, and what leads to the level above, whose widths are so many times the first level's.
+    decoder: Vec<(Stage, Option<(Conv2d, usize)>)>,
     norm: GroupNorm,
     out: Conv2d,
     control: ControlNet,
@@ -132,7 +134,8 @@ impl Denoiser {
                 let up = match n == config.num_res_blocks && level > 0 {
                     true => {
                         let item = if attends { "3" } else { "1" };
-                        Some(layers::conv(vb.pp(item).pp("conv"), width, width, UP)?)
+                        let conv = layers::conv(vb.pp(item).pp("conv"), width, width, UP)?;
+                        Some((conv, config.dim_mult[level - 1]))
                     }
                     false => None,
                 };
@@ -140,6 +143,7 @@ impl Denoiser {
             }
         }
         Ok(Self {
+            config: config.clone(),
             time: TimeEmbedding::new(vb.pp("time_embed"), config.dim)?,
             encoder,
             decoder,
@@ -179,7 +183,7 @@ impl Denoiser {
         self.forward_in(Mode::default(), x, conditions, contexts, check)
     }
 
-    /// As [`forward`](Self::forward), with activations of another type, or in smaller slices.
+    /// As [`forward`](Self::forward), with activations of another type, or in other slices.
     ///
     /// # Errors
     /// As there.
@@ -240,9 +244,9 @@ impl Denoiser {
     ) -> Result<Tensor> {
         for (stage, up) in &self.decoder {
             x = stage.forward(x, skips.pop(), embedding, context, check)?;
-            if let Some(up) = up {
+            if let Some((up, times)) = up {
                 check()?;
-                x = x.rescale(|x| up.forward(&[&x], None, None))?;
+                x = x.rescale(up, *times)?;
             }
         }
         check()?;

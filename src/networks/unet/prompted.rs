@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{Context, Denoiser};
-use crate::wavefront::{self, Check, Conditions, Mode, Velocities};
+use super::{Context, Denoiser, peak_bytes};
+use crate::{
+    ops,
+    wavefront::{self, Budget, Check, Conditions, Mode, Velocities},
+};
 
 /// A denoiser, and what its prompts come to.
 #[derive(Debug)]
@@ -30,6 +33,14 @@ impl Prompted {
 impl wavefront::Denoiser for Prompted {
     fn device(&self) -> &Device {
         &self.denoiser.device
+    }
+
+    fn budget(&self, frames: usize, latent: (usize, usize), guided: bool) -> Option<Budget<'_>> {
+        let Denoiser { config, dtype, device, .. } = &*self.denoiser;
+        let available = ops::device_memory(device)?.available;
+        let branches = if guided { 2 } else { 1 };
+        let peak = move |slices| peak_bytes(config, frames, latent, branches, *dtype, slices);
+        Some(Budget { available, peak: Box::new(peak) })
     }
 
     fn velocities(
@@ -87,8 +98,8 @@ mod tests {
     }
 
     #[test]
-    fn smaller_slices_give_the_same() {
-        // Of 18·24 pixels, 75 frames are a slice at first, and 4 in the end.
+    fn slices_of_all_sizes_give_the_same() {
+        // Of 18·24 pixels, all frames are a slice at first, and 4 in the end.
         let (x, hint) = (noise("x", &[1, 4, 9, 18, 24]), noise("hint", &[1, 4, 3, 18, 24]));
         let mask: Vec<_> = (0..9_usize).map(|n| n.is_multiple_of(4).then_some(n / 4)).collect();
         let conditions =
@@ -99,9 +110,9 @@ mod tests {
             prompted.velocities(&x, &conditions, true, mode, &|| Ok(())).unwrap()
         };
         let usual = run(Slices::default());
-        let mut slices = Slices::default();
-        while let Some(smaller) = slices.halved() {
-            slices = smaller;
+        let mut next = Some(Slices::LARGEST);
+        while let Some(slices) = next {
+            next = slices.halved();
             let found = run(slices);
             let pairs = [
                 (found.conditional, &usual.conditional),

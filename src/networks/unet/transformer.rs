@@ -195,7 +195,7 @@ impl TemporalTransformer {
             .map(|slice| slice.reshape(tokens_of(slice)?))
             .collect::<Result<_>>()?;
         let (_, pixels, _) = slices[0].dims3()?;
-        let tokens = x.size().of(tokens_at_a_time(slices[0].dtype(), self.width));
+        let tokens = x.size().share(tokens_at_a_time(slices[0].dtype(), self.width));
         // No more sequences than a GPU's grid has in its last dimension.
         let step = (tokens / frames).clamp(1, pixels.min(65_535));
         for first in (0..pixels).step_by(step) {

@@ -7,6 +7,8 @@ use candle_core::{Device, Result, Tensor, cuda::WrapErr};
 use cudarc::driver::{CudaContext, result, sys};
 use once_cell::sync::Lazy;
 
+use crate::ops::DeviceMemory;
+
 static DEVICES: Lazy<Mutex<HashMap<usize, Device>>> = Lazy::new(Mutex::default);
 
 /// The CUDA device of this number, the same one for all who ask: tensors of two would not meet.
@@ -76,6 +78,17 @@ pub struct Memory {
     pub free: u64,
 }
 
+/// A number of bytes that the pool of a device's tensors knows.
+fn pool_bytes(context: &CudaContext, attribute: sys::CUmemPool_attribute) -> Result<u64> {
+    let mut bytes = 0_u64;
+    // SAFETY: the context's own device has a default pool, and these attributes are numbers of 64 bits.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device()).w()?;
+        result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()).w()?;
+    }
+    Ok(bytes)
+}
+
 /// What a device's memory holds; begins to look for the most anew.
 ///
 /// # Errors
@@ -85,22 +98,34 @@ pub fn memory(device: &Device) -> Result<Memory> {
     let context = stream.context();
     let (free, _) = context.mem_get_info().w()?;
     use sys::CUmemPool_attribute::{
-        CU_MEMPOOL_ATTR_USED_MEM_CURRENT, CU_MEMPOOL_ATTR_USED_MEM_HIGH,
+        CU_MEMPOOL_ATTR_USED_MEM_CURRENT, CU_MEMPOOL_ATTR_USED_MEM_HIGH as HIGH,
     };
-    // SAFETY: the context's own device has a default pool, and these attributes are numbers of 64 bits; the
-    // second may be set to 0 alone.
+    let used = pool_bytes(context, CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+    let most = pool_bytes(context, HIGH)?;
+    let mut zero = 0_u64;
+    // SAFETY: the context's own device has a default pool, and this attribute may be set to 0.
     unsafe {
         let pool = result::device::get_default_mem_pool(context.cu_device()).w()?;
-        let get = |attribute| {
-            let mut value = 0_u64;
-            result::mem_pool::get_attribute(pool, attribute, (&raw mut value).cast()).w()?;
-            Ok::<_, candle_core::Error>(value)
-        };
-        let used = get(CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
-        let most = get(CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
-        let mut zero = 0_u64;
-        let high = CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-        result::mem_pool::set_attribute(pool, high, (&raw mut zero).cast()).w()?;
-        Ok(Memory { used, most, free: free as u64 })
+        result::mem_pool::set_attribute(pool, HIGH, (&raw mut zero).cast()).w()?;
     }
+    Ok(Memory { used, most, free: free as u64 })
+}
+
+/// See [`crate::ops::device_memory`].
+pub(crate) fn device_memory(device: &Device) -> Result<DeviceMemory> {
+    // What was given back counts when the work that was asked for before is done.
+    device.synchronize()?;
+    let stream = device.as_cuda_device()?.cuda_stream();
+    let context = stream.context();
+    let (free, _) = context.mem_get_info().w()?;
+    if !context.has_async_alloc() {
+        return Ok(DeviceMemory { available: free, used: 0 });
+    }
+    use sys::CUmemPool_attribute::{
+        CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
+    };
+    let used = pool_bytes(context, CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+    let kept = pool_bytes(context, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+    let unused = kept.saturating_sub(used) as usize;
+    Ok(DeviceMemory { available: free + unused, used: used as usize })
 }

@@ -16,6 +16,7 @@ mod record;
 mod tiles;
 
 pub(super) use attention::{attention, has_kernel};
+pub(super) use device::device_memory;
 pub use device::{Memory, memory, open};
 pub(super) use device::{copy_between, has_room};
 pub(super) use gate::geglu;

@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Whether a diffusion model fits its devices, before any weight is downloaded or loaded.
+
+use std::fmt::Write;
+
+use candle_core::DType;
+
+use super::Device;
+use crate::{
+    engine::{Error, Format, MAX_MADE_FRAMES},
+    networks::{unet, vae},
+    wavefront::{Canvas, Footprint, Need, RESERVE, Settings, Slices, Work},
+    weights::{Config, keys::Keys},
+};
+
+/// A model's networks by their sizes.
+pub(super) struct Sizes {
+    config: Config,
+    dtype: DType,
+    denoiser: usize,
+    autoencoder: usize,
+}
+
+impl Sizes {
+    /// Of networks whose activations have a type.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if no networks have these sizes.
+    pub(super) fn new(config: &Config, dtype: DType) -> Result<Self, Error> {
+        let count =
+            |keys: &Keys| keys.values().map(|shape| shape.iter().product::<usize>()).sum::<usize>();
+        Ok(Self {
+            dtype,
+            denoiser: count(&config.unet_keys()?) * dtype.size_in_bytes(),
+            autoencoder: vae::weight_bytes(&config.vae_keys()?, dtype),
+            config: config.clone(),
+        })
+    }
+}
+
+impl Footprint for Sizes {
+    fn denoiser(&self) -> usize {
+        self.denoiser
+    }
+
+    fn autoencoder(&self) -> usize {
+        self.autoencoder
+    }
+
+    fn evaluate(
+        &self,
+        frames: usize,
+        latent: (usize, usize),
+        guided: bool,
+        slices: Slices,
+    ) -> usize {
+        let branches = if guided { 2 } else { 1 };
+        unet::peak_bytes(&self.config.unet, frames, latent, branches, self.dtype, slices)
+    }
+
+    fn encode(&self, latent: (usize, usize)) -> usize {
+        vae::encode_bytes(&self.config.vae, latent)
+    }
+
+    fn decode(&self, frames: usize, latent: (usize, usize), slices: Slices) -> usize {
+        vae::decode_bytes(&self.config.vae, frames, latent, self.dtype, slices)
+    }
+}
+
+/// A run on a device for each part of its work, which has so much memory in bytes, if that is known.
+pub(super) struct Run<'a> {
+    pub(super) networks: &'a dyn Footprint,
+    pub(super) settings: &'a Settings,
+    pub(super) devices: &'a [(Device, Option<usize>)],
+}
+
+impl Run<'_> {
+    /// What device `part` does for frames of size (w, h).
+    fn work(&self, (width, height): (usize, usize), made: usize, part: usize) -> Work {
+        let canvas = Canvas::new((height, width), self.settings.smallest);
+        Work::new(self.settings, &canvas, made, (part, self.devices.len()))
+    }
+
+    fn need(&self, size: (usize, usize), made: usize, part: usize, slices: Slices) -> Need {
+        self.work(size, made, part).need(self.networks, slices)
+    }
+
+    /// The first device whose memory is less than what it needs at least and `reserve` bytes: its place, and
+    /// both numbers.
+    fn lacks(
+        &self,
+        size: (usize, usize),
+        made: usize,
+        reserve: usize,
+    ) -> Option<(usize, usize, usize)> {
+        let devices = self.devices.iter().enumerate();
+        let mut lacks = devices.filter_map(|(part, (_, memory))| {
+            let memory = (*memory)?;
+            let need = self.need(size, made, part, Slices::SMALLEST).total() + reserve;
+            (need > memory).then_some((part, need, memory))
+        });
+        lacks.next()
+    }
+
+    /// Says what is wrong if no output whatever fits.
+    ///
+    /// # Errors
+    /// [`Error::TooLittleMemory`].
+    pub(super) fn check_any(&self, model: &str) -> Result<(), Error> {
+        let (height, width) = self.settings.smallest;
+        // With the shortest of the longest windows.
+        let fits = |made| self.lacks((width, height), made, 0);
+        let lacks: Option<Vec<_>> = (0..=MAX_MADE_FRAMES).map(fits).collect();
+        let least = lacks.and_then(|all| all.into_iter().min_by_key(|(_, need, _)| *need));
+        least.map_or(Ok(()), |(part, needed, available)| {
+            let what = format!("{model} for the smallest output, {width}×{height},");
+            Err(self.error(what, part, needed, available, NO_SIZE))
+        })
+    }
+
+    /// Compares what a format needs with what the devices have. `output` gives the size (w, h) of the output
+    /// by max-pixels.
+    ///
+    /// # Errors
+    /// [`Error::TooLittleMemory`].
+    pub(super) fn check(
+        &self,
+        model: &str,
+        format: &Format,
+        output: impl Fn(u32) -> (usize, usize),
+    ) -> Result<(), Error> {
+        let Some((part, needed, available)) = self.lacks(format.output, format.made, 0) else {
+            return Ok(());
+        };
+        let what = format!("{model} for output of {}×{}", format.output.0, format.output.1);
+        let instead = match self.max_pixels(format, output) {
+            Some(pixels) => format!("use max-pixels={pixels} or less, or another device"),
+            None => NO_SIZE.into(),
+        };
+        Err(self.error(what, part, needed, available, &instead))
+    }
+
+    /// The largest max-pixels, below what a format has, whose output fits, if any does.
+    fn max_pixels(&self, format: &Format, output: impl Fn(u32) -> (usize, usize)) -> Option<u32> {
+        let fits = |pixels| self.lacks(output(pixels), format.made, RESERVE).is_none();
+        let area = format.output.0 * format.output.1;
+        // What fits is never larger than what does not, but for the rounding of slices.
+        let (mut low, mut high) = (0, u32::try_from(area).unwrap_or(u32::MAX));
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if fits(middle) { low = middle } else { high = middle }
+        }
+        (low > 0).then_some(low)
+    }
+
+    fn error(
+        &self,
+        what: String,
+        part: usize,
+        needed: usize,
+        available: usize,
+        instead: &str,
+    ) -> Error {
+        Error::TooLittleMemory {
+            what,
+            device: self.devices[part].0.to_string(),
+            needed: gib(needed, f64::ceil),
+            available: gib(available, f64::floor),
+            instead: instead.into(),
+        }
+    }
+
+    /// What a format takes on each device, and in what slices, for people.
+    pub(super) fn describe(
+        &self,
+        format: &Format,
+        output: impl Fn(u32) -> (usize, usize),
+    ) -> String {
+        let mut text = String::new();
+        for (part, (device, memory)) in self.devices.iter().enumerate() {
+            let need = |slices| self.need(format.output, format.made, part, slices);
+            let fits = |memory: usize| {
+                let peak = |slices| need(slices).total();
+                Slices::largest(memory.saturating_sub(RESERVE), peak).unwrap_or(Slices::SMALLEST)
+            };
+            let slices = memory.map_or_else(Slices::default, fits);
+            let Need { weights, latents, networks } = need(slices);
+            let [weights, latents, networks, total] =
+                [weights, latents, networks, need(slices).total()].map(|n| gib(n, f64::ceil));
+            let _ = write!(
+                text,
+                "\nmemory of {device}: weights {weights}, latents {latents}, networks {networks}, together \
+                 {total}, in slices of {} pixels",
+                slices.pixels()
+            );
+            if let Some(memory) = memory {
+                let _ = write!(text, "; it has {}", gib(*memory, f64::floor));
+            }
+        }
+        if self.lacks(format.output, format.made, 0).is_some() {
+            let _ = match self.max_pixels(format, output) {
+                Some(pixels) => {
+                    write!(
+                        text,
+                        "\ntoo little memory: the largest max-pixels that fits is {pixels}"
+                    )
+                }
+                None => write!(text, "\ntoo little memory: no max-pixels fits"),
+            };
+        }
+        text
+    }
+}
+
+/// What to do where the size is not what is wrong.
+const NO_SIZE: &str =
+    "no max-pixels makes it fit: use a smaller min-height, another device or model=lite";
+
+/// For people, rounded to hundredths.
+fn gib(bytes: usize, round: fn(f64) -> f64) -> String {
+    format!("{:.2} GiB", round(bytes as f64 / f64::from(1 << 30) * 100.0) / 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Model, Options};
+
+    const GIB: usize = 1 << 30;
+
+    /// What is decided for the published model on devices of so many bytes.
+    struct Case {
+        settings: Settings,
+        networks: Sizes,
+        devices: Vec<(Device, Option<usize>)>,
+    }
+
+    impl Case {
+        fn new(memory: &[usize]) -> Self {
+            let devices = memory.iter().enumerate();
+            Self {
+                settings: Settings::from(&Options::default()),
+                networks: Sizes::new(&Config::full(), DType::F16).unwrap(),
+                devices: devices.map(|(n, bytes)| (Device::Cuda(n), Some(*bytes))).collect(),
+            }
+        }
+
+        fn run(&self) -> Run<'_> {
+            Run { networks: &self.networks, settings: &self.settings, devices: &self.devices }
+        }
+
+        /// Of the published example: 720×480, four times as large.
+        fn check(&self) -> Result<(), Error> {
+            self.run().check("model v1", &format(output(2_621_440)), output)
+        }
+    }
+
+    /// The output's size by max-pixels.
+    fn output(max_pixels: u32) -> (usize, usize) {
+        let options = Options { max_pixels, ..Options::default() };
+        options.output_size(Model::V1, (720, 480), 4.0)
+    }
+
+    fn format(output: (usize, usize)) -> Format {
+        Format { input: (720, 480), output, made: 2, alpha: false }
+    }
+
+    /// The number after a text.
+    fn number_after(text: &str, part: &str) -> u32 {
+        let rest = text.split(part).nth(1).unwrap_or_else(|| panic!("{part} is not in {text}"));
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    }
+
+    #[test]
+    fn too_little_memory_is_an_error_with_both_numbers_and_the_largest_size_that_fits() {
+        assert_eq!(Case::new(&[16 * GIB]).check(), Ok(()));
+        let case = Case::new(&[11 * GIB]);
+        let text = case.check().unwrap_err().to_string();
+        for part in
+            ["model v1 for output of 1982×1320 needs", "GiB of memory on cuda:0", "11.00 GiB"]
+        {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        let pixels = number_after(&text, "max-pixels=");
+        let fits = |pixels| case.run().lacks(output(pixels), 2, RESERVE).is_none();
+        assert!(fits(pixels) && !fits(pixels + 1), "{text}");
+        let (w, h) = output(pixels);
+        assert!(w * h <= pixels as usize, "{text}");
+    }
+
+    #[test]
+    fn where_no_size_fits_the_error_names_none() {
+        let case = Case::new(&[6 * GIB]);
+        let text = case.check().unwrap_err().to_string();
+        assert!(
+            text.contains("no max-pixels makes it fit") && text.contains("model=lite"),
+            "{text}"
+        );
+        let text = case.run().check_any("model v1").unwrap_err().to_string();
+        assert!(text.contains("smallest output, 1280×720, needs"), "{text}");
+        assert_eq!(Case::new(&[11 * GIB]).run().check_any("model v1"), Ok(()));
+    }
+
+    #[test]
+    fn each_of_several_devices_has_to_hold_its_part() {
+        let text = Case::new(&[24 * GIB, 11 * GIB]).check().unwrap_err().to_string();
+        assert!(text.contains("on cuda:1"), "{text}");
+        // The first encodes while it evaluates.
+        let text = Case::new(&[16 * GIB, 16 * GIB]).check().unwrap_err().to_string();
+        assert!(text.contains("on cuda:0"), "{text}");
+        assert_eq!(Case::new(&[24 * GIB, 16 * GIB]).check(), Ok(()));
+    }
+
+    #[test]
+    fn memory_that_is_not_known_decides_nothing() {
+        let mut case = Case::new(&[0]);
+        case.devices[0] = (Device::Cpu, None);
+        assert_eq!(case.check(), Ok(()));
+        let text = case.run().describe(&format((1982, 1320)), output);
+        assert!(text.contains("memory of cpu") && text.contains("32768 pixels"), "{text}");
+        assert!(!text.contains("it has") && !text.contains("too little"), "{text}");
+    }
+
+    #[test]
+    fn a_plan_says_what_is_needed_what_there_is_and_what_fits() {
+        let plan = |bytes| Case::new(&[bytes]).run().describe(&format((1982, 1320)), output);
+        let text = plan(79 * GIB);
+        for part in ["memory of cuda:0: weights", "slices of 131072 pixels; it has 79.00 GiB"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        let text = plan(11 * GIB);
+        assert!(text.contains("2048 pixels; it has 11.00 GiB"), "{text}");
+        assert!(number_after(&text, "max-pixels that fits is ") > 1_000_000, "{text}");
+    }
+
+    /// What a card of so many GB has for this process: its driver and a context take about 0.6 GiB.
+    fn usable(gigabytes: usize) -> usize {
+        gigabytes * GIB - 600 * (1 << 20)
+    }
+
+    /// The table of benches/RESULTS.md: `cargo test --lib table_of_cards -- --nocapture`.
+    #[test]
+    fn table_of_cards() {
+        let mut largest = Vec::new();
+        for gigabytes in [8, 10, 12, 16, 24, 80] {
+            let case = Case::new(&[usable(gigabytes)]);
+            let run = case.run();
+            let slices = |size, made| {
+                let peak = |slices| run.need(size, made, 0, slices).total();
+                Slices::largest(usable(gigabytes) - RESERVE, peak)
+            };
+            // Heights of 16:9, up to the area that max-pixels has at first.
+            let heights = (720..=1212_usize).rev().step_by(2);
+            let mut sizes = heights.map(|h| ((h * 16).div_ceil(9).next_multiple_of(2), h));
+            let found = sizes.find_map(|size| Some((size, slices(size, 2)?)));
+            match found {
+                Some(((w, h), slices)) => {
+                    let Need { weights, latents, networks } = run.need((w, h), 2, 0, slices);
+                    println!(
+                        "| {gigabytes} | {w}×{h} | {} | {} | {} | {} |",
+                        slices.pixels(),
+                        gib(weights, f64::round),
+                        gib(latents, f64::round),
+                        gib(networks, f64::round)
+                    );
+                }
+                None => println!("| {gigabytes} | none | | | | |"),
+            }
+            largest.push(found.map_or(0, |((w, h), _)| w * h));
+        }
+        assert!(largest.is_sorted(), "{largest:?}");
+        // The whole range on 24 GB.
+        assert!(largest[4] >= 2154 * 1212, "{largest:?}");
+    }
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How much memory encoding and decoding take, from the order of their work.
+//!
+//! The peaks are at the frames' own size. Attention works on a 64th of these pixels: what it takes for scores
+//! on a GPU is far below them, and not counted.
+
+use std::iter::successors;
+
+use candle_core::DType;
+
+use super::{COLOURS, Config, ENCODER, LATENTS};
+use crate::{
+    networks::walk::{Input, Scale, Walk},
+    wavefront::{LATENT, Slices},
+};
+
+/// Convolutions along the frames of a block of the decoder.
+const TEMPORAL: usize = 2;
+
+/// Channels of attention's tensors beside its input, for each of its channels: what is normalised, queries,
+/// keys, values, what they come to, and the output.
+const ATTENTION: usize = 6;
+
+fn attention(walk: &mut Walk, scale: &Scale, channels: usize) {
+    walk.map(scale, &[Input::taken(channels)], channels, ATTENTION * channels);
+}
+
+/// Bytes at the peak of encoding a frame of latents of size (h, w), beyond the weights.
+pub fn encode_bytes(config: &Config, (h, w): (usize, usize)) -> usize {
+    let scale = |level: u32| {
+        let size = ((h * LATENT) >> level, (w * LATENT) >> level);
+        Scale::new(1, size, ENCODER, Slices::default())
+    };
+    let mut walk = Walk::default();
+    let mut channels = config.block_out_channels[0];
+    let mut current = scale(0);
+    // The frame, channels last, stays.
+    walk.keep((COLOURS + channels) * current.clip());
+    for (level, &out) in config.block_out_channels.iter().enumerate() {
+        for _ in 0..config.layers_per_block {
+            walk.residual(&current, &[Input::taken(channels)], out);
+            channels = out;
+        }
+        if level + 1 < config.block_out_channels.len() {
+            let next = scale(level as u32 + 1);
+            walk.rescale(&current, &next, Input::taken(channels));
+            current = next;
+        }
+    }
+    let input = [Input::taken(channels)];
+    walk.residual(&current, &input, channels);
+    attention(&mut walk, &current, channels);
+    walk.residual(&current, &input, channels);
+    walk.map(&current, &input, channels, channels);
+    walk.peak
+}
+
+/// Bytes at the peak of decoding `frames` latents of size (h, w) together, beyond the weights, with
+/// activations of a type.
+pub fn decode_bytes(
+    config: &Config,
+    frames: usize,
+    latent: (usize, usize),
+    dtype: DType,
+    slices: Slices,
+) -> usize {
+    let sizes = successors(Some(latent), |(h, w)| Some((2 * h, 2 * w)));
+    let mut scales = sizes.map(|size| Scale::new(frames, size, dtype, slices));
+    let mut walk = Walk::default();
+    let block = |walk: &mut Walk, scale: &Scale, channels, out| {
+        walk.residual(scale, &[Input::taken(channels)], out);
+        walk.temporal_residual(scale, out, TEMPORAL);
+    };
+    let mut channels = config.innermost();
+    let Some(mut current) = scales.next() else { return 0 };
+    // The latents stay; their slices go.
+    walk.keep(2 * LATENTS * current.clip());
+    walk.map(&current, &[Input::taken(LATENTS)], channels, channels);
+    for n in 0..config.layers_per_block {
+        if n == 1 {
+            attention(&mut walk, &current, channels);
+        }
+        block(&mut walk, &current, channels, channels);
+    }
+    for (level, &out) in config.block_out_channels.iter().rev().enumerate() {
+        for _ in 0..=config.layers_per_block {
+            block(&mut walk, &current, channels, out);
+            channels = out;
+        }
+        if level + 1 < config.block_out_channels.len()
+            && let Some(next) = scales.next()
+        {
+            walk.rescale(&current, &next, Input::taken(channels));
+            current = next;
+        }
+    }
+    walk.map(&current, &[Input::taken(channels)], COLOURS, channels + COLOURS);
+    walk.time_conv(&current, Input::taken(COLOURS), false);
+    // The frames in one tensor, with their channels first, in f32.
+    let values = COLOURS * current.clip();
+    walk.touch(values + values / dtype.size_in_bytes() * DType::F32.size_in_bytes());
+    walk.peak
+}
