@@ -72,6 +72,17 @@ pub enum Error {
         /// What to do.
         instead: String,
     },
+    /// An error on a GPU after which this process cannot use it any more.
+    #[error(
+        "{what} failed: the GPU reported an error after which this process cannot use it any more ({why}); \
+         restart the process, and if it happens again, set the environment variable VENHANCE_KERNELS=portable"
+    )]
+    DeviceLost {
+        /// What was computed.
+        what: String,
+        /// What the device or library said.
+        why: String,
+    },
     /// A part of the computation failed.
     #[error("{what} failed: {why}; use another device or another model, or report this")]
     Compute {

@@ -26,8 +26,19 @@ impl fmt::Display for Device {
 
 impl Device {
     /// The first CUDA device if there is one, else the CPU.
-    pub(super) fn best() -> Self {
-        cuda_usable(0).map_or(Self::Cpu, |()| Self::Cuda(0))
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if that CUDA device cannot be used: on a CPU the model would take days.
+    pub(super) fn best() -> Result<Self, Error> {
+        if ops::cuda_devices() == 0 {
+            return Ok(Self::Cpu);
+        }
+        cuda_usable(0).map(|()| Self::Cuda(0)).map_err(|why| Error::Setting {
+            setting: "device",
+            value: "auto".into(),
+            why: format!("cuda:0 is not usable ({why})"),
+            instead: "use device=cpu or model=lite".into(),
+        })
     }
 
     /// The type of numbers that networks have there.

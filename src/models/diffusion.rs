@@ -20,6 +20,7 @@ use crate::{
         unet::{Denoiser, Prompted},
         vae::Vae,
     },
+    ops,
     wavefront::{self, Models, Plan, Seeded, Settings, Wavefront},
     weights::{self, Checkpoint, Config, Files, Hub, Source, Version, keys::Keys},
 };
@@ -35,14 +36,24 @@ pub(super) struct Request {
 
 impl Request {
     /// `None` for a model that is none. Without `devices`, the first CUDA device, else the CPU.
-    pub(super) fn new(model: Model, devices: Option<&[Device]>, options: &Options) -> Option<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if there is a CUDA device that cannot be used.
+    pub(super) fn new(
+        model: Model,
+        devices: Option<&[Device]>,
+        options: &Options,
+    ) -> Result<Option<Self>, Error> {
         let version = match model {
             Model::V1 => Version::V1,
             Model::V2 => Version::V2,
-            Model::Lite => return None,
+            Model::Lite => return Ok(None),
         };
-        let devices = devices.map_or_else(|| vec![Device::best()], <[_]>::to_vec);
-        Some(Self { version, devices, options: options.clone() })
+        let devices = match devices {
+            Some(devices) => devices.to_vec(),
+            None => vec![Device::best()?],
+        };
+        Ok(Some(Self { version, devices, options: options.clone() }))
     }
 
     pub(super) fn devices(&self) -> String {
@@ -83,11 +94,19 @@ pub(super) struct Networks {
 
 /// What an error says of `what`, unless it comes of a cancellation.
 fn failed(what: &str, cancel: &Cancel, error: &candle_core::Error) -> Error {
-    let (what, why) = (what.into(), error.to_string());
-    cancel.check().err().unwrap_or(match wavefront::is_out_of_memory(error) {
-        true => Error::DeviceMemory { what, why },
-        false => Error::Compute { what, why },
-    })
+    cancel.check().err().unwrap_or_else(|| wavefront::failed(what.into(), error))
+}
+
+/// Lets no device run kernels that compute something wrong on it; a warning says which.
+fn check_kernels(devices: &[Device], loader: &mut Loader) -> Result<(), Error> {
+    for device in devices {
+        loader.cancel.check()?;
+        let warnings = device.open().and_then(|device| ops::check_kernels(&device));
+        let warnings = warnings
+            .map_err(|error| failed("checking the GPU's kernels", loader.cancel, &error))?;
+        warnings.into_iter().map(Note::Warning).for_each(&mut *loader.note);
+    }
+    Ok(())
 }
 
 impl Networks {
@@ -158,7 +177,11 @@ pub(super) fn build(
             log::info(Area::Models, format_args!("The networks are still loaded"));
             networks
         }
-        None => Networks::load(files, devices, &mut Loader { cancel, note })?,
+        None => {
+            let mut loader = Loader { cancel, note };
+            check_kernels(devices, &mut loader)?;
+            Networks::load(files, devices, &mut loader)?
+        }
     };
 
     let tokens = read_prompts(request, &networks.files, &mut Loader { cancel, note })?;

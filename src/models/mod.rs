@@ -44,7 +44,7 @@ pub fn choose(options: &Options) -> Result<Choice, Error> {
             Err(why) => (Model::Lite, format!("model=auto: no CUDA device is usable ({why})")),
         },
     };
-    let request = Request::new(model, devices.as_deref(), options);
+    let request = Request::new(model, devices.as_deref(), options)?;
     if request.is_none() && devices.iter().flatten().any(|device| *device != Device::Cpu) {
         return Err(Error::Setting {
             setting: "device",

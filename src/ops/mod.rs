@@ -11,6 +11,7 @@ mod chain;
 mod conv;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod failure;
 mod host;
 mod linear;
 mod math;
@@ -40,6 +41,7 @@ pub use chain::{ConvChain, LEAKY_SLOPE, Scratch, band_rows};
 pub use conv::{Conv2d, Shape, TimeConv};
 #[cfg(feature = "cuda")]
 pub use cuda::{Memory, Record, memory, record, use_portable_kernels};
+pub use failure::{Failure, failure};
 pub use linear::{LayerNorm, Linear, geglu, gelu};
 pub use norm::{Affine, GroupNorm, Moments};
 pub use queue::Queue;
@@ -85,12 +87,36 @@ pub fn device_memory(device: &candle_core::Device) -> Option<DeviceMemory> {
 /// The CUDA device of this number, the same one for all who ask: tensors of two would not meet.
 ///
 /// # Errors
-/// If there is no such device or driver, or without the feature `cuda`.
+/// If there is no such device or driver, if there are no kernels for the device, if the environment variable
+/// VENHANCE_KERNELS has a value that is not known, or without the feature `cuda`.
 pub fn cuda_device(ordinal: usize) -> candle_core::Result<candle_core::Device> {
     #[cfg(feature = "cuda")]
     return cuda::open(ordinal);
     #[cfg(not(feature = "cuda"))]
     candle_core::Device::new_cuda(ordinal)
+}
+
+/// CUDA devices that the driver knows: 0 without a driver, or without the feature `cuda`.
+pub fn cuda_devices() -> usize {
+    #[cfg(feature = "cuda")]
+    return cuda::count();
+    #[cfg(not(feature = "cuda"))]
+    0
+}
+
+/// Compares the kernels that are for the kind of a device only with those for every device, once for each device in a
+/// process. Kernels that fail or compute something else are not used on the device from then on. Returns a warning for
+/// each family of such kernels: none on the next call, and none for a device without kernels of its own.
+///
+/// # Errors
+/// If the device has no memory, or an error on it ends all use of it in this process.
+pub fn check_kernels(device: &candle_core::Device) -> candle_core::Result<Vec<String>> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return cuda::check_kernels(device);
+    }
+    let _ = device;
+    Ok(Vec::new())
 }
 
 #[cfg(test)]

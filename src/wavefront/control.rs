@@ -6,14 +6,26 @@ use std::{cell::Cell, fmt::Display, sync::Arc, time::Instant};
 use candle_core::Tensor;
 
 use super::{
-    memory::is_out_of_memory,
     model::{Check, Mode, Precision},
     slices::Slices,
 };
-use crate::engine::{
-    Cancel, Clip, Error, Progress, Sink,
-    log::{self, Area},
+use crate::{
+    engine::{
+        Cancel, Clip, Error, Progress, Sink,
+        log::{self, Area},
+    },
+    ops::{Failure, failure},
 };
+
+/// What is reported when an operation of a network fails.
+pub fn failed(what: String, error: &candle_core::Error) -> Error {
+    let why = error.to_string();
+    match failure(error) {
+        Failure::OutOfMemory => Error::DeviceMemory { what, why },
+        Failure::DeviceLost => Error::DeviceLost { what, why },
+        Failure::Other => Error::Compute { what, why },
+    }
+}
 
 /// What every part of a run holds.
 #[derive(Clone)]
@@ -54,11 +66,7 @@ impl Control {
     ) -> Result<T, Error> {
         result.or_else(|error| {
             self.check()?;
-            let (what, why) = (what.to_string(), error.to_string());
-            Err(match is_out_of_memory(&error) {
-                true => Error::DeviceMemory { what, why },
-                false => Error::Compute { what, why },
-            })
+            Err(failed(what.to_string(), &error))
         })
     }
 
@@ -76,7 +84,7 @@ impl Control {
     ) -> Result<T, Error> {
         loop {
             let result = run(self.slices.get());
-            let full = result.as_ref().is_err_and(is_out_of_memory);
+            let full = result.as_ref().is_err_and(|error| failure(error) == Failure::OutOfMemory);
             match self.slices.get().halved() {
                 Some(smaller) if full => {
                     log::debug(

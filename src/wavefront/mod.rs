@@ -18,7 +18,6 @@ mod decode;
 mod geometry;
 mod guidance;
 mod intake;
-mod memory;
 mod model;
 mod noise;
 mod picture;
@@ -36,10 +35,10 @@ mod windows;
 use std::sync::Arc;
 
 pub use budget::{Footprint, Need, Work};
+pub use control::failed;
 pub use decode::{Decode, FRAMES};
 pub use geometry::{Canvas, mask};
 pub use guidance::Guidance;
-pub use memory::is_out_of_memory;
 pub use model::{
     Autoencoder, Check, Conditions, Denoiser, Encoded, LATENT, Mode, Precision, Velocities,
 };

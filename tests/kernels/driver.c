@@ -1,15 +1,30 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Stands in for the driver of one Hopper GPU whose kernels do nothing, so that the code that starts them runs where
-// there is no GPU: memory is the host's, and what a driver would refuse is an error that says so. For
-// scripts/cuda-dry-run, which adds the functions that are not here: they do nothing either.
+// Stands in for the driver of one Hopper GPU, so that the code that starts kernels runs where there is no GPU: memory
+// is the host's, and what a driver would refuse is an error that says so. For scripts/cuda-dry-run, which adds the
+// functions that are not here: they do nothing. Kernels compute nothing, unless DRIVER_EMULATED says otherwise.
+//
+// Environment:
+// DRIVER_CAPABILITY=X.Y  The device's compute capability instead of 9.0.
+// DRIVER_EMULATED=DIR    Libraries made of tests/kernels/emulated.cpp. What they have of kernels is computed, until the
+//                        first launch of one that they do not have: a network would take days.
+// DRIVER_LOG=FILE        A line for each launch: the kernel's name.
+// DRIVER_FAULT=WHAT:NAME Kernels whose name begins with NAME cannot be loaded (load), cannot be launched (launch), or
+//                        fail when they run, so that all later calls fail (run), or never end (hang).
 
+// For memmem.
+#define _GNU_SOURCE
+
+#include <dlfcn.h>
+#include <glob.h>
 #include <malloc.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NO_BINARY = 209, NOT_FOUND = 500 };
+enum { NOT_READY = 600, ILLEGAL_ADDRESS = 700, OUT_OF_RESOURCES = 701 };
 // Attributes of a device and of a kernel, by their numbers in cuda.h.
 enum { MULTIPROCESSORS = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, MOST_SHARED = 97, MEMORY_POOLS = 115 };
 enum { DYNAMIC_SHARED = 8 };
@@ -23,6 +38,10 @@ enum { RESERVED = 5, USED = 7, USED_HIGH = 8 };
 typedef uint64_t Pointer;
 
 static size_t used, high;
+// The error that every call returns from now on.
+static int lost;
+// Whether a kernel runs that does not end.
+static int hangs;
 
 // The device's memory: DRIVER_MIB in MiB, else 80 GiB.
 static size_t total_bytes(void) {
@@ -33,6 +52,17 @@ static size_t total_bytes(void) {
 static int refuse(const char *what, const char *name) {
     fprintf(stderr, "the driver would refuse %s of %s\n", what, name);
     return INVALID_VALUE;
+}
+
+// Whether kernels whose name begins as this one's are to fail in a way.
+static int has_fault(const char *way, const char *name) {
+    const char *fault = getenv("DRIVER_FAULT");
+    const size_t length = strlen(way);
+    if (fault == NULL || strncmp(fault, way, length) != 0 || fault[length] != ':') {
+        return 0;
+    }
+    const char *begin = fault + length + 1;
+    return strncmp(name, begin, strlen(begin)) == 0;
 }
 
 // Fresh pages are zeros, and take no memory before they are touched.
@@ -51,17 +81,28 @@ int cuDeviceGetCount(int *count) {
     return SUCCESS;
 }
 
+int cuDeviceGetName(char *name, int length, int device) {
+    snprintf(name, length, "Stand-in GPU");
+    return SUCCESS;
+}
+
+static int capability(int part) {
+    const char *text = getenv("DRIVER_CAPABILITY");
+    int parts[2] = {9, 0};
+    if (text != NULL) {
+        sscanf(text, "%d.%d", &parts[0], &parts[1]);
+    }
+    return parts[part];
+}
+
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
     *value = attribute == MULTIPROCESSORS    ? 132
-             : attribute == CAPABILITY_MAJOR ? 9
-             : attribute == CAPABILITY_MINOR ? 0
+             : attribute == CAPABILITY_MAJOR ? capability(0)
+             : attribute == CAPABILITY_MINOR ? capability(1)
              : attribute == MOST_SHARED      ? SHARED_BYTES
                                              : 1;
     return SUCCESS;
 }
-
-// NVRTC asks for tables of a real driver.
-int cuGetExportTable(void) { return NOT_FOUND; }
 
 // Handles that only have to be there.
 static int handle(void **to) {
@@ -105,20 +146,24 @@ int cuMemFreeAsync(Pointer pointer, void *stream) {
 
 int cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t bytes, void *stream) {
     memcpy((void *)to, from, bytes);
-    return SUCCESS;
+    return lost;
 }
 
 int cuMemcpyDtoHAsync_v2(void *to, Pointer from, size_t bytes, void *stream) {
     memcpy(to, (void *)from, bytes);
-    return SUCCESS;
+    return lost;
 }
 
 int cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void *stream) {
     if (bytes < LOOKED_AT) {
         memcpy((void *)to, (void *)from, bytes);
     }
-    return SUCCESS;
+    return lost;
 }
+
+int cuEventQuery(void *event) { return hangs ? NOT_READY : lost; }
+int cuStreamSynchronize(void *stream) { return lost; }
+int cuCtxSynchronize(void) { return lost; }
 
 int cuMemGetInfo_v2(size_t *left, size_t *total) {
     *total = total_bytes();
@@ -144,15 +189,68 @@ struct Kernel {
     unsigned shared;
 };
 
-int cuModuleLoadData(char **module, const char *ptx) {
-    *module = strdup(ptx);
-    return SUCCESS;
+// The text of a PTX file, or an image of a fatbin for the device.
+struct Module {
+    const char *bytes;
+    size_t size;
+    int is_image;
+};
+
+static uint32_t number(const char *at) {
+    uint32_t value;
+    memcpy(&value, at, sizeof(value));
+    return value;
 }
 
-int cuModuleGetFunction(struct Kernel **kernel, const char *module, const char *name) {
+// Where a fatbin has an image that the device can run: of its architecture, or of an earlier minor version.
+static int find_image(struct Module *module, const char *fatbin) {
+    uint64_t total;
+    memcpy(&total, fatbin + 8, sizeof(total));
+    uint32_t best = 0;
+    // A header of 16 bytes, then images, each behind a header that says how long both are.
+    for (const char *at = fatbin + 16; at < fatbin + 16 + total;) {
+        const uint32_t header = number(at + 4), size = number(at + 8), architecture = number(at + 28);
+        const int fits = architecture / 10 == capability(0) && architecture % 10 <= capability(1);
+        if (fits && architecture > best && memcmp(at + header, "\177ELF", 4) == 0) {
+            best = architecture;
+            *module = (struct Module){at + header, size, 1};
+        }
+        at += header + size;
+    }
+    return best > 0;
+}
+
+static int contains(const struct Module *module, const char *text, size_t length) {
+    return memmem(module->bytes, module->size, text, length) != NULL;
+}
+
+int cuModuleLoadData(struct Module **to, const char *data) {
+    struct Module *module = calloc(1, sizeof(*module));
+    *to = module;
+    if (number(data) != 0xba55ed50) {
+        *module = (struct Module){strdup(data), strlen(data), 0};
+        return lost;
+    }
+    if (!find_image(module, data)) {
+        fprintf(stderr, "the driver would refuse a fatbin without an image for the device\n");
+        return NO_BINARY;
+    }
+    // cudarc frees what it has loaded.
+    char *copy = malloc(module->size);
+    module->bytes = memcpy(copy, module->bytes, module->size);
+    const char *fault = getenv("DRIVER_FAULT");
+    char section[200] = "";
+    if (fault != NULL && strncmp(fault, "load:", 5) == 0) {
+        snprintf(section, sizeof(section), ".text.%s", fault + 5);
+    }
+    return section[0] != 0 && contains(module, section, strlen(section)) ? NO_BINARY : lost;
+}
+
+int cuModuleGetFunction(struct Kernel **kernel, const struct Module *module, const char *name) {
     char entry[200];
-    snprintf(entry, sizeof(entry), ".entry %s(", name);
-    if (strstr(module, entry) == NULL) {
+    // An image has a section of each kernel; its name ends with 0.
+    const int length = snprintf(entry, sizeof(entry), module->is_image ? ".text.%s" : ".entry %s(", name);
+    if (!contains(module, entry, length + module->is_image)) {
         refuse("a kernel by the name", name);
         return NOT_FOUND;
     }
@@ -170,16 +268,82 @@ int cuFuncSetAttribute(struct Kernel *kernel, int attribute, int value) {
     return value <= SHARED_BYTES ? SUCCESS : refuse("so much shared memory for blocks", kernel->name);
 }
 
+// What emulated.cpp has of a file's kernels; whether that is the one that is asked for.
+typedef int Emulate(const char *name, const unsigned *grid, const unsigned *block, unsigned shared, void **arguments);
+
+static int emulate(const char *name, const unsigned *grid, const unsigned *block, unsigned shared, void **arguments) {
+    static Emulate *libraries[16];
+    static size_t count;
+    static int ended;
+    if (count == 0) {
+        char pattern[1000];
+        snprintf(pattern, sizeof(pattern), "%s/*.so", getenv("DRIVER_EMULATED"));
+        glob_t found;
+        if (glob(pattern, 0, NULL, &found) != 0) {
+            fprintf(stderr, "there is no %s\n", pattern);
+            abort();
+        }
+        for (; count < found.gl_pathc && count < 16; count += 1) {
+            void *library = dlopen(found.gl_pathv[count], RTLD_NOW | RTLD_LOCAL);
+            libraries[count] = library == NULL ? NULL : (Emulate *)dlsym(library, "emulate");
+            if (libraries[count] == NULL) {
+                fprintf(stderr, "%s\n", dlerror());
+                abort();
+            }
+        }
+    }
+    for (size_t n = 0; n < count && !ended; n += 1) {
+        if (libraries[n](name, grid, block, shared, arguments)) {
+            return 1;
+        }
+    }
+    ended = 1;
+    return 0;
+}
+
+static void note(const char *name) {
+    const char *path = getenv("DRIVER_LOG");
+    FILE *log = path == NULL ? NULL : fopen(path, "a");
+    if (log != NULL) {
+        fprintf(log, "%s\n", name);
+        fclose(log);
+    }
+}
+
 int cuLaunchKernel(struct Kernel *kernel, unsigned x, unsigned y, unsigned z, unsigned block_x, unsigned block_y,
                    unsigned block_z, unsigned shared, void *stream, void **arguments, void **extra) {
     const unsigned long long threads = (unsigned long long)block_x * block_y * block_z;
     if (x == 0 || y == 0 || z == 0 || x > INT32_MAX || y > 65535 || z > 65535 || threads == 0 || threads > 1024) {
         return refuse("the grid or the blocks", kernel->name);
     }
-    return shared <= kernel->shared ? SUCCESS : refuse("the blocks' shared memory", kernel->name);
+    if (shared > kernel->shared) {
+        return refuse("the blocks' shared memory", kernel->name);
+    }
+    if (lost != SUCCESS || has_fault("launch", kernel->name)) {
+        return lost != SUCCESS ? lost : OUT_OF_RESOURCES;
+    }
+    static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&one_at_a_time);
+    note(kernel->name);
+    if (getenv("DRIVER_EMULATED") != NULL) {
+        const unsigned grid[3] = {x, y, z}, block[3] = {block_x, block_y, block_z};
+        emulate(kernel->name, grid, block, shared, arguments);
+    }
+    if (has_fault("run", kernel->name)) {
+        lost = ILLEGAL_ADDRESS;
+    }
+    hangs |= has_fault("hang", kernel->name);
+    pthread_mutex_unlock(&one_at_a_time);
+    return SUCCESS;
 }
 
-int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *address, const uint64_t *sizes,
+// As tests/kernels/hopper.h has it, which the emulated kernels take.
+struct TensorMap {
+    const void *base;
+    int columns, width, height, depth, tile_width, tile_height;
+};
+
+int cuTensorMapEncodeTiled(struct TensorMap *map, int type, uint32_t rank, void *address, const uint64_t *sizes,
                            const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave,
                            int swizzle, int promotion, int fill) {
     // Of two bytes a number, in boxes as wide as the swizzle.
@@ -188,5 +352,7 @@ int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *address, co
         fits &= sizes[n] > 0 && sizes[n] <= 1ull << 32 && box[n] > 0 && box[n] <= 256 && steps[n] == 1;
         fits &= n + 1 == rank || (strides[n] % 16 == 0 && strides[n] < 1ull << 40);
     }
-    return fits ? SUCCESS : refuse("the map", "a tensor");
+    // Of four dimensions, from the innermost on.
+    *map = (struct TensorMap){address, sizes[0], sizes[1], sizes[2], sizes[3], box[1], box[2]};
+    return fits && rank == 4 ? SUCCESS : refuse("the map", "a tensor");
 }

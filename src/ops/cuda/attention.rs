@@ -5,16 +5,16 @@ use candle_core::{DType, Result, Tensor};
 use cudarc::driver::DeviceRepr;
 
 use super::{
-    launch::{Address, Source, int, is_hopper, suffix, unwritten},
+    kernel_set::{Family, uses_hopper},
+    launch::{Address, Source, fatbin, int, suffix, unwritten},
     record::Work,
     tiles::{TensorMap, Tile},
 };
 
-pub(super) const SOURCE: Source =
-    Source { name: "attention", text: include_str!("attention.cu"), hopper: false };
+pub(super) const SOURCE: Source = Source { name: "attention", fatbin: fatbin!("attention") };
 
 pub(super) const HOPPER: Source =
-    Source { name: "attention_hopper", text: include_str!("attention_hopper.cu"), hopper: true };
+    Source { name: "attention_hopper", fatbin: fatbin!("attention_hopper") };
 /// Queries of a block there, and the room for them and for two tiles of keys and of values, to where it is
 /// aligned; and for barriers.
 const HOPPER_QUERIES: usize = 192;
@@ -95,7 +95,7 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
             key_batch: if kb == 1 { 0 } else { int(s)? },
             scale: std::f32::consts::LOG2_E / (HEAD as f32).sqrt(),
         };
-        if variant.keys == LONG.keys && is_hopper(device)? {
+        if variant.keys == LONG.keys && uses_hopper(device, Family::Attention)? {
             let kernel =
                 HOPPER.kernel(device, format!("attention_hopper_{suffix}"), HOPPER_SHARED)?;
             let map = |x: &Tensor, rows| {

@@ -7,6 +7,7 @@ use candle_core::{Device, Result, Tensor, cuda::WrapErr};
 use cudarc::driver::{CudaContext, result, sys};
 use once_cell::sync::Lazy;
 
+use super::{architectures::PORTABLE, kernel_set::portable_forced};
 use crate::ops::DeviceMemory;
 
 static DEVICES: Lazy<Mutex<HashMap<usize, Device>>> = Lazy::new(Mutex::default);
@@ -14,12 +15,15 @@ static DEVICES: Lazy<Mutex<HashMap<usize, Device>>> = Lazy::new(Mutex::default);
 /// The CUDA device of this number, the same one for all who ask: tensors of two would not meet.
 ///
 /// # Errors
-/// If there is no such device, or no driver.
+/// If there is no such device, or no driver; if the crate has no kernels for the device; and if the environment variable
+/// VENHANCE_KERNELS has a value that is not known.
 pub fn open(ordinal: usize) -> Result<Device> {
     let mut devices = DEVICES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(device) = devices.get(&ordinal) {
         return Ok(device.clone());
     }
+    portable_forced()?;
+    check_supported(&*CudaContext::new(ordinal).w()?)?;
     // A stream of its own: the default one is another for every thread.
     let device = Device::new_cuda_with_stream(ordinal)?;
     let cuda = device.as_cuda_device()?;
@@ -28,6 +32,26 @@ pub fn open(ordinal: usize) -> Result<Device> {
     keep_memory(cuda.cuda_stream().context()).w()?;
     devices.insert(ordinal, device.clone());
     Ok(device)
+}
+
+/// CUDA devices that the driver knows; 0 without a driver.
+pub fn count() -> usize {
+    CudaContext::device_count().map_or(0, |count| count.max(0) as usize)
+}
+
+/// An error that names the device if there are no kernels for it.
+fn check_supported(context: &CudaContext) -> Result<()> {
+    let (major, minor) = context.compute_capability().w()?;
+    let runs = |image: u32| image / 10 == major as u32 && image % 10 <= minor as u32;
+    if PORTABLE.into_iter().any(runs) {
+        return Ok(());
+    }
+    let images = PORTABLE.map(|image| format!("{}.{}", image / 10, image % 10)).join(", ");
+    candle_core::bail!(
+        "{} has compute capability {major}.{minor}, and this build has kernels for {images}; use another GPU, \
+         model=lite, or a build for this one",
+        context.name().w()?
+    )
 }
 
 /// What is given back stays with this process: else every wait for the device would give it to the driver,

@@ -4,12 +4,11 @@
 use candle_core::{D, Result, Tensor};
 
 use super::{
-    launch::{Address, Source, int, suffix, threads, unwritten},
+    launch::{Address, Source, fatbin, int, suffix, threads, unwritten},
     record::Work,
 };
 
-pub(super) const SOURCE: Source =
-    Source { name: "gate", text: include_str!("gate.cu"), hopper: false };
+pub(super) const SOURCE: Source = Source { name: "gate", fatbin: fatbin!("gate") };
 
 /// Numbers that a block makes.
 const BLOCK: usize = 1 << 12;

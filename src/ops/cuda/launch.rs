@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Kernels: how they are compiled, kept and started.
+//! Kernels: how they are loaded, kept and launched.
 //!
-//! They are compiled at run time, so they can be changed without building: VENHANCE_KERNELS names a folder with
-//! files that are read in the place of those in the binary.
+//! build.rs compiles each .cu file with nvcc into a fatbin, which holds an image for every entry of
+//! [`architectures`](super::architectures). The plugin contains the fatbins; a device's driver takes the image that
+//! fits when the first kernel of a file is needed, and compiles nothing.
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
 };
 
 use candle_core::{
@@ -21,16 +19,11 @@ use cudarc::{
         CudaFunction, CudaModule, CudaStream, DevicePtr, DeviceRepr, LaunchArgs, LaunchConfig,
         PushKernelArg, sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
     },
-    nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts},
+    nvrtc::Ptx,
 };
 use once_cell::sync::Lazy;
 
 use super::record::{Work, timed};
-
-/// What all kernels are written with.
-const WRAPPERS: &str = include_str!("device.cuh");
-/// What those for Hopper are written with as well.
-const HOPPER: &str = include_str!("hopper.cuh");
 
 /// Shared memory that a block gets without being asked, in bytes.
 const USUAL_SHARED: u32 = 48 << 10;
@@ -38,55 +31,19 @@ const USUAL_SHARED: u32 = 48 << 10;
 /// A file of kernels.
 pub(super) struct Source {
     pub(super) name: &'static str,
-    pub(super) text: &'static str,
-    /// Whether it is for Hopper alone.
-    pub(super) hopper: bool,
+    /// See [`fatbin`].
+    pub(super) fatbin: &'static [u8],
 }
 
-static PORTABLE: AtomicBool = AtomicBool::new(false);
-
-/// Whether only kernels are to be used that run on every device: for benchmarks.
-pub fn use_portable_kernels(only: bool) {
-    PORTABLE.store(only, Ordering::Relaxed);
+/// What build.rs has made of a .cu file.
+macro_rules! fatbin {
+    ($name:literal) => {
+        include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin"))
+    };
 }
-
-/// Whether a device has what came with sm_90a, and is no more on later ones.
-pub(super) fn is_hopper(device: &CudaDevice) -> Result<bool> {
-    let portable = PORTABLE.load(Ordering::Relaxed);
-    Ok(!portable && device.cuda_stream().context().compute_capability().w()?.0 == 9)
-}
-
-/// What a folder for trying kernels has in the place of a file.
-fn changed(name: &str) -> Option<String> {
-    let folder = std::env::var_os("VENHANCE_KERNELS")?;
-    std::fs::read_to_string(std::path::Path::new(&folder).join(name)).ok()
-}
+pub(super) use fatbin;
 
 impl Source {
-    /// For devices of this compute capability.
-    fn compile(&self, (major, minor): (i32, i32)) -> Result<Ptx> {
-        let name = format!("{}.cu", self.name);
-        let mut texts = vec![("device.cuh", WRAPPERS)];
-        let mut feature = "";
-        if self.hopper {
-            texts.push(("hopper.cuh", HOPPER));
-            feature = "a";
-        }
-        texts.push((&name, self.text));
-        let texts = texts.into_iter();
-        let texts = texts.map(|(name, text)| changed(name).unwrap_or_else(|| text.into()));
-        let text = texts.collect::<String>();
-        let options = CompileOptions {
-            name: Some(name),
-            options: vec![
-                format!("--gpu-architecture=compute_{major}{minor}{feature}"),
-                "--std=c++17".into(),
-            ],
-            ..CompileOptions::default()
-        };
-        compile_ptx_with_opts(text, options).w()
-    }
-
     /// A kernel whose blocks have this much dynamic shared memory, in bytes.
     pub(super) fn kernel(&self, device: &CudaDevice, name: String, shared: u32) -> Result<Kernel> {
         /// By device, file, and kernel.
@@ -105,8 +62,8 @@ impl Source {
         let module = match modules.get(&(key.0, self.name)) {
             Some(module) => module.clone(),
             None => {
-                let ptx = self.compile(context.compute_capability().w()?)?;
-                let module = context.load_module(ptx).w()?;
+                // `Ptx` is cudarc's type for all that a driver loads.
+                let module = context.load_module(Ptx::from_binary(self.fatbin.to_vec())).w()?;
                 modules.insert((key.0, self.name), module.clone());
                 module
             }
@@ -250,25 +207,65 @@ impl Kernel {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::ops::cuda;
+    use std::collections::BTreeMap;
 
-    /// The kernels of a file that its text exports, by what their names may be.
-    fn exported(ptx: &Ptx) -> Vec<String> {
-        let source = ptx.to_src();
-        let names = source.lines().filter_map(|line| line.split(".entry ").nth(1));
-        names.map(|name| name.trim_end_matches('(').to_owned()).collect()
+    use crate::ops::cuda::{
+        SOURCES,
+        architectures::{HOPPER, PORTABLE},
+    };
+
+    /// The images of a fatbin by their architecture: a header of 16 bytes, then images, each behind a header that says
+    /// how long both are.
+    fn images(fatbin: &[u8]) -> BTreeMap<u32, &[u8]> {
+        let number = |at: usize| u32::from_le_bytes(fatbin[at..at + 4].try_into().unwrap());
+        let mut images = BTreeMap::new();
+        let mut at = 16;
+        while at < fatbin.len() {
+            let (header, size) = (number(at + 4) as usize, number(at + 8) as usize);
+            let image = &fatbin[at + header..at + header + size];
+            assert!(image.starts_with(b"\x7fELF"), "PTX, or compressed");
+            images.insert(number(at + 28), image);
+            at += header + size;
+        }
+        images
+    }
+
+    /// The kernels that the host asks for, by their file.
+    fn kernels() -> BTreeMap<&'static str, Vec<String>> {
+        let of = |stems: &[&str], types: &[&str]| {
+            let names =
+                stems.iter().flat_map(|stem| types.iter().map(move |t| format!("{stem}_{t}")));
+            names.collect::<Vec<_>>()
+        };
+        let (halves, all) = (["f16", "bf16"], ["f16", "bf16", "f32"]);
+        let products = ["product_narrow", "product_32", "product_128", "product_160"];
+        let hopper = ["product_hopper_128", "product_hopper_256", "product_hopper_320"];
+        let norms = ["moments", "moments_end", "affine", "layer_norm"];
+        BTreeMap::from([
+            ("attention", of(&["attention", "attention_short", "attention_medium"], &halves)),
+            ("attention_hopper", of(&["attention_hopper"], &halves)),
+            ("gate", of(&["geglu"], &all)),
+            ("norm", [of(&norms, &all), of(&["group"], &["affine"])].concat()),
+            ("product", [of(&products, &halves), of(&["product"], &["f32"])].concat()),
+            ("product_hopper", of(&hopper, &halves)),
+        ])
     }
 
     #[test]
-    fn every_kernel_compiles_for_every_kind_of_device() {
-        for source in cuda::SOURCES {
-            let devices: &[_] =
-                if source.hopper { &[(9, 0)] } else { &[(8, 0), (8, 9), (9, 0), (12, 0)] };
-            for capability in devices {
-                let ptx = source.compile(*capability).unwrap_or_else(|error| panic!("{error}"));
-                let names = exported(&ptx);
-                assert!(names.iter().any(|name| name.ends_with("_bf16")), "{names:?}");
+    fn fatbins_hold_every_kernel_for_every_architecture() {
+        let kernels = kernels();
+        for source in SOURCES {
+            let images = images(source.fatbin);
+            let expected = if source.name.ends_with("_hopper") { &[HOPPER] } else { &PORTABLE[..] };
+            assert!(images.keys().eq(expected), "{}: {:?}", source.name, images.keys());
+            for (architecture, image) in images {
+                for kernel in &kernels[source.name] {
+                    // A kernel's code is in a section of its name.
+                    let section = format!(".text.{kernel}\0");
+                    let found =
+                        image.windows(section.len()).any(|bytes| bytes == section.as_bytes());
+                    assert!(found, "{kernel} for {architecture}");
+                }
             }
         }
     }

@@ -1,29 +1,34 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The operations on NVIDIA GPUs.
 //!
-//! Kernels are ours, compiled for the device at hand when the first of a file is needed. All work of a
-//! device is on one stream, in the order in which it was asked for: memory may be given back while kernels
-//! that use it still wait, and nothing here waits for them.
+//! The kernels are ours; nvcc compiles them when the crate is built (see `launch`). There are two sets (see
+//! `kernel_set`): portable kernels for every supported GPU, and faster ones for Hopper, which are used on a device once
+//! they have agreed with the portable ones there (see `self_test`). All work of a device is on one stream, in the
+//! order in which it was asked for: memory may be given back while kernels that use it still wait, and nothing
+//! here waits for them.
 
+mod architectures;
 mod attention;
 mod device;
 mod gate;
+mod kernel_set;
 mod launch;
 mod norm;
 mod product;
 mod product_hopper;
 mod record;
+mod self_test;
 mod tiles;
 
 pub(super) use attention::{attention, has_kernel};
-pub(super) use device::device_memory;
-pub use device::{Memory, memory, open};
-pub(super) use device::{copy_between, has_room};
+pub use device::{Memory, count, memory, open};
+pub(super) use device::{copy_between, device_memory, has_room};
 pub(super) use gate::geglu;
-pub use launch::use_portable_kernels;
+pub use kernel_set::use_portable_kernels;
 pub(super) use norm::{affine, group_affine, layer_norm, moments};
 pub(super) use product::{conv, linear, time_conv};
 pub use record::{Record, record};
+pub use self_test::check_kernels;
 
 /// All files of kernels.
 #[cfg(test)]

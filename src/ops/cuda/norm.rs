@@ -4,12 +4,11 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::{
-    launch::{Address, Source, int, suffix, threads, together, unwritten},
+    launch::{Address, Source, fatbin, int, suffix, threads, together, unwritten},
     record::Work,
 };
 
-pub(super) const SOURCE: Source =
-    Source { name: "norm", text: include_str!("norm.cu"), hopper: false };
+pub(super) const SOURCE: Source = Source { name: "norm", fatbin: fatbin!("norm") };
 
 const KIND: &str = "norm";
 const THREADS: u32 = 256;

@@ -5,14 +5,13 @@ use candle_core::{DType, Result, Tensor};
 use cudarc::driver::DeviceRepr;
 
 use super::{
-    launch::{Address, Source, int, suffix, unwritten},
+    launch::{Address, Source, fatbin, int, suffix, unwritten},
     product_hopper,
     record::Work,
 };
 use crate::ops::conv::Shape;
 
-pub(super) const SOURCE: Source =
-    Source { name: "product", text: include_str!("product.cu"), hopper: false };
+pub(super) const SOURCE: Source = Source { name: "product", fatbin: fatbin!("product") };
 
 /// What the kernels take: as in product.cu.
 #[repr(C)]

@@ -5,13 +5,14 @@ use candle_core::{Result, Tensor};
 use cudarc::driver::DeviceRepr;
 
 use super::{
-    launch::{Address, Source, int, is_hopper, suffix, unwritten},
+    kernel_set::{Family, uses_hopper},
+    launch::{Address, Source, fatbin, int, suffix, unwritten},
     product::{Operands, Product},
     tiles::{TensorMap, Tile},
 };
 
 pub(super) const SOURCE: Source =
-    Source { name: "product_hopper", text: include_str!("product_hopper.cu"), hopper: true };
+    Source { name: "product_hopper", fatbin: fatbin!("product_hopper") };
 
 /// Pixels of a block.
 const PIXELS: usize = 128;
@@ -68,7 +69,7 @@ pub(super) fn serves(operands: &Operands, product: &Product, outputs: usize) -> 
         && operands.parts.iter().all(channels)
         && outputs_of_block(outputs).is_some()
         && product.is_of_same_size()
-        && is_hopper(x.device().as_cuda_device()?)?)
+        && uses_hopper(x.device().as_cuda_device()?, Family::Product)?)
 }
 
 /// As [`super::product::run`], whose tensors are contiguous and of one type here. `around` are the frames

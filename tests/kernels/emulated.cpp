@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+// A file of kernels as a library that runs them by name, for driver.c. SOURCE is the file, KERNELS lists
+// ENTRY(name) for each of its kernels: scripts/cuda-dry-run defines both.
+#include "hopper.h"
+
+#include <utility>
+
+#include SOURCE
+
+namespace {
+
+template <class... Arguments, size_t... N>
+void call(void (*kernel)(Arguments...), void **arguments, std::index_sequence<N...>) {
+    kernel(*static_cast<std::remove_const_t<Arguments> *>(arguments[N])...);
+}
+
+template <class... Arguments> void call(void (*kernel)(Arguments...), void **arguments) {
+    call(kernel, arguments, std::index_sequence_for<Arguments...>());
+}
+
+struct Entry {
+    const char *name;
+    void (*call)(void **arguments);
+};
+
+#define ENTRY(name) {#name, [](void **arguments) { call(name, arguments); }}
+const Entry entries[] = {KERNELS};
+
+} // namespace
+
+/// Runs a kernel, unless it is none of these: whether it is one.
+extern "C" __attribute__((visibility("default"))) int emulate(const char *name, const u32 *grid, const u32 *block,
+                                                              u32 shared, void **arguments) {
+    for (const Entry &entry : entries) {
+        if (strcmp(entry.name, name) == 0) {
+            emulator::launch({grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared,
+                             [&] { entry.call(arguments); });
+            return 1;
+        }
+    }
+    return 0;
+}
