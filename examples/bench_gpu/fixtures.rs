@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The networks on the GPU against the numbers of the real implementation.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use candle_core::{Device, Error, Result};
+use candle_core::{Device, Result};
 use serde_json::json;
 
 use super::{Args, Findings, golden};
@@ -30,9 +30,9 @@ pub fn run(args: &Args, device: &Device, findings: &mut Findings) -> Result<()> 
 }
 
 /// Returns the number of comparisons.
-fn compare(path: &PathBuf, device: &Device, findings: &mut Findings) -> golden::Result<usize> {
+fn compare(path: &Path, device: &Device, findings: &mut Findings) -> golden::Result<usize> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let fixture = golden::Fixture::read(Path::new(path))?;
+    let fixture = golden::Fixture::read(path)?;
     let mut tell = |found: &golden::Comparison| {
         let figure = json!({ "what": "fixture", "case": found.what });
         findings.compare(figure, found.error, found.tolerance);

@@ -24,7 +24,7 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// One file: tensors, and what they are about.
 pub struct Fixture {
-    tensors: HashMap<String, Tensor>,
+    pub tensors: HashMap<String, Tensor>,
     metadata: HashMap<String, String>,
 }
 
