@@ -116,7 +116,7 @@ struct Inputs {
 impl Inputs {
     /// The same numbers on every device, rounded to the type.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        synth::noise(name, shape, &self.device)?.to_dtype(self.dtype)
+        synth::noise(name, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_device(&self.device)
     }
 
     fn weight(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
