@@ -17,7 +17,7 @@ use gstvenhance::{
 };
 use serde_json::json;
 
-use super::{Args, model};
+use super::{Args, Findings, model};
 
 /// Key frames, and frames made between two: 61 in all.
 const KEYS: usize = 21;
@@ -56,7 +56,7 @@ fn picture(number: usize, (width, height): (usize, usize)) -> std::result::Resul
     Ok(frame)
 }
 
-pub fn run(args: &Args, device: &Device) -> Result<()> {
+pub fn run(args: &Args, device: &Device, findings: &mut Findings) -> Result<()> {
     let output = (args.size[1], args.size[0]);
     let input = (output.0 / 4, output.1 / 4);
     let format = Format { input, output, made: MADE, alpha: false };
@@ -79,16 +79,13 @@ pub fn run(args: &Args, device: &Device) -> Result<()> {
     };
     run().map_err(Failure::wrap)?;
     let seconds = start.elapsed().as_secs_f64();
-    println!(
-        "{}",
-        json!({
-            "what": "a clip from end to end",
-            "frames": sink.frames.load(Ordering::Relaxed),
-            "units": sink.units.load(Ordering::Relaxed),
-            "size": [output.1, output.0],
-            "seconds": seconds,
-            "peak_gib": ops::memory(device)?.most as f64 / f64::from(1 << 30),
-        })
-    );
+    findings.print(&json!({
+        "what": "a clip from end to end",
+        "frames": sink.frames.load(Ordering::Relaxed),
+        "units": sink.units.load(Ordering::Relaxed),
+        "size": [output.1, output.0],
+        "seconds": seconds,
+        "peak_gib": ops::memory(device)?.most as f64 / f64::from(1 << 30),
+    }));
     Ok(())
 }

@@ -1,92 +1,142 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The full-size model on an NVIDIA GPU, with synthetic weights: is it right, how fast is it, what does it
-//! take? A line of JSON for each finding; without arguments, all parts.
+//! The full-size model on an NVIDIA GPU, with synthetic weights: is it right, how fast is it, how much memory does it
+//! take? Prints a line of JSON for each figure; without arguments, runs all parts.
 //!
 //! ```text
-//! cargo run --release --features cuda --example bench_gpu -- parity memory window vae clip
+//! cargo run --release --features cuda --example bench_gpu -- parity fixtures ops window
 //! ```
+//!
+//! Exit status: 0 if all comparisons hold, 3 if one does not, 1 if something could not be run.
 
 mod clip;
+mod findings;
+mod fixtures;
+#[path = "../../tests/golden/mod.rs"]
+mod golden;
 mod model;
+mod ops;
 mod parity;
 mod window;
 
-use std::time::Instant;
+use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use candle_core::{Device, Result};
 use clap::{Parser, ValueEnum};
-use gstvenhance::ops;
+use findings::Findings;
+use gstvenhance::{
+    ops::{cuda_device, use_portable_kernels},
+    wavefront::Canvas,
+};
 
 /// Measures the full-size model on a GPU.
 #[derive(Parser)]
 struct Args {
-    /// What to do. Nothing: all of it.
+    /// What to run; all of it if none is given.
     parts: Vec<Part>,
-    /// The device's number.
+    /// Number of the CUDA device.
     #[arg(long, default_value_t = 0)]
     device: usize,
     /// Height and width of the output in pixels.
     #[arg(long, num_args = 2, default_values_t = [1320, 1982])]
     size: Vec<usize>,
-    /// Height and width of the window's latents instead of the output's.
+    /// Height and width of the latents; by default those of the output's size.
     #[arg(long, num_args = 2)]
     latent: Option<Vec<usize>>,
-    /// Where the window's velocity is written, for torch_reference.py to compare.
-    #[arg(long)]
-    save: Option<std::path::PathBuf>,
     /// Frames of the window that is timed.
     #[arg(long, default_value_t = 31)]
     frames: usize,
-    /// Times that something is measured.
+    /// Number of measurements.
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Only kernels that run on every device.
+    /// `parity`: run this family alone. `ops`: run operations whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Print the families of `parity` and exit.
+    #[arg(long)]
+    list: bool,
+    /// `window`: write the velocities to this file.
+    #[arg(long)]
+    save: Option<PathBuf>,
+    /// `window`: compare the velocities with those in this file.
+    #[arg(long)]
+    compare: Option<PathBuf>,
+    /// `fixtures`: the folder with the fixtures.
+    #[arg(long, default_value = "tests/fixtures")]
+    fixtures: PathBuf,
+    /// Pixels in a slice of frames, in place of what the device's memory suggests.
+    #[arg(long)]
+    slices: Option<usize>,
+    /// Use only the kernels that run on every device.
     #[arg(long)]
     portable: bool,
-    /// What the device can do at best: dense products of f16, in TFLOP/s; what a floor is computed from.
+    /// Dense f16 products of the device in TFLOP/s, from which floors are computed.
     #[arg(long, default_value_t = 790.0)]
     tflops: f64,
-    /// The same for its memory, in TB/s.
+    /// Memory bandwidth of the device in TB/s, likewise.
     #[arg(long, default_value_t = 4.8)]
     bandwidth: f64,
-    /// GiB that `memory` leaves free.
+    /// `memory`: GiB that are left free.
     #[arg(long, default_value_t = 15)]
     leave: u64,
 }
 
+impl Args {
+    /// Height and width of the latents.
+    fn latent(&self) -> (usize, usize) {
+        match self.latent.as_deref() {
+            Some([h, w]) => (*h, *w),
+            _ => Canvas::new((self.size[0], self.size[1]), Canvas::SMALLEST).latent(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Every operation beside its side for the CPU.
+    /// Compares every operation with its CPU side.
     Parity,
-    /// The peak of the longest window while the rest of the device is taken; before what fills the device.
+    /// Compares the networks with the numbers of the real implementation, in a folder of fixtures.
+    Fixtures,
+    /// Times single operations, under the names that torch_ops.py has for them.
+    Ops,
+    /// Peak memory of the longest window while the rest of the device is taken; before parts that fill the device.
     Memory,
-    /// Seconds of a window's evaluation, both branches, and what they are spent on.
+    /// Times a window's evaluation, both branches, and each kind of kernel in it.
     Window,
-    /// Seconds of encoding and decoding a frame; with those of a window, an estimate for the published example.
+    /// Times from a cancellation in the middle of a window to an idle device.
+    Cancel,
+    /// Times encoding and decoding a frame; with the time of a window, estimates the published example.
     Vae,
-    /// 61 frames from end to end.
+    /// Times 61 frames from end to end.
     Clip,
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    let device = ops::cuda_device(args.device)?;
-    ops::use_portable_kernels(args.portable);
+    if args.list {
+        parity::families().iter().for_each(|family| println!("{family}"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let device = cuda_device(args.device)?;
+    use_portable_kernels(args.portable);
+    let mut findings = Findings::default();
     for part in Part::value_variants() {
         if args.parts.is_empty() || args.parts.contains(part) {
-            run(*part, &args, &device)?;
+            run(*part, &args, &device, &mut findings)?;
         }
     }
-    Ok(())
+    Ok(findings.exit_code())
 }
 
-fn run(part: Part, args: &Args, device: &Device) -> Result<()> {
+fn run(part: Part, args: &Args, device: &Device, findings: &mut Findings) -> Result<()> {
     match part {
-        Part::Parity => parity::all(device),
-        Part::Window => window::time(args, device),
-        Part::Vae => window::autoencoder(args, device),
-        Part::Memory => window::memory(args, device),
-        Part::Clip => clip::run(args, device),
+        Part::Parity => parity::run(args, device, findings),
+        Part::Fixtures => fixtures::run(args, device, findings),
+        Part::Ops => ops::run(args, device, findings),
+        Part::Memory => window::memory(args, device, findings),
+        Part::Window => window::time(args, device, findings),
+        Part::Cancel => window::cancel(args, device, findings),
+        Part::Vae => window::autoencoder(args, device, findings),
+        Part::Clip => clip::run(args, device, findings),
     }
 }
 

@@ -28,9 +28,12 @@ use gstvenhance::{
 };
 use serde_json::Value;
 
-use crate::{Fixture, Report, unet_config, usize_of, usizes_of};
+use crate::{
+    golden::{self, Fixture, Report, unet_config, usize_of, usizes_of},
+    say,
+};
 
-type Outcome<T> = crate::Result<T>;
+type Outcome<T> = golden::Result<T>;
 
 fn clip() -> Clip {
     sink::clip(&Arc::new(sink::Discard))
@@ -327,7 +330,7 @@ pub fn geometry(name: &str, path: &Path, report: &mut Report) -> Outcome<()> {
                 _ => return Err(format!("unknown table {table}").into()),
             };
             if !same {
-                report.say(&case.to_string());
+                say(&case.to_string());
             }
             report.error(&format!("{name} {table}"), if same { 0.0 } else { 1.0 }, 0.0);
         }
