@@ -9,10 +9,7 @@ mod tiny_model;
 #[path = "common/torch.rs"]
 mod torch;
 
-use std::{
-    path::Path,
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use common::{TIMEOUT, decode, run, try_run};
 use gst::prelude::*;

@@ -99,15 +99,6 @@ impl Device {
     }
 }
 
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
-        }
-    }
-}
-
 /// Whether a CUDA device answers; if not, why.
 pub(super) fn cuda_usable(ordinal: usize) -> Result<(), String> {
     if !candle_core::utils::cuda_is_available() {
