@@ -15,7 +15,7 @@
 //! | room | knows | never knows |
 //! |---|---|---|
 //! | this file | the plugin's definition, this map | |
-//! | `element` | GStreamer: the element (`imp`: negotiation and events, `imp/push`: the push task, `imp/worker_thread`: the compute thread, `imp/model`: which model runs), `properties`, `caps`, clip boundaries (`clips`), timestamps (`timeline`), format conversion (`convert`), the `queue` between the threads, the `worker` that feeds the model, `progress` and latency | tensors, networks |
+//! | `element` | GStreamer: the element itself (`imp`: negotiation; `imp/stream`: the streaming thread; `imp/compute`: the compute thread; `imp/push`: the push task; `imp/flush`: flush and stop; `imp/model`: which model runs), `properties`, `caps`, clips (`clips`), timestamps (`timeline`), format conversion (`convert`), the `queue` between the threads, the `worker` that feeds the model, `progress` and latency, debug categories (`logging`) | tensors, networks |
 //! | [`models`] | all models and devices; chooses one and puts it together | GStreamer |
 //! | [`weights`] | files: the published models (`published`), model folders (`folder`), where files are (`locate`), the hub and its cache (`hub`), PyTorch files (`torch`, `pickle`), mapped files (`checkpoint`, `store`); tensor names and shapes (`keys`), synthetic weights (`synth`) | what tensors mean |
 //! | [`lite`] | the small embedded networks: upscaling (`resize`, `upscale`), optical flow (`flow`), frame interpolation (`synthesis`), buffer reuse (`pool`), network shapes (`network`) and weights (`weights`) | how they were trained: `examples/train_lite` |

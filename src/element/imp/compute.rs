@@ -80,7 +80,7 @@ impl VEnhance {
             }
         });
         match &loaded {
-            Ok(_) => post(gst::ProgressType::Complete, format!("Loaded model {}", choice.model)),
+            Ok(_) => post(gst::ProgressType::Complete, format!("Model {} is loaded", choice.model)),
             Err(Error::Cancelled) => {
                 post(gst::ProgressType::Canceled, "Loading was cancelled".into())
             }
