@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The wavefront gives, bit for bit, what sampling the whole clip step by step gives: from wherever it is
-//! taken up again, on however many devices; and what goes wrong in it is told.
+//! The wavefront gives, bit for bit, what sampling the whole clip step by step gives, on any number of
+//! devices, and reports what goes wrong.
 
 mod toy;
 
@@ -18,8 +18,8 @@ use gstvenhance::{
     engine::{self, Cancel, Clip, Enhancer, Error, Format, Frame, Solver},
     wavefront::{
         self, Autoencoder, Batch, Budget, Canvas, Check, Conditions, Denoiser, Encoded, LATENT,
-        Mode, Noise, Precision, Purpose, RESERVE, Recipe, START, Sampler, Seeded, Settings, State,
-        Table, Tail, Velocities, Wavefront, Windows, Work, evaluations, lookahead,
+        Mode, Noise, Precision, Purpose, RESERVE, Recipe, START, Sampler, Seeded, Settings, Table,
+        Tail, Velocities, Wavefront, Windows, Work, evaluations, lookahead,
     },
 };
 use proptest::prelude::*;
@@ -149,30 +149,18 @@ fn keys(count: usize, format: Format) -> Vec<Frame> {
     (0..count).map(|n| picture(n, format.input)).collect()
 }
 
-/// What the wavefront makes of a clip that is put down before some key frames and taken up again: with
-/// the numbers of devices that follow each other.
+/// The output of the wavefront for a clip, on some devices.
 fn stream(
     keys: &[Frame],
     settings: &Settings,
     format: Format,
     seed: u64,
-    cuts: &[usize],
-    devices: &[usize],
+    devices: usize,
 ) -> Vec<Arc<Frame>> {
     let sink = Arc::new(Record::default());
-    let new = |n: usize| {
-        Wavefront::new(models(devices[n % devices.len()]), settings.clone(), Arc::new(Seeded(seed)))
-    };
-    let mut enhancer = new(0);
+    let mut enhancer = Wavefront::new(models(devices), settings.clone(), Arc::new(Seeded(seed)));
     enhancer.start(format, clip(&sink)).unwrap();
-    for (n, key) in keys.iter().enumerate() {
-        for part in (0..cuts.len()).filter(|&part| cuts[part] == n) {
-            let state = enhancer.save().unwrap();
-            let state = State::from_bytes(&state.to_bytes().unwrap()).unwrap();
-            assert_eq!(state.pushed().unwrap(), n);
-            enhancer = new(part + 1);
-            enhancer.restore(format, clip(&sink), &state).unwrap();
-        }
+    for key in keys {
         enhancer.push(key.clone()).unwrap();
     }
     enhancer.finish().unwrap();
@@ -191,12 +179,7 @@ fn cases(count: u32) -> ProptestConfig {
     ProptestConfig { cases: count, failure_persistence: None, ..ProptestConfig::default() }
 }
 
-fn same_as_whole(
-    (count, made): (usize, usize),
-    (solver, steps): (Solver, u32),
-    cuts: &[usize],
-    seed: u64,
-) {
+fn same_as_whole((count, made): (usize, usize), (solver, steps): (Solver, u32), seed: u64) {
     let (settings, format) = (settings(solver, steps), format(made, false));
     let keys = keys(count, format);
     let expected = whole(&keys, &settings, format, &Seeded(seed));
@@ -207,13 +190,11 @@ fn same_as_whole(
         // A quarter is alpha.
         assert!(frame.pixels().iter().filter(extreme).count() < frame.pixels().len() / 2);
     }
-    for (cuts, devices) in
-        [(&[][..], &[1][..]), (&[], &[2]), (&[], &[5]), (cuts, &[1, 2, 5]), (cuts, &[5, 1])]
-    {
-        let got = stream(&keys, &settings, format, seed, cuts, devices);
+    for devices in [1, 2, 5] {
+        let got = stream(&keys, &settings, format, seed, devices);
         assert_eq!(got.len(), expected.len());
         for (n, (got, expected)) in got.iter().zip(&expected).enumerate() {
-            assert!(**got == *expected, "frame {n}, cuts {cuts:?}, devices {devices:?}");
+            assert!(**got == *expected, "frame {n}, {devices} devices");
         }
     }
 }
@@ -221,16 +202,9 @@ fn same_as_whole(
 /// What a run of the key frames from `first` on leaves.
 fn part(keys: &[Frame], first: usize, settings: &Settings, format: Format) -> Vec<Arc<Frame>> {
     let sink = Arc::new(Record::default());
-    let new = || Wavefront::new(models(1), settings.clone(), Arc::new(Seeded(3)));
-    let mut enhancer = new();
+    let mut enhancer = Wavefront::new(models(1), settings.clone(), Arc::new(Seeded(3)));
     enhancer.start_at(first, format, clip(&sink)).unwrap();
-    for (n, key) in keys.iter().enumerate().skip(first) {
-        if n == (first + keys.len()) / 2 {
-            // It can be put down as well.
-            let state = enhancer.save().unwrap();
-            enhancer = new();
-            enhancer.restore(format, clip(&sink), &state).unwrap();
-        }
+    for key in &keys[first..] {
         enhancer.push(key.clone()).unwrap();
     }
     enhancer.finish().unwrap();
@@ -268,14 +242,13 @@ proptest! {
     #![proptest_config(cases(16))]
 
     #[test]
-    fn a_stream_is_the_whole_clip_bit_for_bit_on_any_devices_and_from_any_state(
+    fn a_stream_equals_the_whole_clip_bit_for_bit_on_any_number_of_devices(
         count in prop_oneof![1..60usize, 1..=300usize],
         made in 0..=8usize,
         solver in solvers(),
-        cuts in prop::collection::vec(0..300usize, 0..3),
         seed: u64,
     ) {
-        same_as_whole((count, made), solver, &cuts, seed);
+        same_as_whole((count, made), solver, seed);
     }
 }
 
@@ -347,7 +320,7 @@ proptest! {
 
 #[test]
 fn a_clip_of_no_frames_gives_none() {
-    let got = stream(&[], &settings(Solver::Fast, 15), format(2, false), 1, &[], &[2]);
+    let got = stream(&[], &settings(Solver::Fast, 15), format(2, false), 1, 2);
     assert!(got.is_empty());
 }
 
@@ -407,9 +380,8 @@ fn alpha_is_faded_between_key_frames_and_enlarged_and_colours_do_not_depend_on_i
         frame
     };
     let keys = [flat(0), flat(40_000), flat(u16::MAX)];
-    let run = |alpha, cuts: &[usize]| stream(&keys, &settings, format(made, alpha), 3, cuts, &[1]);
-    let (with, without, resumed) = (run(true, &[]), run(false, &[]), run(true, &[1, 2]));
-    assert_eq!(with, resumed);
+    let run = |alpha| stream(&keys, &settings, format(made, alpha), 3, 1);
+    let (with, without) = (run(true), run(false));
     let expected = [0, 10_000, 20_000, 30_000, 40_000, 46_384, 52_768, 59_151, u16::MAX];
     for ((with, without), expected) in with.iter().zip(&without).zip(expected) {
         let pixels = with.pixels().chunks_exact(4).zip(without.pixels().chunks_exact(4));
@@ -418,26 +390,6 @@ fn alpha_is_faded_between_key_frames_and_enlarged_and_colours_do_not_depend_on_i
             assert_eq!(with[..3], without[..3]);
         }
     }
-}
-
-#[test]
-fn a_state_of_another_run_is_refused_with_a_reason() {
-    let sink = Arc::new(Record::default());
-    let format = format(2, false);
-    let new = |seed| Wavefront::new(models(1), settings(Solver::Fast, 15), Arc::new(Seeded(seed)));
-    let mut enhancer = new(1);
-    assert!(enhancer.save().unwrap_err().to_string().contains("no clip has begun"));
-    enhancer.start(format, clip(&sink)).unwrap();
-    enhancer.push(picture(0, format.input)).unwrap();
-    let state = enhancer.save().unwrap();
-    let error = new(2).restore(format, clip(&sink), &state).unwrap_err().to_string();
-    assert!(error.contains("Seeded(1)") && error.contains("Seeded(2)"), "{error}");
-    let other = Format { made: 1, ..format };
-    assert!(matches!(new(1).restore(other, clip(&sink), &state), Err(Error::State { .. })));
-    assert!(matches!(State::from_bytes(b"no state"), Err(Error::State { .. })));
-    let bytes = state.to_bytes().unwrap();
-    assert!(State::from_bytes(&bytes[..bytes.len() - 1]).is_err());
-    new(1).restore(format, clip(&sink), &state).unwrap();
 }
 
 /// A denoiser that fails, or gives what is not finite, when it is asked for one evaluation of a window.

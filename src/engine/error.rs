@@ -100,14 +100,6 @@ pub enum Error {
         /// What was computed.
         what: String,
     },
-    /// A saved state that does not continue this clip.
-    #[error(
-        "the saved state cannot be restored: {why}; begin the clip anew, or restore it as it was saved"
-    )]
-    State {
-        /// What is wrong with it.
-        why: String,
-    },
     /// A broken invariant of this crate, such as a clip with a frame too many.
     #[error("internal error: {what}; this is a bug in venhance: please report it")]
     Internal {

@@ -35,18 +35,17 @@ impl Decode {
         latent: (usize, usize),
         clip: crate::engine::Clip,
     ) -> Self {
-        Self::restore(autoencoder, latent, Sliding::new(FRAMES), Control::new(clip), 0)
+        Self::with_control(autoencoder, latent, Control::new(clip), 0)
     }
 
-    /// From a state. `others` are the bytes that other tensors will take of the device.
-    pub(super) fn restore(
+    /// As [`new`](Self::new), within a run. `others` are the bytes that other tensors will take of the device.
+    pub(super) fn with_control(
         autoencoder: Arc<dyn Autoencoder>,
         latent: (usize, usize),
-        frames: Sliding<Latents>,
         control: Control,
         others: usize,
     ) -> Self {
-        let tiles = Tiles::to_decode(latent);
+        let (tiles, frames) = (Tiles::to_decode(latent), Sliding::new(FRAMES));
         let decode = Self { autoencoder, tiles, frames, precision: Cell::default(), control };
         decode.choose_slices(others);
         decode
@@ -55,10 +54,6 @@ impl Decode {
     fn choose_slices(&self, others: usize) {
         let budget = self.autoencoder.decode_budget(FRAMES.longest(), self.tiles.tile());
         self.control.begin_with(budget.map_or_else(Slices::default, |b| b.slices(others)));
-    }
-
-    pub(super) fn held(&self) -> &Sliding<Latents> {
-        &self.frames
     }
 
     /// Takes the next latents, [1, 4, 1, h, w] each with what goes with it; after the last, `ended`.

@@ -21,9 +21,9 @@ use crate::engine::Error;
 
 /// The last key frame, for the frames between it and the next.
 #[derive(Debug, Clone)]
-pub(super) struct Key {
-    pub(super) encoded: Encoded,
-    pub(super) alpha: Option<Tensor>,
+struct Key {
+    encoded: Encoded,
+    alpha: Option<Tensor>,
 }
 
 /// What does not change between frames.
@@ -73,20 +73,10 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new(
-        autoencoder: Arc<dyn Autoencoder>,
-        rules: Rules,
-        (keys, previous): (usize, Option<Key>),
-        control: Control,
-    ) -> Self {
+    pub(super) fn new(autoencoder: Arc<dyn Autoencoder>, rules: Rules, control: Control) -> Self {
         let tiles = Tiles::to_encode(rules.canvas.latent());
         let precision = Cell::default();
-        Self { autoencoder, tiles, rules, keys, previous, precision, control }
-    }
-
-    /// Key frames so far, and the last.
-    pub(super) fn held(&self) -> (usize, Option<&Key>) {
-        (self.keys, self.previous.as_ref())
+        Self { autoencoder, tiles, rules, keys: 0, previous: None, precision, control }
     }
 
     /// Output frames that have been made.

@@ -27,7 +27,6 @@ mod schedule;
 mod slices;
 mod solver;
 mod stage;
-mod state;
 mod stream;
 mod tiles;
 mod windows;
@@ -50,12 +49,11 @@ pub use schedule::{START, Table, times};
 pub use slices::{Budget, RESERVE, Slices};
 pub use solver::{Evaluation, evaluations};
 pub use stage::{Batch, Frame, Recipe};
-pub use state::State;
 pub use stream::{Models, Settings, Stream};
 pub use tiles::{COLUMNS, ROWS, tile_weights};
 pub use windows::{Windows, cross_fade};
 
-use self::{control::Control, noise::Part, windows::Sliding};
+use self::{control::Control, noise::Part};
 use crate::engine::{self, Clip, Enhancer, Error, Format};
 
 /// Frames that leave: decoded, cropped, rounded.
@@ -79,8 +77,6 @@ impl Tail for Exit {
 /// A clip at work.
 struct Run {
     format: Format,
-    /// The number of its first key frame in the clip that it is a part of.
-    first: usize,
     stream: Stream<Exit>,
 }
 
@@ -98,40 +94,6 @@ impl Wavefront {
         Self { models, settings, noise, run: None }
     }
 
-    /// What decides on a clip's output, beside frames, weights and prompt.
-    fn describe(&self, format: &Format) -> String {
-        format!("{format:?}, {:?}, {:?}", self.settings, self.noise)
-    }
-
-    /// Waits until all that was pushed has been worked on, and gives all that is in flight. The clip can
-    /// go on, or, in this process or another with the same networks, from the [`restore`](Self::restore)d
-    /// state, bit for bit, on as many devices as there are.
-    ///
-    /// # Errors
-    /// Those of the run; [`Error::State`] outside a clip.
-    pub fn save(&mut self) -> Result<State, Error> {
-        let Some(Run { format, first, .. }) = &self.run else {
-            return Err(Error::State { why: "no clip has begun".into() });
-        };
-        let mut state = State::new(self.describe(format), *first);
-        if let Some(Run { stream, .. }) = &mut self.run
-            && let Some(tail) = stream.save(&mut state)?
-        {
-            state.put_decode(tail.decode.held());
-        }
-        Ok(state)
-    }
-
-    /// As [`start`](Enhancer::start), in the middle of a clip: the next frame is the one after those that
-    /// had been pushed, and the next to leave the one after those that had left.
-    ///
-    /// # Errors
-    /// [`Error::State`] if the state is not of such a clip.
-    pub fn restore(&mut self, format: Format, clip: Clip, state: &State) -> Result<(), Error> {
-        state.check(&self.describe(&format))?;
-        self.begin(state.first()?, format, clip, Some(state))
-    }
-
     /// Frames of latents in flight: see [`Sampler::latents`].
     ///
     /// # Errors
@@ -144,33 +106,23 @@ impl Wavefront {
         Ok(stream.sampler().latents())
     }
 
-    fn begin(
-        &mut self,
-        first: usize,
-        format: Format,
-        clip: Clip,
-        state: Option<&State>,
-    ) -> Result<(), Error> {
+    /// Begins a clip, or a part of one that begins with key frame `first` of it.
+    fn begin(&mut self, first: usize, format: Format, clip: Clip) -> Result<(), Error> {
         self.run = None;
         let (width, height) = format.output;
         let canvas = Canvas::new((height, width), self.settings.smallest);
         let control = Control::new(clip);
-        let frames = match state {
-            Some(state) => state.decode(FRAMES)?,
-            None => Sliding::new(FRAMES),
-        };
         let decoder = self.models.decoder.clone();
         let last = self.models.denoisers.len().saturating_sub(1);
         let parts = self.models.denoisers.len().max(1);
         let latents = Work::new(&self.settings, &canvas, format.made, (last, parts)).latents();
-        let latent = canvas.latent();
-        let decode = Decode::restore(decoder, latent, frames, control.clone(), latents);
+        let decode = Decode::with_control(decoder, canvas.latent(), control.clone(), latents);
         let exit = Exit { decode, canvas, control: control.clone() };
         let noise = Arc::new(Part { whole: self.noise.clone(), first: first * (format.made + 1) });
         let sizes = (canvas, format.made);
         let stream =
-            Stream::restore(&self.models, &self.settings, noise, sizes, control, exit, state)?;
-        self.run = Some(Run { format, first, stream });
+            Stream::with_control(&self.models, &self.settings, noise, sizes, control, exit)?;
+        self.run = Some(Run { format, stream });
         Ok(())
     }
 
@@ -179,7 +131,7 @@ impl Wavefront {
         &mut self,
         work: impl FnOnce(&Format, &mut Stream<Exit>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let Run { format, stream, .. } = self.run.as_mut().ok_or(Error::Cancelled)?;
+        let Run { format, stream } = self.run.as_mut().ok_or(Error::Cancelled)?;
         let result = work(format, stream);
         if result.is_err() {
             self.run = None;
@@ -194,11 +146,11 @@ impl Enhancer for Wavefront {
     }
 
     fn start(&mut self, format: Format, clip: Clip) -> Result<(), Error> {
-        self.begin(0, format, clip, None)
+        self.begin(0, format, clip)
     }
 
     fn start_at(&mut self, first: usize, format: Format, clip: Clip) -> Result<(), Error> {
-        self.begin(first, format, clip, None)
+        self.begin(first, format, clip)
     }
 
     fn push(&mut self, frame: engine::Frame) -> Result<(), Error> {

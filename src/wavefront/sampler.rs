@@ -17,8 +17,6 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use candle_core::Device;
-
 use super::{
     budget::stages_of,
     control::Control,
@@ -26,7 +24,7 @@ use super::{
     slices::Slices,
     solver::Evaluation,
     stage::{Batch, Recipe, Stage},
-    windows::{Sliding, Windows},
+    windows::Windows,
 };
 use crate::engine::{Clip, Error};
 
@@ -111,20 +109,14 @@ impl<T: Tail> Sampler<T> {
         clip: Clip,
         tail: T,
     ) -> Result<Self, Error> {
-        let windows = Windows::of_clip(recipe.made);
-        let stage = |number: usize, _: &Device| {
-            Ok(Stage::new(evaluations[number].clone(), Sliding::new(windows), 0))
-        };
         let slices = vec![Slices::default(); denoisers.len()];
-        let devices = (denoisers, &*slices);
-        Self::build(devices, evaluations.len(), stage, recipe, Control::new(clip), tail)
+        Self::build((denoisers, &*slices), evaluations, recipe, Control::new(clip), tail)
     }
 
-    /// Of `count` stages, each made for its device, which works in slices of its own size.
+    /// As [`new`](Self::new), within a run. Each device works in slices of its own size.
     pub(super) fn build(
         (denoisers, slices): (&[Arc<dyn Denoiser>], &[Slices]),
-        count: usize,
-        mut stage: impl FnMut(usize, &Device) -> Result<Stage, Error>,
+        evaluations: &[Evaluation],
         recipe: Recipe,
         control: Control,
         tail: T,
@@ -138,20 +130,21 @@ impl<T: Tail> Sampler<T> {
             });
         }
         let recipe = Arc::new(recipe);
+        let windows = Windows::of_clip(recipe.made);
+        let count = evaluations.len();
         let devices = denoisers.len().min(count);
         let part = |(number, denoiser): (usize, &Arc<dyn Denoiser>)| {
             let stages = stages_of(number, devices, count);
             let control = control.clone();
             control.begin_with(slices[number]);
-            Ok(Part {
+            Part {
                 denoiser: denoiser.clone(),
-                stages: stages.map(|n| stage(n, denoiser.device())).collect::<Result<_, _>>()?,
+                stages: stages.map(|n| Stage::new(evaluations[n].clone(), windows)).collect(),
                 recipe: recipe.clone(),
                 control,
-            })
+            }
         };
-        let parts =
-            denoisers.iter().take(devices).enumerate().map(part).collect::<Result<_, _>>()?;
+        let parts = denoisers.iter().take(devices).enumerate().map(part).collect();
         Ok(Self { parts, tail: Some(tail), running: None, control })
     }
 
@@ -192,15 +185,10 @@ impl<T: Tail> Sampler<T> {
         result
     }
 
-    /// The stages and the tail, at [`rest`](Self::rest).
-    pub(super) fn held(&self) -> (impl Iterator<Item = &Stage>, Option<&T>) {
-        (self.parts.iter().flat_map(|part| &part.stages), self.tail.as_ref())
-    }
-
     /// Frames of latents in flight at [`rest`](Self::rest), with what the solver remembers of them and
     /// what waits for the next window.
     pub fn latents(&self) -> usize {
-        self.held().0.map(Stage::latents).sum()
+        self.parts.iter().flat_map(|part| &part.stages).map(Stage::latents).sum()
     }
 
     fn run(&mut self) -> Result<(), Error> {

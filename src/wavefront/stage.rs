@@ -13,7 +13,7 @@ use super::{
     model::{Conditions, Denoiser, Precision},
     noise::{Noise, Purpose},
     solver::Evaluation,
-    windows::Sliding,
+    windows::{Sliding, Windows},
 };
 use crate::{
     engine::{
@@ -97,13 +97,9 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) fn new(evaluation: Evaluation, frames: Sliding<Frame>, ordinary: usize) -> Self {
-        Self { evaluation, precision: Cell::default(), frames, ordinary, ended: false }
-    }
-
-    /// What it holds, and how many windows are sure not to be the last.
-    pub(super) fn held(&self) -> (&Sliding<Frame>, usize) {
-        (&self.frames, self.ordinary)
+    pub(super) fn new(evaluation: Evaluation, windows: Windows) -> Self {
+        let frames = Sliding::new(windows);
+        Self { evaluation, precision: Cell::default(), frames, ordinary: 0, ended: false }
     }
 
     /// Frames of latents that it holds, with what the solver remembers and what waits for the next

@@ -17,9 +17,8 @@ use super::{
     schedule::Table,
     slices::Slices,
     solver::evaluations,
-    stage::{Batch, Recipe, Stage},
-    state::State,
-    windows::{Sliding, Windows},
+    stage::{Batch, Recipe},
+    windows::Windows,
 };
 use crate::engine::{Clip, Error, Options, Solver};
 
@@ -104,19 +103,17 @@ impl<T: Tail> Stream<T> {
         clip: Clip,
         tail: T,
     ) -> Result<Self, Error> {
-        let control = Control::new(clip);
-        Self::restore(models, settings, noise, (canvas, made), control, tail, None)
+        Self::with_control(models, settings, noise, (canvas, made), Control::new(clip), tail)
     }
 
-    /// As [`new`](Self::new), or from a state.
-    pub(super) fn restore(
+    /// As [`new`](Self::new), within a run.
+    pub(super) fn with_control(
         models: &Models,
         settings: &Settings,
         noise: Arc<dyn Noise>,
         (canvas, made): (Canvas, usize),
         control: Control,
         tail: T,
-        state: Option<&State>,
     ) -> Result<Self, Error> {
         let table = Table::default();
         let (start, evaluations) = evaluations(&table, settings.solver, settings.steps);
@@ -130,20 +127,11 @@ impl<T: Tail> Stream<T> {
             made,
             noise: noise.clone(),
         };
-        let stage = |number: usize, device: &_| {
-            let (frames, ordinary) = match state {
-                Some(state) => state.stage(number, windows, device)?,
-                None => (Sliding::new(windows), 0),
-            };
-            Ok(Stage::new(evaluations[number].clone(), frames, ordinary))
-        };
         let slices = models.slices(settings, &canvas, made);
-        let count = evaluations.len();
         let devices = (&*models.denoisers, &*slices);
-        let sampler = Sampler::build(devices, count, stage, recipe, control.clone(), tail)?;
+        let sampler = Sampler::build(devices, &evaluations, recipe, control.clone(), tail)?;
         let rules = Rules { canvas, made, table, start, t_hint, noise };
-        let held = state.map_or(Ok((0, None)), State::intake)?;
-        let intake = Intake::new(models.encoder.clone(), rules, held, control);
+        let intake = Intake::new(models.encoder.clone(), rules, control);
         Ok(Self { intake, sampler, windows })
     }
 
@@ -170,14 +158,5 @@ impl<T: Tail> Stream<T> {
     /// The sampler.
     pub fn sampler(&mut self) -> &mut Sampler<T> {
         &mut self.sampler
-    }
-
-    /// Writes all that is in flight but for the tail, which is given.
-    pub(super) fn save(&mut self, state: &mut State) -> Result<Option<&T>, Error> {
-        self.sampler.rest()?;
-        state.put_intake(self.intake.held());
-        let (stages, tail) = self.sampler.held();
-        stages.enumerate().for_each(|(number, stage)| state.put_stage(number, stage));
-        Ok(tail)
     }
 }

@@ -95,17 +95,7 @@ pub(super) struct Sliding<T> {
 
 impl<T> Sliding<T> {
     pub(super) fn new(windows: Windows) -> Self {
-        Self::restore(windows, 0, VecDeque::new(), Vec::new())
-    }
-
-    /// From what the accessors have given.
-    pub(super) fn restore(
-        windows: Windows,
-        number: usize,
-        items: VecDeque<T>,
-        waiting: Vec<Tensor>,
-    ) -> Self {
-        Self { windows, number, items, waiting }
+        Self { windows, number: 0, items: VecDeque::new(), waiting: Vec::new() }
     }
 
     /// The next window.
