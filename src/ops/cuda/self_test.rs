@@ -64,7 +64,7 @@ impl Inputs<'_> {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * size
         };
-        let values = (0..shape.iter().product()).map(number).collect::<Vec<f32>>();
+        let values = (0..shape.iter().product::<usize>()).map(number).collect::<Vec<f32>>();
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_device(self.device)
     }
 
@@ -125,7 +125,7 @@ impl Inputs<'_> {
     }
 
     fn parts(&self, rows: &[usize], channels: &[usize]) -> Result<Vec<Tensor>> {
-        let part = |(seed, c): (u32, &usize)| self.numbers(&[rows, &[*c]].concat(), seed, 1.0);
+        let part = |(seed, c): (u32, &usize)| self.numbers(&[rows, &[*c][..]].concat(), seed, 1.0);
         (20..).zip(channels).map(part).collect()
     }
 
