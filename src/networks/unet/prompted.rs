@@ -99,7 +99,6 @@ mod tests {
 
     #[test]
     fn slices_of_all_sizes_give_the_same() {
-        // Of 18·24 pixels, all frames are a slice at first, and 4 in the end.
         let (x, hint) = (noise("x", &[1, 4, 9, 18, 24]), noise("hint", &[1, 4, 3, 18, 24]));
         let mask: Vec<_> = (0..9_usize).map(|n| n.is_multiple_of(4).then_some(n / 4)).collect();
         let conditions =
@@ -110,9 +109,9 @@ mod tests {
             prompted.velocities(&x, &conditions, true, mode, &|| Ok(())).unwrap()
         };
         let usual = run(Slices::default());
-        let mut next = Some(Slices::LARGEST);
-        while let Some(slices) = next {
-            next = slices.halved();
+        // Of 18·24 pixels: all frames on every level, 4 and 2 on the first, 1 on all.
+        for pixels in [Slices::LARGEST.pixels(), 4 * 18 * 24, 2 * 18 * 24, 1] {
+            let slices = Slices::of_pixels(pixels);
             let found = run(slices);
             let pairs = [
                 (found.conditional, &usual.conditional),
