@@ -13,13 +13,14 @@ use crate::architectures::{HOPPER, PORTABLE};
 const FOLDER: &str = "src/ops/cuda";
 
 /// The files of kernels, without `.cu`, and whether they are for Hopper only. The slowest to compile come first.
-const FILES: [(&str, bool); 6] = [
+const FILES: [(&str, bool); 7] = [
     ("product", false),
     ("norm", false),
     ("product_hopper", true),
     ("attention", false),
     ("attention_hopper", true),
     ("gate", false),
+    ("pixels", false),
 ];
 
 /// Makes `NAME.fatbin` of every `NAME.cu`, in Cargo's output folder. What is up to date stays.

@@ -43,6 +43,11 @@ fn norms_measure_and_change_any_channels() {
 }
 
 #[test]
+fn pixels_are_copied_run_by_run() {
+    passes("pixels");
+}
+
+#[test]
 fn products_are_sums_written_out_for_any_sizes() {
     passes("product");
 }

@@ -24,7 +24,7 @@ use candle_core::{Device, Result};
 use clap::{Parser, ValueEnum};
 use findings::Findings;
 use gstvenhance::{
-    ops::{cuda_device, use_portable_kernels},
+    ops::{ProductBackend, cuda_device, use_portable_kernels, use_products},
     wavefront::Canvas,
 };
 
@@ -69,6 +69,9 @@ struct Args {
     /// Use only the kernels that run on every device.
     #[arg(long)]
     portable: bool,
+    /// What computes linear layers of f16 and bf16.
+    #[arg(long, value_enum, default_value = "ours")]
+    products: Products,
     /// Dense f16 products of the device in TFLOP/s, from which floors are computed.
     #[arg(long, default_value_t = 790.0)]
     tflops: f64,
@@ -88,6 +91,12 @@ impl Args {
             _ => Canvas::new((self.size[0], self.size[1]), Canvas::SMALLEST).latent(),
         }
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Products {
+    Ours,
+    Cublaslt,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -118,6 +127,10 @@ fn main() -> Result<ExitCode> {
     }
     let device = cuda_device(args.device)?;
     use_portable_kernels(args.portable);
+    use_products(match args.products {
+        Products::Ours => ProductBackend::Kernels,
+        Products::Cublaslt => ProductBackend::CublasLt,
+    });
     let mut findings = Findings::default();
     for part in Part::value_variants() {
         if args.parts.is_empty() || args.parts.contains(part) {

@@ -6,7 +6,10 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use gstvenhance::{
-    ops::{Conv2d, GroupNorm, LayerNorm, Linear, Moments, Shape, TimeConv, attention, geglu},
+    ops::{
+        Conv2d, GroupNorm, LayerNorm, Linear, Moments, Shape, TimeConv, attention,
+        attention_along_first, gather_pixels, geglu, scatter_pixels,
+    },
     weights::synth,
 };
 use serde_json::json;
@@ -17,7 +20,7 @@ use super::{Args, Findings};
 type Operation = fn(&Inputs) -> Result<Tensor>;
 
 /// Family, case, operation.
-const CASES: [(&str, &str, Operation); 47] = [
+const CASES: [(&str, &str, Operation); 50] = [
     ("attention", "700 queries, 900 keys", |x| x.attention([2, 700, 900, 2], 128)),
     ("attention", "129 queries, 65 keys", |x| x.attention([2, 129, 65, 2], 64)),
     ("attention", "193 queries, 1025 keys, 20 heads", |x| x.attention([1, 193, 1025, 1], 1280)),
@@ -36,13 +39,17 @@ const CASES: [(&str, &str, Operation); 47] = [
         let make = |name| x.tensor(name, &[2, 200, 512]);
         attention(&make("q")?, &make("k")?, &make("v")?, 1, false)
     }),
-    ("temporal-attention", "31 frames", |x| x.attention([40, 31, 31, 40], 320)),
-    ("temporal-attention", "43 frames", |x| x.attention([40, 43, 43, 40], 320)),
-    ("temporal-attention", "1 frame", |x| x.attention([40, 1, 1, 40], 64)),
-    ("temporal-attention", "32 frames", |x| x.attention([7, 32, 32, 7], 128)),
-    ("temporal-attention", "33 frames", |x| x.attention([7, 33, 33, 7], 128)),
-    ("temporal-attention", "49 frames", |x| x.attention([7, 49, 49, 7], 128)),
-    ("temporal-attention", "31 frames of 2048 pixels", |x| x.attention([2048, 31, 31, 2048], 512)),
+    ("temporal-attention", "31 frames", |x| x.attention_along_frames(31, 40, 320)),
+    ("temporal-attention", "43 frames", |x| x.attention_along_frames(43, 40, 320)),
+    ("temporal-attention", "1 frame", |x| x.attention_along_frames(1, 40, 64)),
+    ("temporal-attention", "32 frames", |x| x.attention_along_frames(32, 7, 128)),
+    ("temporal-attention", "33 frames", |x| x.attention_along_frames(33, 7, 128)),
+    ("temporal-attention", "49 frames", |x| x.attention_along_frames(49, 7, 128)),
+    ("temporal-attention", "31 frames of 2048 pixels", |x| x.attention_along_frames(31, 2048, 512)),
+    ("temporal-attention", "31 frames, sequence after sequence", |x| {
+        x.attention([40, 31, 31, 40], 320)
+    }),
+    ("temporal-attention", "pixels of 2 slices", Inputs::pixels),
     ("convolution", "320 to 320", |x| x.convolution(&[320], 320, (22, 20), Shape::SAME)),
     ("convolution", "two parts", |x| x.convolution(&[320, 320], 640, (22, 20), Shape::SAME)),
     ("convolution", "1280 to 1280, 11×13", |x| {
@@ -73,6 +80,10 @@ const CASES: [(&str, &str, Operation); 47] = [
         let layer = x.layer(960, 640, true)?;
         let (a, b) = (x.tensor("x", &[2, 90, 320])?, x.tensor("skip", &[2, 90, 640])?);
         layer.forward(&[&a, &b], Some(&x.tensor("add", &[2, 90, 640])?))
+    }),
+    ("linear", "one part and a sum", |x| {
+        let add = x.tensor("add", &[3, 37, 640])?;
+        x.layer(320, 640, true)?.forward(&[&x.tensor("x", &[3, 37, 320])?], Some(&add))
     }),
     ("linear", "no bias, 77 rows", |x| {
         x.layer(1024, 320, false)?.forward(&[&x.tensor("x", &[1, 77, 1024])?], None)
@@ -120,13 +131,27 @@ impl Inputs {
     }
 
     fn weight(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        synth::weight(name, shape, self.dtype, &self.device)
+        synth::weight(name, shape, self.dtype, &Device::Cpu)?.to_device(&self.device)
     }
 
     /// Of `b` × `t` queries and `kb` × `s` keys, in heads of 64 channels.
     fn attention(&self, [b, t, s, kb]: [usize; 4], c: usize) -> Result<Tensor> {
         let (q, k) = (self.tensor("q", &[b, t, c])?, self.tensor("k", &[kb, s, c])?);
         attention(&q, &k, &self.tensor("v", &[kb, s, c])?, c / 64, false)
+    }
+
+    fn attention_along_frames(&self, frames: usize, pixels: usize, c: usize) -> Result<Tensor> {
+        let make = |name| self.tensor(name, &[frames, pixels, c]);
+        attention_along_first(&make("q")?, &make("k")?, &make("v")?, c / 64)
+    }
+
+    /// Two slices, in whose middle some pixels are replaced by others.
+    fn pixels(&self) -> Result<Tensor> {
+        let slices =
+            [self.tensor("slice 1", &[3, 50, 320])?, self.tensor("slice 2", &[1, 50, 320])?];
+        let tokens = gather_pixels(&slices, 5, 20)?;
+        scatter_pixels(&tokens, &slices, 28)?;
+        Tensor::cat(&slices, 0)
     }
 
     /// Runs an operation that treats the rows of x [b, rows, c] alike, and returns a sample of the output's: the CPU

@@ -18,14 +18,72 @@ const KEYS: usize = 512;
 /// The same on a GPU, for heads that no kernel is made for, in scores of all heads.
 const SCORES: usize = 1 << 26;
 
+/// How the tokens of sequences lie in a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Sequence after sequence: [b, t, c].
+    Consecutive,
+    /// Token after token, each of all sequences: [t, b, c].
+    Interleaved,
+}
+
+/// Sequences of tokens in a contiguous tensor.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sequences {
+    pub(super) count: usize,
+    /// Of each.
+    pub(super) tokens: usize,
+    /// Numbers from a token to the next.
+    pub(super) row: usize,
+    /// Numbers from a sequence to the next.
+    pub(super) stride: usize,
+}
+
+impl Order {
+    pub(super) fn sequences(self, x: &Tensor) -> Result<Sequences> {
+        let (first, second, c) = x.dims3()?;
+        Ok(match self {
+            Self::Consecutive => {
+                Sequences { count: first, tokens: second, row: c, stride: second * c }
+            }
+            Self::Interleaved => {
+                Sequences { count: second, tokens: first, row: second * c, stride: c }
+            }
+        })
+    }
+}
+
 /// softmax(q·kᵀ / √d)·v, head by head: q is [b, t, c], k and v are [b or 1, s, c], of c = heads · d; with
 /// `causal`, a token sees those up to itself. Gives [b, t, c].
 ///
 /// # Errors
 /// On shapes that do not fit.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
-    let ((b, t, c), (kb, s, kc)) = (q.dims3()?, k.dims3()?);
-    if kc != c || v.dims3()? != (kb, s, c) || !c.is_multiple_of(heads) || (kb != b && kb != 1) {
+    attend(q, k, v, heads, causal, Order::Consecutive)
+}
+
+/// [`attention`] along the first dimension, for each of the second: q, k and v are [t, b, c], and so is what
+/// it gives.
+///
+/// # Errors
+/// On shapes that do not fit.
+pub fn attention_along_first(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
+    attend(q, k, v, heads, false, Order::Interleaved)
+}
+
+fn attend(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    causal: bool,
+    order: Order,
+) -> Result<Tensor> {
+    let (queries, keys, c) = (order.sequences(q)?, order.sequences(k)?, q.dim(2)?);
+    // Interleaved tokens are as far apart as there are sequences.
+    let shared = keys.count == 1 && order == Order::Consecutive;
+    let fits = k.dim(2)? == c && v.dims() == k.dims() && c.is_multiple_of(heads);
+    if !fits || !(shared || keys.count == queries.count) {
         candle_core::bail!(
             "attention of {heads} heads over {:?}, {:?}, {:?}",
             q.shape(),
@@ -33,52 +91,99 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
             v.shape()
         );
     }
-    super::count(2 * b * t, s, c);
+    super::count(2 * queries.count * queries.tokens, keys.tokens, c);
     if q.device().is_cpu() {
-        return on_cpu(q, k, v, heads, causal);
+        return on_cpu(q, k, v, heads, causal, order);
     }
     #[cfg(feature = "cuda")]
     if !causal && cuda::has_kernel(c / heads, q.dtype()) {
-        return cuda::attention(q, &k.to_dtype(q.dtype())?, &v.to_dtype(q.dtype())?);
+        return cuda::attention(q, &k.to_dtype(q.dtype())?, &v.to_dtype(q.dtype())?, order);
     }
-    anywhere(q, k, v, heads, causal)
+    match order {
+        Order::Consecutive => anywhere(q, k, v, heads, causal),
+        Order::Interleaved => {
+            let turned = |x: &Tensor| x.transpose(0, 1)?.contiguous();
+            let out = anywhere(&turned(q)?, &turned(k)?, &turned(v)?, heads, causal)?;
+            turned(&out)
+        }
+    }
 }
 
-fn on_cpu(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
-    let ((b, t, c), (kb, s, _)) = (q.dims3()?, k.dims3()?);
-    let d = c / heads;
+fn on_cpu(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    causal: bool,
+    order: Order,
+) -> Result<Tensor> {
+    let (queries, keys, c) = (order.sequences(q)?, order.sequences(k)?, q.dim(2)?);
+    let (t, d) = (queries.tokens, c / heads);
     let hosts = [Host::new(q)?, Host::new(k)?, Host::new(v)?];
     let (q_values, k_values, v_values) =
         (hosts[0].values()?, hosts[1].values()?, hosts[2].values()?);
-    let mut out = vec![0.0; b * t * c];
+    // Sequence after sequence, whatever the order: each thread writes what is its own.
+    let mut out = vec![0.0; q.elem_count()];
     out.par_chunks_mut(t * c).enumerate().for_each(|(batch, out)| {
-        let keys = if kb == 1 { 0 } else { batch * s * c };
+        let key = if keys.count == 1 { 0 } else { batch * keys.stride };
         out.par_chunks_mut(QUERIES * c).enumerate().for_each(|(block, out)| {
             for head in 0..heads {
-                let first = block * QUERIES;
-                let queries = &q_values[(batch * t + first) * c + head * d..];
-                let (keys, values) = (&k_values[keys + head * d..], &v_values[keys + head * d..]);
+                let (first, column) = (block * QUERIES, head * d);
+                let query = batch * queries.stride + first * queries.row + column;
+                let operands = Operands {
+                    queries: &q_values[query..],
+                    keys: &k_values[key + column..],
+                    values: &v_values[key + column..],
+                    row: queries.row,
+                    count: keys.tokens,
+                };
                 let causal = causal.then_some(first);
-                block_of_queries(out, queries, keys, values, [s, c, d, head], causal);
+                block_of_queries(out, &operands, [c, d, head], causal);
             }
         });
     });
-    tensor(out, &[b, t, c], q)
+    let out = match order {
+        Order::Consecutive => out,
+        Order::Interleaved => interleave(&out, queries.count, t, c),
+    };
+    tensor(out, q.dims(), q)
 }
 
-/// One head's output for a block of queries. `causal` is the number of the first query.
+/// [b, t, c] → [t, b, c].
+fn interleave(values: &[f32], b: usize, t: usize, c: usize) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    out.par_chunks_mut(b * c).enumerate().for_each(|(token, out)| {
+        for (n, row) in out.chunks_exact_mut(c).enumerate() {
+            row.copy_from_slice(&values[(n * t + token) * c..][..c]);
+        }
+    });
+    out
+}
+
+/// A head's queries, keys and values, from the first of each on.
+struct Operands<'a> {
+    queries: &'a [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+    /// Numbers from a token to the next.
+    row: usize,
+    /// Of keys and values.
+    count: usize,
+}
+
+/// One head's output for a block of queries, whose rows in `out` are c numbers. `causal` is the number of the
+/// first query.
 fn block_of_queries(
     out: &mut [f32],
-    queries: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    [s, c, d, head]: [usize; 4],
+    operands: &Operands,
+    [c, d, head]: [usize; 3],
     causal: Option<usize>,
 ) {
+    let Operands { keys, values, row: stride, count: s, .. } = *operands;
     let rows = out.len() / c;
     let scale = 1.0 / (d as f32).sqrt();
     let queries: Vec<f32> = (0..rows)
-        .flat_map(|row| queries[row * c..][..d].iter().map(|value| value * scale))
+        .flat_map(|row| operands.queries[row * stride..][..d].iter().map(|value| value * scale))
         .collect();
     let mut sums = vec![0.0; rows * d];
     let (mut best, mut weight) = (vec![f32::NEG_INFINITY; rows], vec![0.0; rows]);
@@ -88,7 +193,7 @@ fn block_of_queries(
         scores.clear();
         scores.resize(rows * count, 0.0);
         let a = Matrix { values: &queries, row: d, column: 1 };
-        let b = Matrix { values: &keys[first * c..], row: 1, column: c };
+        let b = Matrix { values: &keys[first * stride..], row: 1, column: stride };
         add_product(&mut scores, count, [rows, count, d], a, b, Threads::One);
         for (row, scores) in scores.chunks_exact_mut(count).enumerate() {
             if let Some(query) = causal {
@@ -106,7 +211,7 @@ fn block_of_queries(
             sums[row * d..][..d].iter_mut().for_each(|sum| *sum *= shrink);
         }
         let a = Matrix { values: &scores, row: count, column: 1 };
-        let b = Matrix { values: &values[first * c..], row: c, column: 1 };
+        let b = Matrix { values: &values[first * stride..], row: stride, column: 1 };
         add_product(&mut sums, d, [rows, d, count], a, b, Threads::One);
     }
     for (row, sums) in sums.chunks_exact(d).enumerate() {
@@ -160,8 +265,20 @@ mod tests {
         for (t, s, keys, causal) in [(300, 1100, 2, false), (40, 77, 1, false), (77, 77, 2, true)] {
             let q = numbers(&[2, t, 24])?;
             let (k, v) = (numbers(&[keys, s, 24])?, (numbers(&[keys, s, 24])? * 0.5)?);
-            let (a, b) = (on_cpu(&q, &k, &v, 3, causal)?, anywhere(&q, &k, &v, 3, causal)?);
-            assert_same(&a, &b);
+            let consecutive = on_cpu(&q, &k, &v, 3, causal, Order::Consecutive)?;
+            assert_same(&consecutive, &anywhere(&q, &k, &v, 3, causal)?);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn attention_along_the_first_dimension_is_that_of_transposed_tensors() -> Result<()> {
+        for (t, s, b) in [(5, 5, 7), (1, 4, 3), (200, 600, 2), (6, 9, 1)] {
+            let (q, k) = (numbers(&[t, b, 24])?, numbers(&[s, b, 24])?);
+            let v = (&k * 0.5)?;
+            let turned = |x: &Tensor| x.transpose(0, 1)?.contiguous();
+            let wanted = attention(&turned(&q)?, &turned(&k)?, &turned(&v)?, 3, false)?;
+            assert_same(&attention_along_first(&q, &k, &v, 3)?, &turned(&wanted)?);
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ mod math;
 mod matrix;
 mod norm;
 mod queue;
+mod tokens;
 mod weight;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,15 +37,18 @@ fn count(m: usize, n: usize, k: usize) {
     OPERATIONS.fetch_add(2 * (m * n * k) as u64, Ordering::Relaxed);
 }
 
-pub use attention::attention;
+pub use attention::{attention, attention_along_first};
 pub use chain::{ConvChain, LEAKY_SLOPE, Scratch, band_rows};
 pub use conv::{Conv2d, Shape, TimeConv};
 #[cfg(feature = "cuda")]
-pub use cuda::{Memory, Record, memory, record, use_portable_kernels};
+pub use cuda::{
+    Memory, ProductBackend, Record, memory, record, use_portable_kernels, use_products,
+};
 pub use failure::{Failure, failure};
 pub use linear::{LayerNorm, Linear, geglu, gelu};
 pub use norm::{Affine, GroupNorm, Moments};
 pub use queue::Queue;
+pub use tokens::{gather_pixels, scatter_pixels};
 
 /// Copies a tensor to a device; a tensor that is there already is shared.
 ///

@@ -21,8 +21,8 @@ void run(const Kernel &kernel, const Attention<bf16> &args) { kernel.bf16(args);
 
 template <class T> void compare(const Kernel &kernel, const Shape &shape) {
     const Inputs<T> inputs(shape);
-    const Attention<T> args = {inputs.q.data(), inputs.k.data(), inputs.v.data(), inputs.out.data(), shape.tokens,
-                               shape.keys,      inputs.width,    shape.shared ? 0 : shape.keys,      SCALE};
+    const Attention<T> args = {inputs.q.data(), inputs.k.data(), inputs.v.data(),    inputs.out.data(), shape.tokens,
+                               shape.keys,      inputs.row(),    inputs.batch(),     inputs.key_batch(), SCALE};
     const u32 blocks = (shape.tokens + kernel.queries - 1) / kernel.queries;
     emulator::launch({blocks, u32(shape.heads), u32(shape.batch)}, {u32(kernel.threads)}, 4 * 128 * kernel.keys,
                      [&] { run(kernel, args); });
@@ -49,6 +49,12 @@ int main() {
     compare_both(MEDIUM, {2, 48, 48, 2, false, 2});
     compare_both(MEDIUM, {3, 43, 43, 2, false, 2});
     compare_both(MEDIUM, {2, 50, 100, 1, true, 60});
+    // Along the frames of pixels.
+    compare_both(SHORT, {5, 31, 31, 2, false, 2, true});
+    compare_both(SHORT, {3, 70, 40, 1, false, 60, true});
+    compare_both(MEDIUM, {4, 43, 43, 3, false, 2, true});
+    compare_both(MEDIUM, {1, 48, 48, 1, false, 2, true});
+    compare_both(LONG, {3, 150, 200, 2, false, 2, true});
     emulator::report("reads of shared memory that wait for a bank", emulator::conflicts, 0);
     return emulator::failed;
 }

@@ -10,6 +10,8 @@ struct Shape {
     bool shared;
     // Of a number of q and k at most.
     float size;
+    // Whether a token of each batch follows the others', [tokens, batch, width]; then none are shared.
+    bool interleaved = false;
 };
 
 /// Queries, keys and values of heads of 64 numbers, and room for what comes of them.
@@ -26,20 +28,28 @@ template <class T> struct Inputs {
     size_t queries() const { return size_t(shape.batch) * shape.tokens * width; }
     size_t keys() const { return size_t(key_batches) * shape.keys * width; }
 
+    // Strides as the kernels take them.
+    int row() const { return shape.interleaved ? shape.batch * width : width; }
+    int batch() const { return shape.interleaved ? width : shape.tokens * width; }
+    int key_batch() const { return shape.shared ? 0 : shape.interleaved ? width : shape.keys * width; }
+
     // The largest error of a query and head, in what rounding explains: each weight and the result are narrowed,
     // scores are summed in f32.
     double error(int batch, int token, int head) const {
         const auto at = [&](const emulator::Buffer<T> &x, size_t row, int d) {
             return double(widen(x[row * width + head * 64 + d]));
         };
-        const size_t query = size_t(batch) * shape.tokens + token;
-        const size_t first = shape.shared ? 0 : size_t(batch) * shape.keys;
+        const auto row = [&](int token, int tokens) {
+            return shape.interleaved ? size_t(token) * shape.batch + batch : size_t(batch) * tokens + token;
+        };
+        const auto key_row = [&](int key) { return shape.shared ? key : row(key, shape.keys); };
+        const size_t query = row(token, shape.tokens);
         std::vector<double> scores(shape.keys);
         double most = -1e300, size = 0, weight = 0;
         for (int key = 0; key < shape.keys; key += 1) {
             double sizes = 0;
             for (int d = 0; d < 64; d += 1) {
-                const double product = at(q, query, d) * at(k, first + key, d) / 8;
+                const double product = at(q, query, d) * at(k, key_row(key), d) / 8;
                 scores[key] += product;
                 sizes += fabs(product);
             }
@@ -54,7 +64,7 @@ template <class T> struct Inputs {
         for (int d = 0; d < 64; d += 1) {
             double sum = 0, sizes = 0;
             for (int key = 0; key < shape.keys; key += 1) {
-                const double value = scores[key] / weight * at(v, first + key, d);
+                const double value = scores[key] / weight * at(v, key_row(key), d);
                 sum += value;
                 sizes += fabs(value);
             }
@@ -82,9 +92,9 @@ template <class T> struct Inputs {
 
     void report(const char *kernel) const {
         char what[200];
-        snprintf(what, sizeof(what), "%s_%s of %d x %d tokens, %d keys%s, %d heads, |q| < %g", kernel,
+        snprintf(what, sizeof(what), "%s_%s of %d x %d tokens, %d keys%s%s, %d heads, |q| < %g", kernel,
                  emulator::NAME<T>, shape.batch, shape.tokens, shape.keys, shape.shared ? " for all" : "",
-                 shape.heads, shape.size);
+                 shape.interleaved ? ", interleaved" : "", shape.heads, shape.size);
         emulator::report(what, worst(), 1);
     }
 };

@@ -10,8 +10,8 @@ template <class T> using Kernel = void (*)(Attention<T>, TensorMap, TensorMap, T
 
 template <class T> void compare(Kernel<T> kernel, const Shape &shape) {
     const Inputs<T> inputs(shape);
-    const Attention<T> args = {inputs.q.data(), inputs.k.data(), inputs.v.data(), inputs.out.data(), shape.tokens,
-                               shape.keys,      inputs.width,    shape.shared ? 0 : shape.keys,      SCALE};
+    const Attention<T> args = {inputs.q.data(), inputs.k.data(), inputs.v.data(),    inputs.out.data(), shape.tokens,
+                               shape.keys,      inputs.row(),    inputs.batch(),     inputs.key_batch(), SCALE};
     const TensorMap q = {inputs.q.data(), inputs.width, shape.tokens, shape.batch, 1, QUERIES, 1};
     const TensorMap k = {inputs.k.data(), inputs.width, shape.keys, inputs.key_batches, 1, KEYS, 1};
     const TensorMap v = {inputs.v.data(), inputs.width, shape.keys, inputs.key_batches, 1, KEYS, 1};

@@ -31,10 +31,9 @@ impl Embedding {
         Ok(Self { kinds: kinds.silu()?.to_dtype(dtype)?, frames })
     }
 
-    /// `layer` of the embedding, for `count` frames from `first` on: [count, out].
-    fn frames(&self, layer: &Linear, first: usize, count: usize) -> Result<Tensor> {
-        let frames = &self.frames[first..first + count];
-        let frames = Tensor::new(frames, self.kinds.device())?;
+    /// `layer` of the embedding of each frame: [f, out].
+    fn frames(&self, layer: &Linear) -> Result<Tensor> {
+        let frames = Tensor::new(self.frames.as_slice(), self.kinds.device())?;
         layer.forward(&[&self.kinds], None)?.index_select(&frames, 0)
     }
 }
@@ -80,12 +79,11 @@ impl ResBlock {
         skip: Option<Clip>,
         embedding: &Embedding,
     ) -> Result<Clip> {
-        let mut first = 0;
+        let (shifts, mut first) = (embedding.frames(&self.embedding)?, 0);
         let mut spatial = |parts: &[&Tensor]| {
             let count = parts[0].dim(0)?;
-            let shift = embedding.frames(&self.embedding, first, count)?;
             first += count;
-            self.spatial.forward(parts, Some(&shift))
+            self.spatial.forward(parts, Some(&shifts.narrow(0, first - count, count)?))
         };
         let x = match skip {
             Some(skip) => x.zip(skip, |x, skip| spatial(&[&x, &skip]))?,

@@ -6,7 +6,10 @@ use candle_nn::VarBuilder;
 
 use crate::{
     networks::{clip::Clip, layers},
-    ops::{GroupNorm, LayerNorm, Linear, Moments, attention, geglu},
+    ops::{
+        Affine, GroupNorm, LayerNorm, Linear, Moments, attention, attention_along_first,
+        gather_pixels, geglu, scatter_pixels,
+    },
 };
 
 const EPSILON: f64 = 1e-6;
@@ -60,6 +63,14 @@ impl Attention {
         let seen = attention(&query, key, value, self.heads, false)?;
         self.out.forward(&[&seen], Some(x))
     }
+
+    /// Adds the attention of `normed` to itself along the frames to `x`, both [f, pixels, inner].
+    fn add_along_frames(&self, x: &Tensor, normed: &Tensor) -> Result<Tensor> {
+        let (key, value) = self.key_value(normed)?;
+        let query = self.query.forward(&[normed], None)?;
+        let seen = attention_along_first(&query, &key, &value, self.heads)?;
+        self.out.forward(&[&seen], Some(x))
+    }
 }
 
 /// Two attentions and a feed-forward network, each on normalised tokens and added to them.
@@ -89,19 +100,10 @@ impl Block {
         })
     }
 
-    fn attend_to_itself(&self, x: &Tensor) -> Result<Tensor> {
-        self_attention(&self.norm1, &self.attention1, x)
-    }
-
     fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
         let gated = self.gate.forward(&[&self.norm3.forward(x)?], None)?;
         self.out.forward(&[&geglu(&gated)?], Some(x))
     }
-}
-
-fn self_attention(norm: &LayerNorm, attention: &Attention, x: &Tensor) -> Result<Tensor> {
-    let normed = norm.forward(x)?;
-    attention.add_to(x, &normed, &attention.key_value(&normed)?)
 }
 
 /// Attention within each frame, and to the prompt.
@@ -138,7 +140,9 @@ impl SpatialTransformer {
         let (n, h, w, c) = x.dims4()?;
         let mut tokens = self.norm.affine(&Moments::of(x)?)?.apply(x, false)?;
         tokens = self.proj_in.forward(&[&tokens.reshape((n, h * w, c))?], None)?;
-        self.block.attend_to_itself(&tokens)
+        let Block { norm1, attention1, .. } = &self.block;
+        let normed = norm1.forward(&tokens)?;
+        attention1.add_to(&tokens, &normed, &attention1.key_value(&normed)?)
     }
 
     /// The rest: frames like x.
@@ -200,27 +204,19 @@ impl TemporalTransformer {
         let step = (tokens / frames).clamp(1, pixels.min(65_535));
         for first in (0..pixels).step_by(step) {
             let count = step.min(pixels - first);
-            let tokens = slices.iter().map(|slice| slice.narrow(1, first, count));
-            // [frames, pixels, c] → [pixels, frames, c] and back.
-            let tokens = tokens.collect::<Result<Vec<_>>>()?;
-            let tokens = Tensor::cat(&tokens, 0)?.transpose(0, 1)?.contiguous()?;
-            let tokens = self.tokens(&tokens, &affine)?.transpose(0, 1)?;
-            let mut frame = 0;
-            for slice in &slices {
-                let n = slice.dim(0)?;
-                slice.slice_set(&tokens.narrow(0, frame, n)?.contiguous()?, 1, first)?;
-                frame += n;
-            }
+            let tokens = gather_pixels(&slices, first, count)?;
+            scatter_pixels(&self.tokens(&tokens, &affine)?, &slices, first)?;
         }
         Ok(x)
     }
 
-    /// Tokens [pixels, frames, c].
-    fn tokens(&self, x: &Tensor, affine: &crate::ops::Affine) -> Result<Tensor> {
+    /// Tokens [frames, pixels, c].
+    fn tokens(&self, x: &Tensor, affine: &Affine) -> Result<Tensor> {
+        let Block { norm1, attention1, norm2, attention2, .. } = &self.block;
         let mut tokens = affine.apply(&x.unsqueeze(0)?, false)?.squeeze(0)?;
         tokens = self.proj_in.forward(&[&tokens], None)?;
-        tokens = self.block.attend_to_itself(&tokens)?;
-        tokens = self_attention(&self.block.norm2, &self.block.attention2, &tokens)?;
+        tokens = attention1.add_along_frames(&tokens, &norm1.forward(&tokens)?)?;
+        tokens = attention2.add_along_frames(&tokens, &norm2.forward(&tokens)?)?;
         self.proj_out.forward(&[&self.block.feed_forward(&tokens)?], Some(x))
     }
 }

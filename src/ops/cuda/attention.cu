@@ -2,9 +2,9 @@
 // Attention without a matrix of all scores, on tensor cores: a block of queries stays in registers, keys and
 // values pass by in steps, and the sums are rescaled as larger scores come (Dao, arXiv 2307.08691).
 
-// The Rust side in src/ops/cuda/ mirrors this with repr(C). q and out are [batch, tokens, width], k and v
-// [batch or 1, keys, width], a head h at the columns from 64·h on; from one batch to the next are key_batch
-// rows of k and v, 0 if these are for all; scale is log2(e)/√64.
+// The Rust side in src/ops/cuda/ mirrors this with repr(C). Strides are in numbers: `row` from a token to the next
+// in all four, `batch` from a sequence to the next in q and out, `key_batch` in k and v, 0 if all sequences share
+// them. Head h is the columns from 64·h on; scale is log2(e)/√64.
 template <class T> struct Attention {
     const T *q;
     const T *k;
@@ -12,7 +12,8 @@ template <class T> struct Attention {
     T *out;
     int tokens;
     int keys;
-    int width;
+    int row;
+    int batch;
     int key_batch;
     float scale;
 };
@@ -32,14 +33,14 @@ __device__ inline unsigned char *place(unsigned char *tile, int row, int chunk) 
 
 // Begins to copy a head's ROWS rows, zeros for those from `valid` on.
 template <int ROWS, int THREADS, class T>
-__device__ void load(unsigned char *tile, const T *rows, int width, int valid) {
+__device__ void load(unsigned char *tile, const T *rows, int stride, int valid) {
     static_assert(ROWS * CHUNKS % THREADS == 0, "each thread copies as much");
 #pragma unroll
     for (int n = 0; n < ROWS * CHUNKS / THREADS; n += 1) {
         const int index = n * THREADS + threadIdx.x;
         const int row = index / CHUNKS, chunk = index % CHUNKS;
         const bool here = row < valid;
-        const T *from = rows + (long long)(here ? row : 0) * width + chunk * 8;
+        const T *from = rows + (long long)(here ? row : 0) * stride + chunk * 8;
         copy_async(place(tile, row, chunk), from, here);
     }
 }
@@ -215,13 +216,13 @@ __device__ void finish(const Queries<TILES> &queries, unsigned char *tile, int f
 }
 
 template <int ROWS, int THREADS, class T>
-__device__ void store(T *rows, unsigned char *tile, int width, int valid) {
+__device__ void store(T *rows, unsigned char *tile, int stride, int valid) {
 #pragma unroll
     for (int n = 0; n < ROWS * CHUNKS / THREADS; n += 1) {
         const int index = n * THREADS + threadIdx.x;
         const int row = index / CHUNKS, chunk = index % CHUNKS;
         if (row < valid) {
-            *reinterpret_cast<Vector<T> *>(rows + (long long)row * width + chunk * 8) =
+            *reinterpret_cast<Vector<T> *>(rows + (long long)row * stride + chunk * 8) =
                 *reinterpret_cast<Vector<T> *>(place(tile, row, chunk));
         }
     }
@@ -235,16 +236,15 @@ template <class T, int WARPS, int TILES, int KEYS> __device__ void attend(const 
     DYNAMIC_SHARED(shared);
     const int first = blockIdx.x * ROWS, head = blockIdx.y * HEAD;
     const int own = threadIdx.x / 32 * 16 * TILES;
-    const long long query_row = (long long)blockIdx.z * args.tokens + first;
-    const long long key_row = (long long)blockIdx.z * args.key_batch;
-    const T *k = args.k + key_row * args.width + head;
-    const T *v = args.v + key_row * args.width + head;
+    const long long queries_at = (long long)blockIdx.z * args.batch + (long long)first * args.row + head;
+    const long long keys_at = (long long)blockIdx.z * args.key_batch + head;
+    const T *k = args.k + keys_at;
+    const T *v = args.v + keys_at;
 
-    const T *q = args.q + query_row * args.width + head;
-    load<ROWS, THREADS>(shared + 2 * TILE, q, args.width, args.tokens - first);
+    load<ROWS, THREADS>(shared + 2 * TILE, args.q + queries_at, args.row, args.tokens - first);
     commit();
-    load<KEYS, THREADS>(shared, k, args.width, args.keys);
-    load<KEYS, THREADS>(shared + TILE, v, args.width, args.keys);
+    load<KEYS, THREADS>(shared, k, args.row, args.keys);
+    load<KEYS, THREADS>(shared + TILE, v, args.row, args.keys);
     commit();
     wait<1>();
     __syncthreads();
@@ -257,10 +257,10 @@ template <class T, int WARPS, int TILES, int KEYS> __device__ void attend(const 
         // This step's keys are there, and nobody reads what the next ones replace.
         __syncthreads();
         if (left > KEYS) {
-            k += (long long)KEYS * args.width;
-            v += (long long)KEYS * args.width;
-            load<KEYS, THREADS>(other, k, args.width, left - KEYS);
-            load<KEYS, THREADS>(other + TILE, v, args.width, left - KEYS);
+            k += (long long)KEYS * args.row;
+            v += (long long)KEYS * args.row;
+            load<KEYS, THREADS>(other, k, args.row, left - KEYS);
+            load<KEYS, THREADS>(other + TILE, v, args.row, left - KEYS);
             commit();
         }
         float s[TILES][KEYS / 8][4];
@@ -278,7 +278,7 @@ template <class T, int WARPS, int TILES, int KEYS> __device__ void attend(const 
     __syncthreads();
     finish<T>(queries, shared, own);
     __syncthreads();
-    store<ROWS, THREADS>(args.out + query_row * args.width + head, shared, args.width, args.tokens - first);
+    store<ROWS, THREADS>(args.out + queries_at, shared, args.row, args.tokens - first);
 }
 
 // 128 queries a block: for long sequences. Two blocks share a multiprocessor.

@@ -10,6 +10,7 @@ use super::{
     record::Work,
     tiles::{TensorMap, Tile},
 };
+use crate::ops::attention::Order;
 
 pub(super) const SOURCE: Source = Source { name: "attention", fatbin: fatbin!("attention") };
 
@@ -32,7 +33,8 @@ struct Attention {
     out: Address,
     tokens: i32,
     keys: i32,
-    width: i32,
+    row: i32,
+    batch: i32,
     key_batch: i32,
     scale: f32,
 }
@@ -74,9 +76,10 @@ pub(crate) fn has_kernel(head: usize, dtype: DType) -> bool {
     head == HEAD && matches!(dtype, DType::F16 | DType::BF16)
 }
 
-/// softmax(q·kᵀ / √64)·v, head by head: q is [b, t, c], k and v are [b or 1, s, c], all of one type.
-pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    let ((b, t, c), (kb, s, _)) = (q.dims3()?, k.dims3()?);
+/// softmax(q·kᵀ / √64)·v, head by head, of tensors of one type in this order: see [`Order`].
+pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, order: Order) -> Result<Tensor> {
+    let (queries, keys) = (order.sequences(q)?, order.sequences(k)?);
+    let (b, t, s, c) = (queries.count, queries.tokens, keys.tokens, q.dim(2)?);
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     let (device, suffix) = (q.device().as_cuda_device()?, suffix(q.dtype())?);
     let (variant, heads) = (Variant::of(t, s), c / HEAD);
@@ -91,11 +94,14 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
             out: Address::of(&out)?,
             tokens: int(t)?,
             keys: int(s)?,
-            width: int(c)?,
-            key_batch: if kb == 1 { 0 } else { int(s)? },
+            row: int(queries.row)?,
+            batch: int(queries.stride)?,
+            key_batch: if keys.count == 1 { 0 } else { int(keys.stride)? },
             scale: std::f32::consts::LOG2_E / (HEAD as f32).sqrt(),
         };
-        if variant.keys == LONG.keys && uses_hopper(device, Family::Attention)? {
+        // Its tensor maps are of sequences one after the other.
+        let consecutive = order == Order::Consecutive;
+        if consecutive && variant.keys == LONG.keys && uses_hopper(device, Family::Attention)? {
             let kernel =
                 HOPPER.kernel(device, format!("attention_hopper_{suffix}"), HOPPER_SHARED)?;
             let map = |x: &Tensor, rows| {

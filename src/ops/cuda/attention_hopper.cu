@@ -11,7 +11,8 @@ template <class T> struct Attention {
     T *out;
     int tokens;
     int keys;
-    int width;
+    int row;
+    int batch;
     int key_batch;
     float scale;
 };
@@ -172,7 +173,7 @@ __device__ void store(const Attention<T> &attention, const float (&out)[32], con
         if (token >= attention.tokens) {
             continue;
         }
-        const long long at = ((long long)blockIdx.z * attention.tokens + token) * attention.width;
+        const long long at = (long long)blockIdx.z * attention.batch + (long long)token * attention.row;
         u32 *to = reinterpret_cast<u32 *>(attention.out + at + blockIdx.y * HEAD + lane % 4 * 2);
 #pragma unroll
         for (int n = 0; n < 8; n += 1) {

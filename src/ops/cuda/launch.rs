@@ -121,6 +121,16 @@ impl Address {
         self.0 as *mut _
     }
 
+    /// The largest power of two that it is a multiple of, up to that of all memory that is given out.
+    pub(super) fn alignment(self) -> u32 {
+        1 << self.0.trailing_zeros().min(8)
+    }
+
+    /// So many bytes further.
+    pub(super) fn plus(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+
     pub(super) fn of_some(tensor: Option<&Tensor>) -> Result<Self> {
         tensor.map_or(Ok(Self::NULL), Self::of)
     }
@@ -245,6 +255,7 @@ mod tests {
             ("attention", of(&["attention", "attention_short", "attention_medium"], &halves)),
             ("attention_hopper", of(&["attention_hopper"], &halves)),
             ("gate", of(&["geglu"], &all)),
+            ("pixels", vec!["copy_runs".into()]),
             ("norm", [of(&norms, &all), of(&["group"], &["affine"])].concat()),
             ("product", [of(&products, &halves), of(&["product"], &["f32"])].concat()),
             ("product_hopper", of(&hopper, &halves)),

@@ -9,11 +9,13 @@
 
 mod architectures;
 mod attention;
+mod cublaslt;
 mod device;
 mod gate;
 mod kernel_set;
 mod launch;
 mod norm;
+mod pixels;
 mod product;
 mod product_hopper;
 mod record;
@@ -26,17 +28,20 @@ pub(super) use device::{copy_between, device_memory, has_room};
 pub(super) use gate::geglu;
 pub use kernel_set::use_portable_kernels;
 pub(super) use norm::{affine, group_affine, layer_norm, moments};
+pub(super) use pixels::{gather_pixels, scatter_pixels};
+pub use product::{ProductBackend, use_products};
 pub(super) use product::{conv, linear, time_conv};
 pub use record::{Record, record};
 pub use self_test::check_kernels;
 
 /// All files of kernels.
 #[cfg(test)]
-const SOURCES: [&launch::Source; 6] = [
+const SOURCES: [&launch::Source; 7] = [
     &attention::SOURCE,
     &attention::HOPPER,
     &gate::SOURCE,
     &norm::SOURCE,
+    &pixels::SOURCE,
     &product::SOURCE,
     &product_hopper::SOURCE,
 ];

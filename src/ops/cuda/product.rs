@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Convolutions and linear layers: products that gather their rows as they go.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use candle_core::{DType, Result, Tensor};
 use cudarc::driver::DeviceRepr;
 
 use super::{
+    cublaslt,
     launch::{Address, Source, fatbin, int, suffix, unwritten},
     product_hopper,
     record::Work,
@@ -12,6 +15,22 @@ use super::{
 use crate::ops::conv::Shape;
 
 pub(super) const SOURCE: Source = Source { name: "product", fatbin: fatbin!("product") };
+
+/// What computes linear layers of f16 and bf16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProductBackend {
+    /// The kernels here.
+    Kernels,
+    /// cuBLASLt, where the inputs are one tensor.
+    CublasLt,
+}
+
+static CUBLASLT: AtomicBool = AtomicBool::new(false);
+
+/// What is to compute linear layers from now on; at first the kernels do. For benchmarks.
+pub fn use_products(backend: ProductBackend) {
+    CUBLASLT.store(backend == ProductBackend::CublasLt, Ordering::Relaxed);
+}
 
 /// What the kernels take: as in product.cu.
 #[repr(C)]
@@ -174,6 +193,9 @@ fn run(
     let parts: Vec<_> = parts.iter().collect();
     let (weight, bias, add) = (&weight, bias.as_ref(), add.as_ref());
     let operands = Operands { kind, parts: &parts, weight, bias, add };
+    if CUBLASLT.load(Ordering::Relaxed) && cublaslt::serves(&operands, &product) {
+        return cublaslt::run(&operands, &product, shape);
+    }
     if product_hopper::serves(&operands, &product, outputs)? {
         let around = [before.as_ref(), after.as_ref()];
         return product_hopper::run(&operands, around, &product, shape);

@@ -19,7 +19,7 @@ use super::{
     kernel_set::{Family, KernelSet, is_hopper, portable_forced, reject, with_kernels},
     product::{conv, linear, time_conv},
 };
-use crate::ops::{Failure, conv::Shape, failure};
+use crate::ops::{Failure, attention::Order, conv::Shape, failure};
 
 /// Makes the inputs of an operation, and runs it.
 type Operation = fn(&Inputs) -> Result<Tensor>;
@@ -72,7 +72,8 @@ impl Inputs<'_> {
     fn attention(&self, [b, t, heads]: [usize; 3], [kb, s]: [usize; 2]) -> Result<Tensor> {
         // Scores are large enough that each token takes most from a few keys.
         let (q, k) = (self.numbers(&[b, t, 64 * heads], 1, 4.0)?, &[kb, s, 64 * heads]);
-        attention(&q, &self.numbers(k, 2, 4.0)?, &self.numbers(k, 3, 1.0)?)
+        let (k, v) = (self.numbers(k, 2, 4.0)?, self.numbers(k, 3, 1.0)?);
+        attention(&q, &k, &v, Order::Consecutive)
     }
 
     fn linear(

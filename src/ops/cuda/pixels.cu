@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+// Copies many runs of bytes in one launch: the pixels of frames that are in several tensors.
+
+// Runs of a launch.
+constexpr int RUNS = 64;
+
+// The Rust side in src/ops/cuda/ mirrors this with repr(C).
+struct Runs {
+    const unsigned char *from[RUNS];
+    unsigned char *to[RUNS];
+    // Of each run.
+    long long bytes;
+};
+
+// The blocks along x share a run; a thread reads 4 of T before it writes them.
+template <class T> __device__ void copy(const void *source, void *target, long long bytes) {
+    constexpr int TOGETHER = 4;
+    const T *const from = reinterpret_cast<const T *>(source);
+    T *const to = reinterpret_cast<T *>(target);
+    const long long count = bytes / sizeof(T), share = TOGETHER * blockDim.x;
+    for (long long first = blockIdx.x * share + threadIdx.x; first < count; first += gridDim.x * share) {
+        T values[TOGETHER];
+#pragma unroll
+        for (int n = 0; n < TOGETHER; n += 1) {
+            if (first + n * blockDim.x < count) {
+                values[n] = from[first + n * blockDim.x];
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < TOGETHER; n += 1) {
+            if (first + n * blockDim.x < count) {
+                to[first + n * blockDim.x] = values[n];
+            }
+        }
+    }
+}
+
+// Grid: blocks of a run, runs.
+extern "C" __global__ void __launch_bounds__(256) copy_runs(Runs runs) {
+    const unsigned char *const from = runs.from[blockIdx.y];
+    unsigned char *const to = runs.to[blockIdx.y];
+    // Numbers have at least 2 bytes.
+    using Number = unsigned short;
+    if (((unsigned long long)from | (unsigned long long)to | runs.bytes) % sizeof(Vector<Number>) == 0) {
+        copy<Vector<Number>>(from, to, runs.bytes);
+    } else {
+        copy<Number>(from, to, runs.bytes);
+    }
+}
