@@ -95,7 +95,8 @@ impl Description {
             sys::cudaDataType_t::CUDA_R_32F,
         );
         let product = Object(product.map_err(Error::wrap)?, result::destroy_matmul_desc);
-        let transposed = sys::cublasOperation_t::CUBLAS_OP_T;
+        // CUBLAS_OP_T, which cudarc's bindings of cuBLASLt lack.
+        let transposed = 1_i32;
         set(product.0, DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
         if layer.biased {
             let epilogue = cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
