@@ -20,8 +20,8 @@ use std::{
 
 use candle_core::{Device, Result, Tensor};
 use gstvenhance::{
-    engine::{self, Cancel, Clip, Enhancer, Error, Progress, Sink, Solver},
-    wavefront::{Check, Conditions, Denoiser, Mode, Models, Seeded, Velocities, Wavefront},
+    engine::{self, Cancel, ClipContext, Enhancer, Error, Progress, Sink, Solver},
+    sampler::{Check, Conditions, Denoiser, Mode, Models, Seeded, Velocities, Wavefront},
 };
 
 /// What a frame of a window takes a device: long, beside the host's own work.
@@ -78,7 +78,7 @@ fn main() {
         let denoisers = sleepers.iter().map(|each| each.clone() as Arc<dyn Denoiser>).collect();
         let models = Models { denoisers, ..toy::models(1) };
         let (times, format) = (Arc::new(Times::default()), toy::format(MADE, false));
-        let clip = Clip { sink: times.clone(), cancel: Cancel::default() };
+        let clip = ClipContext { sink: times.clone(), cancel: Cancel::default() };
         let settings = toy::settings(Solver::Fast, 15);
         let mut enhancer = Wavefront::new(models, settings, Arc::new(Seeded(1)));
         enhancer.start(format, clip).unwrap();

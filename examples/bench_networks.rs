@@ -13,12 +13,12 @@ use candle_core::{DType, Device, Result};
 use clap::{Parser, ValueEnum};
 use gstvenhance::{
     networks::{
-        text::{self, TextTower, Tokenizer},
+        text::{self, TextEncoder, Tokenizer},
         unet::{self, Denoiser},
         vae::{self, Vae},
     },
     ops,
-    wavefront::Conditions,
+    sampler::Conditions,
     weights::synth,
 };
 use peak_alloc::PeakAlloc;
@@ -114,7 +114,7 @@ fn main() -> Result<()> {
             time(&args, &device, || vae.decode(&latents, &|| Ok(())))
         }
         Network::Text => {
-            let tower = TextTower::new(&text::Config::full(), weights())?;
+            let tower = TextEncoder::new(&text::Config::full(), weights())?;
             let (tokens, _) = Tokenizer::default().encode("a good video");
             time(&args, &device, || tower.forward(&[tokens], &|| Ok(())))
         }

@@ -19,7 +19,7 @@
 //! | [`models`] | all models and devices; chooses one and puts it together | GStreamer |
 //! | [`weights`] | files: the published models (`published`), model folders (`folder`), where files are (`locate`), the hub and its cache (`hub`), PyTorch files (`torch`, `pickle`), mapped files (`checkpoint`, `store`); tensor names and shapes (`keys`), synthetic weights (`synth`) | what tensors mean |
 //! | [`lite`] | the small embedded networks: upscaling (`resize`, `upscale`), optical flow (`flow`), frame interpolation (`synthesis`), buffer reuse (`pool`), network shapes (`network`) and weights (`weights`) | how they were trained: `examples/train_lite` |
-//! | [`networks`] | candle's tensors: text tower (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, steps of a sampler |
+//! | [`networks`] | candle's tensors: text encoder (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, steps of a sampler |
 //! | [`wavefront`] | latents: the sampler of the diffusion models, and the traits that it asks of networks | how a denoiser is built |
 //! | [`ops`] | devices: what candle lacks or does badly, for CPUs and, with the feature `cuda`, for NVIDIA GPUs (`cuda`: kernels, and how they are started) | models |
 //! | [`engine`] | the contract: plain data, and the trait that every model implements | everything else |
@@ -31,7 +31,7 @@ pub mod lite;
 pub mod models;
 pub mod networks;
 pub mod ops;
-pub mod wavefront;
+pub mod sampler;
 pub mod weights;
 
 use gst::glib;

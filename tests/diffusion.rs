@@ -82,7 +82,7 @@ fn the_element_gives_what_the_library_gives_for_the_same_frames() {
     let choice = models::choose(&options).unwrap();
     let mut loaded = models::build(&choice, None, &cancel, &mut |_| {}).unwrap();
     let sink = Arc::new(Record::default());
-    let format = Format { input: (36, 24), output: (108, 72), made: 2, alpha: false };
+    let format = Format { input: (36, 24), output: (108, 72), interpolated: 2, alpha: false };
     loaded.enhancer.start(format, sink::clip(&sink)).unwrap();
     for frame in frames(&room.path("in.raw"), (36, 24)) {
         loaded.enhancer.push(frame).unwrap();

@@ -13,7 +13,7 @@ use gstvenhance::{
         unet::{Config, Denoiser, Prompted},
         vae::{self, Vae},
     },
-    wavefront::{Models, Plan, Seeded, Wavefront},
+    sampler::{Models, Plan, Seeded, Wavefront},
     weights::synth,
 };
 use peak_alloc::PeakAlloc;

@@ -9,7 +9,7 @@ use gstvenhance::{
         unet::{Config, Denoiser, peak_bytes},
         vae::{self, Vae},
     },
-    wavefront::{Conditions, Mode, Slices},
+    sampler::{Conditions, Mode, Slices},
     weights::synth,
 };
 use peak_alloc::PeakAlloc;
@@ -85,7 +85,7 @@ fn autoencoder() -> (vae::Config, Vae) {
 
 #[test]
 fn encoding_and_decoding_take_the_memory_that_is_said() {
-    use gstvenhance::wavefront::Autoencoder;
+    use gstvenhance::sampler::Autoencoder;
     let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let (config, vae) = autoencoder();
     let check = &|| Ok(());

@@ -15,7 +15,7 @@ use candle_core::Device;
 use golden::{Comparison, Fixture, Report, Result, usizes_of};
 use gstvenhance::{
     networks::{
-        text::{self, TextTower, Tokenizer},
+        text::{self, TextEncoder, Tokenizer},
         unet::{self, Denoiser},
         vae::{self, Vae},
     },
@@ -55,8 +55,8 @@ fn full_size_networks_have_the_published_keys() {
     let vae = keys::keys(|vb| Vae::new(&vae::Config::full(), vb)).unwrap();
     keys::check(&vae, &published("svd_vae_keys.json")).unwrap();
     assert_eq!(vae.len(), 374);
-    // Nobody has published a list for the text tower: by its description.
-    let text = keys::keys(|vb| TextTower::new(&text::Config::full(), vb)).unwrap();
+    // Nobody has published a list for the text encoder: by its description.
+    let text = keys::keys(|vb| TextEncoder::new(&text::Config::full(), vb)).unwrap();
     assert_eq!(text.len(), 23 * 12 + 4);
     assert_eq!(text["transformer.resblocks.22.attn.in_proj_weight"], [3072, 1024]);
 }

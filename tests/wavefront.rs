@@ -15,11 +15,11 @@ use std::{
 
 use candle_core::{Device, Result, Tensor};
 use gstvenhance::{
-    engine::{self, Cancel, Clip, Enhancer, Error, Format, Frame, Solver},
-    wavefront::{
+    engine::{self, Cancel, ClipContext, Enhancer, Error, Format, Frame, Solver},
+    sampler::{
         self, Autoencoder, Batch, Budget, Canvas, Check, Conditions, Denoiser, Encoded, LATENT,
-        Mode, Noise, Precision, Purpose, RESERVE, Recipe, START, Sampler, Seeded, Settings, Table,
-        Tail, Velocities, Wavefront, Windows, Work, evaluations, lookahead,
+        Mode, Noise, NoiseSchedule, Precision, Purpose, RESERVE, Recipe, START, Sampler, Seeded,
+        Settings, Tail, Velocities, Wavefront, Windows, Work, evaluations, lookahead,
     },
 };
 use proptest::prelude::*;
@@ -62,15 +62,16 @@ fn sample(
     mut x: Vec<Tensor>,
     hints: &[Tensor],
     settings: &Settings,
-    made: usize,
+    interpolated: usize,
     noise: &dyn Noise,
 ) -> Result<Vec<Tensor>> {
-    let (_, evaluations) = evaluations(&Table::default(), settings.solver, settings.steps);
-    let whole = |most: usize| most / (made + 1) * (made + 1) + 1;
+    let (_, evaluations) = evaluations(&NoiseSchedule::default(), settings.solver, settings.steps);
+    let whole = |most: usize| most / (interpolated + 1) * (interpolated + 1) + 1;
     let windows = chunks(x.len(), whole(31), whole(15));
     let hint = Tensor::cat(hints, 2)?;
-    let mask: Vec<_> =
-        (0..x.len()).map(|n| n.is_multiple_of(made + 1).then_some(n / (made + 1))).collect();
+    let mask: Vec<_> = (0..x.len())
+        .map(|n| n.is_multiple_of(interpolated + 1).then_some(n / (interpolated + 1)))
+        .collect();
     let mut memory: Vec<Option<Tensor>> = vec![None; x.len()];
     for evaluation in &evaluations {
         let mut results = Vec::new();
@@ -110,25 +111,25 @@ fn whole_video(
     format: Format,
     noise: &dyn Noise,
 ) -> Result<Vec<Frame>> {
-    let (table, made) = (Table::default(), format.made);
+    let (table, interpolated) = (NoiseSchedule::default(), format.interpolated);
     let (start, _) = evaluations(&table, settings.solver, settings.steps);
     let canvas = Canvas::new((format.output.1, format.output.0), settings.smallest);
     let (mut x, mut hints) = (Vec::new(), Vec::new());
-    for n in 0..keys.len() + made * (keys.len() - 1) {
-        let image = wavefront::fit(&wavefront::planes(&keys[n / (made + 1)])?, &canvas)?;
+    for n in 0..keys.len() + interpolated * (keys.len() - 1) {
+        let image = sampler::fit(&sampler::planes(&keys[n / (interpolated + 1)])?, &canvas)?;
         let encoded = ToyAutoencoder.encode(&image, Mode::default(), &|| Ok(()))?;
         let noise = |purpose| noise.normal(purpose, n, canvas.latent());
         let latents = encoded.sample(&noise(Purpose::Encode)?)?;
         let noised = table.diffuse(&latents, START, &noise(Purpose::Start)?)?;
         x.push((noised * start)?.unsqueeze(2)?);
-        if n.is_multiple_of(made + 1) {
+        if n.is_multiple_of(interpolated + 1) {
             let t_hint = settings.noise_aug as usize - 1;
             hints.push(table.diffuse(&latents, t_hint, &noise(Purpose::Hint)?)?.unsqueeze(2)?);
         }
     }
-    let latents = sample(x, &hints, settings, made, noise)?;
+    let latents = sample(x, &hints, settings, interpolated, noise)?;
     let windows = chunks(latents.len(), 5, 2);
-    let (rows, columns) = wavefront::tile_weights(canvas.padded.0, canvas.padded.1);
+    let (rows, columns) = sampler::tile_weights(canvas.padded.0, canvas.padded.1);
     let weights: Vec<_> =
         rows.iter().flat_map(|y| columns.iter().map(move |x| (y * x) as f32)).collect();
     let weights = Tensor::from_vec(weights, canvas.padded, &Device::Cpu)?;
@@ -142,7 +143,7 @@ fn whole_video(
     };
     let results = windows.iter().map(decode).collect::<Result<Vec<_>>>()?;
     let frames = join(&windows, &results)?;
-    Ok(frames.iter().map(|frame| wavefront::frame(frame, None, &canvas).unwrap()).collect())
+    Ok(frames.iter().map(|frame| sampler::frame(frame, None, &canvas).unwrap()).collect())
 }
 
 fn keys(count: usize, format: Format) -> Vec<Frame> {
@@ -179,11 +180,11 @@ fn cases(count: u32) -> ProptestConfig {
     ProptestConfig { cases: count, failure_persistence: None, ..ProptestConfig::default() }
 }
 
-fn same_as_whole((count, made): (usize, usize), (solver, steps): (Solver, u32), seed: u64) {
-    let (settings, format) = (settings(solver, steps), format(made, false));
+fn same_as_whole((count, interpolated): (usize, usize), (solver, steps): (Solver, u32), seed: u64) {
+    let (settings, format) = (settings(solver, steps), format(interpolated, false));
     let keys = keys(count, format);
     let expected = whole(&keys, &settings, format, &Seeded(seed));
-    assert_eq!(expected.len(), count + made * (count - 1));
+    assert_eq!(expected.len(), count + interpolated * (count - 1));
     // Toys that say only black or white would hide a difference.
     let extreme = |value: &&u16| **value == 0 || **value == u16::MAX;
     for frame in &expected {
@@ -213,26 +214,29 @@ fn part(keys: &[Frame], first: usize, settings: &Settings, format: Format) -> Ve
 
 #[test]
 fn a_run_that_begins_in_the_middle_soon_gives_what_the_whole_gives() {
-    for made in 0..=8 {
+    for interpolated in 0..=8 {
         // All 14 steps once with an overlap longer than the stride, and once with another.
-        let fast = (made == 2 || made == 3).then_some((Solver::Fast, 15));
+        let fast = (interpolated == 2 || interpolated == 3).then_some((Solver::Fast, 15));
         let solvers = [(Solver::Normal, 1), (Solver::Normal, 4), (Solver::Heun, 2)];
         for (solver, steps) in solvers.into_iter().chain(fast) {
-            let (settings, format) = (settings(solver, steps), format(made, false));
+            let (settings, format) = (settings(solver, steps), format(interpolated, false));
             // The first key frame that does not need all before it, and one later.
-            let from = |key: usize| wavefront::resume_from(&settings, made, key);
+            let from = |key: usize| sampler::resume_from(&settings, interpolated, key);
             let soonest = (0..).find(|&key| from(key) > 0).unwrap();
             for (key, after) in [(soonest, 0), (soonest, 40), (2 * soonest + 7, 3)] {
                 let (first, keys) = (from(key), keys(key + 1 + after, format));
                 let (whole, part) =
                     (part(&keys, 0, &settings, format), part(&keys, first, &settings, format));
                 let lacking = whole.len() - part.len();
-                assert_eq!(lacking, first * (made + 1));
+                assert_eq!(lacking, first * (interpolated + 1));
                 let same: Vec<_> =
                     whole[lacking..].iter().zip(&part).map(|(a, b)| a == b).collect();
-                let wanted = key * (made + 1) - lacking;
-                assert!(same.contains(&false), "{made}, {solver:?} {steps}");
-                assert!(same[wanted..].iter().all(|same| *same), "{made}, {solver:?} {steps}");
+                let wanted = key * (interpolated + 1) - lacking;
+                assert!(same.contains(&false), "{interpolated}, {solver:?} {steps}");
+                assert!(
+                    same[wanted..].iter().all(|same| *same),
+                    "{interpolated}, {solver:?} {steps}"
+                );
             }
         }
     }
@@ -244,11 +248,11 @@ proptest! {
     #[test]
     fn a_stream_equals_the_whole_clip_bit_for_bit_on_any_number_of_devices(
         count in prop_oneof![1..60usize, 1..=300usize],
-        made in 0..=8usize,
+        interpolated in 0..=8usize,
         solver in solvers(),
         seed: u64,
     ) {
-        same_as_whole((count, made), solver, seed);
+        same_as_whole((count, interpolated), solver, seed);
     }
 }
 
@@ -273,7 +277,7 @@ proptest! {
     #[test]
     fn latents_may_come_in_any_portions(
         total in 1..400usize,
-        made in 0..=8usize,
+        interpolated in 0..=8usize,
         devices in prop_oneof![Just(1usize), Just(3)],
         portions in prop::collection::vec(1..120usize, 1..5),
     ) {
@@ -281,16 +285,16 @@ proptest! {
         let noise = Arc::new(Seeded(5));
         let latent = |purpose, n| noise.normal(purpose, n, (2, 3)).unwrap().unsqueeze(2).unwrap();
         let x: Vec<_> = (0..total).map(|n| latent(Purpose::Start, n)).collect();
-        let hints: Vec<_> = (0..total).step_by(made + 1).map(|n| latent(Purpose::Hint, n)).collect();
-        let expected = sample(x.clone(), &hints, &settings, made, &*noise).unwrap();
+        let hints: Vec<_> = (0..total).step_by(interpolated + 1).map(|n| latent(Purpose::Hint, n)).collect();
+        let expected = sample(x.clone(), &hints, &settings, interpolated, &*noise).unwrap();
         for portions in [&portions[..], &[1], &[total]] {
             let (_, evaluations) =
-                evaluations(&Table::default(), settings.solver, settings.steps);
+                evaluations(&NoiseSchedule::default(), settings.solver, settings.steps);
             let recipe = Recipe {
                 guidance: settings.guidance,
                 t_hint: settings.noise_aug as usize - 1,
                 s_cond: settings.downscale_cond,
-                made,
+                interpolated,
                 noise: noise.clone(),
             };
             let (tail, sink) = (Collect::default(), Arc::new(Record::default()));
@@ -301,12 +305,12 @@ proptest! {
             for portion in portions.iter().cycle() {
                 let end = (first + portion).min(total);
                 let frame = |n: usize| {
-                    let hint = n.is_multiple_of(made + 1).then(|| hints[n / (made + 1)].clone());
-                    wavefront::Frame::new(x[n].clone(), hint, None)
+                    let hint = n.is_multiple_of(interpolated + 1).then(|| hints[n / (interpolated + 1)].clone());
+                    sampler::Frame::new(x[n].clone(), hint, None)
                 };
-                let ordinary = Windows::of_clip(made).ordinary(end);
+                let non_final_windows = Windows::of_clip(interpolated).non_final_windows(end);
                 let frames = (first..end).map(frame).collect();
-                sampler.push(Batch { frames, ordinary, ended: end == total }).unwrap();
+                sampler.push(Batch { frames, non_final_windows, ended: end == total }).unwrap();
                 if end == total {
                     break;
                 }
@@ -326,9 +330,9 @@ fn a_clip_of_no_frames_gives_none() {
 
 #[test]
 fn output_leaves_as_soon_as_the_lookahead_says_and_not_before() {
-    for (made, steps) in [(0, 3), (2, 4), (3, 1), (4, 2), (8, 3)] {
-        let (settings, format) = (settings(Solver::Normal, steps), format(made, false));
-        let ahead = lookahead(&settings, made);
+    for (interpolated, steps) in [(0, 3), (2, 4), (3, 1), (4, 2), (8, 3)] {
+        let (settings, format) = (settings(Solver::Normal, steps), format(interpolated, false));
+        let ahead = lookahead(&settings, interpolated);
         let sink = Arc::new(Record::default());
         let mut enhancer = Wavefront::new(models(1), settings, Arc::new(Seeded(1)));
         assert_eq!(enhancer.lookahead(&format), ahead);
@@ -337,11 +341,11 @@ fn output_leaves_as_soon_as_the_lookahead_says_and_not_before() {
         for n in 0..ahead + 60 {
             enhancer.push(picture(n, format.input)).unwrap();
             if let Some(key) = n.checked_sub(ahead) {
-                assert!(sink.count() > key * (made + 1), "key frame {key} has not left");
+                assert!(sink.count() > key * (interpolated + 1), "key frame {key} has not left");
             }
             // One frame less would not do for all.
             if let Some(key) = (n + 1).checked_sub(ahead) {
-                late += usize::from(sink.count() <= key * (made + 1));
+                late += usize::from(sink.count() <= key * (interpolated + 1));
             }
         }
         assert!(late > 0, "the lookahead is too long");
@@ -350,22 +354,25 @@ fn output_leaves_as_soon_as_the_lookahead_says_and_not_before() {
 
 #[test]
 fn frames_in_flight_are_those_that_are_said_however_long_the_clip() {
-    for made in 0..=8 {
-        let (settings, format) = (settings(Solver::Fast, 15), format(made, false));
-        let plan = wavefront::Plan::new(&settings, format, 600);
+    for interpolated in 0..=8 {
+        let (settings, format) = (settings(Solver::Fast, 15), format(interpolated, false));
+        let plan = sampler::Plan::new(&settings, format, 600);
         let sink = Arc::new(Record::default());
         let mut enhancer = Wavefront::new(models(1), settings, Arc::new(Seeded(1)));
         enhancer.start(format, clip(&sink)).unwrap();
         let mut most = 0;
-        for n in 0..700 / (made + 1) {
+        for n in 0..700 / (interpolated + 1) {
             enhancer.push(picture(n, format.input)).unwrap();
             most = most.max(enhancer.latents().unwrap());
         }
         let said = plan.latents();
-        assert!(most <= said && said - most <= made, "{made}: {most} in flight, {said} said");
+        assert!(
+            most <= said && said - most <= interpolated,
+            "{interpolated}: {most} in flight, {said} said"
+        );
         // "about 700 frames of latents"
-        assert!((550..=760).contains(&most), "{made}: {most}");
-        if made == 2 {
+        assert!((550..=760).contains(&most), "{interpolated}: {most}");
+        if interpolated == 2 {
             assert_eq!(plan.sampled_after(), 237);
         }
     }
@@ -373,14 +380,14 @@ fn frames_in_flight_are_those_that_are_said_however_long_the_clip() {
 
 #[test]
 fn alpha_is_faded_between_key_frames_and_enlarged_and_colours_do_not_depend_on_it() {
-    let (settings, made) = (settings(Solver::Normal, 2), 3);
+    let (settings, interpolated) = (settings(Solver::Normal, 2), 3);
     let flat = |alpha: u16| {
         let mut frame = picture(1, (12, 5));
         frame.pixels_mut().chunks_exact_mut(4).for_each(|pixel| pixel[3] = alpha);
         frame
     };
     let keys = [flat(0), flat(40_000), flat(u16::MAX)];
-    let run = |alpha| stream(&keys, &settings, format(made, alpha), 3, 1);
+    let run = |alpha| stream(&keys, &settings, format(interpolated, alpha), 3, 1);
     let (with, without) = (run(true), run(false));
     let expected = [0, 10_000, 20_000, 30_000, 40_000, 46_384, 52_768, 59_151, u16::MAX];
     for ((with, without), expected) in with.iter().zip(&without).zip(expected) {
@@ -405,7 +412,7 @@ struct Faulty {
 
 impl Faulty {
     fn new(step: usize, fault: fn(Tensor, Mode, Check) -> Result<Tensor>) -> Arc<Self> {
-        let (_, evaluations) = evaluations(&Table::default(), Solver::Fast, 15);
+        let (_, evaluations) = evaluations(&NoiseSchedule::default(), Solver::Fast, 15);
         let time = evaluations[step].time as f64;
         Arc::new(Self { time, fault, usual: AtomicUsize::new(0), wide: AtomicUsize::new(0) })
     }
@@ -516,8 +523,8 @@ impl Narrow {
     }
 
     /// What leaves of a few frames of 90×24 that become 360×96, 45×18 latents with the padding.
-    fn run(models: wavefront::Models) -> (Arc<Record>, std::result::Result<(), Error>) {
-        let format = Format { input: (90, 24), output: (360, 96), made: 2, alpha: false };
+    fn run(models: sampler::Models) -> (Arc<Record>, std::result::Result<(), Error>) {
+        let format = Format { input: (90, 24), output: (360, 96), interpolated: 2, alpha: false };
         let sink = Arc::new(Record::default());
         let settings = settings(Solver::Normal, 2);
         let mut enhancer = Wavefront::new(models, settings, Arc::new(Seeded(1)));
@@ -564,7 +571,7 @@ impl Autoencoder for Narrow {
 fn a_device_without_memory_works_in_smaller_slices_from_then_on() {
     let usual = Narrow::run(models(1)).0.take();
     let (denoiser, vae) = (Narrow::new(4, 0), Narrow::new(2, usize::MAX));
-    let (sink, result) = Narrow::run(wavefront::Models {
+    let (sink, result) = Narrow::run(sampler::Models {
         encoder: vae.clone(),
         denoisers: vec![denoiser.clone()],
         decoder: vae.clone(),
@@ -694,7 +701,7 @@ fn a_cancelled_run_ends_within_a_block_on_all_devices() {
         models.denoisers = vec![faulty.clone() as Arc<dyn Denoiser>; devices];
         let mut enhancer = Wavefront::new(models, settings(Solver::Fast, 15), Arc::new(Seeded(1)));
         let cancel = Cancel::default();
-        enhancer.start(format, Clip { sink: sink.clone(), cancel: cancel.clone() }).unwrap();
+        enhancer.start(format, ClipContext { sink: sink.clone(), cancel: cancel.clone() }).unwrap();
         let stop = cancel.clone();
         let stopper = std::thread::spawn(move || {
             while !REACHED.load(Ordering::Relaxed) {
@@ -730,10 +737,10 @@ fn progress_names_window_and_step() {
 #[test]
 fn a_plan_says_what_the_published_example_takes_without_weights() {
     let output = engine::target_size((720, 480), 4.0, 720, 1280 * 2048);
-    let made = engine::made_frames((24, 1), (8, 1));
-    let format = Format { input: (720, 480), output, made, alpha: false };
+    let interpolated = engine::interpolated_frames((24, 1), (8, 1));
+    let format = Format { input: (720, 480), output, interpolated, alpha: false };
     let settings = Settings::from(&engine::Options::default());
-    let plan = wavefront::Plan::new(&settings, format, 49);
+    let plan = sampler::Plan::new(&settings, format, 49);
     let text = plan.to_string();
     eprintln!("{text}");
     for part in [

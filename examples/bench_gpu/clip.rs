@@ -11,9 +11,9 @@ use std::{
 
 use candle_core::{Device, Error as Failure, Result};
 use gstvenhance::{
-    engine::{Cancel, Clip, Enhancer, Error, Format, Frame, Options, Progress, Sink},
+    engine::{Cancel, ClipContext, Enhancer, Error, Format, Frame, Options, Progress, Sink},
     ops,
-    wavefront::{Models, Seeded, Settings, Wavefront},
+    sampler::{Models, Seeded, Settings, Wavefront},
 };
 use serde_json::json;
 
@@ -59,7 +59,7 @@ fn picture(number: usize, (width, height): (usize, usize)) -> std::result::Resul
 pub fn run(args: &Args, device: &Device, findings: &mut Findings) -> Result<()> {
     let output = (args.size[1], args.size[0]);
     let input = (output.0 / 4, output.1 / 4);
-    let format = Format { input, output, made: MADE, alpha: false };
+    let format = Format { input, output, interpolated: MADE, alpha: false };
     let autoencoder = Arc::new(model::autoencoder(device)?);
     let models = Models {
         encoder: autoencoder.clone(),
@@ -72,7 +72,7 @@ pub fn run(args: &Args, device: &Device, findings: &mut Findings) -> Result<()> 
     ops::memory(device)?;
     let start = Instant::now();
     let mut run = || {
-        let clip = Clip { sink: sink.clone(), cancel: Cancel::default() };
+        let clip = ClipContext { sink: sink.clone(), cancel: Cancel::default() };
         enhancer.start(format, clip)?;
         (0..KEYS).try_for_each(|n| enhancer.push(picture(n, input)?))?;
         enhancer.finish()

@@ -25,7 +25,7 @@ use clap::{Parser, ValueEnum};
 use findings::Findings;
 use gstvenhance::{
     ops::{ProductBackend, cuda_device, use_portable_kernels, use_products},
-    wavefront::Canvas,
+    sampler::Canvas,
 };
 
 /// Measures the full-size model on a GPU.

@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use gstvenhance::{
     networks::unet,
     ops::{self, Record},
-    wavefront::{Autoencoder, Check, Conditions, Denoiser, Mode, Slices, Velocities},
+    sampler::{Autoencoder, Check, Conditions, Denoiser, Mode, Slices, Velocities},
     weights::synth,
 };
 use serde_json::json;
@@ -214,9 +214,9 @@ pub fn autoencoder(args: &Args, device: &Device, findings: &mut Findings) -> Res
 
     // Windows of frames and of pixels overlap as the sampler and the decoder have them.
     let tiles =
-        gstvenhance::wavefront::ROWS.all(h).len() * gstvenhance::wavefront::COLUMNS.all(w).len();
-    let passes = gstvenhance::wavefront::FRAMES.all(PUBLISHED).len() * tiles;
-    let windows = gstvenhance::wavefront::Windows::of_clip(2).all(PUBLISHED);
+        gstvenhance::sampler::ROWS.all(h).len() * gstvenhance::sampler::COLUMNS.all(w).len();
+    let passes = gstvenhance::sampler::FRAMES.all(PUBLISHED).len() * tiles;
+    let windows = gstvenhance::sampler::Windows::of_clip(2).all(PUBLISHED);
     let denoiser = model::denoiser(device)?;
     let mut sampling = 0.0;
     let mut measured = HashMap::new();

@@ -10,7 +10,7 @@ use gst_video::{
 use once_cell::sync::Lazy;
 
 use super::properties::Settings;
-use crate::engine::{MAX_MADE_FRAMES, Model, made_frames, scaled_side, unscaled_sides};
+use crate::engine::{MAX_MADE_FRAMES, Model, interpolated_frames, scaled_side, unscaled_sides};
 
 /// The formats that decoders produce and encoders take.
 const FORMATS: [VideoFormat; 22] = [
@@ -163,7 +163,7 @@ fn map_size(
 /// a valid fraction.
 pub(super) fn interpolated(target_fps: gst::Fraction, fps: gst::Fraction) -> usize {
     let most = i32::MAX / fps.numer().max(1) - 1;
-    made_frames(rate(target_fps), rate(fps)).min(most as usize)
+    interpolated_frames(rate(target_fps), rate(fps)).min(most as usize)
 }
 
 /// The output rate for an input rate; 0/1 (variable) stays.

@@ -12,7 +12,7 @@ use super::{
     queue::{BufferInfo, QueueItem},
     timeline::{Cadence, ClipEnd, Placement, Timeline},
 };
-use crate::engine::{Format, Frame, made_frames};
+use crate::engine::{Format, Frame, interpolated_frames};
 
 /// The frame rate of a stream that does not name it is measured over this many frames.
 const RATE_FRAMES: usize = 5;
@@ -50,7 +50,7 @@ impl Clips {
             format: Format {
                 input: (info.width() as usize, info.height() as usize),
                 output: (output.width() as usize, output.height() as usize),
-                made: interpolated,
+                interpolated: interpolated,
                 // Alpha that the output drops must not affect the colours.
                 alpha: info.has_alpha() && output.has_alpha(),
             },
@@ -178,8 +178,8 @@ impl Clips {
         match intervals.get(intervals.len().saturating_sub(1) / 2) {
             Some(&median) => {
                 let rate = (1_000_000, u32::try_from(median.useconds()).unwrap_or(u32::MAX));
-                self.format.made = made_frames(caps::rate(self.target_fps), rate);
-                self.cadence = Some(Cadence::new(rate, self.format.made));
+                self.format.interpolated = interpolated_frames(caps::rate(self.target_fps), rate);
+                self.cadence = Some(Cadence::new(rate, self.format.interpolated));
             }
             // Too few frames; the next clip may have more.
             None => self.measuring = Some(Vec::new()),

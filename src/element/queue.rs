@@ -363,7 +363,7 @@ impl Queue {
         }
         state.clips += 1;
         let id = ClipId { epoch, number: state.clips };
-        state.clip = Some((id, PendingQueue::new(format.made, cadence, first)));
+        state.clip = Some((id, PendingQueue::new(format.interpolated, cadence, first)));
         Ok(id)
     }
 

@@ -13,7 +13,7 @@ use super::{
     queue::{ClipId, Dropped, Next, Queue, QueueItem},
     timeline::{Cadence, ClipEnd},
 };
-use crate::engine::{Cancel, Clip, Enhancer, Error, Format, Frame, Progress, Sink};
+use crate::engine::{Cancel, ClipContext, Enhancer, Error, Format, Frame, Progress, Sink};
 
 /// What the compute thread, and the threads of the model, tell the element.
 pub(super) trait Report: Send + Sync + 'static {
@@ -94,7 +94,7 @@ impl<'a> Worker<'a> {
                 let lookahead = self.enhancer.lookahead(&format);
                 self.report.log(format_args!(
                     "Format: {:?} to {:?}, {} interpolated frames between two, lookahead {lookahead}",
-                    format.input, format.output, format.made,
+                    format.input, format.output, format.interpolated,
                 ));
                 self.report.format(cadence.map(|cadence| cadence.frame()), lookahead);
                 Ok(())
@@ -122,13 +122,13 @@ impl<'a> Worker<'a> {
             .format
             .ok_or_else(|| Error::Internal { what: "a frame came before its format".into() })?;
         let first = std::mem::take(&mut self.first);
-        let number = u64::from(first) * (format.made as u64 + 1);
+        let number = u64::from(first) * (format.interpolated as u64 + 1);
         let clip = self.queue.begin_clip(self.epoch, format, cadence, number)?;
         self.clip = Some(clip);
         self.report.log(format_args!("Start of {clip} at {pts} with input frame {first}"));
         let sink =
             Arc::new(ClipOutput { queue: self.queue.clone(), report: self.report.clone(), clip });
-        let output = Clip { sink, cancel: self.cancel.clone() };
+        let output = ClipContext { sink, cancel: self.cancel.clone() };
         self.enhancer.start_at(first as usize, format, output)?;
         Ok(clip)
     }

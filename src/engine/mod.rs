@@ -15,7 +15,7 @@ mod rules;
 pub use error::{Cancel, Error};
 pub use frame::Frame;
 pub use options::{Model, NEGATIVE_PROMPT, Options, POSITIVE_PROMPT, Solver};
-pub use rules::{MAX_MADE_FRAMES, made_frames, scaled_side, target_size, unscaled_sides};
+pub use rules::{MAX_MADE_FRAMES, interpolated_frames, scaled_side, target_size, unscaled_sides};
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ pub struct Format {
     /// Width and height of the output in pixels.
     pub output: (usize, usize),
     /// Frames to make between two neighbours: k of the module's text.
-    pub made: usize,
+    pub interpolated: usize,
     /// Whether the fourth component of the frames means something.
     pub alpha: bool,
 }
@@ -58,7 +58,7 @@ pub trait Sink: Send + Sync {
 
 /// Where the output of one clip goes, and how its computation is stopped.
 #[derive(Clone)]
-pub struct Clip {
+pub struct ClipContext {
     /// Takes the output.
     pub sink: Arc<dyn Sink>,
     /// Asks for an early end. Checked at least once a network block, or every few million pixels.
@@ -78,11 +78,11 @@ pub trait Enhancer: Send {
     fn lookahead(&self, format: &Format) -> usize;
 
     /// Begins a clip; its frames have the size `format.input`.
-    fn start(&mut self, format: Format, clip: Clip) -> Result<(), Error>;
+    fn start(&mut self, format: Format, clip: ClipContext) -> Result<(), Error>;
 
     /// As [`start`](Self::start), for a clip's frames from key frame `first` on: a model to which a frame's
     /// place in its clip makes a difference works as if those before had come.
-    fn start_at(&mut self, _first: usize, format: Format, clip: Clip) -> Result<(), Error> {
+    fn start_at(&mut self, _first: usize, format: Format, clip: ClipContext) -> Result<(), Error> {
         self.start(format, clip)
     }
 

@@ -72,7 +72,7 @@ fn partition(most: usize, holds: impl Fn(usize) -> bool) -> usize {
 ///
 /// Rates are (numerator, denominator) in frames a second. A target of 0 keeps the rate.
 /// Source: the reference's own rule.
-pub fn made_frames(target: (u32, u32), input: (u32, u32)) -> usize {
+pub fn interpolated_frames(target: (u32, u32), input: (u32, u32)) -> usize {
     let dividend = u64::from(target.0) * u64::from(input.1);
     let divisor = u64::from(target.1) * u64::from(input.0);
     if divisor == 0 {
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn the_rate_grows_by_the_nearest_whole_factor_ties_to_even() {
-        let k = |target, input| made_frames(target, input);
+        let k = |target, input| interpolated_frames(target, input);
         assert_eq!(k((24, 1), (8, 1)), 2);
         assert_eq!(k((24, 1), (30, 1)), 0);
         assert_eq!(k((24, 1), (24000, 1001)), 0);

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::{Clip, Enhancer, Error, Format, Frame, Progress};
+use crate::engine::{ClipContext, Enhancer, Error, Format, Frame, Progress};
 use flow::{Motion, Pyramid};
 use plane::Plane;
 use pool::FramePool;
@@ -41,7 +41,7 @@ pub struct Lite {
     networks: &'static Networks,
     pool: FramePool,
     /// The current clip; `None` before `start` and after `finish`.
-    clip: Option<(Format, Clip)>,
+    clip: Option<(Format, ClipContext)>,
     /// The last input frame, if frames are interpolated.
     previous: Option<InputFrame>,
 }
@@ -65,7 +65,7 @@ impl Lite {
         (1..=count).map(move |step| step as f32 / (count + 1) as f32)
     }
 
-    fn clip(&self) -> Result<&(Format, Clip), Error> {
+    fn clip(&self) -> Result<&(Format, ClipContext), Error> {
         self.clip.as_ref().ok_or(Error::Cancelled)
     }
 
@@ -76,7 +76,7 @@ impl Lite {
         frame: Frame,
         pyramid: &Pyramid,
         format: &Format,
-        clip: &Clip,
+        clip: &ClipContext,
     ) -> Result<(Frame, Vec<Motion>), Error> {
         let upscale = || match format.input == format.output {
             true => Ok(frame),
@@ -86,7 +86,7 @@ impl Lite {
             }
         };
         let estimate = || match &self.previous {
-            Some(previous) => Self::times(format.made)
+            Some(previous) => Self::times(format.interpolated)
                 .map(|time| {
                     let pyramids = [&previous.pyramid, pyramid];
                     flow::estimate(self.networks, &self.pool, pyramids, time, &clip.cancel)
@@ -105,10 +105,10 @@ impl Lite {
         [previous, next]: [&Arc<Frame>; 2],
         motions: &[Motion],
         format: &Format,
-        clip: &Clip,
+        clip: &ClipContext,
     ) -> Result<Duration, Error> {
         let mut took = Duration::ZERO;
-        for (motion, time) in motions.iter().zip(Self::times(format.made)) {
+        for (motion, time) in motions.iter().zip(Self::times(format.interpolated)) {
             let start = Instant::now();
             let frame = match motion.is_cut {
                 true => if time <= 0.5 { previous } else { next }.clone(),
@@ -129,10 +129,10 @@ impl Lite {
 
 impl Enhancer for Lite {
     fn lookahead(&self, format: &Format) -> usize {
-        usize::from(format.made > 0)
+        usize::from(format.interpolated > 0)
     }
 
-    fn start(&mut self, format: Format, clip: Clip) -> Result<(), Error> {
+    fn start(&mut self, format: Format, clip: ClipContext) -> Result<(), Error> {
         self.previous = None;
         self.clip = Some((format, clip));
         Ok(())
@@ -143,7 +143,7 @@ impl Enhancer for Lite {
         let start = Instant::now();
         clip.cancel.check()?;
         let report = |took| clip.sink.progress(Progress { unit: "frame".into(), took });
-        if format.made == 0 && format.input == format.output {
+        if format.interpolated == 0 && format.input == format.output {
             clip.sink.frame(Arc::new(frame))?;
             report(start.elapsed());
             return Ok(());
@@ -155,7 +155,7 @@ impl Enhancer for Lite {
         if let Some(previous) = &self.previous {
             took += self.interpolate([&previous.output, &output], &motions, &format, &clip)?;
         }
-        if format.made > 0 {
+        if format.interpolated > 0 {
             self.previous = Some(InputFrame { pyramid, output: output.clone() });
         }
         clip.sink.frame(output)?;

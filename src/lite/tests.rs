@@ -35,7 +35,7 @@ fn image((width, height): (usize, usize), value: impl Fn(f32, f32) -> f32) -> Fr
 fn enhance(frames: Vec<Frame>, format: Format) -> Vec<Arc<Frame>> {
     let sink = Arc::new(Collect::default());
     let mut lite = Lite::new().unwrap();
-    lite.start(format, Clip { sink: sink.clone(), cancel: Cancel::default() }).unwrap();
+    lite.start(format, ClipContext { sink: sink.clone(), cancel: Cancel::default() }).unwrap();
     for frame in frames {
         lite.push(frame).unwrap();
     }
@@ -65,18 +65,18 @@ fn texture(x: f32, y: f32) -> f32 {
 
 #[test]
 fn n_frames_give_n_plus_k_times_n_minus_1_frames_and_flat_frames_fade_linearly() {
-    for made in [0, 1, 3, 8] {
-        let format = Format { input: (14, 11), output: (28, 22), made, alpha: false };
+    for interpolated in [0, 1, 3, 8] {
+        let format = Format { input: (14, 11), output: (28, 22), interpolated, alpha: false };
         for length in 0..4usize {
             let brightness = |n: usize| 0.2 + 0.1 * n as f32;
             let frames = (0..length).map(|n| image((14, 11), |_, _| brightness(n))).collect();
             let output = enhance(frames, format);
-            assert_eq!(output.len(), length + made * length.saturating_sub(1));
+            assert_eq!(output.len(), length + interpolated * length.saturating_sub(1));
             for (n, frame) in output.iter().enumerate() {
-                let expected = 0.2 + 0.1 * n as f32 / (made + 1) as f32;
+                let expected = 0.2 + 0.1 * n as f32 / (interpolated + 1) as f32;
                 assert_eq!((frame.width(), frame.height()), format.output);
                 let error = difference(frame, &image(format.output, |_, _| expected));
-                assert!(error < 0.02, "frame {n} of k = {made} has an error of {error}");
+                assert!(error < 0.02, "frame {n} of k = {interpolated} has an error of {error}");
             }
         }
     }
@@ -94,7 +94,7 @@ fn any_scale_and_size_gives_the_output_size_and_the_same_image() {
         ((1, 1), (8, 8)),
         ((3, 50), (12, 200)),
     ] {
-        let format = Format { input, output, made: 1, alpha: false };
+        let format = Format { input, output, interpolated: 1, alpha: false };
         let scale = output.0 as f32 / input.0 as f32;
         let source = |x: f32| (x + 0.5) / scale - 0.5;
         let smooth = |x: f32, y: f32| 0.5 + 0.3 * ((x + 2.0 * y) * 0.1).sin();
@@ -111,11 +111,11 @@ fn any_scale_and_size_gives_the_output_size_and_the_same_image() {
 fn a_moving_texture_is_displaced_and_not_cross_faded() {
     let size = (128, 96);
     let at = |shift: f32| image(size, |x, y| texture(x - shift, y - shift / 2.0));
-    for made in [1, 2, 4] {
-        let format = Format { input: size, output: size, made, alpha: false };
+    for interpolated in [1, 2, 4] {
+        let format = Format { input: size, output: size, interpolated, alpha: false };
         let output = enhance(vec![at(0.0), at(8.0)], format);
         for (n, frame) in output.iter().enumerate() {
-            let time = n as f32 / (made + 1) as f32;
+            let time = n as f32 / (interpolated + 1) as f32;
             let error = difference(frame, &at(8.0 * time));
             let fade = image(size, |x, y| {
                 let ghost = |shift: f32| texture(x - shift, y - shift / 2.0);
@@ -124,7 +124,7 @@ fn a_moving_texture_is_displaced_and_not_cross_faded() {
             let faded = difference(&fade, &at(8.0 * time));
             assert!(
                 error < 0.002 + faded / 3.0,
-                "frame {n} of k = {made}: {error}, cross-fade {faded}"
+                "frame {n} of k = {interpolated}: {error}, cross-fade {faded}"
             );
         }
     }
@@ -133,7 +133,7 @@ fn a_moving_texture_is_displaced_and_not_cross_faded() {
 #[test]
 fn static_areas_are_bit_equal_in_interpolated_frames() {
     let size = (64, 48);
-    let format = Format { input: size, output: size, made: 2, alpha: false };
+    let format = Format { input: size, output: size, interpolated: 2, alpha: false };
     // A ball moves in front of a static texture.
     let at = |left: f32| {
         image(size, |x, y| {
@@ -151,7 +151,7 @@ fn static_areas_are_bit_equal_in_interpolated_frames() {
 #[test]
 fn frames_at_a_cut_are_repeated_and_not_blended() {
     let size = (96, 64);
-    let format = Format { input: size, output: size, made: 3, alpha: false };
+    let format = Format { input: size, output: size, interpolated: 3, alpha: false };
     let other = |x: f32, y: f32| {
         if (x / 9.0).floor() as i32 % 2 == (y / 13.0).floor() as i32 % 2 { 0.15 } else { 0.8 }
     };
@@ -165,7 +165,7 @@ fn frames_at_a_cut_are_repeated_and_not_blended() {
 fn black_and_white_are_preserved() {
     let size = (24, 16);
     for value in [0.0, 1.0] {
-        let format = Format { input: size, output: (48, 32), made: 2, alpha: true };
+        let format = Format { input: size, output: (48, 32), interpolated: 2, alpha: true };
         let frames = (0..2).map(|_| image(size, |_, _| value)).collect();
         for frame in enhance(frames, format) {
             assert!(difference(&frame, &image((48, 32), |_, _| value)) < 0.004);
@@ -175,7 +175,7 @@ fn black_and_white_are_preserved() {
 
 #[test]
 fn transparent_neighbours_do_not_change_the_colour() {
-    let format = Format { input: (1, 1), output: (1, 1), made: 1, alpha: true };
+    let format = Format { input: (1, 1), output: (1, 1), interpolated: 1, alpha: true };
     let mut red = Frame::new(1, 1).unwrap();
     red.pixels_mut().copy_from_slice(&[60000, 0, 0, u16::MAX]);
     let output = enhance(vec![Frame::new(1, 1).unwrap(), red], format);
@@ -209,7 +209,7 @@ fn moving_clip_with_cut((width, height): (usize, usize)) -> Vec<Frame> {
 #[cfg(target_arch = "x86_64")]
 fn the_output_is_bit_equal_to_the_recorded_hash() {
     let mut hash = Sha256::new();
-    for (input, output, made, alpha) in [
+    for (input, output, interpolated, alpha) in [
         ((48, 36), (96, 72), 1, false),
         ((33, 21), (98, 62), 3, false),
         ((32, 24), (128, 96), 1, true),
@@ -217,11 +217,11 @@ fn the_output_is_bit_equal_to_the_recorded_hash() {
         ((64, 48), (64, 48), 3, false),
         ((16, 12), (128, 96), 0, false),
     ] {
-        let format = Format { input, output, made, alpha };
+        let format = Format { input, output, interpolated, alpha };
         let frames = enhance(moving_clip_with_cut(input), format);
-        assert_eq!(frames.len(), 5 + 4 * made);
-        if made > 0 {
-            let (before, after) = (2 * (made + 1), 3 * (made + 1));
+        assert_eq!(frames.len(), 5 + 4 * interpolated);
+        if interpolated > 0 {
+            let (before, after) = (2 * (interpolated + 1), 3 * (interpolated + 1));
             assert_eq!(frames[before], frames[before + 1], "the cut is found");
             assert_ne!(frames[after], frames[after + 1], "motion is not a cut");
         }
@@ -240,9 +240,9 @@ fn the_output_is_bit_equal_to_the_recorded_hash() {
 
 #[test]
 fn a_cancelled_clip_ends_with_an_error_and_the_next_clip_works() {
-    let format = Format { input: (6, 4), output: (12, 8), made: 1, alpha: false };
+    let format = Format { input: (6, 4), output: (12, 8), interpolated: 1, alpha: false };
     let mut lite = Lite::new().unwrap();
-    let clip = Clip { sink: Arc::new(Collect::default()), cancel: Cancel::default() };
+    let clip = ClipContext { sink: Arc::new(Collect::default()), cancel: Cancel::default() };
     lite.start(format, clip.clone()).unwrap();
     clip.cancel.cancel();
     assert_eq!(lite.push(Frame::new(6, 4).unwrap()), Err(Error::Cancelled));

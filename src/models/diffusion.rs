@@ -16,12 +16,12 @@ use crate::{
         log::{self, Area},
     },
     networks::{
-        text::{TextTower, Tokenizer},
+        text::{TextEncoder, Tokenizer},
         unet::{Denoiser, Prompted},
         vae::Vae,
     },
     ops,
-    wavefront::{self, Models, Plan, Seeded, Settings, Wavefront},
+    sampler::{self, Models, Plan, Seeded, Settings, Wavefront},
     weights::{self, Checkpoint, Config, Files, Hub, Source, Version, keys::Keys},
 };
 
@@ -94,7 +94,7 @@ pub(super) struct Networks {
 
 /// What an error says of `what`, unless it comes of a cancellation.
 fn failed(what: &str, cancel: &Cancel, error: &candle_core::Error) -> Error {
-    cancel.check().err().unwrap_or_else(|| wavefront::failed(what.into(), error))
+    cancel.check().err().unwrap_or_else(|| sampler::failed(what.into(), error))
 }
 
 /// Lets no device run kernels that compute something wrong on it; a warning says which.
@@ -188,7 +188,7 @@ pub(super) fn build(
     let prompted = |denoiser: &Arc<Denoiser>| {
         let prompted = Prompted::new(denoiser.clone(), &tokens);
         let prompted = prompted.map_err(|error| failed("reading the prompt", cancel, &error))?;
-        Ok::<_, Error>(Arc::new(prompted) as Arc<dyn wavefront::Denoiser>)
+        Ok::<_, Error>(Arc::new(prompted) as Arc<dyn sampler::Denoiser>)
     };
     let models = Models {
         encoder: networks.encoder.clone(),
@@ -246,11 +246,11 @@ pub(super) fn plan(
 }
 
 /// See [`super::resume_from`].
-pub(super) fn resume_from(request: &Request, made: usize, key: usize) -> usize {
-    wavefront::resume_from(&Settings::from(&request.options), made, key)
+pub(super) fn resume_from(request: &Request, interpolated: usize, key: usize) -> usize {
+    sampler::resume_from(&Settings::from(&request.options), interpolated, key)
 }
 
-/// What the prompt and the negative prompt mean, [2, 77, c]. The text tower is there for no longer.
+/// What the prompt and the negative prompt mean, [2, 77, c]. The text encoder is there for no longer.
 fn read_prompts(request: &Request, files: &Files, loader: &mut Loader) -> Result<Tensor, Error> {
     let tokenizer = Tokenizer::default();
     let mut tokens = |what: &str, text: &str| {
@@ -269,8 +269,8 @@ fn read_prompts(request: &Request, files: &Files, loader: &mut Loader) -> Result
     ];
     let config = &files.config;
     let keys = config.text_keys()?;
-    let tower = loader.load("text tower", &files.text, &keys, request.devices[0], |vb| {
-        TextTower::new(&config.text, vb)
+    let tower = loader.load("text encoder", &files.text, &keys, request.devices[0], |vb| {
+        TextEncoder::new(&config.text, vb)
     })?;
     let cancel = loader.cancel;
     let check = || cancel.check().map_err(candle_core::Error::wrap);

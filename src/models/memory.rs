@@ -9,7 +9,7 @@ use super::Device;
 use crate::{
     engine::{Error, Format, MAX_MADE_FRAMES},
     networks::{unet, vae},
-    wavefront::{Canvas, Footprint, Need, RESERVE, Settings, Slices, Work},
+    sampler::{Canvas, Footprint, Need, RESERVE, Settings, Slices, Work},
     weights::{Config, keys::Keys},
 };
 
@@ -76,13 +76,13 @@ pub(super) struct Run<'a> {
 
 impl Run<'_> {
     /// What device `part` does for frames of size (w, h).
-    fn work(&self, (width, height): (usize, usize), made: usize, part: usize) -> Work {
+    fn work(&self, (width, height): (usize, usize), interpolated: usize, part: usize) -> Work {
         let canvas = Canvas::new((height, width), self.settings.smallest);
-        Work::new(self.settings, &canvas, made, (part, self.devices.len()))
+        Work::new(self.settings, &canvas, interpolated, (part, self.devices.len()))
     }
 
-    fn need(&self, size: (usize, usize), made: usize, part: usize, slices: Slices) -> Need {
-        self.work(size, made, part).need(self.networks, slices)
+    fn need(&self, size: (usize, usize), interpolated: usize, part: usize, slices: Slices) -> Need {
+        self.work(size, interpolated, part).need(self.networks, slices)
     }
 
     /// The first device whose memory is less than what it needs at least and `reserve` bytes: its place, and
@@ -90,13 +90,13 @@ impl Run<'_> {
     fn lacks(
         &self,
         size: (usize, usize),
-        made: usize,
+        interpolated: usize,
         reserve: usize,
     ) -> Option<(usize, usize, usize)> {
         let devices = self.devices.iter().enumerate();
         let mut lacks = devices.filter_map(|(part, (_, memory))| {
             let memory = (*memory)?;
-            let need = self.need(size, made, part, Slices::SMALLEST).total() + reserve;
+            let need = self.need(size, interpolated, part, Slices::SMALLEST).total() + reserve;
             (need > memory).then_some((part, need, memory))
         });
         lacks.next()
@@ -109,7 +109,7 @@ impl Run<'_> {
     pub(super) fn check_any(&self, model: &str) -> Result<(), Error> {
         let (height, width) = self.settings.smallest;
         // With the shortest of the longest windows.
-        let fits = |made| self.lacks((width, height), made, 0);
+        let fits = |interpolated| self.lacks((width, height), interpolated, 0);
         let lacks: Option<Vec<_>> = (0..=MAX_MADE_FRAMES).map(fits).collect();
         let least = lacks.and_then(|all| all.into_iter().min_by_key(|(_, need, _)| *need));
         least.map_or(Ok(()), |(part, needed, available)| {
@@ -129,7 +129,8 @@ impl Run<'_> {
         format: &Format,
         output: impl Fn(u32) -> (usize, usize),
     ) -> Result<(), Error> {
-        let Some((part, needed, available)) = self.lacks(format.output, format.made, 0) else {
+        let Some((part, needed, available)) = self.lacks(format.output, format.interpolated, 0)
+        else {
             return Ok(());
         };
         let what = format!("{model} for output of {}×{}", format.output.0, format.output.1);
@@ -142,7 +143,7 @@ impl Run<'_> {
 
     /// The largest max-pixels, below what a format has, whose output fits, if any does.
     fn max_pixels(&self, format: &Format, output: impl Fn(u32) -> (usize, usize)) -> Option<u32> {
-        let fits = |pixels| self.lacks(output(pixels), format.made, RESERVE).is_none();
+        let fits = |pixels| self.lacks(output(pixels), format.interpolated, RESERVE).is_none();
         let area = format.output.0 * format.output.1;
         // What fits is never larger than what does not, but for the rounding of slices.
         let (mut low, mut high) = (0, u32::try_from(area).unwrap_or(u32::MAX));
@@ -178,7 +179,7 @@ impl Run<'_> {
     ) -> String {
         let mut text = String::new();
         for (part, (device, memory)) in self.devices.iter().enumerate() {
-            let need = |slices| self.need(format.output, format.made, part, slices);
+            let need = |slices| self.need(format.output, format.interpolated, part, slices);
             let fits = |memory: usize| {
                 let peak = |slices| need(slices).total();
                 Slices::largest(memory.saturating_sub(RESERVE), peak).unwrap_or(Slices::SMALLEST)
@@ -197,7 +198,7 @@ impl Run<'_> {
                 let _ = write!(text, "; it has {}", gib(*memory, f64::floor));
             }
         }
-        if self.lacks(format.output, format.made, 0).is_some() {
+        if self.lacks(format.output, format.interpolated, 0).is_some() {
             let _ = match self.max_pixels(format, output) {
                 Some(pixels) => {
                     write!(
@@ -262,7 +263,7 @@ mod tests {
     }
 
     fn format(output: (usize, usize)) -> Format {
-        Format { input: (720, 480), output, made: 2, alpha: false }
+        Format { input: (720, 480), output, interpolated: 2, alpha: false }
     }
 
     /// The number after a text.
@@ -346,8 +347,8 @@ mod tests {
         for gigabytes in [8, 10, 12, 16, 24, 80] {
             let case = Case::new(&[usable(gigabytes)]);
             let run = case.run();
-            let slices = |size, made| {
-                let peak = |slices| run.need(size, made, 0, slices).total();
+            let slices = |size, interpolated| {
+                let peak = |slices| run.need(size, interpolated, 0, slices).total();
                 Slices::largest(usable(gigabytes) - RESERVE, peak)
             };
             // Heights of 16:9, up to the area that max-pixels has at first.

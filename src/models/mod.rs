@@ -69,11 +69,11 @@ pub fn plan(choice: &Choice, format: Format, scale: f64, keys: usize) -> Result<
     let plan = match request {
         Some(request) => diffusion::plan(request, *model, &format, scale, keys)?,
         None => {
-            let Format { input, output, made, .. } = format;
+            let Format { input, output, interpolated, .. } = format;
             format!(
                 "output: {} frames, {} for each before\nsize: {}×{} to {}×{}",
-                keys + made * keys.saturating_sub(1),
-                made + 1,
+                keys + interpolated * keys.saturating_sub(1),
+                interpolated + 1,
                 input.0,
                 input.1,
                 output.0,
@@ -96,11 +96,11 @@ pub fn check_memory(choice: &Choice, format: &Format, scale: f64) -> Result<(), 
 }
 
 /// The key frame that a run in the middle of a clip must begin with so that, from key frame `key` on, it
-/// gives what a run from the beginning gives; with `made` frames between two. A run that begins with
+/// gives what a run from the beginning gives; with `interpolated` frames between two. A run that begins with
 /// another is a good one as well, but not the same.
-pub fn resume_from(choice: &Choice, made: usize, key: usize) -> usize {
+pub fn resume_from(choice: &Choice, interpolated: usize, key: usize) -> usize {
     match &choice.request {
-        Some(request) => diffusion::resume_from(request, made, key),
+        Some(request) => diffusion::resume_from(request, interpolated, key),
         // `lite` makes a frame of its neighbours alone.
         None => key.saturating_sub(1),
     }

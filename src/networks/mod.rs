@@ -5,7 +5,7 @@
 //! Inside, frames are slices [n, h, w, c] of a few frames each: spatial layers take one slice at a time
 //! and free the one before, so that no more than the slice comes on top of what must be kept.
 
-mod clip;
+mod frame_batch;
 mod layers;
 mod residual;
 pub mod text;
@@ -13,4 +13,4 @@ pub mod unet;
 pub mod vae;
 mod walk;
 
-pub use crate::wavefront::Check;
+pub use crate::sampler::Check;

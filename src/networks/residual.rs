@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::clip::Clip;
+use super::frame_batch::FrameBatch;
 use crate::ops::{Conv2d, GroupNorm, Linear, Moments, TimeConv};
 
 /// Twice norm, SiLU and convolution within each frame, added to the input.
@@ -45,7 +45,7 @@ impl Residual {
 pub(super) struct TemporalResidual(pub(super) Vec<(GroupNorm, TimeConv)>);
 
 impl TemporalResidual {
-    pub(super) fn forward(&self, x: Clip) -> Result<Clip> {
+    pub(super) fn forward(&self, x: FrameBatch) -> Result<FrameBatch> {
         let mut h = x.clone();
         for (n, (norm, conv)) in self.0.iter().enumerate() {
             let add = (n + 1 == self.0.len()).then_some(&x);

@@ -14,13 +14,13 @@ pub use budget::{decode_bytes, encode_bytes};
 
 use super::{
     Check,
-    clip::Clip,
+    frame_batch::FrameBatch,
     layers,
     residual::{Residual, TemporalResidual},
 };
 use crate::{
     ops::{self, Conv2d, GroupNorm, Linear, Moments, Queue, Shape, TimeConv, attention},
-    wavefront::{Autoencoder, Budget, Encoded, Mode, Precision, Slices},
+    sampler::{Autoencoder, Budget, Encoded, Mode, Precision, Slices},
 };
 
 const EPSILON: f64 = 1e-6;
@@ -217,7 +217,7 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: Clip) -> Result<Clip> {
+    fn forward(&self, x: FrameBatch) -> Result<FrameBatch> {
         self.temporal.forward(x.map(|x| self.spatial.forward(&[&x], None))?)
     }
 }
@@ -270,7 +270,8 @@ impl Decoder {
 
     /// Latents [f, h, w, 4] to frames [f, 8h, 8w, 3].
     fn forward(&self, latents: &Tensor, slices: Slices, check: Check) -> Result<Tensor> {
-        let mut x = Clip::new(latents, slices)?.map(|x| self.conv_in.forward(&[&x], None, None))?;
+        let mut x =
+            FrameBatch::new(latents, slices)?.map(|x| self.conv_in.forward(&[&x], None, None))?;
         for (n, block) in self.middle.iter().enumerate() {
             if n == 1 {
                 check()?;
@@ -335,7 +336,7 @@ impl Vae {
     fn encode_in(&self, slices: Slices, frames: &Tensor, check: Check) -> Result<Posterior> {
         let queue = Queue::new(&self.device);
         let check: Check = &|| queue.step().and_then(|()| check());
-        let frames = Clip::new(&self.channels_last(frames, ENCODER)?, slices)?;
+        let frames = FrameBatch::new(&self.channels_last(frames, ENCODER)?, slices)?;
         let moments = frames.map(|slice| self.encoder.forward(&slice, check))?.frames()?;
         let moments = moments.permute((0, 3, 1, 2))?.to_dtype(DType::F32)?;
         let half = |first| moments.narrow(1, first, LATENTS)?.contiguous();
@@ -371,8 +372,8 @@ impl Vae {
 impl Autoencoder for Vae {
     fn encode(&self, frames: &Tensor, mode: Mode, check: Check) -> Result<Encoded> {
         let Posterior { mean, logvar } = self.encode_in(mode.slices, frames, check)?;
-        let deviation = (logvar * 0.5)?.exp()?;
-        Ok(Encoded { mean: (mean * SCALE)?, deviation: (deviation * SCALE)? })
+        let std = (logvar * 0.5)?.exp()?;
+        Ok(Encoded { mean: (mean * SCALE)?, std: (std * SCALE)? })
     }
 
     fn decode(&self, latents: &Tensor, mode: Mode, check: Check) -> Result<Tensor> {
@@ -410,7 +411,7 @@ mod tests {
             let latents = noise("latents", &[frames, 4, h, w]);
             let encoded = Autoencoder::encode(&self.0, &image, mode, &|| Ok(())).unwrap();
             let decoded = Autoencoder::decode(&self.0, &latents, mode, &|| Ok(())).unwrap();
-            [encoded.mean, encoded.deviation, decoded]
+            [encoded.mean, encoded.std, decoded]
         }
 
         fn differences(&self, mode: Mode, frames: usize, size: (usize, usize)) -> [f32; 3] {
@@ -439,8 +440,8 @@ mod tests {
     #[test]
     fn a_wide_decoding_gives_the_same_to_the_precision_of_its_type_and_encoding_stays_f32() {
         let mode = Mode { precision: Precision::Wide, ..Mode::default() };
-        let [mean, deviation, decoded] = Tiny::new().differences(mode, 3, (2, 2));
-        assert_eq!((mean, deviation), (0.0, 0.0));
+        let [mean, std, decoded] = Tiny::new().differences(mode, 3, (2, 2));
+        assert_eq!((mean, std), (0.0, 0.0));
         assert!((1e-4..0.1).contains(&decoded), "{decoded}");
     }
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How much memory a network takes, from the order of its work: the walk of [`Clip`](super::clip::Clip)
+//! How much memory a network takes, from the order of its work: the walk of [`FrameBatch`](super::frame_batch::FrameBatch)
 //! through its layers, with sizes in place of tensors.
 
 use candle_core::DType;
 
-use super::clip::frames_in_slice;
-use crate::wavefront::Slices;
+use super::frame_batch::frames_in_slice;
+use crate::sampler::Slices;
 
 /// The slices of a window at one scale.
 #[derive(Debug, Clone)]
@@ -132,7 +132,7 @@ impl Walk {
     }
 
     /// A convolution with as many outputs as inputs, to another scale, where frames are put in slices anew:
-    /// see [`Clip::rescale`](super::clip::Clip::rescale).
+    /// see [`FrameBatch::rescale`](super::frame_batch::FrameBatch::rescale).
     pub fn rescale(&mut self, from: &Scale, to: &Scale, input: Input) {
         let frame = input.channels * to.frame;
         // Frames that wait for a slice to be full, and the tensors that they are in.

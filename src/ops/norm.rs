@@ -134,8 +134,8 @@ impl GroupNorm {
         let variances = moments.0.narrow(1, 1, 1)?.reshape(groups(n))?;
         let mean = means.mean_keepdim(2)?;
         let between = means.broadcast_sub(&mean)?.sqr()?.mean_keepdim(2)?;
-        let deviation = ((variances.mean_keepdim(2)? + between)? + self.epsilon)?.sqrt()?;
-        let scale = self.weight.reshape(groups(1))?.broadcast_div(&deviation)?;
+        let std = ((variances.mean_keepdim(2)? + between)? + self.epsilon)?.sqrt()?;
+        let scale = self.weight.reshape(groups(1))?.broadcast_div(&std)?;
         let offset = self.bias.reshape(groups(1))?.broadcast_sub(&scale.broadcast_mul(&mean)?)?;
         Ok(Affine { scale: scale.reshape((n, c))?, offset: offset.reshape((n, c))? })
     }

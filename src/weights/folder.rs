@@ -14,7 +14,7 @@ use super::{
 use crate::{
     engine::Error,
     networks::{
-        text::{self, TextTower},
+        text::{self, TextEncoder},
         unet::{self, Denoiser},
         vae::{self, Vae},
     },
@@ -78,7 +78,7 @@ impl Config {
     /// # Errors
     /// [`Error::Weights`] if the sizes are inconsistent.
     pub fn text_keys(&self) -> Result<Keys, Error> {
-        keys::keys(|vb| TextTower::new(&self.text, vb)).map_err(|error| invalid("text", error))
+        keys::keys(|vb| TextEncoder::new(&self.text, vb)).map_err(|error| invalid("text", error))
     }
 
     /// Reads and validates a `config.json`.

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use gstvenhance::engine::{Cancel, Clip, Error, Frame, Progress, Sink};
+use gstvenhance::engine::{Cancel, ClipContext, Error, Frame, Progress, Sink};
 
 /// Keeps the frames, the units of progress and the warnings.
 #[derive(Default)]
@@ -51,6 +51,6 @@ impl Sink for Discard {
 }
 
 /// A clip for this sink that nobody cancels.
-pub fn clip<S: Sink + 'static>(sink: &Arc<S>) -> Clip {
-    Clip { sink: sink.clone(), cancel: Cancel::default() }
+pub fn clip<S: Sink + 'static>(sink: &Arc<S>) -> ClipContext {
+    ClipContext { sink: sink.clone(), cancel: Cancel::default() }
 }

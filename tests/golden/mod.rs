@@ -7,11 +7,11 @@ use std::{collections::HashMap, path::Path};
 use candle_core::{DType, Device, Tensor};
 use gstvenhance::{
     networks::{
-        text::{self, TextTower, Tokenizer},
+        text::{self, TextEncoder, Tokenizer},
         unet::{self, Denoiser},
         vae::{self, Vae},
     },
-    wavefront::Conditions,
+    sampler::Conditions,
     weights::{
         keys::{self, Keys},
         synth,
@@ -234,9 +234,9 @@ fn clip_text(name: &str, fixture: &Fixture, report: &mut Report) -> Result<()> {
         let same = ours.iter().zip(theirs).all(|(a, b)| i64::from(*a) == *b);
         report.error(&format!("{name} tokens"), if same { 0.0 } else { 1.0 }, 0.0);
     }
-    let keys = keys::keys(|vb| TextTower::new(&config, vb))?;
+    let keys = keys::keys(|vb| TextEncoder::new(&config, vb))?;
     for dtype in DTYPES {
-        let tower = TextTower::new(&config, synth::weights("", dtype, &report.device))?;
+        let tower = TextEncoder::new(&config, synth::weights("", dtype, &report.device))?;
         let ours = tower.forward(&tokens, &|| Ok(()))?;
         let what = format!("{name} {dtype:?}");
         report.tensor(&what, &ours, fixture.tensor("out")?, tolerance(dtype, &keys))?;

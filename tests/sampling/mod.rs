@@ -13,16 +13,16 @@ use std::{
 
 use candle_core::{DType, Device, Result, Tensor};
 use gstvenhance::{
-    engine::{self, Clip, Options, Solver, made_frames, target_size},
+    engine::{self, ClipContext, Options, Solver, interpolated_frames, target_size},
     networks::{
-        text::{self, TextTower},
+        text::{self, TextEncoder},
         unet::{self, Prompted},
         vae::{self, Vae},
     },
-    wavefront::{
+    sampler::{
         Batch, Canvas, Check, Conditions, Decode, Denoiser, Frame, Guidance, Mode, Models, Noise,
-        Purpose, Recipe, Sampler, Settings, Stream, Table, Tail, Velocities, Windows, cross_fade,
-        evaluations, mask, tile_weights, times,
+        NoiseSchedule, Purpose, Recipe, Sampler, Settings, Stream, Tail, Velocities, Windows,
+        cross_fade, evaluations, mask, tile_weights, timesteps,
     },
     weights::synth,
 };
@@ -35,7 +35,7 @@ use crate::{
 
 type Outcome<T> = golden::Result<T>;
 
-fn clip() -> Clip {
+fn clip() -> ClipContext {
     sink::clip(&Arc::new(sink::Discard))
 }
 
@@ -62,7 +62,7 @@ struct Named {
     name: Box<dyn Fn(Purpose, usize) -> (String, usize) + Send + Sync>,
     /// Where in the whole an output frame is.
     place: Box<dyn Fn(Purpose, usize) -> usize + Send + Sync>,
-    made: Mutex<HashMap<String, Tensor>>,
+    interpolated: Mutex<HashMap<String, Tensor>>,
 }
 
 impl std::fmt::Debug for Named {
@@ -74,12 +74,12 @@ impl std::fmt::Debug for Named {
 impl Noise for Named {
     fn normal(&self, purpose: Purpose, frame: usize, (h, w): (usize, usize)) -> Result<Tensor> {
         let (name, frames) = (self.name)(purpose, frame);
-        let mut made = self.made.lock().unwrap();
-        if !made.contains_key(&name) {
+        let mut interpolated = self.interpolated.lock().unwrap();
+        if !interpolated.contains_key(&name) {
             let whole = synth::noise(&name, &[1, 4, frames, h, w][..], &Device::Cpu)?;
-            made.insert(name.clone(), whole);
+            interpolated.insert(name.clone(), whole);
         }
-        made[&name].narrow(2, (self.place)(purpose, frame), 1)?.squeeze(2)?.contiguous()
+        interpolated[&name].narrow(2, (self.place)(purpose, frame), 1)?.squeeze(2)?.contiguous()
     }
 }
 
@@ -148,9 +148,9 @@ impl Denoiser for Toy {
 
 fn sample(tag: &str, config: &Value) -> Outcome<Tensor> {
     let device = &Device::Cpu;
-    let (frames, made) = (usize_of(config, "frames")?, usize_of(config, "interp")?);
+    let (frames, interpolated) = (usize_of(config, "frames")?, usize_of(config, "interp")?);
     let (h, w) = (usize_of(config, "height")?, usize_of(config, "width")?);
-    let chunks: Vec<_> = Windows::of_clip(made).all(frames);
+    let chunks: Vec<_> = Windows::of_clip(interpolated).all(frames);
     match config["chunks"].as_array() {
         Some(theirs) => assert_eq!(ranges(theirs)?, chunks),
         None => assert_eq!(chunks.len(), 1),
@@ -166,7 +166,7 @@ fn sample(tag: &str, config: &Value) -> Outcome<Tensor> {
     };
     let solver = solver(text_of(config, "solver")?, text_of(config, "mode")?)?;
     let steps = usize_of(config, "steps")? as u32;
-    let (start, evaluations) = evaluations(&Table::default(), solver, steps);
+    let (start, evaluations) = evaluations(&NoiseSchedule::default(), solver, steps);
     let guidance = Guidance {
         scale: float_of(config, "guide_scale")?,
         rescale: float_of(config, "guide_rescale")?,
@@ -178,31 +178,35 @@ fn sample(tag: &str, config: &Value) -> Outcome<Tensor> {
     let noise = Arc::new(Named {
         name: Box::new(name),
         place: Box::new(|_, frame| frame),
-        made: Mutex::default(),
+        interpolated: Mutex::default(),
     });
-    let recipe = Recipe { guidance, t_hint: 0, s_cond: 0.0, made, noise };
+    let recipe = Recipe { guidance, t_hint: 0, s_cond: 0.0, interpolated, noise };
     let tail = Collect::default();
     let toy: Arc<dyn Denoiser> = Arc::new(toy);
     let mut sampler = Sampler::new(&[toy], &evaluations, recipe, clip(), tail.clone())?;
     let x = synth::noise(&format!("{tag}.x"), &[1, 4, frames, h, w][..], device)?;
     for n in 0..frames {
         let x = (x.narrow(2, n, 1)? * start)?;
-        let hint = n.is_multiple_of(made + 1).then(|| x.clone());
-        let ordinary = Windows::of_clip(made).ordinary(n + 1);
+        let hint = n.is_multiple_of(interpolated + 1).then(|| x.clone());
+        let non_final_windows = Windows::of_clip(interpolated).non_final_windows(n + 1);
         let ended = n + 1 == frames;
-        sampler.push(Batch { frames: vec![Frame::new(x, hint, None)], ordinary, ended })?;
+        sampler.push(Batch {
+            frames: vec![Frame::new(x, hint, None)],
+            non_final_windows,
+            ended,
+        })?;
     }
     Ok(Tensor::cat(&tail.latents(), 2)?)
 }
 
 pub fn diffusion(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<()> {
-    let (table, device) = (Table::default(), &Device::Cpu);
+    let (table, device) = (NoiseSchedule::default(), &Device::Cpu);
     let sigmas = Tensor::new(table.sigmas(), device)?;
     report.tensor(&format!("{name} sigmas"), &sigmas, fixture.tensor("sigmas")?, 1e-5)?;
-    let timesteps = fixture.json("timesteps")?;
-    for (schedule_name, theirs) in timesteps.as_object().ok_or("no schedules")? {
+    let schedules = fixture.json("timesteps")?;
+    for (schedule_name, theirs) in schedules.as_object().ok_or("no schedules")? {
         let (solver, steps) = schedule(schedule_name)?;
-        let s: Vec<_> = times(solver, steps).iter().map(|&t| table.s(t)).collect();
+        let s: Vec<_> = timesteps(solver, steps).iter().map(|&t| table.s(t)).collect();
         let same = s.iter().map(|&s| table.model_time(s)).collect::<Vec<_>>() == usizes_of(theirs)?;
         let what = format!("{name} times of {schedule_name}");
         report.error(&what, if same { 0.0 } else { 1.0 }, 0.0);
@@ -226,7 +230,7 @@ pub fn diffusion(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<
 /// Every schedule that a user can ask for: the times exactly, s to the precision of the σ table.
 pub fn schedules(name: &str, path: &Path, report: &mut Report) -> Outcome<()> {
     let all: serde_json::Value = serde_json::from_slice(&std::fs::read(path)?)?;
-    let table = Table::default();
+    let table = NoiseSchedule::default();
     let mut check = |what: String, solver, steps, theirs: &serde_json::Value| -> Outcome<()> {
         let (_, evaluations) = evaluations(&table, solver, steps);
         let mut seen = Vec::new();
@@ -239,7 +243,7 @@ pub fn schedules(name: &str, path: &Path, report: &mut Report) -> Outcome<()> {
         let same = seen == usizes_of(&theirs["times"])?;
         report.error(&format!("{name} times of {what}"), if same { 0.0 } else { 1.0 }, 0.0);
         let theirs: Vec<f32> = serde_json::from_value(theirs["s"].clone())?;
-        let s = times(solver, steps).into_iter().map(|t| table.s(t)).chain([0.0]);
+        let s = timesteps(solver, steps).into_iter().map(|t| table.s(t)).chain([0.0]);
         let s = Tensor::new(s.collect::<Vec<_>>(), &Device::Cpu)?;
         let theirs = Tensor::new(theirs, &Device::Cpu)?;
         report.tensor(&format!("{name} s of {what}"), &s, &theirs, 1e-5)
@@ -317,15 +321,15 @@ pub fn geometry(name: &str, path: &Path, report: &mut Report) -> Outcome<()> {
                             1000,
                         ))
                     };
-                    made_frames(rate("target")?, rate("fps")?) == usize_of(case, "interp")?
+                    interpolated_frames(rate("target")?, rate("fps")?) == usize_of(case, "interp")?
                 }
                 "mask_cond" => {
                     let theirs = case["mask"].as_array().ok_or("no mask")?;
                     let theirs: Vec<_> =
                         theirs.iter().map(|key| key.as_u64().map(|key| key as usize)).collect();
-                    let (keys, made) = (usize_of(case, "keys")?, usize_of(case, "interp")?);
-                    theirs.len() == keys + made * (keys - 1)
-                        && mask(0, theirs.len(), made) == theirs
+                    let (keys, interpolated) = (usize_of(case, "keys")?, usize_of(case, "interp")?);
+                    theirs.len() == keys + interpolated * (keys - 1)
+                        && mask(0, theirs.len(), interpolated) == theirs
                 }
                 _ => return Err(format!("unknown table {table}").into()),
             };
@@ -401,7 +405,7 @@ fn models(fixture: &Fixture) -> Outcome<Models> {
         heads: usize_of(&config, "heads")?,
         layers: usize_of(&config, "layers")?,
     };
-    let tower = TextTower::new(&config, weights("clip")?)?;
+    let tower = TextEncoder::new(&config, weights("clip")?)?;
     let mut tokens = Vec::new();
     for row in fixture.tensor("tokens")?.to_vec2::<i64>()? {
         let row: Vec<_> = row.into_iter().map(|token| token as u32).collect();
@@ -424,8 +428,8 @@ pub fn pipeline(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<(
         [h, w] => Ok((h, w)),
         _ => Err(Box::<dyn std::error::Error>::from(format!("no {name}"))),
     };
-    let (keys, made): (usize, usize) = (fixture.number("keys")?, fixture.number("interp")?);
-    let frames = keys + made * (keys - 1);
+    let (keys, interpolated): (usize, usize) = (fixture.number("keys")?, fixture.number("interp")?);
+    let frames = keys + interpolated * (keys - 1);
     let (smallest, tag) = (pair("min_padded")?, fixture.text("tag")?);
     let canvas = Canvas::new(pair("target")?, smallest);
     let settings = Settings {
@@ -449,14 +453,15 @@ pub fn pipeline(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<(
         }),
         place: Box::new(move |purpose, frame| match purpose {
             Purpose::Encode => 0,
-            Purpose::Hint => frame / (made + 1),
+            Purpose::Hint => frame / (interpolated + 1),
             Purpose::Start | Purpose::Step(_) => frame,
         }),
-        made: Mutex::default(),
+        interpolated: Mutex::default(),
     };
     let (models, tail) = (models(fixture)?, Collect::default());
     let noise = Arc::new(noise);
-    let mut stream = Stream::new(&models, &settings, noise, (canvas, made), clip(), tail.clone())?;
+    let mut stream =
+        Stream::new(&models, &settings, noise, (canvas, interpolated), clip(), tail.clone())?;
     let mut decode = Decode::new(models.decoder.clone(), canvas.latent(), clip());
     let (mut latents, mut images) = (Vec::new(), Vec::new());
     let (h, w) = pair("input")?;

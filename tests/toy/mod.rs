@@ -10,7 +10,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 use gstvenhance::{
     engine::{self, Format, Options, Solver},
-    wavefront::{
+    sampler::{
         Autoencoder, Check, Conditions, Denoiser, Encoded, Guidance, LATENT, Mode, Models,
         Settings, Velocities,
     },
@@ -67,8 +67,8 @@ impl Autoencoder for ToyAutoencoder {
         check()?;
         let colours = frames.avg_pool2d(LATENT)?;
         let mean = Tensor::cat(&[&colours, &colours.mean_keepdim(1)?], 1)?;
-        let deviation = ((mean.sqr()? + 0.1)? * 0.2)?;
-        Ok(Encoded { mean, deviation })
+        let std = ((mean.sqr()? + 0.1)? * 0.2)?;
+        Ok(Encoded { mean, std })
     }
 
     fn decode(&self, latents: &Tensor, _: Mode, check: Check) -> Result<Tensor> {
@@ -95,8 +95,8 @@ pub fn settings(solver: Solver, steps: u32) -> Settings {
 }
 
 /// Small frames, a little larger when they leave.
-pub fn format(made: usize, alpha: bool) -> Format {
-    Format { input: (12, 5), output: (30, 12), made, alpha }
+pub fn format(interpolated: usize, alpha: bool) -> Format {
+    Format { input: (12, 5), output: (30, 12), interpolated, alpha }
 }
 
 /// A frame whose pixels differ, and from those of any other.

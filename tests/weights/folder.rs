@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use candle_core::{DType, Device};
 use gstvenhance::{
     engine::{Cancel, Error},
-    networks::{text::TextTower, unet::Denoiser, vae::Vae},
+    networks::{text::TextEncoder, unet::Denoiser, vae::Vae},
     weights::{Checkpoint, Config, Files, Source, Version, keys::Keys, locate, synth, synthesize},
 };
 
@@ -47,7 +47,7 @@ fn a_folder_with_a_config_is_a_model_of_those_sizes() {
     assert_eq!(found.to_vec1::<f32>().unwrap(), expected.to_vec1::<f32>().unwrap());
     Denoiser::new(&config.unet, unet).unwrap();
     Vae::new(&config.vae, open(&files.vae, config.vae_keys().unwrap())).unwrap();
-    TextTower::new(&config.text, open(&files.text, config.text_keys().unwrap())).unwrap();
+    TextEncoder::new(&config.text, open(&files.text, config.text_keys().unwrap())).unwrap();
     // The file of one network does not fit another.
     let error = files.vae.open(
         &config.unet_keys().unwrap(),

@@ -36,8 +36,8 @@ impl VEnhance {
         let Settings { up_scale, target_fps, options, .. } = self.settings.lock().clone();
         let choice = models::choose(&options)?;
         let output = options.output_size(choice.model, input, up_scale);
-        let made = engine::made_frames(caps::rate(target_fps), fps);
-        let format = engine::Format { input, output, made, alpha: false };
+        let interpolated = engine::interpolated_frames(caps::rate(target_fps), fps);
+        let format = engine::Format { input, output, interpolated, alpha: false };
         models::plan(&choice, format, up_scale, inputs)
     }
 
@@ -61,7 +61,7 @@ impl VEnhance {
         frame: usize,
     ) -> Result<usize, engine::Error> {
         let Settings { target_fps, options, .. } = self.settings.lock().clone();
-        let interpolated = engine::made_frames(caps::rate(target_fps), fps);
+        let interpolated = engine::interpolated_frames(caps::rate(target_fps), fps);
         Ok(models::resume_from(&models::choose(&options)?, interpolated, frame))
     }
 

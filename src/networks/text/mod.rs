@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The text tower of OpenCLIP: a prompt to the tokens that the denoiser looks at.
+//! the text encoder of OpenCLIP: a prompt to the tokens that the denoiser looks at.
 
 mod tokenizer;
 
@@ -15,7 +15,7 @@ use crate::ops::{LayerNorm, Linear, attention, gelu};
 /// Entries of CLIP's vocabulary.
 const VOCABULARY: usize = 49_408;
 
-/// The size of a text tower.
+/// The size of a text encoder.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -43,8 +43,8 @@ struct Block {
     out: Linear,
     heads: usize,
     norm2: LayerNorm,
-    widen: Linear,
-    narrow: Linear,
+    fc1: Linear,
+    fc2: Linear,
 }
 
 impl Block {
@@ -58,8 +58,8 @@ impl Block {
             out: layers::linear(attention.pp("out_proj"), width, width)?,
             heads,
             norm2: layers::layer_norm(vb.pp("ln_2"), width)?,
-            widen: layers::linear(vb.pp("mlp").pp("c_fc"), width, 4 * width)?,
-            narrow: layers::linear(vb.pp("mlp").pp("c_proj"), 4 * width, width)?,
+            fc1: layers::linear(vb.pp("mlp").pp("c_fc"), width, 4 * width)?,
+            fc2: layers::linear(vb.pp("mlp").pp("c_proj"), 4 * width, width)?,
         })
     }
 
@@ -69,14 +69,14 @@ impl Block {
         let part = |n: usize| all.narrow(D::Minus1, n * width, width)?.contiguous();
         let seen = attention(&part(0)?, &part(1)?, &part(2)?, self.heads, true)?;
         let x = self.out.forward(&[&seen], Some(x))?;
-        let wide = gelu(&self.widen.forward(&[&self.norm2.forward(&x)?], None)?)?;
-        self.narrow.forward(&[&wide], Some(&x))
+        let hidden = gelu(&self.fc1.forward(&[&self.norm2.forward(&x)?], None)?)?;
+        self.fc2.forward(&[&hidden], Some(&x))
     }
 }
 
-/// The text tower, up to the last block but one.
+/// the text encoder, up to the last block but one.
 #[derive(Debug)]
-pub struct TextTower {
+pub struct TextEncoder {
     tokens: Tensor,
     positions: Tensor,
     blocks: Vec<Block>,
@@ -85,7 +85,7 @@ pub struct TextTower {
     device: Device,
 }
 
-impl TextTower {
+impl TextEncoder {
     /// From a checkpoint, of which the vision tower, the last block and what follows are not used.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use candle_core::DType;
 use super::{Config, encoder::DOWN, transformer::tokens_at_a_time};
 use crate::{
     networks::walk::{Input, Scale, Walk},
-    wavefront::Slices,
+    sampler::Slices,
 };
 
 /// Convolutions along the frames of a residual block.

@@ -12,9 +12,9 @@ use super::{
     transformer::{Context, SpatialTransformer},
 };
 use crate::{
-    networks::{Check, clip::Clip, layers},
+    networks::{Check, frame_batch::FrameBatch, layers},
     ops::{Conv2d, Linear, Shape},
-    wavefront::{Conditions, Slices},
+    sampler::{Conditions, Slices},
 };
 
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl ControlNet {
         embedding: &Embedding,
         contexts: &[&Context],
         check: Check,
-    ) -> Result<(Clip, Vec<Clip>)> {
+    ) -> Result<(FrameBatch, Vec<FrameBatch>)> {
         let hints = |frame: usize| {
             let key = mask[frame].map(|key| hint.narrow(0, key, 1));
             key.map(|key| self.hint.forward(&[&key?], None, None)).transpose()
@@ -86,20 +86,20 @@ impl ControlNet {
     }
 
     /// Adds to the UNet's first skip what this network's first block has given.
-    pub(super) fn add_first(&self, skip: Clip, own: &Clip) -> Result<Clip> {
+    pub(super) fn add_first(&self, skip: FrameBatch, own: &FrameBatch) -> Result<FrameBatch> {
         add(skip, own, &self.zero_convs[0])
     }
 
     /// Adds to the skips from the second on, and to what leaves the middle.
     pub(super) fn forward(
         &self,
-        x: Clip,
+        x: FrameBatch,
         embedding: &Embedding,
         context: &Context,
-        skips: &mut [Clip],
-        middle: Clip,
+        skips: &mut [FrameBatch],
+        middle: FrameBatch,
         check: Check,
-    ) -> Result<Clip> {
+    ) -> Result<FrameBatch> {
         let own = self.encoder.forward(x, embedding, context, check, |n, x| {
             let skip = std::mem::take(&mut skips[n]);
             skips[n] = add(skip, x, &self.zero_convs[n])?;
@@ -110,7 +110,7 @@ impl ControlNet {
 }
 
 /// `x + layer(own)`, slice by slice.
-fn add(x: Clip, own: &Clip, layer: &Linear) -> Result<Clip> {
+fn add(x: FrameBatch, own: &FrameBatch, layer: &Linear) -> Result<FrameBatch> {
     let mut own = own.slices().iter();
     x.map(|x| match own.next() {
         Some(own) => layer.forward(&[own], Some(&x)),

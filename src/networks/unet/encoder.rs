@@ -11,9 +11,9 @@ use super::{
     transformer::{Context, SpatialTransformer, TemporalTransformer},
 };
 use crate::{
-    networks::{Check, clip::Clip, layers},
+    networks::{Check, frame_batch::FrameBatch, layers},
     ops::{Conv2d, Shape},
-    wavefront::Slices,
+    sampler::Slices,
 };
 
 /// Halves both sides. Two rows of zeros above and below, so that what comes up again has two rows too
@@ -71,24 +71,24 @@ impl Stage {
     /// For one prompt.
     pub(super) fn forward(
         &self,
-        x: Clip,
-        skip: Option<Clip>,
+        x: FrameBatch,
+        skip: Option<FrameBatch>,
         embedding: &Embedding,
         context: &Context,
         check: Check,
-    ) -> Result<Clip> {
+    ) -> Result<FrameBatch> {
         Ok(self.branches(x, skip, embedding, &[context], check)?.remove(0))
     }
 
     /// For each of the prompts; what comes before the first look at them is done once.
     pub(super) fn branches(
         &self,
-        x: Clip,
-        skip: Option<Clip>,
+        x: FrameBatch,
+        skip: Option<FrameBatch>,
         embedding: &Embedding,
         contexts: &[&Context],
         check: Check,
-    ) -> Result<Vec<Clip>> {
+    ) -> Result<Vec<FrameBatch>> {
         check()?;
         let x = self.residual.forward(x, skip, embedding)?;
         let Some(Attention { spatial, temporal, index }) = &self.attention else {
@@ -180,12 +180,12 @@ impl Encoder {
         embedding: &Embedding,
         contexts: &[&Context],
         check: Check,
-    ) -> Result<(Clip, Vec<Clip>)> {
+    ) -> Result<(FrameBatch, Vec<FrameBatch>)> {
         check()?;
         let frames = (0..x.dim(0)?).map(|frame| {
             self.conv.forward(&[&x.narrow(0, frame, 1)?], None, hints(frame)?.as_ref())
         });
-        let x = Clip::of_frames(frames, slices)?;
+        let x = FrameBatch::of_frames(frames, slices)?;
         let first = self.temporal.forward(x)?;
         let Some(Block::Stage(stage)) = self.blocks.first() else {
             candle_core::bail!("a UNet needs a residual block on its first level");
@@ -198,12 +198,12 @@ impl Encoder {
     /// makes from the second on, with its number; gives what leaves the middle.
     pub(super) fn forward(
         &self,
-        mut x: Clip,
+        mut x: FrameBatch,
         embedding: &Embedding,
         context: &Context,
         check: Check,
-        mut each: impl FnMut(usize, &Clip) -> Result<()>,
-    ) -> Result<Clip> {
+        mut each: impl FnMut(usize, &FrameBatch) -> Result<()>,
+    ) -> Result<FrameBatch> {
         each(1, &x)?;
         for (n, block) in self.blocks.iter().enumerate().skip(1) {
             x = match block {

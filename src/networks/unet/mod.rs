@@ -24,10 +24,10 @@ use self::{
     resnet::Embedding,
     transformer::sinusoid,
 };
-use super::{Check, clip::Clip, layers};
+use super::{Check, frame_batch::FrameBatch, layers};
 use crate::{
     ops::{self, Conv2d, GroupNorm, Linear, Queue, Shape},
-    wavefront::{Conditions, Mode, Precision},
+    sampler::{Conditions, Mode, Precision},
 };
 
 /// The size of a denoiser.
@@ -42,7 +42,7 @@ pub struct Config {
     pub head_dim: usize,
     /// Heads of the first temporal attention.
     pub num_heads: usize,
-    /// Channels of the text tower's tokens.
+    /// Channels of the text encoder's tokens.
     pub context_dim: usize,
     /// Residual blocks of a level on the way down; one more on the way up.
     pub num_res_blocks: usize,
@@ -222,7 +222,7 @@ impl Denoiser {
         let mut outputs = Vec::new();
         for (context, ((start, control), first)) in contexts.iter().zip(starts) {
             let mut skips = vec![first];
-            let keep = |_, x: &Clip| {
+            let keep = |_, x: &FrameBatch| {
                 skips.push(x.clone());
                 Ok(())
             };
@@ -236,8 +236,8 @@ impl Denoiser {
     /// The way up.
     fn decode(
         &self,
-        mut x: Clip,
-        mut skips: Vec<Clip>,
+        mut x: FrameBatch,
+        mut skips: Vec<FrameBatch>,
         embedding: &Embedding,
         context: &Context,
         check: Check,

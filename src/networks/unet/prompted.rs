@@ -8,7 +8,7 @@ use candle_core::{Device, Result, Tensor};
 use super::{Context, Denoiser, peak_bytes};
 use crate::{
     ops,
-    wavefront::{self, Budget, Check, Conditions, Mode, Velocities},
+    sampler::{self, Budget, Check, Conditions, Mode, Velocities},
 };
 
 /// A denoiser, and what its prompts come to.
@@ -30,7 +30,7 @@ impl Prompted {
     }
 }
 
-impl wavefront::Denoiser for Prompted {
+impl sampler::Denoiser for Prompted {
     fn device(&self) -> &Device {
         &self.denoiser.device
     }
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
     use crate::{
         networks::unet::Config,
-        wavefront::{Denoiser as _, Precision, Slices},
+        sampler::{Denoiser as _, Precision, Slices},
         weights::synth,
     };
 

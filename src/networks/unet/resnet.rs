@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 
 use crate::{
     networks::{
-        clip::Clip,
+        frame_batch::FrameBatch,
         layers,
         residual::{Residual, TemporalResidual},
     },
@@ -75,10 +75,10 @@ impl ResBlock {
     /// `skip` holds channels that follow those of x; the two are never put together.
     pub(super) fn forward(
         &self,
-        x: Clip,
-        skip: Option<Clip>,
+        x: FrameBatch,
+        skip: Option<FrameBatch>,
         embedding: &Embedding,
-    ) -> Result<Clip> {
+    ) -> Result<FrameBatch> {
         let (shifts, mut first) = (embedding.frames(&self.embedding)?, 0);
         let mut spatial = |parts: &[&Tensor]| {
             let count = parts[0].dim(0)?;

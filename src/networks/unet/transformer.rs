@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::{
-    networks::{clip::Clip, layers},
+    networks::{frame_batch::FrameBatch, layers},
     ops::{
         Affine, GroupNorm, LayerNorm, Linear, Moments, attention, attention_along_first,
         gather_pixels, geglu, scatter_pixels,
@@ -190,7 +190,7 @@ impl TemporalTransformer {
     }
 
     /// Works pixel by pixel, in place: nothing else may hold the slices of `x`.
-    pub(super) fn forward(&self, x: Clip) -> Result<Clip> {
+    pub(super) fn forward(&self, x: FrameBatch) -> Result<FrameBatch> {
         let affine = x.affine(&self.norm)?;
         let frames: usize = x.slices().iter().map(|slice| slice.dim(0)).sum::<Result<_>>()?;
         let slices: Vec<_> = x

@@ -11,7 +11,7 @@ use candle_core::DType;
 use super::{COLOURS, Config, ENCODER, LATENTS};
 use crate::{
     networks::walk::{Input, Scale, Walk},
-    wavefront::{LATENT, Slices},
+    sampler::{LATENT, Slices},
 };
 
 /// Convolutions along the frames of a block of the decoder.

@@ -267,7 +267,7 @@ fn rate(pad: &gst::Pad) -> (u32, u32) {
 
 /// Number of frames that the enhancer interpolates between two input frames, from its caps.
 fn interpolated_frames(sink: &gst::Pad, src: &gst::Pad) -> u64 {
-    gstvenhance::engine::made_frames(rate(src), rate(sink)) as u64
+    gstvenhance::engine::interpolated_frames(rate(src), rate(sink)) as u64
 }
 
 /// The duration of a frame at the rate of the caps; at 24 fps if the rate is unknown.

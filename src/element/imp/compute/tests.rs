@@ -5,17 +5,17 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::{
-    engine::{Clip, Enhancer, Format, Frame},
+    engine::{ClipContext, Enhancer, Format, Frame},
     models::Loaded,
 };
 
 /// What a model does with a frame.
-type Push = Box<dyn FnMut(&Clip, Frame) -> Result<(), Error> + Send>;
+type Push = Box<dyn FnMut(&ClipContext, Frame) -> Result<(), Error> + Send>;
 
 /// A model that does `push` with each frame, and nothing else.
 struct Mock {
     push: Push,
-    clip: Option<Clip>,
+    clip: Option<ClipContext>,
 }
 
 impl Enhancer for Mock {
@@ -23,7 +23,7 @@ impl Enhancer for Mock {
         0
     }
 
-    fn start(&mut self, _: Format, clip: Clip) -> Result<(), Error> {
+    fn start(&mut self, _: Format, clip: ClipContext) -> Result<(), Error> {
         self.clip = Some(clip);
         Ok(())
     }
@@ -49,7 +49,7 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(push: impl FnMut(&Clip, Frame) -> Result<(), Error> + Send + 'static) -> Self {
+    fn new(push: impl FnMut(&ClipContext, Frame) -> Result<(), Error> + Send + 'static) -> Self {
         gst::init().unwrap();
         let element: crate::VEnhance = glib::Object::builder()
             .property("model", crate::Model::Lite)
@@ -103,7 +103,7 @@ impl Drop for Rig {
 
 /// The first error that is posted when a model does this with each of three frames. The element stops
 /// after it.
-fn error_of(push: impl FnMut(&Clip, Frame) -> Result<(), Error> + Send + 'static) -> String {
+fn error_of(push: impl FnMut(&ClipContext, Frame) -> Result<(), Error> + Send + 'static) -> String {
     let mut rig = Rig::new(push);
     rig.push(3);
     let error = rig.message(gst::MessageType::Error);
@@ -147,7 +147,7 @@ fn a_frame_too_many_is_an_element_error_even_if_the_model_ignores_it() {
 
 #[test]
 fn a_frame_after_the_end_of_its_clip_is_an_element_error() {
-    let mut before: Option<Clip> = None;
+    let mut before: Option<ClipContext> = None;
     let mut rig = Rig::new(move |clip, frame| match before.replace(clip.clone()) {
         None => clip.sink.frame(Arc::new(frame)),
         Some(before) => before.sink.frame(Arc::new(frame)),

@@ -7,7 +7,7 @@ use super::{
     decode::FRAMES,
     geometry::Canvas,
     plan::{held, hints},
-    schedule::Table,
+    schedule::NoiseSchedule,
     slices::Slices,
     solver::evaluations,
     stream::Settings,
@@ -74,25 +74,26 @@ pub(super) fn stages_of(part: usize, parts: usize, count: usize) -> Range<usize>
 pub struct Work {
     latent: (usize, usize),
     windows: Windows,
-    made: usize,
+    interpolated: usize,
     guided: bool,
     stages: Range<usize>,
     evaluations: usize,
 }
 
 impl Work {
-    /// Of device `part` of `parts`, for frames on a canvas, with `made` frames between two.
+    /// Of device `part` of `parts`, for frames on a canvas, with `interpolated` frames between two.
     pub fn new(
         settings: &Settings,
         canvas: &Canvas,
-        made: usize,
+        interpolated: usize,
         (part, parts): (usize, usize),
     ) -> Self {
-        let evaluations = evaluations(&Table::default(), settings.solver, settings.steps).1.len();
+        let evaluations =
+            evaluations(&NoiseSchedule::default(), settings.solver, settings.steps).1.len();
         Self {
             latent: canvas.latent(),
-            windows: Windows::of_clip(made),
-            made,
+            windows: Windows::of_clip(interpolated),
+            interpolated,
             guided: settings.guidance.guided(),
             stages: stages_of(part, parts.min(evaluations), evaluations),
             evaluations,
@@ -121,7 +122,7 @@ impl Work {
     pub fn latents(&self) -> usize {
         let (h, w) = self.latent;
         let frames = held(self.windows, self.stages.clone())
-            + hints(self.windows, self.evaluations, self.made)
+            + hints(self.windows, self.evaluations, self.interpolated)
             + COPIES * self.frames();
         frames * 4 * h * w * F32
     }

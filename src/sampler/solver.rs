@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The solvers, as what one evaluation of the network does to one frame.
 //!
-//! In the variables of Karras et al. (arXiv 2206.00364) x has noise of deviation s = σ/α. Every solver
+//! In the variables of Karras et al. (arXiv 2206.00364) x has noise of std s = σ/α. Every solver
 //! here makes of a frame's x, of its d (the x without noise that the network sees), of what it has
 //! remembered of the frame, and of fresh noise a sum: so it is given by coefficients, and frames do not
 //! meet.
 
 use candle_core::{Result, Tensor};
 
-use super::schedule::{Table, times};
+use super::schedule::{NoiseSchedule, timesteps};
 use crate::engine::Solver;
 
 /// What is kept of a frame for the next evaluation.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Memory {
+enum History {
     /// d.
     Denoised,
     /// The slope (x − d)/s.
@@ -22,19 +22,19 @@ enum Memory {
     None,
 }
 
-/// x ← a·x + b·d + c·memory + e·noise.
+/// x ← a·x + b·d + c·history + e·noise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Update {
     x: f64,
     d: f64,
-    memory: f64,
+    history: f64,
     noise: f64,
-    keeps: Memory,
+    keeps: History,
 }
 
 impl Update {
     /// To s = 0.
-    const LAST: Self = Self { x: 0.0, d: 1.0, memory: 0.0, noise: 0.0, keeps: Memory::None };
+    const LAST: Self = Self { x: 0.0, d: 1.0, history: 0.0, noise: 0.0, keeps: History::None };
 
     /// DPM-Solver++(2M) SDE, midpoint, η = 1 (arXiv 2211.01095), from s to s', with h of the step before.
     fn dpm(s: f64, next: f64, before: Option<f64>) -> Self {
@@ -44,23 +44,23 @@ impl Update {
         Self {
             x: (next / s) * (-h).exp(),
             d: new + change,
-            memory: -change,
+            history: -change,
             noise: next * new.sqrt(),
-            keeps: Memory::Denoised,
+            keeps: History::Denoised,
         }
     }
 
     /// Euler's step along the slope at s.
     fn euler(s: f64, next: f64) -> Self {
         let ratio = next / s;
-        Self { x: ratio, d: 1.0 - ratio, memory: 0.0, noise: 0.0, keeps: Memory::Slope(s) }
+        Self { x: ratio, d: 1.0 - ratio, history: 0.0, noise: 0.0, keeps: History::Slope(s) }
     }
 
     /// Heun's correction of it: half of the way is gone along the slope at s' instead.
     fn correction(s: f64, next: f64) -> Self {
         let half = (next - s) / 2.0;
         let share = half / next;
-        Self { x: 1.0 + share, d: -share, memory: -half, noise: 0.0, keeps: Memory::None }
+        Self { x: 1.0 + share, d: -share, history: -half, noise: 0.0, keeps: History::None }
     }
 }
 
@@ -108,31 +108,31 @@ impl Evaluation {
         &self,
         x: &Tensor,
         d: &Tensor,
-        memory: Option<&Tensor>,
+        history: Option<&Tensor>,
         noise: Option<&Tensor>,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let update = &self.update;
         let mut next = ((x * update.x)? + (d * update.d)?)?;
         for (what, tensor, factor) in
-            [("memory", memory, update.memory), ("noise", noise, update.noise)]
+            [("history", history, update.history), ("noise", noise, update.noise)]
         {
             if factor != 0.0 {
                 let Some(tensor) = tensor else { candle_core::bail!("a frame without {what}") };
                 next = (next + (tensor * factor)?)?;
             }
         }
-        let memory = match update.keeps {
-            Memory::Denoised => Some(d.clone()),
-            Memory::Slope(s) => Some(((x - d)? * (1.0 / s))?),
-            Memory::None => None,
+        let history = match update.keeps {
+            History::Denoised => Some(d.clone()),
+            History::Slope(s) => Some(((x - d)? * (1.0 / s))?),
+            History::None => None,
         };
-        Ok((next, memory))
+        Ok((next, history))
     }
 }
 
 /// The s that x starts with, and all evaluations of a solver, in order: at least one.
-pub fn evaluations(table: &Table, solver: Solver, steps: u32) -> (f64, Vec<Evaluation>) {
-    let s: Vec<f32> = times(solver, steps).into_iter().map(|t| table.s(t)).collect();
+pub fn evaluations(table: &NoiseSchedule, solver: Solver, steps: u32) -> (f64, Vec<Evaluation>) {
+    let s: Vec<f32> = timesteps(solver, steps).into_iter().map(|t| table.s(t)).collect();
     let sigmas: Vec<f64> = s.iter().copied().map(f64::from).collect();
     let evaluation = |step: usize, at: usize, update| {
         let time = table.model_time(s[at]);

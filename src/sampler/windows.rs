@@ -5,7 +5,7 @@ use std::{collections::VecDeque, ops::Range};
 
 use candle_core::{Result, Tensor};
 
-/// The most frames of an ordinary window, less one, and of an overlap.
+/// The most frames of an non_final_windows window, less one, and of an overlap.
 const WINDOW: usize = 31;
 const OVERLAP: usize = 15;
 
@@ -20,10 +20,10 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Those that a clip with `made` frames between two key frames is denoised in: each begins with a
+    /// Those that a clip with `interpolated` frames between two key frames is denoised in: each begins with a
     /// key frame.
-    pub fn of_clip(made: usize) -> Self {
-        let whole = |most: usize| most / (made + 1) * (made + 1) + 1;
+    pub fn of_clip(interpolated: usize) -> Self {
+        let whole = |most: usize| most / (interpolated + 1) * (interpolated + 1) + 1;
         Self { length: whole(WINDOW), overlap: whole(OVERLAP) }
     }
 
@@ -38,18 +38,18 @@ impl Windows {
     }
 
     /// How many windows are sure not to be the last, when at least `total` items come.
-    pub fn ordinary(&self, total: usize) -> usize {
+    pub fn non_final_windows(&self, total: usize) -> usize {
         total.saturating_sub(self.longest()).div_ceil(self.stride())
     }
 
     /// All windows over `total` items.
     pub fn all(&self, total: usize) -> Vec<Range<usize>> {
-        let ordinary = self.ordinary(total);
+        let non_final_windows = self.non_final_windows(total);
         let window = |n: usize| {
             let first = n * self.stride();
-            first..if n < ordinary { first + self.length } else { total }
+            first..if n < non_final_windows { first + self.length } else { total }
         };
-        (0..ordinary + usize::from(total > 0)).map(window).collect()
+        (0..non_final_windows + usize::from(total > 0)).map(window).collect()
     }
 
     /// The number of the window that item `index` is final with: that before the first window that
@@ -120,10 +120,10 @@ impl<T> Sliding<T> {
         self.items.extend(items);
     }
 
-    /// The items that the next window looks at, if they are there. `ordinary` windows are sure not to be
+    /// The items that the next window looks at, if they are there. `non_final_windows` windows are sure not to be
     /// the last; with `ended`, all items are there.
-    pub(super) fn window(&self, ordinary: usize, ended: bool) -> Option<Range<usize>> {
-        let length = match self.number < ordinary {
+    pub(super) fn window(&self, non_final_windows: usize, ended: bool) -> Option<Range<usize>> {
+        let length = match self.number < non_final_windows {
             true => self.windows.length,
             false if ended => self.items.len(),
             false => return None,

@@ -154,13 +154,12 @@ impl Tiles {
         let both = self.mean(|(rows, columns)| {
             let part = frames.narrow(2, rows.start * LATENT, rows.len() * LATENT)?;
             let part = part.narrow(3, columns.start * LATENT, columns.len() * LATENT)?;
-            let Encoded { mean, deviation } =
-                autoencoder.encode(&part.contiguous()?, mode, check)?;
-            Tensor::cat(&[mean, deviation], 1)
+            let Encoded { mean, std } = autoencoder.encode(&part.contiguous()?, mode, check)?;
+            Tensor::cat(&[mean, std], 1)
         })?;
         let channels = both.dim(1)? / 2;
         let half = |first| both.narrow(1, first, channels)?.contiguous();
-        Ok(Encoded { mean: half(0)?, deviation: half(channels)? })
+        Ok(Encoded { mean: half(0)?, std: half(channels)? })
     }
 
     /// What `each` makes of the tiles, [n, c, scale·h, scale·w], put together on the CPU.

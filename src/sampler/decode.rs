@@ -33,7 +33,7 @@ impl Decode {
     pub fn new(
         autoencoder: Arc<dyn Autoencoder>,
         latent: (usize, usize),
-        clip: crate::engine::Clip,
+        clip: crate::engine::ClipContext,
     ) -> Self {
         Self::with_control(autoencoder, latent, Control::new(clip), 0)
     }
@@ -68,8 +68,9 @@ impl Decode {
         mut out: impl FnMut(Tensor, Option<Tensor>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.frames.extend(latents);
-        let ordinary = FRAMES.ordinary(self.frames.first() + self.frames.items().len());
-        while let Some(window) = self.frames.window(ordinary, ended) {
+        let non_final_windows =
+            FRAMES.non_final_windows(self.frames.first() + self.frames.items().len());
+        while let Some(window) = self.frames.window(non_final_windows, ended) {
             let number = self.frames.number();
             let what = format!("decoding window {number}");
             let items = || self.frames.items().iter().take(window.len());
@@ -92,10 +93,11 @@ impl Decode {
             let split = self.control.attempt(&what, split.collect())?;
             drop(decoded);
             let mut done = Vec::new();
-            let closed = self.frames.close(split, number >= ordinary, |(_, with), frame| {
-                done.push((frame, with.take()));
-                Ok(())
-            });
+            let closed =
+                self.frames.close(split, number >= non_final_windows, |(_, with), frame| {
+                    done.push((frame, with.take()));
+                    Ok(())
+                });
             self.control.attempt(&what, closed)?;
             done.into_iter().try_for_each(|(frame, with)| out(frame, with))?;
         }

@@ -5,12 +5,12 @@ use candle_core::{Result, Tensor};
 
 use crate::{
     ops::{Affine, Conv2d, GroupNorm, Moments, TimeConv},
-    wavefront::Slices,
+    sampler::Slices,
 };
 
 /// Frames in order, in slices of [n, h, w, c].
 #[derive(Debug, Clone, Default)]
-pub(super) struct Clip {
+pub(super) struct FrameBatch {
     slices: Vec<Tensor>,
     size: Slices,
 }
@@ -20,7 +20,7 @@ pub(super) fn frames_in_slice(h: usize, w: usize, size: Slices) -> usize {
     (size.pixels() / (h * w)).max(1)
 }
 
-impl Clip {
+impl FrameBatch {
     /// From frames [f, h, w, c], which the slices are views of.
     pub(super) fn new(frames: &Tensor, size: Slices) -> Result<Self> {
         let (f, h, w, _) = frames.dims4()?;
@@ -80,7 +80,7 @@ impl Clip {
         Ok(clips)
     }
 
-    /// As [`Clip::map`], with the slices of a second clip.
+    /// As [`FrameBatch::map`], with the slices of a second clip.
     pub(super) fn zip(
         self,
         other: Self,

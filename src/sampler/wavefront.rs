@@ -26,7 +26,7 @@ use super::{
     stage::{Batch, Recipe, Stage},
     windows::Windows,
 };
-use crate::engine::{Clip, Error};
+use crate::engine::{ClipContext, Error};
 
 /// Batches that wait for a device that is busy.
 const WAITING: usize = 1;
@@ -106,7 +106,7 @@ impl<T: Tail> Sampler<T> {
         denoisers: &[Arc<dyn Denoiser>],
         evaluations: &[Evaluation],
         recipe: Recipe,
-        clip: Clip,
+        clip: ClipContext,
         tail: T,
     ) -> Result<Self, Error> {
         let slices = vec![Slices::default(); denoisers.len()];
@@ -130,7 +130,7 @@ impl<T: Tail> Sampler<T> {
             });
         }
         let recipe = Arc::new(recipe);
-        let windows = Windows::of_clip(recipe.made);
+        let windows = Windows::of_clip(recipe.interpolated);
         let count = evaluations.len();
         let devices = denoisers.len().min(count);
         let part = |(number, denoiser): (usize, &Arc<dyn Denoiser>)| {

@@ -13,14 +13,14 @@ use super::{
     intake::{Intake, Rules},
     model::{Autoencoder, Denoiser},
     noise::Noise,
-    sampler::{Sampler, Tail},
-    schedule::Table,
+    schedule::NoiseSchedule,
     slices::Slices,
     solver::evaluations,
     stage::{Batch, Recipe},
+    wavefront::{Sampler, Tail},
     windows::Windows,
 };
-use crate::engine::{Clip, Error, Options, Solver};
+use crate::engine::{ClipContext, Error, Options, Solver};
 
 /// What the sampler is told, beside the frames.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,11 +65,11 @@ pub struct Models {
 
 impl Models {
     /// What each denoiser works on at a time, by the memory of its device.
-    fn slices(&self, settings: &Settings, canvas: &Canvas, made: usize) -> Vec<Slices> {
+    fn slices(&self, settings: &Settings, canvas: &Canvas, interpolated: usize) -> Vec<Slices> {
         let parts = self.denoisers.len();
         let guided = settings.guidance.guided();
         let choose = |(part, denoiser): (usize, &Arc<dyn Denoiser>)| {
-            let work = Work::new(settings, canvas, made, (part, parts));
+            let work = Work::new(settings, canvas, interpolated, (part, parts));
             let Some(budget) = denoiser.budget(work.frames(), canvas.latent(), guided) else {
                 return Slices::default();
             };
@@ -91,7 +91,7 @@ pub struct Stream<T: Tail> {
 }
 
 impl<T: Tail> Stream<T> {
-    /// For frames on a canvas, with `made` frames between two.
+    /// For frames on a canvas, with `interpolated` frames between two.
     ///
     /// # Errors
     /// [`Error::Setting`] without a denoiser.
@@ -99,11 +99,18 @@ impl<T: Tail> Stream<T> {
         models: &Models,
         settings: &Settings,
         noise: Arc<dyn Noise>,
-        (canvas, made): (Canvas, usize),
-        clip: Clip,
+        (canvas, interpolated): (Canvas, usize),
+        clip: ClipContext,
         tail: T,
     ) -> Result<Self, Error> {
-        Self::with_control(models, settings, noise, (canvas, made), Control::new(clip), tail)
+        Self::with_control(
+            models,
+            settings,
+            noise,
+            (canvas, interpolated),
+            Control::new(clip),
+            tail,
+        )
     }
 
     /// As [`new`](Self::new), within a run.
@@ -111,26 +118,26 @@ impl<T: Tail> Stream<T> {
         models: &Models,
         settings: &Settings,
         noise: Arc<dyn Noise>,
-        (canvas, made): (Canvas, usize),
+        (canvas, interpolated): (Canvas, usize),
         control: Control,
         tail: T,
     ) -> Result<Self, Error> {
-        let table = Table::default();
+        let table = NoiseSchedule::default();
         let (start, evaluations) = evaluations(&table, settings.solver, settings.steps);
         // No noise at all is none of the table's times.
         let t_hint = settings.noise_aug.saturating_sub(1) as usize;
-        let windows = Windows::of_clip(made);
+        let windows = Windows::of_clip(interpolated);
         let recipe = Recipe {
             guidance: settings.guidance,
             t_hint,
             s_cond: settings.downscale_cond,
-            made,
+            interpolated,
             noise: noise.clone(),
         };
-        let slices = models.slices(settings, &canvas, made);
+        let slices = models.slices(settings, &canvas, interpolated);
         let devices = (&*models.denoisers, &*slices);
         let sampler = Sampler::build(devices, &evaluations, recipe, control.clone(), tail)?;
-        let rules = Rules { canvas, made, table, start, t_hint, noise };
+        let rules = Rules { canvas, interpolated, table, start, t_hint, noise };
         let intake = Intake::new(models.encoder.clone(), rules, control);
         Ok(Self { intake, sampler, windows })
     }
@@ -141,8 +148,8 @@ impl<T: Tail> Stream<T> {
     /// Those of any part of the run, which is lost then.
     pub fn push(&mut self, planes: &Tensor, alpha: Option<Tensor>) -> Result<(), Error> {
         let frames = self.intake.push(planes, alpha)?;
-        let ordinary = self.windows.ordinary(self.intake.frames());
-        self.sampler.push(Batch { frames, ordinary, ended: false })
+        let non_final_windows = self.windows.non_final_windows(self.intake.frames());
+        self.sampler.push(Batch { frames, non_final_windows, ended: false })
     }
 
     /// Ends the clip, and returns when the tail has taken everything.
@@ -150,8 +157,8 @@ impl<T: Tail> Stream<T> {
     /// # Errors
     /// As [`push`](Self::push).
     pub fn finish(&mut self) -> Result<(), Error> {
-        let ordinary = self.windows.ordinary(self.intake.frames());
-        self.sampler.push(Batch { frames: Vec::new(), ordinary, ended: true })?;
+        let non_final_windows = self.windows.non_final_windows(self.intake.frames());
+        self.sampler.push(Batch { frames: Vec::new(), non_final_windows, ended: true })?;
         self.sampler.rest()
     }
 

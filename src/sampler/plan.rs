@@ -7,7 +7,7 @@ use super::{
     decode::FRAMES,
     geometry::Canvas,
     model::COLOURS,
-    schedule::Table,
+    schedule::NoiseSchedule,
     solver::evaluations,
     stream::Settings,
     tiles::{COLUMNS, ROWS},
@@ -27,17 +27,17 @@ fn needed_to_decode(windows: Windows, stages: usize, index: usize) -> usize {
 }
 
 /// Input frames whose hints are in flight, at most.
-pub(super) fn hints(windows: Windows, evaluations: usize, made: usize) -> usize {
-    needed(windows, evaluations, 0).div_ceil(made + 1)
+pub(super) fn hints(windows: Windows, evaluations: usize, interpolated: usize) -> usize {
+    needed(windows, evaluations, 0).div_ceil(interpolated + 1)
 }
 
 /// Key frames after any one that must be there before all output up to it has left.
-pub fn lookahead(settings: &Settings, made: usize) -> usize {
-    let windows = Windows::of_clip(made);
-    let stages = evaluations(&Table::default(), settings.solver, settings.steps).1.len();
+pub fn lookahead(settings: &Settings, interpolated: usize) -> usize {
+    let windows = Windows::of_clip(interpolated);
+    let stages = evaluations(&NoiseSchedule::default(), settings.solver, settings.steps).1.len();
     let after = |key: usize| {
-        let needed = needed_to_decode(windows, stages, key * (made + 1));
-        (needed - 1).div_ceil(made + 1) - key
+        let needed = needed_to_decode(windows, stages, key * (interpolated + 1));
+        (needed - 1).div_ceil(interpolated + 1) - key
     };
     // Then the windows lie over the frames as at the beginning.
     let period = windows.stride() * FRAMES.stride();
@@ -59,9 +59,9 @@ fn right_at_last(windows: Windows, right: usize) -> usize {
 
 /// The key frame that a run in the middle of a clip must begin with so that, from key frame `key` on, it gives
 /// what a run from the beginning gives: the last for which that is sure.
-pub fn resume_from(settings: &Settings, made: usize, key: usize) -> usize {
-    let windows = Windows::of_clip(made);
-    let stages = evaluations(&Table::default(), settings.solver, settings.steps).1.len();
+pub fn resume_from(settings: &Settings, interpolated: usize, key: usize) -> usize {
+    let windows = Windows::of_clip(interpolated);
+    let stages = evaluations(&NoiseSchedule::default(), settings.solver, settings.steps).1.len();
     let sampled = (1..stages).fold(0, |right, _| right_after(windows, right));
     let right = right_at_last(FRAMES, right_at_last(windows, sampled));
     // At these output frames a window of each kind begins, with a key frame.
@@ -70,8 +70,8 @@ pub fn resume_from(settings: &Settings, made: usize, key: usize) -> usize {
         // Which is a prime number.
         false => windows.stride() * FRAMES.stride(),
     };
-    let first = (key * (made + 1)).saturating_sub(right) / period * period;
-    first / (made + 1)
+    let first = (key * (interpolated + 1)).saturating_sub(right) / period * period;
+    first / (interpolated + 1)
 }
 
 /// A run in numbers. Its text is for people.
@@ -92,10 +92,12 @@ impl Plan {
         Self {
             format,
             canvas: Canvas::new((height, width), settings.smallest),
-            frames: keys + format.made * keys.saturating_sub(1),
-            windows: Windows::of_clip(format.made),
-            evaluations: evaluations(&Table::default(), settings.solver, settings.steps).1.len(),
-            lookahead: lookahead(settings, format.made),
+            frames: keys + format.interpolated * keys.saturating_sub(1),
+            windows: Windows::of_clip(format.interpolated),
+            evaluations: evaluations(&NoiseSchedule::default(), settings.solver, settings.steps)
+                .1
+                .len(),
+            lookahead: lookahead(settings, format.interpolated),
         }
     }
 
@@ -137,10 +139,10 @@ pub(super) fn held(windows: Windows, stages: Range<usize>) -> usize {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Format { input, output, made, .. } = self.format;
+        let Format { input, output, interpolated, .. } = self.format;
         let (height, width) = self.canvas.padded;
         let (h, w) = self.canvas.latent();
-        writeln!(f, "output: {} frames, {} for each before", self.frames, made + 1)?;
+        writeln!(f, "output: {} frames, {} for each before", self.frames, interpolated + 1)?;
         writeln!(
             f,
             "size: {}×{} to {}×{}, padded to {width}×{height}, latents {w}×{h}",

@@ -82,7 +82,7 @@ pub trait Denoiser: Send + Sync {
     ) -> Result<Velocities>;
 }
 
-/// Mean and standard deviation of the latents of frames, [f, 4, h, w] each, f32, scaled to about unit
+/// Mean and standard std of the latents of frames, [f, 4, h, w] each, f32, scaled to about unit
 /// variance. They are the same for every output frame that shows a key frame; each takes a sample of
 /// its own.
 #[derive(Debug, Clone)]
@@ -90,7 +90,7 @@ pub struct Encoded {
     /// See the type.
     pub mean: Tensor,
     /// See the type.
-    pub deviation: Tensor,
+    pub std: Tensor,
 }
 
 impl Encoded {
@@ -99,7 +99,7 @@ impl Encoded {
     /// # Errors
     /// On noise of another shape.
     pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
-        &self.mean + (&self.deviation * noise)?
+        &self.mean + (&self.std * noise)?
     }
 }
 

@@ -10,7 +10,7 @@ use super::model::Velocities;
 pub struct Guidance {
     /// Weight of the prompt; at 1 there is no guidance.
     pub scale: f64,
-    /// The part of the result whose deviation is that of the conditional branch.
+    /// The part of the result whose std is that of the conditional branch.
     pub rescale: f64,
 }
 
@@ -33,13 +33,13 @@ impl Guidance {
             return Ok(velocities.conditional);
         };
         let v = (&u + ((&c - &u)? * self.scale)?)?;
-        let ratio = deviation(&c)? / (deviation(&v)? + 1e-12);
+        let ratio = std(&c)? / (std(&v)? + 1e-12);
         v * (self.rescale * ratio + 1.0 - self.rescale)
     }
 }
 
 /// Unbiased; in f64, since a window has millions of values.
-fn deviation(x: &Tensor) -> Result<f64> {
+fn std(x: &Tensor) -> Result<f64> {
     let x = x.to_dtype(DType::F64)?;
     let squares = x.broadcast_sub(&x.mean_all()?)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
     Ok((squares / (x.elem_count() - 1) as f64).sqrt())

@@ -22,13 +22,13 @@ mod model;
 mod noise;
 mod picture;
 mod plan;
-mod sampler;
 mod schedule;
 mod slices;
 mod solver;
 mod stage;
 mod stream;
 mod tiles;
+mod wavefront;
 mod windows;
 
 use std::sync::Arc;
@@ -44,17 +44,17 @@ pub use model::{
 pub use noise::{Noise, Purpose, Seeded};
 pub use picture::{fit, frame, planes};
 pub use plan::{Plan, lookahead, resume_from};
-pub use sampler::{Sampler, Tail};
-pub use schedule::{START, Table, times};
+pub use schedule::{NoiseSchedule, START, timesteps};
 pub use slices::{Budget, RESERVE, Slices};
 pub use solver::{Evaluation, evaluations};
 pub use stage::{Batch, Frame, Recipe};
 pub use stream::{Models, Settings, Stream};
 pub use tiles::{COLUMNS, ROWS, tile_weights};
+pub use wavefront::{Sampler, Tail};
 pub use windows::{Windows, cross_fade};
 
 use self::{control::Control, noise::Part};
-use crate::engine::{self, Clip, Enhancer, Error, Format};
+use crate::engine::{self, ClipContext, Enhancer, Error, Format};
 
 /// Frames that leave: decoded, cropped, rounded.
 struct Exit {
@@ -107,7 +107,7 @@ impl Wavefront {
     }
 
     /// Begins a clip, or a part of one that begins with key frame `first` of it.
-    fn begin(&mut self, first: usize, format: Format, clip: Clip) -> Result<(), Error> {
+    fn begin(&mut self, first: usize, format: Format, clip: ClipContext) -> Result<(), Error> {
         self.run = None;
         let (width, height) = format.output;
         let canvas = Canvas::new((height, width), self.settings.smallest);
@@ -115,11 +115,13 @@ impl Wavefront {
         let decoder = self.models.decoder.clone();
         let last = self.models.denoisers.len().saturating_sub(1);
         let parts = self.models.denoisers.len().max(1);
-        let latents = Work::new(&self.settings, &canvas, format.made, (last, parts)).latents();
+        let latents =
+            Work::new(&self.settings, &canvas, format.interpolated, (last, parts)).latents();
         let decode = Decode::with_control(decoder, canvas.latent(), control.clone(), latents);
         let exit = Exit { decode, canvas, control: control.clone() };
-        let noise = Arc::new(Part { whole: self.noise.clone(), first: first * (format.made + 1) });
-        let sizes = (canvas, format.made);
+        let noise =
+            Arc::new(Part { whole: self.noise.clone(), first: first * (format.interpolated + 1) });
+        let sizes = (canvas, format.interpolated);
         let stream =
             Stream::with_control(&self.models, &self.settings, noise, sizes, control, exit)?;
         self.run = Some(Run { format, stream });
@@ -142,14 +144,14 @@ impl Wavefront {
 
 impl Enhancer for Wavefront {
     fn lookahead(&self, format: &Format) -> usize {
-        lookahead(&self.settings, format.made)
+        lookahead(&self.settings, format.interpolated)
     }
 
-    fn start(&mut self, format: Format, clip: Clip) -> Result<(), Error> {
+    fn start(&mut self, format: Format, clip: ClipContext) -> Result<(), Error> {
         self.begin(0, format, clip)
     }
 
-    fn start_at(&mut self, first: usize, format: Format, clip: Clip) -> Result<(), Error> {
+    fn start_at(&mut self, first: usize, format: Format, clip: ClipContext) -> Result<(), Error> {
         self.begin(first, format, clip)
     }
 

@@ -29,7 +29,7 @@ pub struct Frame {
     /// Its latents with noise, in the solver's variable: [1, 4, 1, h, w], f32.
     pub x: Tensor,
     /// What the solver remembers of it.
-    pub(super) memory: Option<Tensor>,
+    pub(super) history: Option<Tensor>,
     /// Of a key frame: its latents with the hint's noise, like x.
     pub hint: Option<Tensor>,
     /// The alpha plane, [h, w] at input size, u16 in pairs of bytes: [h, 2w].
@@ -39,12 +39,12 @@ pub struct Frame {
 impl Frame {
     /// A frame before the first evaluation.
     pub fn new(x: Tensor, hint: Option<Tensor>, alpha: Option<Tensor>) -> Self {
-        Self { x, memory: None, hint, alpha }
+        Self { x, history: None, hint, alpha }
     }
 
-    /// What its x and the solver's memory take, in frames of latents.
+    /// What its x and the solver's history take, in frames of latents.
     fn latents(&self) -> usize {
-        1 + usize::from(self.memory.is_some())
+        1 + usize::from(self.history.is_some())
     }
 
     fn to_device(&self, device: &Device) -> candle_core::Result<Self> {
@@ -53,7 +53,7 @@ impl Frame {
         };
         Ok(Self {
             x: ops::to_device(&self.x, device)?,
-            memory: moved(&self.memory)?,
+            history: moved(&self.history)?,
             hint: moved(&self.hint)?,
             alpha: self.alpha.clone(),
         })
@@ -66,7 +66,7 @@ pub struct Batch {
     /// The frames.
     pub frames: Vec<Frame>,
     /// How many windows are sure not to be the clip's last.
-    pub ordinary: usize,
+    pub non_final_windows: usize,
     /// Whether the last frame of the clip is among these, or has come before.
     pub ended: bool,
 }
@@ -81,7 +81,7 @@ pub struct Recipe {
     /// How much smaller the input is said to be.
     pub s_cond: f64,
     /// Frames to make between two key frames.
-    pub made: usize,
+    pub interpolated: usize,
     /// The solver's noise.
     pub noise: Arc<dyn Noise>,
 }
@@ -92,14 +92,14 @@ pub(super) struct Stage {
     /// In which the step's values have a range, as far as is known.
     precision: Cell<Precision>,
     frames: Sliding<Frame>,
-    ordinary: usize,
+    non_final_windows: usize,
     ended: bool,
 }
 
 impl Stage {
     pub(super) fn new(evaluation: Evaluation, windows: Windows) -> Self {
         let frames = Sliding::new(windows);
-        Self { evaluation, precision: Cell::default(), frames, ordinary: 0, ended: false }
+        Self { evaluation, precision: Cell::default(), frames, non_final_windows: 0, ended: false }
     }
 
     /// Frames of latents that it holds, with what the solver remembers and what waits for the next
@@ -113,7 +113,7 @@ impl Stage {
         let frames: Result<Vec<_>, _> =
             batch.frames.iter().map(|frame| frame.to_device(device)).collect();
         self.frames.extend(frames?);
-        self.ordinary = self.ordinary.max(batch.ordinary);
+        self.non_final_windows = self.non_final_windows.max(batch.non_final_windows);
         self.ended |= batch.ended;
         Ok(())
     }
@@ -125,11 +125,11 @@ impl Stage {
         recipe: &Recipe,
         control: &Control,
     ) -> Result<Option<Batch>, Error> {
-        let Some(window) = self.frames.window(self.ordinary, self.ended) else {
+        let Some(window) = self.frames.window(self.non_final_windows, self.ended) else {
             return Ok(None);
         };
         let number = self.frames.number();
-        let last = number >= self.ordinary;
+        let last = number >= self.non_final_windows;
         let what = format!("window {number}, step {}", self.evaluation.step);
         let (begin, end) = (self.frames.first(), self.frames.first() + window.len());
         let end_of_clip = if last { ", the last of the clip" } else { "" };
@@ -138,7 +138,7 @@ impl Stage {
         let first = self.frames.first() + usize::from(number > 0);
         let frames = self.advance(results, last, first, denoiser.device(), recipe);
         let frames = control.attempt(&what, frames)?;
-        Ok(Some(Batch { frames, ordinary: number + usize::from(!last), ended: last }))
+        Ok(Some(Batch { frames, non_final_windows: number + usize::from(!last), ended: last }))
     }
 
     /// The network's d of each of the next window's frames.
@@ -151,7 +151,7 @@ impl Stage {
         control: &Control,
     ) -> Result<Vec<Tensor>, Error> {
         let frames = || self.frames.items().iter().take(count);
-        let mut mask = mask(self.frames.first(), count, recipe.made);
+        let mut mask = mask(self.frames.first(), count, recipe.interpolated);
         let skipped = mask.iter().flatten().next().copied().unwrap_or(0);
         mask.iter_mut().flatten().for_each(|key| *key -= skipped);
         let [d] = control.evaluate(what, &self.precision, |mode, check| {
@@ -196,9 +196,10 @@ impl Stage {
                 }
                 false => None,
             };
-            let memory = frame.memory.take();
-            let (x, memory) = evaluation.advance(&frame.x, &d, memory.as_ref(), noise.as_ref())?;
-            done.push(Frame { x, memory, hint: frame.hint.clone(), alpha: frame.alpha.take() });
+            let history = frame.history.take();
+            let (x, history) =
+                evaluation.advance(&frame.x, &d, history.as_ref(), noise.as_ref())?;
+            done.push(Frame { x, history, hint: frame.hint.clone(), alpha: frame.alpha.take() });
             Ok(())
         })?;
         Ok(done)

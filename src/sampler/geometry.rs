@@ -45,8 +45,8 @@ fn pad(side: usize, smallest: usize, rest: usize) -> (usize, usize) {
 }
 
 /// Key frames at output positions `first` to `first + count`: for each position the number of its key
-/// frame, if it is one, with `made` frames between two.
-pub fn mask(first: usize, count: usize, made: usize) -> Vec<Option<usize>> {
-    let key = |n: usize| n.is_multiple_of(made + 1).then_some(n / (made + 1));
+/// frame, if it is one, with `interpolated` frames between two.
+pub fn mask(first: usize, count: usize, interpolated: usize) -> Vec<Option<usize>> {
+    let key = |n: usize| n.is_multiple_of(interpolated + 1).then_some(n / (interpolated + 1));
     (first..first + count).map(key).collect()
 }

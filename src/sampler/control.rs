@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     engine::{
-        Cancel, Clip, Error, Progress, Sink,
+        Cancel, ClipContext, Error, Progress, Sink,
         log::{self, Area},
     },
     ops::{Failure, failure},
@@ -40,7 +40,7 @@ pub(super) struct Control {
 }
 
 impl Control {
-    pub(super) fn new(clip: Clip) -> Self {
+    pub(super) fn new(clip: ClipContext) -> Self {
         Self {
             sink: clip.sink,
             cancel: clip.cancel,

@@ -12,7 +12,7 @@ use super::{
     model::{Autoencoder, Encoded, Precision},
     noise::{Noise, Purpose},
     picture,
-    schedule::{START, Table},
+    schedule::{NoiseSchedule, START},
     slices::Slices,
     stage::Frame,
     tiles::Tiles,
@@ -29,8 +29,8 @@ struct Key {
 /// What does not change between frames.
 pub(super) struct Rules {
     pub(super) canvas: Canvas,
-    pub(super) made: usize,
-    pub(super) table: Table,
+    pub(super) interpolated: usize,
+    pub(super) table: NoiseSchedule,
     /// What x starts with.
     pub(super) start: f64,
     pub(super) t_hint: usize,
@@ -83,7 +83,7 @@ impl Intake {
     pub(super) fn frames(&self) -> usize {
         match self.keys {
             0 => 0,
-            keys => (keys - 1) * (self.rules.made + 1) + 1,
+            keys => (keys - 1) * (self.rules.interpolated + 1) + 1,
         }
     }
 
@@ -99,10 +99,10 @@ impl Intake {
         let encoded = loop {
             let encoded = self.control.evaluate(&what, &self.precision, |mode, check| {
                 let encoded = self.tiles.encode(&image, &*self.autoencoder, mode, check)?;
-                Ok([encoded.mean, encoded.deviation])
+                Ok([encoded.mean, encoded.std])
             });
             match encoded {
-                Ok([mean, deviation]) => break Encoded { mean, deviation },
+                Ok([mean, std]) => break Encoded { mean, std },
                 Err(error) => {
                     self.tiles = self.tiles.smaller(error, "encoding", &self.control)?;
                     self.control.begin_with(Slices::default());
@@ -117,21 +117,21 @@ impl Intake {
     }
 
     fn frames_to(&self, key: &Key) -> Result<Vec<Frame>> {
-        let Rules { made, .. } = self.rules;
+        let Rules { interpolated, .. } = self.rules;
         let mut frames = Vec::new();
         if let Some(previous) = &self.previous {
-            for n in 1..=made {
+            for n in 1..=interpolated {
                 let alpha = match (&previous.alpha, &key.alpha) {
                     (Some(a), Some(b)) => {
-                        Some(picture::blend_alpha(a, b, n as f64 / (made + 1) as f64)?)
+                        Some(picture::blend_alpha(a, b, n as f64 / (interpolated + 1) as f64)?)
                     }
                     _ => None,
                 };
-                let index = (self.keys - 1) * (made + 1) + n;
+                let index = (self.keys - 1) * (interpolated + 1) + n;
                 frames.push(self.rules.frame(&previous.encoded, index, false, alpha)?);
             }
         }
-        let index = self.keys * (made + 1);
+        let index = self.keys * (interpolated + 1);
         frames.push(self.rules.frame(&key.encoded, index, true, key.alpha.clone())?);
         Ok(frames)
     }

@@ -17,14 +17,14 @@ const FAST_CHANGE: usize = 500;
 /// σ and α = √(1 − σ²) at every time: the cosine schedule of logsnr between 15 and −15 (arXiv 2301.11093),
 /// shifted for scale 2 at the last time and for scale 4 at the first, blended linearly between.
 #[derive(Debug, Clone)]
-pub struct Table {
+pub struct NoiseSchedule {
     sigmas: Vec<f32>,
     alphas: Vec<f32>,
     /// log(σ/α), from small to large.
     log_s: Vec<f32>,
 }
 
-impl Default for Table {
+impl Default for NoiseSchedule {
     fn default() -> Self {
         // In f32 throughout, since the model was trained on the table's rounding: σ is exactly 1 at the
         // end, and the first entry is 8e-5 off.
@@ -59,7 +59,7 @@ fn falling(n: usize) -> f32 {
     }
 }
 
-impl Table {
+impl NoiseSchedule {
     /// σ at times 0 to 999.
     pub fn sigmas(&self) -> &[f32] {
         &self.sigmas
@@ -100,7 +100,7 @@ impl Table {
 }
 
 /// The times of the steps, in order, with fractions; after the last, the sample has no noise.
-pub fn times(solver: Solver, steps: u32) -> Vec<f32> {
+pub fn timesteps(solver: Solver, steps: u32) -> Vec<f32> {
     let steps = steps.max(1);
     let mut times = match solver {
         Solver::Normal => trailing(START, 0, steps + 1),
