@@ -4,7 +4,7 @@ and with the weights that `weights::synth` makes: a line of JSON for each run.
 
     pip install torch
     python benches/torch_reference.py --dim 64 --head-dim 16 --context-dim 128 --frames 8 --height 42 --width 64
-    cargo run --release --example bench_networks -- --network unet --dim 64 --head-dim 16 --context-dim 128 \
+    cargo run --release --features bench --example bench_networks -- --network unet --dim 64 --head-dim 16 --context-dim 128 \
         --frames 8 --height 42 --width 64
 
 On a GPU with f16 it runs under autocast, as the published code does, with PyTorch's memory-efficient attention or

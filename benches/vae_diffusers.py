@@ -3,8 +3,8 @@
 
     pip install torch diffusers
     python benches/vae_diffusers.py
-    cargo run --release --example bench_networks -- --network vae-decode --frames 5 --height 18 --width 32
-    cargo run --release --example bench_networks -- --network vae-encode --frames 1 --height 288 --width 512
+    cargo run --release --features bench --example bench_networks -- --network vae-decode --frames 5 --height 18 --width 32
+    cargo run --release --features bench --example bench_networks -- --network vae-encode --frames 1 --height 288 --width 512
 """
 
 import json

@@ -3,7 +3,7 @@
 //! beyond the weights, and GFLOP/s (a multiplication and an addition are two operations).
 //!
 //! ```text
-//! cargo run --release --example bench_networks -- --network unet --dim 64 --head-dim 16 \
+//! cargo run --release --features bench --example bench_networks -- --network unet --dim 64 --head-dim 16 \
 //!     --context-dim 128 --frames 8 --height 42 --width 64
 //! ```
 

@@ -3,7 +3,7 @@
 //! take? Prints a line of JSON for each figure; without arguments, runs all parts.
 //!
 //! ```text
-//! cargo run --release --features cuda --example bench_gpu -- parity fixtures ops window
+//! cargo run --release --features bench,cuda --example bench_gpu -- parity fixtures ops window
 //! ```
 //!
 //! Exit status: 0 if all comparisons hold, 3 if one does not, 1 if something could not be run.

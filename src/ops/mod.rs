@@ -26,21 +26,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// See [`operations`].
 static OPERATIONS: AtomicU64 = AtomicU64::new(0);
 
-/// Multiplications and additions in the products of this process so far, on all devices: what a
-/// benchmark divides by its seconds.
+/// The number of multiplications and additions in matrix products of this process so far, on all devices.
+#[cfg(feature = "bench")]
 pub fn operations() -> u64 {
     OPERATIONS.load(Ordering::Relaxed)
 }
 
-/// Counts a product of [m, k] and [k, n].
+/// Counts the operations of a product of [m, k] and [k, n].
 fn count(m: usize, n: usize, k: usize) {
-    OPERATIONS.fetch_add(2 * (m * n * k) as u64, Ordering::Relaxed);
+    if cfg!(feature = "bench") {
+        OPERATIONS.fetch_add(2 * (m * n * k) as u64, Ordering::Relaxed);
+    }
 }
 
 pub use attention::{attention, attention_along_first};
 pub use chain::{ConvChain, LEAKY_SLOPE, Scratch, band_rows};
 pub use conv::{Conv2d, Shape, TimeConv};
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", feature = "bench"))]
 pub use cuda::{
     Memory, ProductBackend, Record, memory, record, use_portable_kernels, use_products,
 };

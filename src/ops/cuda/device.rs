@@ -92,6 +92,7 @@ pub(crate) fn has_room(device: &Device, bytes: usize) -> Result<bool> {
 }
 
 /// Bytes that this process's tensors take on a device.
+#[cfg(feature = "bench")]
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
     /// Now.
@@ -117,6 +118,7 @@ fn pool_bytes(context: &CudaContext, attribute: sys::CUmemPool_attribute) -> Res
 ///
 /// # Errors
 /// If the device is no CUDA device, or its driver refuses.
+#[cfg(feature = "bench")]
 pub fn memory(device: &Device) -> Result<Memory> {
     let stream = device.as_cuda_device()?.cuda_stream();
     let context = stream.context();

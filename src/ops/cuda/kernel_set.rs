@@ -43,7 +43,8 @@ pub(super) enum KernelSet {
 
 static PORTABLE: AtomicBool = AtomicBool::new(false);
 
-/// Whether only kernels are used that run on every device: for benchmarks.
+/// Chooses between portable kernels only, and all kernels.
+#[cfg(feature = "bench")]
 pub fn use_portable_kernels(only: bool) {
     PORTABLE.store(only, Ordering::Relaxed);
 }

@@ -9,6 +9,7 @@
 
 mod architectures;
 mod attention;
+#[cfg(feature = "bench")]
 mod cublaslt;
 mod device;
 mod gate;
@@ -23,14 +24,19 @@ mod self_test;
 mod tiles;
 
 pub(super) use attention::{attention, has_kernel};
-pub use device::{Memory, count, memory, open};
+#[cfg(feature = "bench")]
+pub use device::{Memory, memory};
 pub(super) use device::{copy_between, device_memory, has_room};
+pub use device::{count, open};
 pub(super) use gate::geglu;
+#[cfg(feature = "bench")]
 pub use kernel_set::use_portable_kernels;
 pub(super) use norm::{affine, group_affine, layer_norm, moments};
 pub(super) use pixels::{gather_pixels, scatter_pixels};
+#[cfg(feature = "bench")]
 pub use product::{ProductBackend, use_products};
 pub(super) use product::{conv, linear, time_conv};
+#[cfg(feature = "bench")]
 pub use record::{Record, record};
 pub use self_test::check_kernels;
 

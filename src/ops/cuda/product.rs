@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Convolutions and linear layers: products that gather their rows as they go.
 
+#[cfg(feature = "bench")]
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Result, Tensor};
 use cudarc::driver::DeviceRepr;
 
+#[cfg(feature = "bench")]
+use super::cublaslt;
 use super::{
-    cublaslt,
     launch::{Address, Source, fatbin, int, suffix, unwritten},
     product_hopper,
     record::Work,
@@ -16,7 +18,8 @@ use crate::ops::conv::Shape;
 
 pub(super) const SOURCE: Source = Source { name: "product", fatbin: fatbin!("product") };
 
-/// What computes linear layers of f16 and bf16.
+/// The code that computes linear layers of f16 and bf16.
+#[cfg(feature = "bench")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProductBackend {
     /// The kernels here.
@@ -25,9 +28,11 @@ pub enum ProductBackend {
     CublasLt,
 }
 
+#[cfg(feature = "bench")]
 static CUBLASLT: AtomicBool = AtomicBool::new(false);
 
-/// What is to compute linear layers from now on; at first the kernels do. For benchmarks.
+/// Chooses the code that computes linear layers from now on; the default is the kernels.
+#[cfg(feature = "bench")]
 pub fn use_products(backend: ProductBackend) {
     CUBLASLT.store(backend == ProductBackend::CublasLt, Ordering::Relaxed);
 }
@@ -193,6 +198,7 @@ fn run(
     let parts: Vec<_> = parts.iter().collect();
     let (weight, bias, add) = (&weight, bias.as_ref(), add.as_ref());
     let operands = Operands { kind, parts: &parts, weight, bias, add };
+    #[cfg(feature = "bench")]
     if CUBLASLT.load(Ordering::Relaxed) && cublaslt::serves(&operands, &product) {
         return cublaslt::run(&operands, &product, shape);
     }

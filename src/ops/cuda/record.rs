@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How long kernels take on the device: for benchmarks.
+//! Times kernels on the device, for the feature `bench`; without it, launches are not recorded.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
+#[cfg(feature = "bench")]
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
+#[cfg(feature = "bench")]
 use candle_core::{Result, cuda::WrapErr};
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, sys::CUevent_flags::CU_EVENT_DEFAULT};
 
-/// What a launch does: its kind, multiplications and additions, bytes that it has to read and write.
+/// The work of a launch: its kind, multiplications and additions, bytes that it has to read and write.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(not(feature = "bench"), expect(dead_code, reason = "only benchmarks read it"))]
 pub(super) struct Work {
     pub(super) kind: &'static str,
     pub(super) operations: usize,
@@ -30,6 +31,7 @@ impl Work {
 }
 
 /// Launches of a kind, together.
+#[cfg(feature = "bench")]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Record {
     /// How many there were.
@@ -60,7 +62,7 @@ pub(super) fn timed(
 ) -> std::result::Result<(), DriverError> {
     // The lock is not held while launching: a driver whose queue is full lets a launch wait, and launches of other devices
     // would wait with it.
-    if launches().is_none() {
+    if !cfg!(feature = "bench") || launches().is_none() {
         return launch();
     }
     let event = || stream.record_event(Some(CU_EVENT_DEFAULT));
@@ -77,6 +79,7 @@ pub(super) fn timed(
 ///
 /// # Errors
 /// Those of `run`.
+#[cfg(feature = "bench")]
 pub fn record<T>(run: impl FnOnce() -> Result<T>) -> Result<(T, BTreeMap<&'static str, Record>)> {
     *launches() = Some(Vec::new());
     let result = run();
