@@ -23,7 +23,8 @@ pub fn open(ordinal: usize) -> Result<Device> {
         return Ok(device.clone());
     }
     portable_forced()?;
-    check_supported(&CudaContext::new(ordinal).w()?)?;
+    let context = CudaContext::new(ordinal).w()?;
+    check_supported(&context)?;
     // A stream of its own: the default one is another for every thread.
     let device = Device::new_cuda_with_stream(ordinal)?;
     let cuda = device.as_cuda_device()?;
