@@ -50,7 +50,7 @@ impl Clips {
             format: Format {
                 input: (info.width() as usize, info.height() as usize),
                 output: (output.width() as usize, output.height() as usize),
-                interpolated: interpolated,
+                interpolated,
                 // Alpha that the output drops must not affect the colours.
                 alpha: info.has_alpha() && output.has_alpha(),
             },
