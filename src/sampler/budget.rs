@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{
     decode::FRAMES,
     geometry::Canvas,
-    plan::{held, hints},
+    plan::{frames_in_flight, hints_in_flight},
     schedule::NoiseSchedule,
     slices::Slices,
     solver::evaluations,
@@ -65,7 +65,7 @@ impl Need {
 }
 
 /// The stages that device `part` of `parts` has of `count`.
-pub(super) fn stages_of(part: usize, parts: usize, count: usize) -> Range<usize> {
+pub(super) fn stage_range(part: usize, parts: usize, count: usize) -> Range<usize> {
     part * count / parts..(part + 1) * count / parts
 }
 
@@ -95,7 +95,7 @@ impl Work {
             windows: Windows::of_clip(interpolated),
             interpolated,
             guided: settings.guidance.guided(),
-            stages: stages_of(part, parts.min(evaluations), evaluations),
+            stages: stage_range(part, parts.min(evaluations), evaluations),
             evaluations,
         }
     }
@@ -114,15 +114,15 @@ impl Work {
     }
 
     /// Whether other devices have a part of the work: then frames are encoded while windows are evaluated.
-    pub(super) fn encodes_meanwhile(&self) -> bool {
+    pub(super) fn encodes_concurrently(&self) -> bool {
         self.encodes() && !self.decodes()
     }
 
     /// Bytes of the latents that the device holds at most while a network works.
     pub fn latents(&self) -> usize {
         let (h, w) = self.latent;
-        let frames = held(self.windows, self.stages.clone())
-            + hints(self.windows, self.evaluations, self.interpolated)
+        let frames = frames_in_flight(self.windows, self.stages.clone())
+            + hints_in_flight(self.windows, self.evaluations, self.interpolated)
             + COPIES * self.frames();
         frames * 4 * h * w * F32
     }
@@ -134,12 +134,12 @@ impl Work {
         let encode = if self.encodes() { networks.encode(self.latent) } else { 0 };
         let decode = match self.decodes() {
             true => {
-                let tile = Tiles::to_decode(self.latent).tile();
+                let tile = Tiles::for_decoding(self.latent).tile();
                 networks.decode(FRAMES.longest(), tile, slices)
             }
             false => 0,
         };
-        let together = match self.encodes_meanwhile() {
+        let together = match self.encodes_concurrently() {
             true => evaluate + encode,
             false => evaluate.max(encode),
         };

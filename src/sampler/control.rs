@@ -71,13 +71,13 @@ impl Control {
     }
 
     /// Works in slices of this size from now on.
-    pub(super) fn begin_with(&self, slices: Slices) {
+    pub(super) fn set_slices(&self, slices: Slices) {
         self.slices.set(slices);
     }
 
     /// Runs a network. Where its device has no memory left, it is run again in smaller slices, and so are
     /// the next.
-    fn in_slices<T>(
+    fn retry_with_smaller_slices<T>(
         &self,
         what: impl Display,
         run: impl Fn(Slices) -> candle_core::Result<T>,
@@ -115,7 +115,7 @@ impl Control {
         let mut overflowed = false;
         loop {
             let start = Instant::now();
-            let (tensors, finite) = self.in_slices(&what, |slices| {
+            let (tensors, finite) = self.retry_with_smaller_slices(&what, |slices| {
                 let tensors = run(Mode { precision: precision.get(), slices }, &check)?;
                 let finite = are_finite(&tensors)?;
                 Ok((tensors, finite))

@@ -45,7 +45,7 @@ impl Decode {
         control: Control,
         others: usize,
     ) -> Self {
-        let (tiles, frames) = (Tiles::to_decode(latent), Sliding::new(FRAMES));
+        let (tiles, frames) = (Tiles::for_decoding(latent), Sliding::new(FRAMES));
         let decode = Self { autoencoder, tiles, frames, precision: Cell::default(), control };
         decode.choose_slices(others);
         decode
@@ -53,7 +53,7 @@ impl Decode {
 
     fn choose_slices(&self, others: usize) {
         let budget = self.autoencoder.decode_budget(FRAMES.longest(), self.tiles.tile());
-        self.control.begin_with(budget.map_or_else(Slices::default, |b| b.slices(others)));
+        self.control.set_slices(budget.map_or_else(Slices::default, |b| b.slices(others)));
     }
 
     /// Takes the next latents, [1, 4, 1, h, w] each with what goes with it; after the last, `ended`.
@@ -93,11 +93,14 @@ impl Decode {
             let split = self.control.attempt(&what, split.collect())?;
             drop(decoded);
             let mut done = Vec::new();
-            let closed =
-                self.frames.close(split, number >= non_final_windows, |(_, with), frame| {
+            let closed = self.frames.finish_window(
+                split,
+                number >= non_final_windows,
+                |(_, with), frame| {
                     done.push((frame, with.take()));
                     Ok(())
-                });
+                },
+            );
             self.control.attempt(&what, closed)?;
             done.into_iter().try_for_each(|(frame, with)| out(frame, with))?;
         }

@@ -56,16 +56,16 @@ impl Noise for Seeded {
     }
 }
 
-/// The noise of a part of a clip that begins with output frame `first` of the whole.
+/// The noise of a part of a clip that begins with output frame `first` of the inner.
 #[derive(Debug)]
-pub(super) struct Part {
-    pub(super) whole: Arc<dyn Noise>,
+pub(super) struct OffsetNoise {
+    pub(super) inner: Arc<dyn Noise>,
     pub(super) first: usize,
 }
 
-impl Noise for Part {
+impl Noise for OffsetNoise {
     fn normal(&self, purpose: Purpose, frame: usize, size: (usize, usize)) -> Result<Tensor> {
-        self.whole.normal(purpose, self.first + frame, size)
+        self.inner.normal(purpose, self.first + frame, size)
     }
 }
 

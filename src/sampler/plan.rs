@@ -26,8 +26,8 @@ fn needed_to_decode(windows: Windows, stages: usize, index: usize) -> usize {
     needed(windows, stages, needed(FRAMES, 1, index) - 1)
 }
 
-/// Input frames whose hints are in flight, at most.
-pub(super) fn hints(windows: Windows, evaluations: usize, interpolated: usize) -> usize {
+/// Input frames whose hints_in_flight are in flight, at most.
+pub(super) fn hints_in_flight(windows: Windows, evaluations: usize, interpolated: usize) -> usize {
     needed(windows, evaluations, 0).div_ceil(interpolated + 1)
 }
 
@@ -46,13 +46,13 @@ pub fn lookahead(settings: &Settings, interpolated: usize) -> usize {
 
 /// The first item from which on a stage over windows gives what it gives in the whole, in a run that begins
 /// in the middle, if that is so of what comes in from item `right` on.
-fn right_after(windows: Windows, right: usize) -> usize {
+fn first_right(windows: Windows, right: usize) -> usize {
     // From the first window on that sees nothing else, but for what it fades in from the one before.
     right.next_multiple_of(windows.stride()) + windows.overlap
 }
 
-/// As [`right_after`], of the last stage, wherever the whole ends.
-fn right_at_last(windows: Windows, right: usize) -> usize {
+/// As [`first_right`], of the last stage, wherever the whole ends.
+fn first_right_of_last(windows: Windows, right: usize) -> usize {
     // That window may not be there: the one before may be the last, and longer.
     right.next_multiple_of(windows.stride()) + windows.longest() - windows.stride()
 }
@@ -62,8 +62,8 @@ fn right_at_last(windows: Windows, right: usize) -> usize {
 pub fn resume_from(settings: &Settings, interpolated: usize, key: usize) -> usize {
     let windows = Windows::of_clip(interpolated);
     let stages = evaluations(&NoiseSchedule::default(), settings.solver, settings.steps).1.len();
-    let sampled = (1..stages).fold(0, |right, _| right_after(windows, right));
-    let right = right_at_last(FRAMES, right_at_last(windows, sampled));
+    let sampled = (1..stages).fold(0, |right, _| first_right(windows, right));
+    let right = first_right_of_last(FRAMES, first_right_of_last(windows, sampled));
     // At these output frames a window of each kind begins, with a key frame.
     let period = match windows.stride().is_multiple_of(FRAMES.stride()) {
         true => windows.stride(),
@@ -109,7 +109,7 @@ impl Plan {
     /// The most frames of latents in flight, whatever the clip's length: see
     /// [`Sampler::latents`](super::Sampler::latents).
     pub fn latents(&self) -> usize {
-        held(self.windows, 0..self.evaluations)
+        frames_in_flight(self.windows, 0..self.evaluations)
     }
 
     /// Output frames that must be there before the first has been sampled.
@@ -127,7 +127,7 @@ impl Plan {
 }
 
 /// Frames of latents that these stages hold between two frames, at most.
-pub(super) fn held(windows: Windows, stages: Range<usize>) -> usize {
+pub(super) fn frames_in_flight(windows: Windows, stages: Range<usize>) -> usize {
     // The first waits for frames until it is sure of a window. Behind its next window, each holds its
     // frames up to the first of the window after; what the solver remembers of all but the first; and
     // what the window before has given for its overlap.

@@ -6,13 +6,13 @@ use candle_core::{Result, Tensor};
 use crate::engine::Solver;
 
 /// Times of the diffusion process.
-const TIMES: usize = 1000;
+const TIMESTEPS: usize = 1000;
 
 /// The time of the noise that sampling starts from.
 pub const START: usize = 899;
 
 /// Where [`Solver::Fast`] changes from long steps to short ones.
-const FAST_CHANGE: usize = 500;
+const FAST_SPLIT: usize = 500;
 
 /// σ and α = √(1 − σ²) at every time: the cosine schedule of logsnr between 15 and −15 (arXiv 2301.11093),
 /// shifted for scale 2 at the last time and for scale 4 at the first, blended linearly between.
@@ -30,8 +30,8 @@ impl Default for NoiseSchedule {
         // end, and the first entry is 8e-5 off.
         let (first, last) = (7.5_f64.exp().atan(), (-7.5_f64).exp().atan());
         let shift = |scale: f64| (2.0 * (1.0 / scale).ln()) as f32;
-        let sigmas = (0..TIMES).map(|n| {
-            let t = falling(n);
+        let sigmas = (0..TIMESTEPS).map(|n| {
+            let t = descending(n);
             let logsnr = -2.0 * (first as f32 + t * (last - first) as f32).tan().ln();
             let logsnr = t * (logsnr + shift(2.0)) + (1.0 - t) * (logsnr + shift(4.0));
             (1.0 / (1.0 + logsnr.exp())).sqrt()
@@ -51,11 +51,11 @@ fn ln(x: f32) -> f32 {
 }
 
 /// From 1 down to 0, from both ends.
-fn falling(n: usize) -> f32 {
-    let step = -1.0 / (TIMES - 1) as f32;
-    match n < TIMES / 2 {
+fn descending(n: usize) -> f32 {
+    let step = -1.0 / (TIMESTEPS - 1) as f32;
+    match n < TIMESTEPS / 2 {
         true => step.mul_add(n as f32, 1.0),
-        false => -step * (TIMES - 1 - n) as f32,
+        false => -step * (TIMESTEPS - 1 - n) as f32,
     }
 }
 
@@ -89,10 +89,10 @@ impl NoiseSchedule {
 
     /// The whole time that the network is given at s: the inverse of [`s`](Self::s), rounded to the nearest, ties to
     /// even. In f32 as in the reference, so that a time half-way between two whole ones falls to the same side.
-    pub fn model_time(&self, s: f32) -> usize {
+    pub fn nearest_timestep(&self, s: f32) -> usize {
         let log_s = ln(s);
         let above = self.log_s.partition_point(|&entry| entry <= log_s);
-        let low = above.saturating_sub(1).min(TIMES - 2);
+        let low = above.saturating_sub(1).min(TIMESTEPS - 2);
         let w = (self.log_s[low] - log_s) / (self.log_s[low] - self.log_s[low + 1]);
         let w = w.clamp(0.0, 1.0);
         ((1.0 - w) * low as f32 + w * (low + 1) as f32).round_ties_even() as usize
@@ -102,14 +102,14 @@ impl NoiseSchedule {
 /// The times of the steps, in order, with fractions; after the last, the sample has no noise.
 pub fn timesteps(solver: Solver, steps: u32) -> Vec<f32> {
     let steps = steps.max(1);
-    let mut times = match solver {
+    let mut timesteps = match solver {
         Solver::Normal => trailing(START, 0, steps + 1),
         Solver::Heun => return trailing(START, 0, steps),
-        Solver::Fast => [trailing(START, FAST_CHANGE, 4), trailing(FAST_CHANGE, 0, 11)].concat(),
+        Solver::Fast => [trailing(START, FAST_SPLIT, 4), trailing(FAST_SPLIT, 0, 11)].concat(),
     };
     // DPM-Solver++ leaves out the last step before the end.
-    times.pop();
-    times
+    timesteps.pop();
+    timesteps
 }
 
 /// Times from `most` down to `least` in steps of (most − least + 1)/n: n of them, or one more where the step is rounded

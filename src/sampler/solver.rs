@@ -70,7 +70,7 @@ pub struct Evaluation {
     /// The step that it belongs to, from 0.
     pub step: usize,
     /// The time that the network is told.
-    pub time: usize,
+    pub timestep: usize,
     /// What x is multiplied by for the network.
     input: f64,
     alpha: f64,
@@ -87,12 +87,12 @@ impl Evaluation {
         x * self.input
     }
 
-    /// d, of what the network has seen and said: α·x − σ·v.
+    /// d, of what the network has input and said: α·x − σ·v.
     ///
     /// # Errors
     /// On different shapes.
-    pub fn denoised(&self, seen: &Tensor, velocity: &Tensor) -> Result<Tensor> {
-        (seen * self.alpha)? - (velocity * self.sigma)?
+    pub fn denoised(&self, input: &Tensor, velocity: &Tensor) -> Result<Tensor> {
+        (input * self.alpha)? - (velocity * self.sigma)?
     }
 
     /// Whether [`advance`](Self::advance) needs noise.
@@ -131,14 +131,14 @@ impl Evaluation {
 }
 
 /// The s that x starts with, and all evaluations of a solver, in order: at least one.
-pub fn evaluations(table: &NoiseSchedule, solver: Solver, steps: u32) -> (f64, Vec<Evaluation>) {
-    let s: Vec<f32> = timesteps(solver, steps).into_iter().map(|t| table.s(t)).collect();
+pub fn evaluations(schedule: &NoiseSchedule, solver: Solver, steps: u32) -> (f64, Vec<Evaluation>) {
+    let s: Vec<f32> = timesteps(solver, steps).into_iter().map(|t| schedule.s(t)).collect();
     let sigmas: Vec<f64> = s.iter().copied().map(f64::from).collect();
     let evaluation = |step: usize, at: usize, update| {
-        let time = table.model_time(s[at]);
-        let (alpha, sigma) = table.at(time);
+        let timestep = schedule.nearest_timestep(s[at]);
+        let (alpha, sigma) = schedule.at(timestep);
         let input = 1.0 / (1.0 + sigmas[at] * sigmas[at]).sqrt();
-        Evaluation { step, time, input, alpha, sigma, update }
+        Evaluation { step, timestep, input, alpha, sigma, update }
     };
     let mut before = None;
     let mut list = Vec::new();

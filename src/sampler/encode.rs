@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Key frames to the latents that sampling starts from: those of each output frame that shows a key
+//! EncodedInput frames to the latents that sampling starts from: those of each output frame that shows a key
 //! frame, with noise of its own.
 
 use std::{cell::Cell, sync::Arc};
@@ -21,29 +21,29 @@ use crate::engine::Error;
 
 /// The last key frame, for the frames between it and the next.
 #[derive(Debug, Clone)]
-struct Key {
+struct EncodedInput {
     encoded: Encoded,
     alpha: Option<Tensor>,
 }
 
 /// What does not change between frames.
-pub(super) struct Rules {
+pub(super) struct EncodeParams {
     pub(super) canvas: Canvas,
     pub(super) interpolated: usize,
-    pub(super) table: NoiseSchedule,
+    pub(super) schedule: NoiseSchedule,
     /// What x starts with.
     pub(super) start: f64,
     pub(super) t_hint: usize,
     pub(super) noise: Arc<dyn Noise>,
 }
 
-impl Rules {
+impl EncodeParams {
     /// Output frame `index`, which shows `encoded`.
     fn frame(
         &self,
         encoded: &Encoded,
         index: usize,
-        key: bool,
+        is_input: bool,
         alpha: Option<Tensor>,
     ) -> Result<Frame> {
         let noise = |purpose| {
@@ -51,9 +51,9 @@ impl Rules {
             noise.to_device(encoded.mean.device())
         };
         let latents = encoded.sample(&noise(Purpose::Encode)?)?;
-        let x = (self.table.diffuse(&latents, START, &noise(Purpose::Start)?)? * self.start)?;
-        let hint = match key {
-            true => Some(self.table.diffuse(&latents, self.t_hint, &noise(Purpose::Hint)?)?),
+        let x = (self.schedule.diffuse(&latents, START, &noise(Purpose::Start)?)? * self.start)?;
+        let hint = match is_input {
+            true => Some(self.schedule.diffuse(&latents, self.t_hint, &noise(Purpose::Hint)?)?),
             false => None,
         };
         let hint = hint.map(|hint| hint.unsqueeze(2)).transpose()?;
@@ -61,29 +61,33 @@ impl Rules {
     }
 }
 
-pub(super) struct Intake {
+pub(super) struct Encode {
     autoencoder: Arc<dyn Autoencoder>,
     tiles: Tiles,
-    rules: Rules,
-    /// Key frames so far.
-    keys: usize,
-    previous: Option<Key>,
+    params: EncodeParams,
+    /// EncodedInput frames so far.
+    inputs: usize,
+    previous: Option<EncodedInput>,
     precision: Cell<Precision>,
     control: Control,
 }
 
-impl Intake {
-    pub(super) fn new(autoencoder: Arc<dyn Autoencoder>, rules: Rules, control: Control) -> Self {
-        let tiles = Tiles::to_encode(rules.canvas.latent());
+impl Encode {
+    pub(super) fn new(
+        autoencoder: Arc<dyn Autoencoder>,
+        params: EncodeParams,
+        control: Control,
+    ) -> Self {
+        let tiles = Tiles::for_encoding(params.canvas.latent());
         let precision = Cell::default();
-        Self { autoencoder, tiles, rules, keys: 0, previous: None, precision, control }
+        Self { autoencoder, tiles, params, inputs: 0, previous: None, precision, control }
     }
 
     /// Output frames that have been made.
-    pub(super) fn frames(&self) -> usize {
-        match self.keys {
+    pub(super) fn output_frames(&self) -> usize {
+        match self.inputs {
             0 => 0,
-            keys => (keys - 1) * (self.rules.interpolated + 1) + 1,
+            inputs => (inputs - 1) * (self.params.interpolated + 1) + 1,
         }
     }
 
@@ -93,9 +97,9 @@ impl Intake {
         planes: &Tensor,
         alpha: Option<Tensor>,
     ) -> std::result::Result<Vec<Frame>, Error> {
-        let number = self.keys;
+        let number = self.inputs;
         let what = format!("key frame {number}");
-        let image = self.control.attempt(&what, picture::fit(planes, &self.rules.canvas))?;
+        let image = self.control.attempt(&what, picture::fit(planes, &self.params.canvas))?;
         let encoded = loop {
             let encoded = self.control.evaluate(&what, &self.precision, |mode, check| {
                 let encoded = self.tiles.encode(&image, &*self.autoencoder, mode, check)?;
@@ -105,34 +109,34 @@ impl Intake {
                 Ok([mean, std]) => break Encoded { mean, std },
                 Err(error) => {
                     self.tiles = self.tiles.smaller(error, "encoding", &self.control)?;
-                    self.control.begin_with(Slices::default());
+                    self.control.set_slices(Slices::default());
                 }
             }
         };
-        let key = Key { encoded, alpha };
-        let frames = self.control.attempt(&what, self.frames_to(&key))?;
-        self.keys += 1;
-        self.previous = Some(key);
+        let input = EncodedInput { encoded, alpha };
+        let frames = self.control.attempt(&what, self.frames_to(&input))?;
+        self.inputs += 1;
+        self.previous = Some(input);
         Ok(frames)
     }
 
-    fn frames_to(&self, key: &Key) -> Result<Vec<Frame>> {
-        let Rules { interpolated, .. } = self.rules;
+    fn frames_to(&self, input: &EncodedInput) -> Result<Vec<Frame>> {
+        let EncodeParams { interpolated, .. } = self.params;
         let mut frames = Vec::new();
         if let Some(previous) = &self.previous {
             for n in 1..=interpolated {
-                let alpha = match (&previous.alpha, &key.alpha) {
+                let alpha = match (&previous.alpha, &input.alpha) {
                     (Some(a), Some(b)) => {
                         Some(picture::blend_alpha(a, b, n as f64 / (interpolated + 1) as f64)?)
                     }
                     _ => None,
                 };
-                let index = (self.keys - 1) * (interpolated + 1) + n;
-                frames.push(self.rules.frame(&previous.encoded, index, false, alpha)?);
+                let index = (self.inputs - 1) * (interpolated + 1) + n;
+                frames.push(self.params.frame(&previous.encoded, index, false, alpha)?);
             }
         }
-        let index = self.keys * (interpolated + 1);
-        frames.push(self.rules.frame(&key.encoded, index, true, key.alpha.clone())?);
+        let index = self.inputs * (interpolated + 1);
+        frames.push(self.params.frame(&input.encoded, index, true, input.alpha.clone())?);
         Ok(frames)
     }
 }
