@@ -19,26 +19,28 @@ use super::{
 };
 use crate::engine::Error;
 
-/// The last key frame, for the frames between it and the next.
+/// An encoded input frame. The last one is kept for the interpolated frames that follow it.
 #[derive(Debug, Clone)]
 struct EncodedInput {
     encoded: Encoded,
     alpha: Option<Tensor>,
 }
 
-/// What does not change between frames.
+/// Parameters that are the same for all frames of a clip.
 pub(super) struct EncodeParams {
     pub(super) canvas: Canvas,
     pub(super) interpolated: usize,
     pub(super) schedule: NoiseSchedule,
-    /// What x starts with.
+    /// Scale of x before the first evaluation: √(1 + s²), from the noise schedule's α to the solver's
+    /// variables.
     pub(super) start: f64,
+    /// Timestep of the noise in the hint: `noise-aug` − 1.
     pub(super) t_hint: usize,
     pub(super) noise: Arc<dyn Noise>,
 }
 
 impl EncodeParams {
-    /// Output frame `index`, which shows `encoded`.
+    /// Returns output frame `index` with noise, starting from the input frame `encoded`.
     fn frame(
         &self,
         encoded: &Encoded,
@@ -61,11 +63,12 @@ impl EncodeParams {
     }
 }
 
+/// Turns input frames into output frames that are ready for the first stage.
 pub(super) struct Encode {
     autoencoder: Arc<dyn Autoencoder>,
     tiles: Tiles,
     params: EncodeParams,
-    /// EncodedInput frames so far.
+    /// Number of input frames so far.
     inputs: usize,
     previous: Option<EncodedInput>,
     precision: Cell<Precision>,
@@ -83,7 +86,7 @@ impl Encode {
         Self { autoencoder, tiles, params, inputs: 0, previous: None, precision, control }
     }
 
-    /// Output frames that have been made.
+    /// Returns the number of output frames so far.
     pub(super) fn output_frames(&self) -> usize {
         match self.inputs {
             0 => 0,
@@ -91,14 +94,15 @@ impl Encode {
         }
     }
 
-    /// The frames between the key frame before and this one, and this one: planes [3, h, w] at any size.
+    /// Encodes the next input frame, planes [3, h, w] of any size. Returns the interpolated frames between
+    /// the previous input frame and this one, then this one.
     pub(super) fn push(
         &mut self,
         planes: &Tensor,
         alpha: Option<Tensor>,
     ) -> std::result::Result<Vec<Frame>, Error> {
         let number = self.inputs;
-        let what = format!("key frame {number}");
+        let what = format!("encoding input frame {number}");
         let image = self.control.attempt(&what, picture::fit(planes, &self.params.canvas))?;
         let encoded = loop {
             let encoded = self.control.evaluate(&what, &self.precision, |mode, check| {

@@ -111,7 +111,7 @@ impl<T> Sliding<T> {
         self.number
     }
 
-    /// The number of the first item that is frames_in_flight.
+    /// Index in the sequence of the first queued item.
     pub(super) fn first(&self) -> usize {
         self.number * self.windows.stride()
     }
