@@ -99,8 +99,8 @@ impl Decode {
             let closed = self.frames.finish_window(
                 split,
                 number >= non_final_windows,
-                |(_, with), frame| {
-                    done.push((frame, with.take()));
+                |(_, alpha), frame| {
+                    done.push((frame, alpha.take()));
                     Ok(())
                 },
             );

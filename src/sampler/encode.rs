@@ -31,8 +31,8 @@ pub(super) struct EncodeParams {
     pub(super) canvas: Canvas,
     pub(super) interpolated: usize,
     pub(super) schedule: NoiseSchedule,
-    /// Scale of x before the first evaluation: √(1 + s²), from the noise schedule's α to the solver's
-    /// variables.
+    /// s = σ/α of the first step. Sampling starts from the diffused latents times s, as in the reference
+    /// implementation.
     pub(super) start: f64,
     /// Timestep of the noise in the hint: `noise-aug` − 1.
     pub(super) t_hint: usize,
