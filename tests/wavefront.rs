@@ -18,8 +18,9 @@ use gstvenhance::{
     engine::{self, Cancel, ClipContext, Enhancer, Error, Format, Frame, Solver},
     sampler::{
         self, Autoencoder, Batch, Budget, Canvas, Check, Conditions, Denoiser, Encoded, LATENT,
-        Mode, Noise, NoiseSchedule, Precision, Purpose, RESERVE, Recipe, START, Sampler, Seeded,
-        Settings, Tail, Velocities, Wavefront, Windows, Work, evaluations, lookahead,
+        LatentSink, Mode, Noise, NoiseSchedule, Precision, Purpose, RESERVE, START, Sampler,
+        SamplerParams, Seeded, Settings, Velocities, Wavefront, Windows, Work, evaluations,
+        lookahead,
     },
 };
 use proptest::prelude::*;
@@ -76,17 +77,17 @@ fn sample(
     for evaluation in &evaluations {
         let mut results = Vec::new();
         for window in &windows {
-            let seen = evaluation.input(&Tensor::cat(&x[window.clone()], 2)?)?;
+            let input = evaluation.input(&Tensor::cat(&x[window.clone()], 2)?)?;
             let conditions = Conditions {
-                t: evaluation.time as f64,
+                t: evaluation.timestep as f64,
                 hint: &hint,
                 t_hint: f64::from(settings.noise_aug) - 1.0,
                 s_cond: settings.downscale_cond,
                 mask: &mask[window.clone()],
             };
             let said =
-                ToyDenoiser.velocities(&seen, &conditions, true, Mode::default(), &|| Ok(()))?;
-            let d = evaluation.denoised(&seen, &settings.guidance.apply(said)?)?;
+                ToyDenoiser.velocities(&input, &conditions, true, Mode::default(), &|| Ok(()))?;
+            let d = evaluation.denoised(&input, &settings.guidance.apply(said)?)?;
             let split = (0..window.len()).map(|n| d.narrow(2, n, 1)?.contiguous());
             results.push(split.collect::<Result<_>>()?);
         }
@@ -101,30 +102,30 @@ fn sample(
 }
 
 /// The whole clip at once.
-fn whole(keys: &[Frame], settings: &Settings, format: Format, noise: &dyn Noise) -> Vec<Frame> {
-    whole_video(keys, settings, format, noise).unwrap()
+fn whole(inputs: &[Frame], settings: &Settings, format: Format, noise: &dyn Noise) -> Vec<Frame> {
+    whole_video(inputs, settings, format, noise).unwrap()
 }
 
 fn whole_video(
-    keys: &[Frame],
+    inputs: &[Frame],
     settings: &Settings,
     format: Format,
     noise: &dyn Noise,
 ) -> Result<Vec<Frame>> {
-    let (table, interpolated) = (NoiseSchedule::default(), format.interpolated);
-    let (start, _) = evaluations(&table, settings.solver, settings.steps);
+    let (schedule, interpolated) = (NoiseSchedule::default(), format.interpolated);
+    let (start, _) = evaluations(&schedule, settings.solver, settings.steps);
     let canvas = Canvas::new((format.output.1, format.output.0), settings.smallest);
     let (mut x, mut hints) = (Vec::new(), Vec::new());
-    for n in 0..keys.len() + interpolated * (keys.len() - 1) {
-        let image = sampler::fit(&sampler::planes(&keys[n / (interpolated + 1)])?, &canvas)?;
+    for n in 0..inputs.len() + interpolated * (inputs.len() - 1) {
+        let image = sampler::fit(&sampler::planes(&inputs[n / (interpolated + 1)])?, &canvas)?;
         let encoded = ToyAutoencoder.encode(&image, Mode::default(), &|| Ok(()))?;
         let noise = |purpose| noise.normal(purpose, n, canvas.latent());
         let latents = encoded.sample(&noise(Purpose::Encode)?)?;
-        let noised = table.diffuse(&latents, START, &noise(Purpose::Start)?)?;
+        let noised = schedule.diffuse(&latents, START, &noise(Purpose::Start)?)?;
         x.push((noised * start)?.unsqueeze(2)?);
         if n.is_multiple_of(interpolated + 1) {
             let t_hint = settings.noise_aug as usize - 1;
-            hints.push(table.diffuse(&latents, t_hint, &noise(Purpose::Hint)?)?.unsqueeze(2)?);
+            hints.push(schedule.diffuse(&latents, t_hint, &noise(Purpose::Hint)?)?.unsqueeze(2)?);
         }
     }
     let latents = sample(x, &hints, settings, interpolated, noise)?;
@@ -146,13 +147,13 @@ fn whole_video(
     Ok(frames.iter().map(|frame| sampler::frame(frame, None, &canvas).unwrap()).collect())
 }
 
-fn keys(count: usize, format: Format) -> Vec<Frame> {
+fn inputs(count: usize, format: Format) -> Vec<Frame> {
     (0..count).map(|n| picture(n, format.input)).collect()
 }
 
 /// The output of the wavefront for a clip, on some devices.
 fn stream(
-    keys: &[Frame],
+    inputs: &[Frame],
     settings: &Settings,
     format: Format,
     seed: u64,
@@ -161,8 +162,8 @@ fn stream(
     let sink = Arc::new(Record::default());
     let mut enhancer = Wavefront::new(models(devices), settings.clone(), Arc::new(Seeded(seed)));
     enhancer.start(format, clip(&sink)).unwrap();
-    for key in keys {
-        enhancer.push(key.clone()).unwrap();
+    for input in inputs {
+        enhancer.push(input.clone()).unwrap();
     }
     enhancer.finish().unwrap();
     sink.take()
@@ -182,8 +183,8 @@ fn cases(count: u32) -> ProptestConfig {
 
 fn same_as_whole((count, interpolated): (usize, usize), (solver, steps): (Solver, u32), seed: u64) {
     let (settings, format) = (settings(solver, steps), format(interpolated, false));
-    let keys = keys(count, format);
-    let expected = whole(&keys, &settings, format, &Seeded(seed));
+    let inputs = inputs(count, format);
+    let expected = whole(&inputs, &settings, format, &Seeded(seed));
     assert_eq!(expected.len(), count + interpolated * (count - 1));
     // Toys that say only black or white would hide a difference.
     let extreme = |value: &&u16| **value == 0 || **value == u16::MAX;
@@ -192,7 +193,7 @@ fn same_as_whole((count, interpolated): (usize, usize), (solver, steps): (Solver
         assert!(frame.pixels().iter().filter(extreme).count() < frame.pixels().len() / 2);
     }
     for devices in [1, 2, 5] {
-        let got = stream(&keys, &settings, format, seed, devices);
+        let got = stream(&inputs, &settings, format, seed, devices);
         assert_eq!(got.len(), expected.len());
         for (n, (got, expected)) in got.iter().zip(&expected).enumerate() {
             assert!(**got == *expected, "frame {n}, {devices} devices");
@@ -200,13 +201,13 @@ fn same_as_whole((count, interpolated): (usize, usize), (solver, steps): (Solver
     }
 }
 
-/// What a run of the key frames from `first` on leaves.
-fn part(keys: &[Frame], first: usize, settings: &Settings, format: Format) -> Vec<Arc<Frame>> {
+/// What a run of the input frames from `first` on leaves.
+fn part(inputs: &[Frame], first: usize, settings: &Settings, format: Format) -> Vec<Arc<Frame>> {
     let sink = Arc::new(Record::default());
     let mut enhancer = Wavefront::new(models(1), settings.clone(), Arc::new(Seeded(3)));
     enhancer.start_at(first, format, clip(&sink)).unwrap();
-    for key in &keys[first..] {
-        enhancer.push(key.clone()).unwrap();
+    for input in &inputs[first..] {
+        enhancer.push(input.clone()).unwrap();
     }
     enhancer.finish().unwrap();
     sink.take()
@@ -220,18 +221,18 @@ fn a_run_that_begins_in_the_middle_soon_gives_what_the_whole_gives() {
         let solvers = [(Solver::Normal, 1), (Solver::Normal, 4), (Solver::Heun, 2)];
         for (solver, steps) in solvers.into_iter().chain(fast) {
             let (settings, format) = (settings(solver, steps), format(interpolated, false));
-            // The first key frame that does not need all before it, and one later.
-            let from = |key: usize| sampler::resume_from(&settings, interpolated, key);
-            let soonest = (0..).find(|&key| from(key) > 0).unwrap();
-            for (key, after) in [(soonest, 0), (soonest, 40), (2 * soonest + 7, 3)] {
-                let (first, keys) = (from(key), keys(key + 1 + after, format));
+            // The first input frame that does not need all before it, and one later.
+            let from = |input: usize| sampler::resume_from(&settings, interpolated, input);
+            let soonest = (0..).find(|&input| from(input) > 0).unwrap();
+            for (input, after) in [(soonest, 0), (soonest, 40), (2 * soonest + 7, 3)] {
+                let (first, inputs) = (from(input), inputs(input + 1 + after, format));
                 let (whole, part) =
-                    (part(&keys, 0, &settings, format), part(&keys, first, &settings, format));
+                    (part(&inputs, 0, &settings, format), part(&inputs, first, &settings, format));
                 let lacking = whole.len() - part.len();
                 assert_eq!(lacking, first * (interpolated + 1));
                 let same: Vec<_> =
                     whole[lacking..].iter().zip(&part).map(|(a, b)| a == b).collect();
-                let wanted = key * (interpolated + 1) - lacking;
+                let wanted = input * (interpolated + 1) - lacking;
                 assert!(same.contains(&false), "{interpolated}, {solver:?} {steps}");
                 assert!(
                     same[wanted..].iter().all(|same| *same),
@@ -260,7 +261,7 @@ proptest! {
 #[derive(Clone, Default)]
 struct Collect(Arc<Mutex<Vec<Tensor>>>);
 
-impl Tail for Collect {
+impl LatentSink for Collect {
     fn take(&mut self, batch: Batch) -> std::result::Result<(), Error> {
         self.0.lock().unwrap().extend(batch.frames.into_iter().map(|frame| frame.x));
         Ok(())
@@ -290,17 +291,17 @@ proptest! {
         for portions in [&portions[..], &[1], &[total]] {
             let (_, evaluations) =
                 evaluations(&NoiseSchedule::default(), settings.solver, settings.steps);
-            let recipe = Recipe {
+            let params = SamplerParams {
                 guidance: settings.guidance,
                 t_hint: settings.noise_aug as usize - 1,
                 s_cond: settings.downscale_cond,
                 interpolated,
                 noise: noise.clone(),
             };
-            let (tail, sink) = (Collect::default(), Arc::new(Record::default()));
+            let (output, sink) = (Collect::default(), Arc::new(Record::default()));
             let denoisers = models(devices).denoisers;
             let mut sampler =
-                Sampler::new(&denoisers, &evaluations, recipe, clip(&sink), tail.clone()).unwrap();
+                Sampler::new(&denoisers, &evaluations, params, clip(&sink), output.clone()).unwrap();
             let mut first = 0;
             for portion in portions.iter().cycle() {
                 let end = (first + portion).min(total);
@@ -316,8 +317,8 @@ proptest! {
                 }
                 first = end;
             }
-            sampler.rest().unwrap();
-            prop_assert_eq!(values(&tail.0.lock().unwrap()), values(&expected));
+            sampler.wait().unwrap();
+            prop_assert_eq!(values(&output.0.lock().unwrap()), values(&expected));
         }
     }
 }
@@ -340,12 +341,15 @@ fn output_leaves_as_soon_as_the_lookahead_says_and_not_before() {
         let mut late = 0;
         for n in 0..ahead + 60 {
             enhancer.push(picture(n, format.input)).unwrap();
-            if let Some(key) = n.checked_sub(ahead) {
-                assert!(sink.count() > key * (interpolated + 1), "key frame {key} has not left");
+            if let Some(input) = n.checked_sub(ahead) {
+                assert!(
+                    sink.count() > input * (interpolated + 1),
+                    "input frame {input} has not left"
+                );
             }
             // One frame less would not do for all.
-            if let Some(key) = (n + 1).checked_sub(ahead) {
-                late += usize::from(sink.count() <= key * (interpolated + 1));
+            if let Some(input) = (n + 1).checked_sub(ahead) {
+                late += usize::from(sink.count() <= input * (interpolated + 1));
             }
         }
         assert!(late > 0, "the lookahead is too long");
@@ -386,8 +390,8 @@ fn alpha_is_faded_between_key_frames_and_enlarged_and_colours_do_not_depend_on_i
         frame.pixels_mut().chunks_exact_mut(4).for_each(|pixel| pixel[3] = alpha);
         frame
     };
-    let keys = [flat(0), flat(40_000), flat(u16::MAX)];
-    let run = |alpha| stream(&keys, &settings, format(interpolated, alpha), 3, 1);
+    let inputs = [flat(0), flat(40_000), flat(u16::MAX)];
+    let run = |alpha| stream(&inputs, &settings, format(interpolated, alpha), 3, 1);
     let (with, without) = (run(true), run(false));
     let expected = [0, 10_000, 20_000, 30_000, 40_000, 46_384, 52_768, 59_151, u16::MAX];
     for ((with, without), expected) in with.iter().zip(&without).zip(expected) {
@@ -402,7 +406,7 @@ fn alpha_is_faded_between_key_frames_and_enlarged_and_colours_do_not_depend_on_i
 /// A denoiser that fails, or gives what is not finite, when it is asked for one evaluation of a window.
 struct Faulty {
     /// The time of that evaluation.
-    time: f64,
+    timestep: f64,
     fault: fn(Tensor, Mode, Check) -> Result<Tensor>,
     /// Evaluations of that step in the usual type.
     usual: AtomicUsize,
@@ -413,8 +417,8 @@ struct Faulty {
 impl Faulty {
     fn new(step: usize, fault: fn(Tensor, Mode, Check) -> Result<Tensor>) -> Arc<Self> {
         let (_, evaluations) = evaluations(&NoiseSchedule::default(), Solver::Fast, 15);
-        let time = evaluations[step].time as f64;
-        Arc::new(Self { time, fault, usual: AtomicUsize::new(0), wide: AtomicUsize::new(0) })
+        let timestep = evaluations[step].timestep as f64;
+        Arc::new(Self { timestep, fault, usual: AtomicUsize::new(0), wide: AtomicUsize::new(0) })
     }
 
     fn run(self: &Arc<Self>, devices: usize) -> (Arc<Record>, std::result::Result<(), Error>) {
@@ -450,7 +454,7 @@ impl Denoiser for Faulty {
         if mode.precision == Precision::Wide {
             self.wide.fetch_add(1, Ordering::Relaxed);
         }
-        if conditions.t == self.time {
+        if conditions.t == self.timestep {
             if mode.precision == Precision::Usual {
                 self.usual.fetch_add(1, Ordering::Relaxed);
             }
@@ -481,9 +485,9 @@ fn a_step_that_overflows_is_computed_in_the_wide_type_from_then_on() {
         let windows = Windows::of_clip(2).all(118).len();
         assert_eq!(faulty.wide.load(Ordering::Relaxed), windows);
         assert_eq!(faulty.usual.load(Ordering::Relaxed), 1);
-        let keys = keys(40, format(2, false));
+        let inputs = inputs(40, format(2, false));
         let settings = settings(Solver::Fast, 15);
-        let expected = whole(&keys, &settings, format(2, false), &Seeded(1));
+        let expected = whole(&inputs, &settings, format(2, false), &Seeded(1));
         assert!(sink.take().iter().map(|frame| &**frame).eq(&expected));
     }
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a run takes of the memory of its devices.
+//! Computes the device memory of a run before any weights are loaded.
 
 use std::ops::Range;
 
 use super::{
     decode::FRAMES,
     geometry::Canvas,
-    plan::{held, hints},
+    plan::{frames_in_flight, hints_in_flight},
     schedule::NoiseSchedule,
     slices::Slices,
     solver::evaluations,
@@ -15,22 +15,22 @@ use super::{
     windows::Windows,
 };
 
-/// Bytes of a number of the sampler's.
+/// Bytes of one value of a latent.
 const F32: usize = size_of::<f32>();
 
-/// Windows of latents that an evaluation has beside the network's own: those of the frames put together, as
-/// the network takes them, and those of the input frames.
+/// Windows of latents that an evaluation allocates besides the network's own tensors: the concatenated
+/// frames, the scaled input of the network, and the hint.
 const COPIES: usize = 3;
 
-/// What networks take of a device, in bytes, before they are loaded.
+/// Memory of the networks in bytes, known before they are loaded.
 pub trait Footprint {
-    /// The weights of a denoiser.
+    /// Weights of a denoiser.
     fn denoiser(&self) -> usize;
 
-    /// The weights of an autoencoder.
+    /// Weights of an autoencoder.
     fn autoencoder(&self) -> usize;
 
-    /// The peak of evaluating a window of `frames` latents of size (h, w).
+    /// Peak of an evaluation of a window of `frames` latents of size (h, w).
     fn evaluate(
         &self,
         frames: usize,
@@ -39,37 +39,37 @@ pub trait Footprint {
         slices: Slices,
     ) -> usize;
 
-    /// The peak of encoding a frame to latents of size (h, w).
+    /// Peak of encoding one frame to latents of size (h, w).
     fn encode(&self, latent: (usize, usize)) -> usize;
 
-    /// The peak of decoding `frames` latents of size (h, w) together.
+    /// Peak of decoding `frames` latents of size (h, w) in one call.
     fn decode(&self, frames: usize, latent: (usize, usize), slices: Slices) -> usize;
 }
 
-/// What one device of a run takes, in bytes.
+/// Memory that a run needs on one device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Need {
-    /// The networks' weights.
+    /// Weights of the networks.
     pub weights: usize,
-    /// Latents between evaluations.
+    /// Latents held between evaluations.
     pub latents: usize,
-    /// The largest peak of a network.
+    /// Largest peak of the networks.
     pub networks: usize,
 }
 
 impl Need {
-    /// All together.
+    /// Sum of all parts.
     pub fn total(&self) -> usize {
         self.weights + self.latents + self.networks
     }
 }
 
-/// The stages that device `part` of `parts` has of `count`.
-pub(super) fn stages_of(part: usize, parts: usize, count: usize) -> Range<usize> {
-    part * count / parts..(part + 1) * count / parts
+/// Returns the stages of device number `device` when `count` stages are split over `devices`.
+pub(super) fn stage_range(device: usize, devices: usize, count: usize) -> Range<usize> {
+    device * count / devices..(device + 1) * count / devices
 }
 
-/// The work of one device of a run.
+/// The share of one device in a run.
 #[derive(Debug, Clone)]
 pub struct Work {
     latent: (usize, usize),
@@ -81,12 +81,13 @@ pub struct Work {
 }
 
 impl Work {
-    /// Of device `part` of `parts`, for frames on a canvas, with `interpolated` frames between two.
+    /// Describes the share of device number `device` of `devices`, for frames on `canvas` with
+    /// `interpolated` frames between two input frames.
     pub fn new(
         settings: &Settings,
         canvas: &Canvas,
         interpolated: usize,
-        (part, parts): (usize, usize),
+        (device, devices): (usize, usize),
     ) -> Self {
         let evaluations =
             evaluations(&NoiseSchedule::default(), settings.solver, settings.steps).1.len();
@@ -95,12 +96,12 @@ impl Work {
             windows: Windows::of_clip(interpolated),
             interpolated,
             guided: settings.guidance.guided(),
-            stages: stages_of(part, parts.min(evaluations), evaluations),
+            stages: stage_range(device, devices.min(evaluations), evaluations),
             evaluations,
         }
     }
 
-    /// Frames of the longest window.
+    /// Returns the frames of the longest window.
     pub fn frames(&self) -> usize {
         self.windows.longest()
     }
@@ -113,40 +114,41 @@ impl Work {
         self.stages.end == self.evaluations
     }
 
-    /// Whether other devices have a part of the work: then frames are encoded while windows are evaluated.
-    pub(super) fn encodes_meanwhile(&self) -> bool {
+    /// Returns whether the device encodes frames while it evaluates windows. With several devices, the
+    /// caller's thread encodes and the device's own thread evaluates.
+    pub(super) fn encodes_concurrently(&self) -> bool {
         self.encodes() && !self.decodes()
     }
 
-    /// Bytes of the latents that the device holds at most while a network works.
+    /// Returns the bytes of latents that the device holds at most while a network runs.
     pub fn latents(&self) -> usize {
         let (h, w) = self.latent;
-        let frames = held(self.windows, self.stages.clone())
-            + hints(self.windows, self.evaluations, self.interpolated)
+        let frames = frames_in_flight(self.windows, self.stages.clone())
+            + hints_in_flight(self.windows, self.evaluations, self.interpolated)
             + COPIES * self.frames();
         frames * 4 * h * w * F32
     }
 
-    /// What the device's memory is needed for.
+    /// Returns the memory that the device needs for its share.
     pub fn need(&self, networks: &dyn Footprint, slices: Slices) -> Need {
         let has_autoencoder = self.encodes() || self.decodes();
         let evaluate = networks.evaluate(self.frames(), self.latent, self.guided, slices);
         let encode = if self.encodes() { networks.encode(self.latent) } else { 0 };
         let decode = match self.decodes() {
             true => {
-                let tile = Tiles::to_decode(self.latent).tile();
+                let tile = Tiles::for_decoding(self.latent).tile();
                 networks.decode(FRAMES.longest(), tile, slices)
             }
             false => 0,
         };
-        let together = match self.encodes_meanwhile() {
+        let denoising = match self.encodes_concurrently() {
             true => evaluate + encode,
             false => evaluate.max(encode),
         };
         Need {
             weights: networks.denoiser() + if has_autoencoder { networks.autoencoder() } else { 0 },
             latents: self.latents(),
-            networks: together.max(decode),
+            networks: denoising.max(decode),
         }
     }
 }
@@ -156,10 +158,10 @@ mod tests {
     use super::*;
     use crate::engine::Options;
 
-    /// Networks whose bytes are easy to tell apart.
-    struct Numbers;
+    /// Networks whose sizes are distinct decimal digits, so that a sum shows its terms.
+    struct DigitFootprint;
 
-    impl Footprint for Numbers {
+    impl Footprint for DigitFootprint {
         fn denoiser(&self) -> usize {
             1
         }
@@ -179,37 +181,38 @@ mod tests {
         }
 
         fn decode(&self, frames: usize, tile: (usize, usize), _: Slices) -> usize {
-            // So small a frame is one tile.
+            // A frame of this size is a single tile.
             assert_eq!((frames, tile), (7, (90, 160)));
             1_010
         }
     }
 
     #[test]
-    fn a_device_needs_what_its_part_of_the_work_takes() {
+    fn a_device_needs_memory_for_its_share_only() {
         let settings = Settings::from(&Options::default());
         let canvas = Canvas::new((720, 1280), Canvas::SMALLEST);
-        let need = |part, parts| {
-            let work = Work::new(&settings, &canvas, 2, (part, parts));
-            let Need { weights, networks, .. } = work.need(&Numbers, Slices::default());
+        let need = |device, devices| {
+            let work = Work::new(&settings, &canvas, 2, (device, devices));
+            let Need { weights, networks, .. } = work.need(&DigitFootprint, Slices::default());
             (weights, networks)
         };
-        // One network works after the other.
+        // A single device runs one network at a time.
         assert_eq!(need(0, 1), (21, 1_010));
-        // The first of several encodes while it evaluates; the last decodes after that.
+        // Of several devices, the first encodes while it evaluates; the last evaluates, then decodes.
         assert_eq!(need(0, 3), (21, 1_900));
         assert_eq!(need(1, 3), (1, 1_000));
         assert_eq!(need(2, 3), (21, 1_010));
     }
 
     #[test]
-    fn devices_share_the_latents() {
+    fn the_latents_of_all_devices_sum_to_those_of_one() {
         let settings = Settings::from(&Options::default());
         let canvas = Canvas::new((720, 1280), Canvas::SMALLEST);
-        let latents = |part, parts| Work::new(&settings, &canvas, 2, (part, parts)).latents();
+        let latents =
+            |device, devices| Work::new(&settings, &canvas, 2, (device, devices)).latents();
         let frame = 4 * 90 * 160 * F32;
         let common = (COPIES * 41 + 237_usize.div_ceil(3)) * frame;
-        let sum: usize = (0..7).map(|part| latents(part, 7) - common).sum();
+        let sum: usize = (0..7).map(|device| latents(device, 7) - common).sum();
         assert_eq!(sum, latents(0, 1) - common);
     }
 }

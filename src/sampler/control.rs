@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How the parts of a run report, stop and fail.
+//! Runs networks with cancellation, error context and fallbacks, the same way in all parts of a run.
+//!
+//! Two fallbacks: smaller slices when the device is out of memory, and bf16 when f16 overflows.
 
 use std::{cell::Cell, fmt::Display, sync::Arc, time::Instant};
 
@@ -17,7 +19,7 @@ use crate::{
     ops::{Failure, failure},
 };
 
-/// What is reported when an operation of a network fails.
+/// Converts a candle error into an [`Error`]. `what` names the operation that failed.
 pub fn failed(what: String, error: &candle_core::Error) -> Error {
     let why = error.to_string();
     match failure(error) {
@@ -27,15 +29,15 @@ pub fn failed(what: String, error: &candle_core::Error) -> Error {
     }
 }
 
-/// What every part of a run holds.
+/// Sink, cancellation and slice size, shared by the parts of a run.
 #[derive(Clone)]
 pub(super) struct Control {
     pub(super) sink: Arc<dyn Sink>,
-    /// Of who has begun the clip.
+    /// Token of the caller that started the clip.
     cancel: Cancel,
-    /// Of the run itself, when it is dropped.
+    /// Token of the run itself, set when the run is dropped.
     stop: Cancel,
-    /// What the holder's device has memory for, as far as is known. Each holder has its own.
+    /// The slices that fit the memory of the owner's device, as far as known. Each clone has its own.
     slices: Cell<Slices>,
 }
 
@@ -58,7 +60,7 @@ impl Control {
         self.stop.check()
     }
 
-    /// Says `what` has failed, unless it was cancelled.
+    /// Adds `what` to a candle error. After a cancellation, returns [`Error::Cancelled`] instead.
     pub(super) fn attempt<T>(
         &self,
         what: impl Display,
@@ -70,31 +72,32 @@ impl Control {
         })
     }
 
-    /// Works in slices of this size from now on.
-    pub(super) fn begin_with(&self, slices: Slices) {
+    /// Sets the slices of the following calls.
+    pub(super) fn set_slices(&self, slices: Slices) {
         self.slices.set(slices);
     }
 
-    /// Runs a network. Where its device has no memory left, it is run again in smaller slices, and so are
-    /// the next.
-    fn in_slices<T>(
+    /// Runs a network. If the device is out of memory, retries in smaller slices and keeps them for the
+    /// following calls.
+    fn retry_with_smaller_slices<T>(
         &self,
         what: impl Display,
         run: impl Fn(Slices) -> candle_core::Result<T>,
     ) -> Result<T, Error> {
         loop {
             let result = run(self.slices.get());
-            let full = result.as_ref().is_err_and(|error| failure(error) == Failure::OutOfMemory);
+            let out_of_memory =
+                result.as_ref().is_err_and(|error| failure(error) == Failure::OutOfMemory);
             match self.slices.get().halved() {
-                Some(smaller) if full => {
+                Some(smaller) if out_of_memory => {
                     log::debug(
                         Area::Sampler,
                         format_args!("{what}: out of device memory, continuing with {smaller:?}"),
                     );
                     self.slices.set(smaller);
                 }
-                None if full => {
-                    return self.attempt(format!("{what}, in the smallest slices,"), result);
+                None if out_of_memory => {
+                    return self.attempt(format!("{what} in the smallest slices"), result);
                 }
                 _ => return self.attempt(what, result),
             }
@@ -102,9 +105,14 @@ impl Control {
         }
     }
 
-    /// Runs a network and reports it, in the precision that is given. What is not finite is computed once more with the
-    /// wide type, and so is from then on all that is run with the same `precision`: a step whose values leave the range
-    /// of f16 in one window does so in the next.
+    /// Runs a network, reports its progress under the name `what`, and returns its output.
+    ///
+    /// If the output contains NaN or infinity, runs the network once more in [`Precision::Wide`] and
+    /// leaves `precision` at that: a step that overflows f16 in one window usually does so in the next.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if the output is not finite in [`Precision::Wide`] either,
+    /// [`Error::Cancelled`], and errors of the network.
     pub(super) fn evaluate<const N: usize>(
         &self,
         what: impl Display,
@@ -115,7 +123,7 @@ impl Control {
         let mut overflowed = false;
         loop {
             let start = Instant::now();
-            let (tensors, finite) = self.in_slices(&what, |slices| {
+            let (tensors, finite) = self.retry_with_smaller_slices(&what, |slices| {
                 let tensors = run(Mode { precision: precision.get(), slices }, &check)?;
                 let finite = are_finite(&tensors)?;
                 Ok((tensors, finite))
@@ -124,7 +132,9 @@ impl Control {
                 if overflowed {
                     log::info(
                         Area::Sampler,
-                        format_args!("{what}: overflow in f16; bf16 from now on for this step"),
+                        format_args!(
+                            "{what}: overflow in f16, using bf16 for this step from now on"
+                        ),
                     );
                 }
                 log::log(Area::Sampler, format_args!("{what} took {:?}", start.elapsed()));
@@ -139,7 +149,7 @@ impl Control {
     }
 }
 
-/// Whether all values are. 0 times anything else is no number.
+/// Returns whether all values are finite: 0·x is 0 for a finite x, NaN otherwise.
 fn are_finite(tensors: &[Tensor]) -> candle_core::Result<bool> {
     let zeros = tensors.iter().map(|tensor| (tensor * 0.0)?.sum_all()?.to_scalar::<f32>());
     Ok(zeros.sum::<candle_core::Result<f32>>()? == 0.0)

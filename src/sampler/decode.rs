@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Latents to frames, as they come: in windows of a few frames, each in tiles.
+//! Decodes latents to frames as they arrive, in cross-faded windows of a few frames and in tiles, because
+//! decoding a whole clip or a large frame at once does not fit into memory.
 
 use std::{cell::Cell, sync::Arc};
 
@@ -14,12 +15,13 @@ use super::{
 };
 use crate::engine::Error;
 
-/// Frames that are decoded together.
+/// Windows of frames that are decoded in one call. Source: the reference implementation.
 pub const FRAMES: Windows = Windows { length: 5, overlap: 2 };
-/// A frame that waits to be decoded: its latents [1, 4, 1, h, w] and what goes with it.
+
+/// A frame to decode: its latents [1, 4, 1, h, w] and its alpha plane.
 pub(super) type Latents = (Tensor, Option<Tensor>);
 
-/// The end of the way: latents in, frames [1, 3, 8h, 8w] out.
+/// Decodes latents [1, 4, 1, h, w] to frames [1, 3, 8h, 8w].
 pub struct Decode {
     autoencoder: Arc<dyn Autoencoder>,
     tiles: Tiles,
@@ -29,7 +31,7 @@ pub struct Decode {
 }
 
 impl Decode {
-    /// For latents of size (h, w).
+    /// Creates a decoder for latents of size (h, w).
     pub fn new(
         autoencoder: Arc<dyn Autoencoder>,
         latent: (usize, usize),
@@ -38,14 +40,15 @@ impl Decode {
         Self::with_control(autoencoder, latent, Control::new(clip), 0)
     }
 
-    /// As [`new`](Self::new), within a run. `others` are the bytes that other tensors will take of the device.
+    /// As [`new`](Self::new), within a run. `others` is the device memory in bytes that is reserved for
+    /// other tensors.
     pub(super) fn with_control(
         autoencoder: Arc<dyn Autoencoder>,
         latent: (usize, usize),
         control: Control,
         others: usize,
     ) -> Self {
-        let (tiles, frames) = (Tiles::to_decode(latent), Sliding::new(FRAMES));
+        let (tiles, frames) = (Tiles::for_decoding(latent), Sliding::new(FRAMES));
         let decode = Self { autoencoder, tiles, frames, precision: Cell::default(), control };
         decode.choose_slices(others);
         decode
@@ -53,14 +56,14 @@ impl Decode {
 
     fn choose_slices(&self, others: usize) {
         let budget = self.autoencoder.decode_budget(FRAMES.longest(), self.tiles.tile());
-        self.control.begin_with(budget.map_or_else(Slices::default, |b| b.slices(others)));
+        self.control.set_slices(budget.map_or_else(Slices::default, |b| b.slices(others)));
     }
 
-    /// Takes the next latents, [1, 4, 1, h, w] each with what goes with it; after the last, `ended`.
-    /// Hands over the frames that are final, in order.
+    /// Takes the next latents, each [1, 4, 1, h, w] with its alpha plane. `ended` marks the end of the
+    /// clip. Calls `out` in order with every frame that is final.
     ///
     /// # Errors
-    /// Those of the network and of `out`.
+    /// Errors of the network and of `out`.
     pub fn push(
         &mut self,
         latents: impl IntoIterator<Item = (Tensor, Option<Tensor>)>,
@@ -88,18 +91,21 @@ impl Decode {
                     }
                 }
             };
-            // Copies, so that no frame holds on to the window.
+            // Copy, so that a frame does not keep the storage of the whole window alive.
             let split = window.map(|n| decoded.narrow(0, n, 1)?.force_contiguous());
             let split = self.control.attempt(&what, split.collect())?;
             drop(decoded);
             let mut done = Vec::new();
-            let closed =
-                self.frames.close(split, number >= non_final_windows, |(_, with), frame| {
-                    done.push((frame, with.take()));
+            let closed = self.frames.finish_window(
+                split,
+                number >= non_final_windows,
+                |(_, alpha), frame| {
+                    done.push((frame, alpha.take()));
                     Ok(())
-                });
+                },
+            );
             self.control.attempt(&what, closed)?;
-            done.into_iter().try_for_each(|(frame, with)| out(frame, with))?;
+            done.into_iter().try_for_each(|(frame, alpha)| out(frame, alpha))?;
         }
         Ok(())
     }

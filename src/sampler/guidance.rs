@@ -1,33 +1,35 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Classifier-free guidance, and the rescaling that keeps it from overexposing (arXiv 2305.08891).
+//! Applies classifier-free guidance, with the rescaling that prevents overexposure (arXiv 2305.08891).
 
 use candle_core::{DType, Result, Tensor};
 
 use super::model::Velocities;
 
-/// How strongly the prompt counts.
+/// Scale and rescale factor of classifier-free guidance.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Guidance {
-    /// Weight of the prompt; at 1 there is no guidance.
+    /// Guidance scale; 1 disables guidance.
     pub scale: f64,
-    /// The part of the result whose std is that of the conditional branch.
+    /// Rescale factor φ, 0–1: how far the standard deviation of the result moves to that of the
+    /// conditional branch.
     pub rescale: f64,
 }
 
 impl Guidance {
-    /// The reference's.
+    /// The rescale factor of the reference implementation.
     pub const RESCALE: f64 = 0.2;
 
-    /// Whether the unconditional branch is needed.
+    /// Returns whether the unconditional branch is needed.
     pub fn guided(&self) -> bool {
         self.scale != 1.0
     }
 
-    /// v = u + scale·(c − u), times rescale·std(c)/std(v) + 1 − rescale; deviations are of the whole
-    /// window.
+    /// Returns v·(rescale·std(c)/std(v) + 1 − rescale) with v = u + scale·(c − u), for the conditional
+    /// branch c and the unconditional branch u, [1, 4, f, h, w]. The standard deviations are over the
+    /// whole window. Without an unconditional branch, returns c.
     ///
     /// # Errors
-    /// On branches of different shapes.
+    /// Branches of different shapes.
     pub fn apply(&self, velocities: Velocities) -> Result<Tensor> {
         let Velocities { conditional: c, unconditional: Some(u) } = velocities else {
             return Ok(velocities.conditional);
@@ -38,7 +40,7 @@ impl Guidance {
     }
 }
 
-/// Unbiased; in f64, since a window has millions of values.
+/// Returns the unbiased standard deviation. Computed in f64, since a window has millions of values.
 fn std(x: &Tensor) -> Result<f64> {
     let x = x.to_dtype(DType::F64)?;
     let squares = x.broadcast_sub(&x.mean_all()?)?.sqr()?.sum_all()?.to_scalar::<f64>()?;

@@ -1,23 +1,36 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The sampler of the diffusion models, for clips of any length in memory of one size.
+//! Samples the diffusion models over clips of any length in constant memory.
 //!
 //! ```text
-//! key frames ─► intake ─► stage 0 ─► stage 1 ─► … ─► decode ─► frames
-//!              encodes    one evaluation of the       windows of
-//!              each once  network, window by window   5 frames
+//! input frames ─► encode ─► stage 0 ─► stage 1 ─► … ─► decode ─► output frames
+//!                 each      one evaluation of the       windows of
+//!                 once      network, window by window   5 frames
 //! ```
 //!
-//! A window goes into a stage as soon as its frames are there, so window n is at stage 0 when n − 1 is at
-//! stage 1: see [`Sampler`]. A short clip is the case of one window. Latents of a frame are tensors of
-//! their own, [1, 4, 1, h, w] in f32, which are put together for as long as a network looks at them: so
-//! what is in flight is exactly what the rules need, and moves between devices as it is.
+//! A *stage* is one evaluation of the network. The *wavefront* is the order in which the stages run: a
+//! stage evaluates a window as soon as the frames of that window arrive, so window n is at stage 0 while
+//! window n − 1 is at stage 1. The module `wavefront` implements it: see [`Sampler`]. A short clip is a
+//! single window.
+//!
+//! The latents of each frame are a separate tensor [1, 4, 1, h, w] in f32. A stage concatenates them only
+//! for the duration of an evaluation. Therefore only the frames that are still needed take memory, and
+//! frames move between devices without splitting.
+//!
+//! Where to look:
+//!
+//! | question | code |
+//! |---|---|
+//! | Where are windows cross-faded? | [`cross_fade`], called by `Sliding::finish_window` in `windows` |
+//! | How does `noise-aug` reach the network? | `Stream::with_control` turns it into the timestep `t_hint`; `encode` diffuses the hint to that timestep; `stage` passes both in [`Conditions`] |
+//! | What is the wavefront? | `wavefront` |
+//! | How many frames does a run hold? | `plan` (lookahead, resume point), `budget` (bytes) |
 
 mod budget;
 mod control;
 mod decode;
+mod encode;
 mod geometry;
 mod guidance;
-mod intake;
 mod model;
 mod noise;
 mod picture;
@@ -47,23 +60,23 @@ pub use plan::{Plan, lookahead, resume_from};
 pub use schedule::{NoiseSchedule, START, timesteps};
 pub use slices::{Budget, RESERVE, Slices};
 pub use solver::{Evaluation, evaluations};
-pub use stage::{Batch, Frame, Recipe};
+pub use stage::{Batch, Frame, SamplerParams};
 pub use stream::{Models, Settings, Stream};
 pub use tiles::{COLUMNS, ROWS, tile_weights};
-pub use wavefront::{Sampler, Tail};
+pub use wavefront::{LatentSink, Sampler};
 pub use windows::{Windows, cross_fade};
 
-use self::{control::Control, noise::Part};
+use self::{control::Control, noise::OffsetNoise};
 use crate::engine::{self, ClipContext, Enhancer, Error, Format};
 
-/// Frames that leave: decoded, cropped, rounded.
-struct Exit {
+/// Decodes sampled latents, crops and rounds the frames, and passes them to the sink.
+struct FrameOutput {
     decode: Decode,
     canvas: Canvas,
     control: Control,
 }
 
-impl Tail for Exit {
+impl LatentSink for FrameOutput {
     fn take(&mut self, batch: Batch) -> Result<(), Error> {
         let Self { decode, canvas, control } = self;
         let latents = batch.frames.into_iter().map(|frame| (frame.x, frame.alpha));
@@ -74,13 +87,13 @@ impl Tail for Exit {
     }
 }
 
-/// A clip at work.
+/// The clip in progress.
 struct Run {
     format: Format,
-    stream: Stream<Exit>,
+    stream: Stream<FrameOutput>,
 }
 
-/// The diffusion models at work: networks, settings and noise, put together.
+/// A diffusion model as an [`Enhancer`]: networks, sampler settings and noise source.
 pub struct Wavefront {
     models: Models,
     settings: Settings,
@@ -89,24 +102,24 @@ pub struct Wavefront {
 }
 
 impl Wavefront {
-    /// With networks whose prompt is settled.
+    /// Creates the enhancer. The denoisers of `models` already contain the encoded prompts.
     pub fn new(models: Models, settings: Settings, noise: Arc<dyn Noise>) -> Self {
         Self { models, settings, noise, run: None }
     }
 
-    /// Frames of latents in flight: see [`Sampler::latents`].
+    /// Returns the number of frames of latents in flight: see [`Sampler::latents`].
     ///
     /// # Errors
-    /// Those of the run.
+    /// Any error of the run.
     pub fn latents(&mut self) -> Result<usize, Error> {
         let Some(Run { stream, .. }) = &mut self.run else {
             return Ok(0);
         };
-        stream.sampler().rest()?;
+        stream.sampler().wait()?;
         Ok(stream.sampler().latents())
     }
 
-    /// Begins a clip, or a part of one that begins with key frame `first` of it.
+    /// Starts a clip whose first frame is input frame `first` of the whole clip.
     fn begin(&mut self, first: usize, format: Format, clip: ClipContext) -> Result<(), Error> {
         self.run = None;
         let (width, height) = format.output;
@@ -118,20 +131,22 @@ impl Wavefront {
         let latents =
             Work::new(&self.settings, &canvas, format.interpolated, (last, parts)).latents();
         let decode = Decode::with_control(decoder, canvas.latent(), control.clone(), latents);
-        let exit = Exit { decode, canvas, control: control.clone() };
-        let noise =
-            Arc::new(Part { whole: self.noise.clone(), first: first * (format.interpolated + 1) });
+        let output = FrameOutput { decode, canvas, control: control.clone() };
+        let noise = Arc::new(OffsetNoise {
+            inner: self.noise.clone(),
+            first: first * (format.interpolated + 1),
+        });
         let sizes = (canvas, format.interpolated);
         let stream =
-            Stream::with_control(&self.models, &self.settings, noise, sizes, control, exit)?;
+            Stream::with_control(&self.models, &self.settings, noise, sizes, control, output)?;
         self.run = Some(Run { format, stream });
         Ok(())
     }
 
-    /// Does something with the run, which an error ends.
-    fn with(
+    /// Calls `work` with the run. An error ends the run.
+    fn with_run(
         &mut self,
-        work: impl FnOnce(&Format, &mut Stream<Exit>) -> Result<(), Error>,
+        work: impl FnOnce(&Format, &mut Stream<FrameOutput>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let Run { format, stream } = self.run.as_mut().ok_or(Error::Cancelled)?;
         let result = work(format, stream);
@@ -156,7 +171,7 @@ impl Enhancer for Wavefront {
     }
 
     fn push(&mut self, frame: engine::Frame) -> Result<(), Error> {
-        self.with(|format, stream| {
+        self.with_run(|format, stream| {
             let failed = |error: candle_core::Error| Error::Compute {
                 what: "reading a frame".into(),
                 why: error.to_string(),
@@ -168,7 +183,7 @@ impl Enhancer for Wavefront {
     }
 
     fn finish(&mut self) -> Result<(), Error> {
-        self.with(|_, stream| stream.finish())?;
+        self.with_run(|_, stream| stream.finish())?;
         self.run = None;
         Ok(())
     }

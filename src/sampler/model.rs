@@ -1,77 +1,81 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the sampler asks of networks, so that it runs on toy ones as well as on the real ones.
+//! Defines the traits that a network implements, so that the sampler runs on toy networks in tests.
 
 use candle_core::{Device, Result, Tensor};
 
 use super::slices::{Budget, Slices};
 
-/// Pixels on a side of what one latent stands for.
+/// Pixels per latent along each side: the autoencoder downsamples by 8.
 pub const LATENT: usize = 8;
 
-/// Planes of a picture.
+/// Colour planes of an image: red, green and blue.
 pub(super) const COLOURS: usize = 3;
 
-/// Asked before every block of a network; an error from it ends the evaluation.
+/// Cancellation check, called before every block of a network. An error ends the evaluation.
 pub type Check<'a> = &'a dyn Fn() -> Result<()>;
 
-/// The type of a network's activations.
+/// The data type of a network's activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// That of its weights.
+    /// The data type of the weights.
     #[default]
     Usual,
-    /// bf16, whose range is that of f32: for an evaluation that has left the usual one's.
+    /// bf16, which has the range of f32. Used after an evaluation overflowed in the usual type.
     Wide,
 }
 
-/// How an evaluation is done.
+/// Precision and slice size of one evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Mode {
-    /// The type of activations.
+    /// The data type of the activations.
     pub precision: Precision,
-    /// How much is worked on at a time.
+    /// The slices in which the network processes its input.
     pub slices: Slices,
 }
 
-/// What a window is denoised with.
+/// The conditioning of one window.
 #[derive(Debug, Clone, Copy)]
 pub struct Conditions<'a> {
-    /// The time of the latents, 0 to 999.
+    /// The timestep of the latents, 0 to 999.
     pub t: f64,
-    /// The key frames' latents, with noise: [1, 4, keys, h, w].
+    /// The hint for the ControlNet: latents of the window's input frames, [1, 4, inputs, h, w], diffused
+    /// to the timestep `t_hint`.
     pub hint: &'a Tensor,
-    /// The time of that noise.
+    /// The timestep of the noise in `hint`: `noise-aug` − 1. The network embeds it like `t`.
     pub t_hint: f64,
-    /// How much smaller the input is said to be.
+    /// The downscale factor of the input that the network is conditioned on.
     pub s_cond: f64,
-    /// For each frame the number of its key frame in `hint`, if it is one.
+    /// For each frame of the window: its index in `hint` if it is an input frame, `None` if it is an
+    /// interpolated frame.
     pub mask: &'a [Option<usize>],
 }
 
-/// What a denoiser makes of a window, [1, 4, f, h, w] in f32.
+/// The output of a denoiser for a window, [1, 4, f, h, w] in f32.
 #[derive(Debug, Clone)]
 pub struct Velocities {
-    /// With the prompt.
+    /// Predicted with the prompt.
     pub conditional: Tensor,
-    /// With the negative prompt, where it was asked for.
+    /// Predicted with the negative prompt, if guidance was requested.
     pub unconditional: Option<Tensor>,
 }
 
-/// Predicts velocities: of x = α·x₀ + σ·noise it gives v = α·noise − σ·x₀.
+/// Predicts the velocity v = α·noise − σ·x₀ of x = α·x₀ + σ·noise (v-prediction, arXiv 2202.00512).
 pub trait Denoiser: Send + Sync {
-    /// Where it takes its input, and leaves its output.
+    /// The device of the input and output tensors.
     fn device(&self) -> &Device;
 
-    /// The memory that the device has, and that an evaluation of a window of `frames` latents of size (h, w)
-    /// takes; `None` where slices are not chosen by memory: on a CPU, where they fit its caches.
+    /// Returns the available memory of the device and the peak memory of an evaluation of a window of
+    /// `frames` latents of size (h, w). Returns `None` if memory does not limit the slices: on a CPU they
+    /// are sized for the caches.
     fn budget(&self, _frames: usize, _latent: (usize, usize), _guided: bool) -> Option<Budget<'_>> {
         None
     }
 
-    /// Both branches of guidance, or, not `guided`, the first, for a window x [1, 4, f, h, w] in f32.
+    /// Predicts the velocities of a window x, [1, 4, f, h, w] in f32. With `guided`, returns both branches
+    /// of classifier-free guidance; otherwise only the conditional one.
     ///
     /// # Errors
-    /// On shapes that do not fit, if the device has no memory, or if `check` fails.
+    /// Mismatched shapes, no memory left on the device, or a failed `check`.
     fn velocities(
         &self,
         x: &Tensor,
@@ -82,48 +86,50 @@ pub trait Denoiser: Send + Sync {
     ) -> Result<Velocities>;
 }
 
-/// Mean and standard std of the latents of frames, [f, 4, h, w] each, f32, scaled to about unit
-/// variance. They are the same for every output frame that shows a key frame; each takes a sample of
-/// its own.
+/// The latent distribution of encoded frames: mean and standard deviation, each [f, 4, h, w] in f32,
+/// scaled to about unit variance.
+///
+/// All output frames that start from the same input frame share it; each draws its own sample.
 #[derive(Debug, Clone)]
 pub struct Encoded {
-    /// See the type.
+    /// Mean, [f, 4, h, w].
     pub mean: Tensor,
-    /// See the type.
+    /// Standard deviation, [f, 4, h, w].
     pub std: Tensor,
 }
 
 impl Encoded {
-    /// Latents, with noise of the mean's shape.
+    /// Returns mean + std·noise, [f, 4, h, w]. `noise` has the shape of the mean.
     ///
     /// # Errors
-    /// On noise of another shape.
+    /// Mismatched shapes.
     pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
         &self.mean + (&self.std * noise)?
     }
 }
 
-/// Frames to latents and back.
+/// Encodes frames to latents and decodes latents to frames.
 pub trait Autoencoder: Send + Sync {
-    /// Encodes frames [f, 3, 8h, 8w] in \[−1, 1\], f32, each for itself.
+    /// Encodes frames [f, 3, 8h, 8w] in \[−1, 1\], f32. Each frame is encoded independently.
     ///
     /// # Errors
-    /// On shapes that do not fit, if the device has no memory, or if `check` fails.
+    /// Mismatched shapes, no memory left on the device, or a failed `check`.
     fn encode(&self, frames: &Tensor, mode: Mode, check: Check) -> Result<Encoded>;
 
-    /// Decodes latents [f, 4, h, w] as [`Encoded`] has them, together, to frames [f, 3, 8h, 8w], f32.
+    /// Decodes latents [f, 4, h, w], scaled as in [`Encoded`], to frames [f, 3, 8h, 8w] in f32. The
+    /// decoder mixes the frames along time.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
     fn decode(&self, latents: &Tensor, mode: Mode, check: Check) -> Result<Tensor>;
 
-    /// Bytes that encoding a frame of latents of size (h, w) takes at its peak, beyond the weights, where
-    /// memory matters.
+    /// Returns the peak memory in bytes, without the weights, of encoding one frame to latents of size
+    /// (h, w). Returns 0 if memory is not limited.
     fn encode_bytes(&self, _latent: (usize, usize)) -> usize {
         0
     }
 
-    /// As [`Denoiser::budget`], for decoding `frames` latents of size (h, w) together.
+    /// As [`Denoiser::budget`], for decoding `frames` latents of size (h, w) in one call.
     fn decode_budget(&self, _frames: usize, _latent: (usize, usize)) -> Option<Budget<'_>> {
         None
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Randomness that depends on nothing but the seed, its purpose and the frame: not on batches, threads,
-//! devices, or where a run began.
+//! Generates noise that depends only on the seed, the purpose and the frame, so that results are the same
+//! for any batch size, thread, device and resume point.
 
 use std::{fmt, sync::Arc};
 
@@ -11,29 +11,29 @@ use rand_chacha::{
 };
 use rand_distr::{Distribution, StandardNormal};
 
-/// What noise is for.
+/// The use of the noise. Each purpose has independent noise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// A sample of a frame's latents.
+    /// Sampling the latents of a frame from the encoder's distribution.
     Encode,
-    /// The key frame as the ControlNet sees it.
+    /// Diffusing the hint for the ControlNet.
     Hint,
-    /// What sampling starts from.
+    /// Diffusing the latents that sampling starts from.
     Start,
-    /// This step of the sampler.
+    /// The stochastic term of this solver step.
     Step(usize),
 }
 
-/// Normal variates.
+/// A source of standard normal noise.
 pub trait Noise: fmt::Debug + Send + Sync {
-    /// Latents [1, 4, h, w] of unit variance for output frame `frame` of the clip, f32, on the CPU.
+    /// Returns noise of unit variance for output frame `frame`, [1, 4, h, w] in f32 on the CPU.
     ///
     /// # Errors
-    /// If there is no memory.
+    /// Out of memory.
     fn normal(&self, purpose: Purpose, frame: usize, size: (usize, usize)) -> Result<Tensor>;
 }
 
-/// The same noise for the same seed, on every machine.
+/// Noise from a seed. The same seed gives the same noise on every machine.
 #[derive(Debug, Clone, Copy)]
 pub struct Seeded(pub u64);
 
@@ -45,7 +45,7 @@ impl Noise for Seeded {
             Purpose::Start => 2,
             Purpose::Step(step) => 3 + step as u64,
         };
-        // Each purpose has a key, each frame a stream of its own.
+        // Each purpose has its own ChaCha key, each frame its own stream.
         let mut key = [0; 32];
         key[..8].copy_from_slice(&self.0.to_le_bytes());
         key[8..16].copy_from_slice(&purpose.to_le_bytes());
@@ -56,16 +56,16 @@ impl Noise for Seeded {
     }
 }
 
-/// The noise of a part of a clip that begins with output frame `first` of the whole.
+/// Noise for a run that starts at output frame `first`: shifts the frame index of the inner source.
 #[derive(Debug)]
-pub(super) struct Part {
-    pub(super) whole: Arc<dyn Noise>,
+pub(super) struct OffsetNoise {
+    pub(super) inner: Arc<dyn Noise>,
     pub(super) first: usize,
 }
 
-impl Noise for Part {
+impl Noise for OffsetNoise {
     fn normal(&self, purpose: Purpose, frame: usize, size: (usize, usize)) -> Result<Tensor> {
-        self.whole.normal(purpose, self.first + frame, size)
+        self.inner.normal(purpose, self.first + frame, size)
     }
 }
 
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn every_seed_purpose_step_and_frame_has_noise_of_its_own_that_never_changes() {
+    fn noise_is_independent_by_seed_purpose_step_and_frame_and_reproducible() {
         let all = [
             (1, Purpose::Encode, 0),
             (2, Purpose::Encode, 0),
@@ -100,7 +100,7 @@ mod tests {
         };
         for (n, a) in all.iter().enumerate() {
             for (m, b) in all.iter().enumerate() {
-                // Of 10,240 products: four deviations, six for the squares.
+                // 10,240 products: the limit is four standard deviations, six for the squares.
                 let (expected, error) = if n == m { (1.0, 0.06) } else { (0.0, 0.04) };
                 assert!((product(a, b) - expected).abs() < error, "{n} {m}");
             }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Frames of 16 bits to the networks' numbers and back, row by row on all cores.
+//! Converts 16-bit frames to tensors and back, because the networks compute on planes in \[−1, 1\].
+//!
+//! Works row by row on all CPU cores.
 
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
@@ -7,13 +9,13 @@ use rayon::prelude::*;
 use super::{geometry::Canvas, model::COLOURS};
 use crate::engine::{self, Error};
 
-/// What the canvas holds around a frame.
+/// Value of the padding around a frame: white.
 const PADDING: f32 = 1.0;
 
-/// The planes of a frame, [3, h, w] in \[−1, 1\], f32.
+/// Returns the colour planes of a frame, [3, h, w] in \[−1, 1\], f32.
 ///
 /// # Errors
-/// If there is no memory.
+/// Out of memory.
 pub fn planes(frame: &engine::Frame) -> Result<Tensor> {
     let (h, w) = (frame.height(), frame.width());
     let mut values = vec![0.0_f32; COLOURS * h * w];
@@ -28,66 +30,62 @@ pub fn planes(frame: &engine::Frame) -> Result<Tensor> {
     Tensor::from_vec(values, (COLOURS, h, w), &Device::Cpu)
 }
 
-/// Planes [3, h, w] at the canvas's target size, with padding: [1, 3, H, W].
+/// Resizes planes [3, h, w] to the target size of the canvas and pads them: [1, 3, H, W].
 ///
 /// # Errors
-/// On another shape.
+/// `planes` has another number of dimensions.
 pub fn fit(planes: &Tensor, canvas: &Canvas) -> Result<Tensor> {
     let (colours, h, w) = planes.dims3()?;
     let values = planes.flatten_all()?.to_vec1::<f32>()?;
     let ((height, width), (top, left)) = (canvas.padded, canvas.origin);
     let mut out = vec![PADDING; colours * height * width];
     for (plane, out) in values.chunks_exact(h * w).zip(out.chunks_exact_mut(height * width)) {
-        enlarge(plane, (h, w), &mut out[top * width + left..], canvas.target, width);
+        resize(plane, (h, w), &mut out[top * width + left..], canvas.target, width);
     }
     Tensor::from_vec(out, (1, colours, height, width), planes.device())
 }
 
-/// A pixel between two: their numbers, and the weight of the second.
-struct Between(usize, usize, f32);
+/// The two source pixels of an interpolated pixel, and the weight of the second.
+struct Neighbours(usize, usize, f32);
 
-/// Of each of `to` pixels, where it lies among `from`: centres half a pixel in, no antialiasing.
-fn between(from: usize, to: usize) -> Vec<Between> {
+/// Returns for each of `to` pixels its neighbours among `from` pixels. Pixel centres are at half-integers;
+/// there is no antialiasing.
+fn neighbours(from: usize, to: usize) -> Vec<Neighbours> {
     let scale = from as f32 / to as f32;
-    let place = |n: usize| {
-        let place = ((n as f32 + 0.5) * scale - 0.5).max(0.0);
-        let low = (place as usize).min(from - 1);
-        Between(low, (low + 1).min(from - 1), place - low as f32)
+    let neighbours = |n: usize| {
+        let position = ((n as f32 + 0.5) * scale - 0.5).max(0.0);
+        let low = (position as usize).min(from - 1);
+        Neighbours(low, (low + 1).min(from - 1), position - low as f32)
     };
-    (0..to).map(place).collect()
+    (0..to).map(neighbours).collect()
 }
 
 /// Resizes a plane bilinearly into rows of `stride` values.
-fn enlarge(
-    plane: &[f32],
-    from: (usize, usize),
-    out: &mut [f32],
-    to: (usize, usize),
-    stride: usize,
-) {
-    let (rows, columns) = (between(from.0, to.0), between(from.1, to.1));
-    out.par_chunks_mut(stride).zip(rows).for_each(|(out, Between(above, below, share))| {
+fn resize(plane: &[f32], from: (usize, usize), out: &mut [f32], to: (usize, usize), stride: usize) {
+    let (rows, columns) = (neighbours(from.0, to.0), neighbours(from.1, to.1));
+    out.par_chunks_mut(stride).zip(rows).for_each(|(out, Neighbours(above, below, vertical))| {
         let row = |y: usize| &plane[y * from.1..][..from.1];
         let (above, below) = (row(above), row(below));
-        for (out, Between(left, right, part)) in out.iter_mut().zip(&columns) {
-            let mix = |row: &[f32]| row[*left] * (1.0 - part) + row[*right] * part;
-            *out = mix(above) * (1.0 - share) + mix(below) * share;
+        for (out, Neighbours(left, right, horizontal)) in out.iter_mut().zip(&columns) {
+            let mix = |row: &[f32]| row[*left] * (1.0 - horizontal) + row[*right] * horizontal;
+            *out = mix(above) * (1.0 - vertical) + mix(below) * vertical;
         }
     });
 }
 
-/// The frame in planes [3, H, W] of the canvas's padded size, each value to the nearest; opaque, or with
-/// an alpha plane of the input's size: u16 in pairs of bytes, [h, 2w].
+/// Crops the frame out of planes [3, H, W] of the padded size and rounds it to 16 bits. Without `alpha`,
+/// the frame is opaque; otherwise the alpha plane of the input size is resized to the frame. An alpha plane
+/// is a tensor of little-endian u16 as pairs of bytes, [h, 2w].
 ///
 /// # Errors
-/// [`Error::OutOfMemory`], and [`Error::Compute`] on planes of another size.
+/// [`Error::OutOfMemory`], and [`Error::Compute`] if a tensor cannot be read.
 pub fn frame(
     planes: &Tensor,
     alpha: Option<&Tensor>,
     canvas: &Canvas,
 ) -> std::result::Result<engine::Frame, Error> {
     let failed = |error: candle_core::Error| Error::Compute {
-        what: "making a frame of what was decoded".into(),
+        what: "converting a decoded image to a frame".into(),
         why: error.to_string(),
     };
     let ((height, width), (top, left)) = (canvas.padded, canvas.origin);
@@ -117,7 +115,7 @@ fn set_alpha(frame: &mut engine::Frame, alpha: &Tensor) -> Result<()> {
     let plane: Vec<f32> = alpha_values(alpha)?.into_iter().map(f32::from).collect();
     let to = (frame.height(), frame.width());
     let mut values = vec![0.0; to.0 * to.1];
-    enlarge(&plane, (h, w / 2), &mut values, to, to.1);
+    resize(&plane, (h, w / 2), &mut values, to, to.1);
     let pixels = frame.pixels_mut().chunks_exact_mut(engine::Frame::COMPONENTS);
     for (pixel, value) in pixels.zip(values) {
         pixel[COLOURS] = value.round() as u16;
@@ -125,23 +123,23 @@ fn set_alpha(frame: &mut engine::Frame, alpha: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// The alpha plane of a frame, u16 in pairs of bytes: [h, 2w].
+/// Returns the alpha plane of a frame, u16 as pairs of bytes: [h, 2w].
 ///
 /// # Errors
-/// If there is no memory.
+/// Out of memory.
 pub fn alpha(frame: &engine::Frame) -> Result<Tensor> {
     let values = frame.pixels().chunks_exact(engine::Frame::COMPONENTS).map(|p| p[COLOURS]);
     alpha_plane(values, frame.height(), frame.width())
 }
 
-/// (1 − share)·a + share·b of alpha planes, to the nearest.
+/// Returns (1 − weight)·a + weight·b of two alpha planes [h, 2w], rounded to the nearest value.
 ///
 /// # Errors
-/// On different shapes.
-pub fn blend_alpha(a: &Tensor, b: &Tensor, share: f64) -> Result<Tensor> {
+/// `a` or `b` is not a plane of bytes.
+pub fn blend_alpha(a: &Tensor, b: &Tensor, weight: f64) -> Result<Tensor> {
     let (h, w) = a.dims2()?;
     let (a, b) = (alpha_values(a)?, alpha_values(b)?);
-    let mix = |(a, b)| (f64::from(a) * (1.0 - share) + f64::from(b) * share).round() as u16;
+    let mix = |(a, b)| (f64::from(a) * (1.0 - weight) + f64::from(b) * weight).round() as u16;
     alpha_plane(a.into_iter().zip(b).map(mix), h, w / 2)
 }
 

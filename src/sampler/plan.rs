@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a run will do and need, before any weight is there.
+//! Computes what a run does and needs before any weights are loaded: lookahead, resume point, windows.
 
 use std::{fmt, ops::Range};
 
@@ -15,66 +15,68 @@ use super::{
 };
 use crate::engine::Format;
 
-/// Items that must be there before item `index` leaves the last of some stages over windows.
+/// Returns how many items must arrive before item `index` leaves the last of `stages` stages.
 fn needed(windows: Windows, stages: usize, index: usize) -> usize {
     let number = windows.final_with(index) + stages - 1;
     number * windows.stride() + windows.longest() + 1
 }
 
-/// Output frames that must be there before the given one has been sampled and decoded.
+/// Returns how many output frames must be encoded before output frame `index` is sampled and decoded.
 fn needed_to_decode(windows: Windows, stages: usize, index: usize) -> usize {
     needed(windows, stages, needed(FRAMES, 1, index) - 1)
 }
 
-/// Input frames whose hints are in flight, at most.
-pub(super) fn hints(windows: Windows, evaluations: usize, interpolated: usize) -> usize {
+/// Returns the largest number of input frames whose hints are held at the same time.
+pub(super) fn hints_in_flight(windows: Windows, evaluations: usize, interpolated: usize) -> usize {
     needed(windows, evaluations, 0).div_ceil(interpolated + 1)
 }
 
-/// Key frames after any one that must be there before all output up to it has left.
+/// Returns the lookahead: how many input frames after a given one must be pushed before all output frames
+/// up to and including that input frame are delivered.
 pub fn lookahead(settings: &Settings, interpolated: usize) -> usize {
     let windows = Windows::of_clip(interpolated);
     let stages = evaluations(&NoiseSchedule::default(), settings.solver, settings.steps).1.len();
-    let after = |key: usize| {
-        let needed = needed_to_decode(windows, stages, key * (interpolated + 1));
-        (needed - 1).div_ceil(interpolated + 1) - key
+    let after = |input: usize| {
+        let needed = needed_to_decode(windows, stages, input * (interpolated + 1));
+        (needed - 1).div_ceil(interpolated + 1) - input
     };
-    // Then the windows lie over the frames as at the beginning.
+    // After one period, both kinds of windows are aligned with the frames as at the start.
     let period = windows.stride() * FRAMES.stride();
     (0..=period).map(after).max().unwrap_or(0)
 }
 
-/// The first item from which on a stage over windows gives what it gives in the whole, in a run that begins
-/// in the middle, if that is so of what comes in from item `right` on.
-fn right_after(windows: Windows, right: usize) -> usize {
-    // From the first window on that sees nothing else, but for what it fades in from the one before.
-    right.next_multiple_of(windows.stride()) + windows.overlap
+/// For a run that starts in the middle of a clip: returns the first item from which on the results of a
+/// stage equal those of a run over the whole clip, if its inputs are equal from item `equal` on.
+fn first_equal(windows: Windows, equal: usize) -> usize {
+    // The first window whose inputs are all equal, without the items cross-faded with the previous window.
+    equal.next_multiple_of(windows.stride()) + windows.overlap
 }
 
-/// As [`right_after`], of the last stage, wherever the whole ends.
-fn right_at_last(windows: Windows, right: usize) -> usize {
-    // That window may not be there: the one before may be the last, and longer.
-    right.next_multiple_of(windows.stride()) + windows.longest() - windows.stride()
+/// As [`first_equal`], for the last stage of a clip that may end anywhere.
+fn first_equal_at_last(windows: Windows, equal: usize) -> usize {
+    // The window before may be the final one, which is longer.
+    equal.next_multiple_of(windows.stride()) + windows.longest() - windows.stride()
 }
 
-/// The key frame that a run in the middle of a clip must begin with so that, from key frame `key` on, it gives
-/// what a run from the beginning gives: the last for which that is sure.
-pub fn resume_from(settings: &Settings, interpolated: usize, key: usize) -> usize {
+/// Returns the input frame from which a run must start so that its output from input frame `resume_point` on
+/// equals the output of a run over the whole clip. Returns the latest such input frame that is known without
+/// the length of the clip.
+pub fn resume_from(settings: &Settings, interpolated: usize, resume_point: usize) -> usize {
     let windows = Windows::of_clip(interpolated);
     let stages = evaluations(&NoiseSchedule::default(), settings.solver, settings.steps).1.len();
-    let sampled = (1..stages).fold(0, |right, _| right_after(windows, right));
-    let right = right_at_last(FRAMES, right_at_last(windows, sampled));
-    // At these output frames a window of each kind begins, with a key frame.
+    let sampled = (1..stages).fold(0, |equal, _| first_equal(windows, equal));
+    let equal = first_equal_at_last(FRAMES, first_equal_at_last(windows, sampled));
+    // At multiples of the period, a window of a stage and a window of the decoder begin with an input frame.
     let period = match windows.stride().is_multiple_of(FRAMES.stride()) {
         true => windows.stride(),
-        // Which is a prime number.
+        // The decoder's stride, 3, is prime: the least common multiple is the product.
         false => windows.stride() * FRAMES.stride(),
     };
-    let first = (key * (interpolated + 1)).saturating_sub(right) / period * period;
+    let first = (resume_point * (interpolated + 1)).saturating_sub(equal) / period * period;
     first / (interpolated + 1)
 }
 
-/// A run in numbers. Its text is for people.
+/// A summary of a run. [`Display`](fmt::Display) formats it for users.
 #[derive(Debug, Clone)]
 pub struct Plan {
     format: Format,
@@ -86,13 +88,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Of a clip of `keys` frames.
-    pub fn new(settings: &Settings, format: Format, keys: usize) -> Self {
+    /// Creates the plan of a clip of `inputs` input frames.
+    pub fn new(settings: &Settings, format: Format, inputs: usize) -> Self {
         let (width, height) = format.output;
         Self {
             format,
             canvas: Canvas::new((height, width), settings.smallest),
-            frames: keys + format.interpolated * keys.saturating_sub(1),
+            frames: inputs + format.interpolated * inputs.saturating_sub(1),
             windows: Windows::of_clip(format.interpolated),
             evaluations: evaluations(&NoiseSchedule::default(), settings.solver, settings.steps)
                 .1
@@ -101,36 +103,36 @@ impl Plan {
         }
     }
 
-    /// Output frames.
+    /// Returns the number of output frames.
     pub fn frames(&self) -> usize {
         self.frames
     }
 
-    /// The most frames of latents in flight, whatever the clip's length: see
+    /// Returns the largest number of frames of latents in flight, for any clip length: see
     /// [`Sampler::latents`](super::Sampler::latents).
     pub fn latents(&self) -> usize {
-        held(self.windows, 0..self.evaluations)
+        frames_in_flight(self.windows, 0..self.evaluations)
     }
 
-    /// Output frames that must be there before the first has been sampled.
+    /// Returns how many output frames must be encoded before the first one is sampled.
     pub fn sampled_after(&self) -> usize {
         needed(self.windows, self.evaluations, 0)
     }
 
-    /// Bytes of the frames that are decoded together, which are in the computer's memory.
+    /// Returns the bytes of decoded frames in host memory.
     fn decoded(&self) -> usize {
         let (height, width) = self.canvas.padded;
-        // A window, its copies by frame, and those that wait for the next.
+        // A window, the copy of each of its frames, and the results kept for the overlap.
         let frames = 2 * FRAMES.longest() + FRAMES.overlap;
         frames * COLOURS * height * width * size_of::<f32>()
     }
 }
 
-/// Frames of latents that these stages hold between two frames, at most.
-pub(super) fn held(windows: Windows, stages: Range<usize>) -> usize {
-    // The first waits for frames until it is sure of a window. Behind its next window, each holds its
-    // frames up to the first of the window after; what the solver remembers of all but the first; and
-    // what the window before has given for its overlap.
+/// Returns the largest number of frames of latents that `stages` hold between two input frames.
+pub(super) fn frames_in_flight(windows: Windows, stages: Range<usize>) -> usize {
+    // Stage 0 queues frames until it knows that a window is not the final one. Every later stage holds the
+    // frames of its next window up to the first frame of the window after it, the solver history of all of
+    // them but the first, and the results of the previous window in the overlap.
     let behind = windows.stride() + 1 + windows.overlap;
     let first = windows.longest() + windows.overlap;
     let stage = |stage| if stage == 0 { first } else { behind + windows.stride() };
@@ -142,7 +144,7 @@ impl fmt::Display for Plan {
         let Format { input, output, interpolated, .. } = self.format;
         let (height, width) = self.canvas.padded;
         let (h, w) = self.canvas.latent();
-        writeln!(f, "output: {} frames, {} for each before", self.frames, interpolated + 1)?;
+        writeln!(f, "output: {} frames, {} per input frame", self.frames, interpolated + 1)?;
         writeln!(
             f,
             "size: {}×{} to {}×{}, padded to {width}×{height}, latents {w}×{h}",
@@ -154,7 +156,7 @@ impl fmt::Display for Plan {
         writeln!(f, "windows: {} of frames {}", windows.len(), shown.join(", "))?;
         writeln!(
             f,
-            "evaluations: {} a window, {} in all",
+            "evaluations: {} per window, {} in total",
             self.evaluations,
             self.evaluations * windows.len()
         )?;
@@ -172,6 +174,6 @@ impl fmt::Display for Plan {
             tiles.0 * tiles.1
         )?;
         let gib = self.decoded() as f64 / f64::from(1 << 30);
-        write!(f, "decoded frames: {gib:.2} GiB of the computer's memory")
+        write!(f, "decoded frames: {gib:.2} GiB of host memory")
     }
 }

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The solvers, as what one evaluation of the network does to one frame.
+//! Expresses every solver as a linear update of a single frame, which is what makes the wavefront possible:
+//! frames interact only inside the network.
 //!
-//! In the variables of Karras et al. (arXiv 2206.00364) x has noise of std s = σ/α. Every solver
-//! here makes of a frame's x, of its d (the x without noise that the network sees), of what it has
-//! remembered of the frame, and of fresh noise a sum: so it is given by coefficients, and frames do not
-//! meet.
+//! The variables are those of Karras et al. (arXiv 2206.00364): x has noise of standard deviation s = σ/α,
+//! and d is the network's estimate of x without noise. After each evaluation, the new x is a linear
+//! combination of x, d, the history of the frame and fresh noise.
 
 use candle_core::{Result, Tensor};
 
 use super::schedule::{NoiseSchedule, timesteps};
 use crate::engine::Solver;
 
-/// What is kept of a frame for the next evaluation.
+/// The tensor that a frame keeps for its next evaluation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum History {
-    /// d.
+    /// d, for the multistep solver.
     Denoised,
-    /// The slope (x − d)/s.
+    /// The slope (x − d)/s, for Heun's correction.
     Slope(f64),
     /// Nothing.
     None,
 }
 
-/// x ← a·x + b·d + c·history + e·noise.
+/// The coefficients of an update x ← a·x + b·d + c·history + e·noise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Update {
     x: f64,
@@ -33,10 +33,11 @@ struct Update {
 }
 
 impl Update {
-    /// To s = 0.
+    /// The last step, to s = 0: x ← d.
     const LAST: Self = Self { x: 0.0, d: 1.0, history: 0.0, noise: 0.0, keeps: History::None };
 
-    /// DPM-Solver++(2M) SDE, midpoint, η = 1 (arXiv 2211.01095), from s to s', with h of the step before.
+    /// DPM-Solver++(2M) SDE, midpoint, η = 1 (arXiv 2211.01095), from `s` to `next`. `before` is the step
+    /// size h = ln(s/next) of the previous step.
     fn dpm(s: f64, next: f64, before: Option<f64>) -> Self {
         let h = s.ln() - next.ln();
         let new = -(-2.0 * h).exp_m1();
@@ -50,28 +51,28 @@ impl Update {
         }
     }
 
-    /// Euler's step along the slope at s.
+    /// Euler step from `s` to `next` along the slope at `s`.
     fn euler(s: f64, next: f64) -> Self {
         let ratio = next / s;
         Self { x: ratio, d: 1.0 - ratio, history: 0.0, noise: 0.0, keeps: History::Slope(s) }
     }
 
-    /// Heun's correction of it: half of the way is gone along the slope at s' instead.
+    /// Heun's correction of that step: replaces half of the slope at `s` by the slope at `next`.
     fn correction(s: f64, next: f64) -> Self {
         let half = (next - s) / 2.0;
-        let share = half / next;
-        Self { x: 1.0 + share, d: -share, history: -half, noise: 0.0, keeps: History::None }
+        let ratio = half / next;
+        Self { x: 1.0 + ratio, d: -ratio, history: -half, noise: 0.0, keeps: History::None }
     }
 }
 
-/// One evaluation of the network, and what it does to each frame.
+/// One evaluation of the network and the update of each frame that follows it.
 #[derive(Debug, Clone)]
 pub struct Evaluation {
-    /// The step that it belongs to, from 0.
+    /// Index of the solver step, from 0.
     pub step: usize,
-    /// The time that the network is told.
-    pub time: usize,
-    /// What x is multiplied by for the network.
+    /// The timestep that the network is conditioned on.
+    pub timestep: usize,
+    /// Scale of x at the network's input, 1/√(1 + s²).
     input: f64,
     alpha: f64,
     sigma: f64,
@@ -79,31 +80,31 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// What the network sees of x.
+    /// Returns the network's input for `x`.
     ///
     /// # Errors
-    /// If the device has no memory.
+    /// Out of device memory.
     pub fn input(&self, x: &Tensor) -> Result<Tensor> {
         x * self.input
     }
 
-    /// d, of what the network has seen and said: α·x − σ·v.
+    /// d, of what the network has input and said: α·x − σ·v.
     ///
     /// # Errors
     /// On different shapes.
-    pub fn denoised(&self, seen: &Tensor, velocity: &Tensor) -> Result<Tensor> {
-        (seen * self.alpha)? - (velocity * self.sigma)?
+    pub fn denoised(&self, input: &Tensor, velocity: &Tensor) -> Result<Tensor> {
+        (input * self.alpha)? - (velocity * self.sigma)?
     }
 
-    /// Whether [`advance`](Self::advance) needs noise.
+    /// Returns whether [`advance`](Self::advance) needs noise.
     pub fn needs_noise(&self) -> bool {
         self.update.noise != 0.0
     }
 
-    /// The frame after this evaluation: its x, and what to remember of it for the next.
+    /// Returns x and the history of a frame after this evaluation.
     ///
     /// # Errors
-    /// On different shapes, or if there is none of what is needed.
+    /// Mismatched shapes, or a missing `history` or `noise` that the update needs.
     pub fn advance(
         &self,
         x: &Tensor,
@@ -117,7 +118,9 @@ impl Evaluation {
             [("history", history, update.history), ("noise", noise, update.noise)]
         {
             if factor != 0.0 {
-                let Some(tensor) = tensor else { candle_core::bail!("a frame without {what}") };
+                let Some(tensor) = tensor else {
+                    candle_core::bail!("the solver update needs {what}, but the frame has none")
+                };
                 next = (next + (tensor * factor)?)?;
             }
         }
@@ -130,15 +133,15 @@ impl Evaluation {
     }
 }
 
-/// The s that x starts with, and all evaluations of a solver, in order: at least one.
-pub fn evaluations(table: &NoiseSchedule, solver: Solver, steps: u32) -> (f64, Vec<Evaluation>) {
-    let s: Vec<f32> = timesteps(solver, steps).into_iter().map(|t| table.s(t)).collect();
+/// Returns s of the first step and all evaluations of a solver in order, at least one.
+pub fn evaluations(schedule: &NoiseSchedule, solver: Solver, steps: u32) -> (f64, Vec<Evaluation>) {
+    let s: Vec<f32> = timesteps(solver, steps).into_iter().map(|t| schedule.s(t)).collect();
     let sigmas: Vec<f64> = s.iter().copied().map(f64::from).collect();
     let evaluation = |step: usize, at: usize, update| {
-        let time = table.model_time(s[at]);
-        let (alpha, sigma) = table.at(time);
+        let timestep = schedule.nearest_timestep(s[at]);
+        let (alpha, sigma) = schedule.at(timestep);
         let input = 1.0 / (1.0 + sigmas[at] * sigmas[at]).sqrt();
-        Evaluation { step, time, input, alpha, sigma, update }
+        Evaluation { step, timestep, input, alpha, sigma, update }
     };
     let mut before = None;
     let mut list = Vec::new();

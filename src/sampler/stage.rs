@@ -73,7 +73,7 @@ pub struct Batch {
 
 /// What all evaluations of a clip have in common.
 #[derive(Debug, Clone)]
-pub struct Recipe {
+pub struct SamplerParams {
     /// Weight of the prompt.
     pub guidance: Guidance,
     /// The time of the noise in the hint.
@@ -122,7 +122,7 @@ impl Stage {
     pub(super) fn step(
         &mut self,
         denoiser: &dyn Denoiser,
-        recipe: &Recipe,
+        params: &SamplerParams,
         control: &Control,
     ) -> Result<Option<Batch>, Error> {
         let Some(window) = self.frames.window(self.non_final_windows, self.ended) else {
@@ -134,9 +134,9 @@ impl Stage {
         let (begin, end) = (self.frames.first(), self.frames.first() + window.len());
         let end_of_clip = if last { ", the last of the clip" } else { "" };
         log::log(Area::Sampler, format_args!("{what}: frames {begin} to {end}{end_of_clip}"));
-        let results = self.evaluate(&what, window.len(), denoiser, recipe, control)?;
+        let results = self.evaluate(&what, window.len(), denoiser, params, control)?;
         let first = self.frames.first() + usize::from(number > 0);
-        let frames = self.advance(results, last, first, denoiser.device(), recipe);
+        let frames = self.advance(results, last, first, denoiser.device(), params);
         let frames = control.attempt(&what, frames)?;
         Ok(Some(Batch { frames, non_final_windows: number + usize::from(!last), ended: last }))
     }
@@ -147,28 +147,28 @@ impl Stage {
         what: &str,
         count: usize,
         denoiser: &dyn Denoiser,
-        recipe: &Recipe,
+        params: &SamplerParams,
         control: &Control,
     ) -> Result<Vec<Tensor>, Error> {
         let frames = || self.frames.items().iter().take(count);
-        let mut mask = mask(self.frames.first(), count, recipe.interpolated);
+        let mut mask = mask(self.frames.first(), count, params.interpolated);
         let skipped = mask.iter().flatten().next().copied().unwrap_or(0);
         mask.iter_mut().flatten().for_each(|key| *key -= skipped);
         let [d] = control.evaluate(what, &self.precision, |mode, check| {
             let x = Tensor::cat(&frames().map(|frame| &frame.x).collect::<Vec<_>>(), 2)?;
             let hint: Vec<_> = frames().filter_map(|frame| frame.hint.as_ref()).collect();
             let conditions = Conditions {
-                t: self.evaluation.time as f64,
+                t: self.evaluation.timestep as f64,
                 hint: &Tensor::cat(&hint, 2)?,
-                t_hint: recipe.t_hint as f64,
-                s_cond: recipe.s_cond,
+                t_hint: params.t_hint as f64,
+                s_cond: params.s_cond,
                 mask: &mask,
             };
-            let seen = self.evaluation.input(&x)?;
-            let guided = recipe.guidance.guided();
-            let velocities = denoiser.velocities(&seen, &conditions, guided, mode, check)?;
-            let velocity = recipe.guidance.apply(velocities)?;
-            Ok([self.evaluation.denoised(&seen, &velocity)?])
+            let input = self.evaluation.input(&x)?;
+            let guided = params.guidance.guided();
+            let velocities = denoiser.velocities(&input, &conditions, guided, mode, check)?;
+            let velocity = params.guidance.apply(velocities)?;
+            Ok([self.evaluation.denoised(&input, &velocity)?])
         })?;
         // Copies, so that no frame holds on to the window.
         let split = (0..count).map(|n| d.narrow(2, n, 1)?.force_contiguous());
@@ -182,16 +182,16 @@ impl Stage {
         last: bool,
         first: usize,
         device: &Device,
-        recipe: &Recipe,
+        params: &SamplerParams,
     ) -> candle_core::Result<Vec<Frame>> {
         let mut done = Vec::new();
         let evaluation = &self.evaluation;
-        self.frames.close(results, last, |frame, d| {
+        self.frames.finish_window(results, last, |frame, d| {
             let noise = match evaluation.needs_noise() {
                 true => {
                     let (_, _, _, h, w) = frame.x.dims5()?;
                     let purpose = Purpose::Step(evaluation.step);
-                    let noise = recipe.noise.normal(purpose, first + done.len(), (h, w))?;
+                    let noise = params.noise.normal(purpose, first + done.len(), (h, w))?;
                     Some(noise.unsqueeze(2)?.to_device(device)?)
                 }
                 false => None,

@@ -8,16 +8,16 @@ use candle_core::Tensor;
 use super::{
     budget::Work,
     control::Control,
+    encode::{Encode, EncodeParams},
     geometry::Canvas,
     guidance::Guidance,
-    intake::{Intake, Rules},
     model::{Autoencoder, Denoiser},
     noise::Noise,
     schedule::NoiseSchedule,
     slices::Slices,
     solver::evaluations,
-    stage::{Batch, Recipe},
-    wavefront::{Sampler, Tail},
+    stage::{Batch, SamplerParams},
+    wavefront::{LatentSink, Sampler},
     windows::Windows,
 };
 use crate::engine::{ClipContext, Error, Options, Solver};
@@ -73,7 +73,7 @@ impl Models {
             let Some(budget) = denoiser.budget(work.frames(), canvas.latent(), guided) else {
                 return Slices::default();
             };
-            let encode = match work.encodes_meanwhile() {
+            let encode = match work.encodes_concurrently() {
                 true => self.encoder.encode_bytes(canvas.latent()),
                 false => 0,
             };
@@ -83,14 +83,14 @@ impl Models {
     }
 }
 
-/// Key frames in, latents of all output frames to a [`Tail`].
-pub struct Stream<T: Tail> {
-    intake: Intake,
+/// Key frames in, latents of all output frames to a [`LatentSink`].
+pub struct Stream<T: LatentSink> {
+    encode: Encode,
     sampler: Sampler<T>,
     windows: Windows,
 }
 
-impl<T: Tail> Stream<T> {
+impl<T: LatentSink> Stream<T> {
     /// For frames on a canvas, with `interpolated` frames between two.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl<T: Tail> Stream<T> {
         noise: Arc<dyn Noise>,
         (canvas, interpolated): (Canvas, usize),
         clip: ClipContext,
-        tail: T,
+        output: T,
     ) -> Result<Self, Error> {
         Self::with_control(
             models,
@@ -109,7 +109,7 @@ impl<T: Tail> Stream<T> {
             noise,
             (canvas, interpolated),
             Control::new(clip),
-            tail,
+            output,
         )
     }
 
@@ -120,14 +120,14 @@ impl<T: Tail> Stream<T> {
         noise: Arc<dyn Noise>,
         (canvas, interpolated): (Canvas, usize),
         control: Control,
-        tail: T,
+        output: T,
     ) -> Result<Self, Error> {
-        let table = NoiseSchedule::default();
-        let (start, evaluations) = evaluations(&table, settings.solver, settings.steps);
-        // No noise at all is none of the table's times.
+        let schedule = NoiseSchedule::default();
+        let (start, evaluations) = evaluations(&schedule, settings.solver, settings.steps);
+        // No noise at all is none of the schedule's times.
         let t_hint = settings.noise_aug.saturating_sub(1) as usize;
         let windows = Windows::of_clip(interpolated);
-        let recipe = Recipe {
+        let params = SamplerParams {
             guidance: settings.guidance,
             t_hint,
             s_cond: settings.downscale_cond,
@@ -136,10 +136,10 @@ impl<T: Tail> Stream<T> {
         };
         let slices = models.slices(settings, &canvas, interpolated);
         let devices = (&*models.denoisers, &*slices);
-        let sampler = Sampler::build(devices, &evaluations, recipe, control.clone(), tail)?;
-        let rules = Rules { canvas, interpolated, table, start, t_hint, noise };
-        let intake = Intake::new(models.encoder.clone(), rules, control);
-        Ok(Self { intake, sampler, windows })
+        let sampler = Sampler::build(devices, &evaluations, params, control.clone(), output)?;
+        let encode_params = EncodeParams { canvas, interpolated, schedule, start, t_hint, noise };
+        let encode = Encode::new(models.encoder.clone(), encode_params, control);
+        Ok(Self { encode, sampler, windows })
     }
 
     /// Takes the next key frame: planes [3, h, w] in \[−1, 1\], f32, and perhaps its alpha plane.
@@ -147,8 +147,8 @@ impl<T: Tail> Stream<T> {
     /// # Errors
     /// Those of any part of the run, which is lost then.
     pub fn push(&mut self, planes: &Tensor, alpha: Option<Tensor>) -> Result<(), Error> {
-        let frames = self.intake.push(planes, alpha)?;
-        let non_final_windows = self.windows.non_final_windows(self.intake.frames());
+        let frames = self.encode.push(planes, alpha)?;
+        let non_final_windows = self.windows.non_final_windows(self.encode.output_frames());
         self.sampler.push(Batch { frames, non_final_windows, ended: false })
     }
 
@@ -157,9 +157,9 @@ impl<T: Tail> Stream<T> {
     /// # Errors
     /// As [`push`](Self::push).
     pub fn finish(&mut self) -> Result<(), Error> {
-        let non_final_windows = self.windows.non_final_windows(self.intake.frames());
+        let non_final_windows = self.windows.non_final_windows(self.encode.output_frames());
         self.sampler.push(Batch { frames: Vec::new(), non_final_windows, ended: true })?;
-        self.sampler.rest()
+        self.sampler.wait()
     }
 
     /// The sampler.

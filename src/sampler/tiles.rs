@@ -34,7 +34,7 @@ const SIZES: [(Windows, Windows); 4] = {
     ]
 };
 /// Places in [`SIZES`]: a frame as it is encoded, and the tiles that it is decoded in.
-const WHOLE: usize = 0;
+const UNTILED: usize = 0;
 const PUBLISHED: usize = 1;
 
 /// What the rows and the columns of a tile of h×w decoded pixels count in the mean of tiles: the weight
@@ -68,14 +68,14 @@ pub(super) struct Tiles {
 }
 
 /// A tile's place in the result, and its weights.
-struct Place {
+struct PlacedTile {
     top: usize,
     left: usize,
     rows: Vec<f64>,
     columns: Vec<f64>,
 }
 
-impl Place {
+impl PlacedTile {
     fn of((rows, columns): &Tile, scale: usize) -> Self {
         let (h, w) = (rows.len() * scale, columns.len() * scale);
         let (top, left) = (rows.start * scale, columns.start * scale);
@@ -103,13 +103,13 @@ impl Place {
 
 impl Tiles {
     /// For latents of size (h, w) to be decoded: of the published size.
-    pub(super) fn to_decode(latent: (usize, usize)) -> Self {
+    pub(super) fn for_decoding(latent: (usize, usize)) -> Self {
         Self::new(latent, LATENT, PUBLISHED)
     }
 
     /// For frames to be encoded to latents of size (h, w): one.
-    pub(super) fn to_encode(latent: (usize, usize)) -> Self {
-        Self::new(latent, 1, WHOLE)
+    pub(super) fn for_encoding(latent: (usize, usize)) -> Self {
+        Self::new(latent, 1, UNTILED)
     }
 
     fn new(latent: (usize, usize), scale: usize, level: usize) -> Self {
@@ -123,7 +123,7 @@ impl Tiles {
         let size = (latent.0 * scale, latent.1 * scale);
         let mut sums = vec![0.0; size.0 * size.1];
         for tile in &tiles {
-            Place::of(tile, scale).add(&mut sums, size, |_, _, _| 1.0);
+            PlacedTile::of(tile, scale).add(&mut sums, size, |_, _, _| 1.0);
         }
         Self { latent, scale, level, tiles, sums }
     }
@@ -136,7 +136,7 @@ impl Tiles {
         mode: Mode,
         check: Check,
     ) -> Result<Tensor> {
-        self.mean(|(rows, columns)| {
+        self.blend(|(rows, columns)| {
             let part = latents.narrow(2, rows.start, rows.len())?;
             let part = part.narrow(3, columns.start, columns.len())?.contiguous()?;
             autoencoder.decode(&part, mode, check)
@@ -151,7 +151,7 @@ impl Tiles {
         mode: Mode,
         check: Check,
     ) -> Result<Encoded> {
-        let both = self.mean(|(rows, columns)| {
+        let both = self.blend(|(rows, columns)| {
             let part = frames.narrow(2, rows.start * LATENT, rows.len() * LATENT)?;
             let part = part.narrow(3, columns.start * LATENT, columns.len() * LATENT)?;
             let Encoded { mean, std } = autoencoder.encode(&part.contiguous()?, mode, check)?;
@@ -163,9 +163,9 @@ impl Tiles {
     }
 
     /// What `each` makes of the tiles, [n, c, scale·h, scale·w], put together on the CPU.
-    fn mean(&self, each: impl Fn(&Tile) -> Result<Tensor>) -> Result<Tensor> {
+    fn blend(&self, each: impl Fn(&Tile) -> Result<Tensor>) -> Result<Tensor> {
         // A mean would round it.
-        if let (WHOLE, [tile]) = (self.level, &*self.tiles) {
+        if let (UNTILED, [tile]) = (self.level, &*self.tiles) {
             return each(tile)?.to_device(&Device::Cpu);
         }
         let (height, width) = (self.latent.0 * self.scale, self.latent.1 * self.scale);
@@ -176,7 +176,7 @@ impl Tiles {
             shape = (n, c);
             planes.resize(n * c * height * width, 0.0);
             let part = part.flatten_all()?.to_vec1::<f32>()?;
-            Place::of(tile, self.scale)
+            PlacedTile::of(tile, self.scale)
                 .add(&mut planes, (height, width), |plane, y, x| part[(plane * h + y) * w + x]);
         }
         planes.par_chunks_mut(width).enumerate().for_each(|(row, values)| {

@@ -1,48 +1,55 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Windows that overlap, over something whose end may not be known yet.
+//! Splits a sequence of unknown length into overlapping windows and cross-fades their results.
+//!
+//! Three users: the stages (windows of a clip's frames), [`Decode`](super::Decode) (windows of 5 frames)
+//! and the tiles of the autoencoder (rows and columns of an image).
 
 use std::{collections::VecDeque, ops::Range};
 
 use candle_core::{Result, Tensor};
 
-/// The most frames of an non_final_windows window, less one, and of an overlap.
+/// The most frames of a non-final window, minus one.
 const WINDOW: usize = 31;
+/// The most frames of an overlap, minus one.
 const OVERLAP: usize = 15;
 
-/// Window n begins at n · [`stride`](Self::stride); the first that can take all that is left with at
-/// most [`longest`](Self::longest) is the last.
+/// Length and overlap of windows over a sequence of items.
+///
+/// Window n begins at item n · [`stride`](Self::stride). The final window is the first one that reaches
+/// the end of the sequence with at most [`longest`](Self::longest) items.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Windows {
-    /// Of a window that is not the last.
+    /// Items of a non-final window.
     pub length: usize,
-    /// What it shares with the one after it.
+    /// Items that a window shares with the next one.
     pub overlap: usize,
 }
 
 impl Windows {
-    /// Those that a clip with `interpolated` frames between two key frames is denoised in: each begins with a
-    /// key frame.
+    /// Returns the windows in which a clip is denoised, with `interpolated` frames between two input
+    /// frames. Each window begins with an input frame.
     pub fn of_clip(interpolated: usize) -> Self {
-        let whole = |most: usize| most / (interpolated + 1) * (interpolated + 1) + 1;
-        Self { length: whole(WINDOW), overlap: whole(OVERLAP) }
+        let round_down = |most: usize| most / (interpolated + 1) * (interpolated + 1) + 1;
+        Self { length: round_down(WINDOW), overlap: round_down(OVERLAP) }
     }
 
-    /// From the beginning of a window to that of the next.
+    /// Items from the start of a window to the start of the next.
     pub fn stride(&self) -> usize {
         self.length - self.overlap
     }
 
-    /// The most that is one window, R: 1.33 · length, ties to even.
+    /// The most items of the final window: 1.33 · length, rounded with ties to even. Source: the
+    /// reference implementation.
     pub fn longest(&self) -> usize {
         (1.33 * self.length as f64).round_ties_even() as usize
     }
 
-    /// How many windows are sure not to be the last, when at least `total` items come.
+    /// Returns the number of windows that cannot be the final one in a sequence of at least `total` items.
     pub fn non_final_windows(&self, total: usize) -> usize {
         total.saturating_sub(self.longest()).div_ceil(self.stride())
     }
 
-    /// All windows over `total` items.
+    /// Returns all windows over `total` items.
     pub fn all(&self, total: usize) -> Vec<Range<usize>> {
         let non_final_windows = self.non_final_windows(total);
         let window = |n: usize| {
@@ -52,58 +59,59 @@ impl Windows {
         (0..non_final_windows + usize::from(total > 0)).map(window).collect()
     }
 
-    /// The number of the window that item `index` is final with: that before the first window that
-    /// would change it.
+    /// Returns the window after which the result of item `index` is final: no later window changes it.
     pub(super) fn final_with(&self, index: usize) -> usize {
         index.saturating_sub(1) / self.stride()
     }
 }
 
-/// Fades `this` in from `previous` over their common items: item t of n becomes
+/// Cross-fades two windows over their n common items: item t of `this` becomes
 /// previous·(1 − t/n) + this·(t/n).
 ///
+/// `previous` ends with the common items and `this` begins with them. `overlap` is the largest n.
+///
 /// # Errors
-/// On items of different shapes.
+/// Items of different shapes.
 pub fn cross_fade(previous: &[Tensor], this: &mut [Tensor], overlap: usize) -> Result<()> {
     let overlap = overlap.min(previous.len()).min(this.len());
     let previous = &previous[previous.len() - overlap..];
     for (t, (previous, this)) in previous.iter().zip(this).enumerate() {
-        let share = t as f64 / overlap as f64;
+        let weight = t as f64 / overlap as f64;
         *this = match t {
             0 => previous.clone(),
-            _ => ((previous * (1.0 - share))? + (&*this * share)?)?,
+            _ => ((previous * (1.0 - weight))? + (&*this * weight)?)?,
         };
     }
     Ok(())
 }
 
-/// Items that come one after the other and are looked at in windows; what each window gives for an item
-/// is faded in from what the one before has given.
+/// A queue of items that is processed in windows; results in the overlap of two windows are cross-faded.
 ///
-/// After window n, the results of all items up to the first of window n + 1 are final: that first one
-/// has weight 0 there. It stays, since window n + 1 looks at it.
+/// After window n, the results of all items up to and including the first item of window n + 1 are final,
+/// because window n + 1 has weight 0 there. The queue still keeps that first item: window n + 1 needs it
+/// as input.
 #[derive(Debug)]
 pub(super) struct Sliding<T> {
     windows: Windows,
-    /// The next window.
+    /// Index of the next window.
     number: usize,
-    /// From the first of the next window on.
+    /// Items from the first item of the next window on.
     items: VecDeque<T>,
-    /// Results of the window before, from that first item on; empty before the first window.
-    waiting: Vec<Tensor>,
+    /// Results of the previous window for the items of the overlap. Empty before the first window.
+    overlap_results: Vec<Tensor>,
 }
 
 impl<T> Sliding<T> {
     pub(super) fn new(windows: Windows) -> Self {
-        Self { windows, number: 0, items: VecDeque::new(), waiting: Vec::new() }
+        Self { windows, number: 0, items: VecDeque::new(), overlap_results: Vec::new() }
     }
 
-    /// The next window.
+    /// Index of the next window.
     pub(super) fn number(&self) -> usize {
         self.number
     }
 
-    /// The number of the first item that is held.
+    /// Index in the sequence of the first queued item.
     pub(super) fn first(&self) -> usize {
         self.number * self.windows.stride()
     }
@@ -112,16 +120,17 @@ impl<T> Sliding<T> {
         &self.items
     }
 
-    pub(super) fn waiting(&self) -> &[Tensor] {
-        &self.waiting
+    pub(super) fn overlap_results(&self) -> &[Tensor] {
+        &self.overlap_results
     }
 
     pub(super) fn extend(&mut self, items: impl IntoIterator<Item = T>) {
         self.items.extend(items);
     }
 
-    /// The items that the next window looks at, if they are there. `non_final_windows` windows are sure not to be
-    /// the last; with `ended`, all items are there.
+    /// Returns the range of queued items that form the next window, or `None` until all of them are
+    /// queued. The first `non_final_windows` windows are not the final one; `ended` means that the queue
+    /// holds the last item.
     pub(super) fn window(&self, non_final_windows: usize, ended: bool) -> Option<Range<usize>> {
         let length = match self.number < non_final_windows {
             true => self.windows.length,
@@ -131,19 +140,20 @@ impl<T> Sliding<T> {
         (length > 0 && length <= self.items.len()).then_some(0..length)
     }
 
-    /// Takes what the next window has given for its items, and hands over each item whose result is
-    /// final, with the result, in order.
-    pub(super) fn close(
+    /// Takes the results of the next window and cross-fades them with those of the previous window. Calls
+    /// `each` in order with every item whose result is now final. Then moves on to the following window.
+    pub(super) fn finish_window(
         &mut self,
         mut results: Vec<Tensor>,
         last: bool,
         mut each: impl FnMut(&mut T, Tensor) -> Result<()>,
     ) -> Result<()> {
-        cross_fade(&self.waiting, &mut results, self.windows.overlap)?;
+        cross_fade(&self.overlap_results, &mut results, self.windows.overlap)?;
         let stride = self.windows.stride();
         let count = if last { results.len() } else { stride + 1 };
-        self.waiting = if last { Vec::new() } else { results[stride..].to_vec() };
+        self.overlap_results = if last { Vec::new() } else { results[stride..].to_vec() };
         results.truncate(count);
+        // The previous window has already delivered the first item.
         let done = usize::from(self.number > 0);
         for (item, result) in self.items.iter_mut().zip(results).skip(done) {
             each(item, result)?;

@@ -20,9 +20,9 @@ use gstvenhance::{
         vae::{self, Vae},
     },
     sampler::{
-        Batch, Canvas, Check, Conditions, Decode, Denoiser, Frame, Guidance, Mode, Models, Noise,
-        NoiseSchedule, Purpose, Recipe, Sampler, Settings, Stream, Tail, Velocities, Windows,
-        cross_fade, evaluations, mask, tile_weights, timesteps,
+        Batch, Canvas, Check, Conditions, Decode, Denoiser, Frame, Guidance, LatentSink, Mode,
+        Models, Noise, NoiseSchedule, Purpose, Sampler, SamplerParams, Settings, Stream,
+        Velocities, Windows, cross_fade, evaluations, mask, tile_weights, timesteps,
     },
     weights::synth,
 };
@@ -49,7 +49,7 @@ impl Collect {
     }
 }
 
-impl Tail for Collect {
+impl LatentSink for Collect {
     fn take(&mut self, batch: Batch) -> std::result::Result<(), engine::Error> {
         self.0.lock().unwrap().extend(batch.frames.into_iter().map(|frame| frame.x));
         Ok(())
@@ -57,29 +57,29 @@ impl Tail for Collect {
 }
 
 /// Noise that is made by name for a whole clip, and handed out by frame.
-struct Named {
+struct SyntheticNoise {
     /// The name, and the number of frames for all of them.
     name: Box<dyn Fn(Purpose, usize) -> (String, usize) + Send + Sync>,
     /// Where in the whole an output frame is.
-    place: Box<dyn Fn(Purpose, usize) -> usize + Send + Sync>,
-    interpolated: Mutex<HashMap<String, Tensor>>,
+    index: Box<dyn Fn(Purpose, usize) -> usize + Send + Sync>,
+    cache: Mutex<HashMap<String, Tensor>>,
 }
 
-impl std::fmt::Debug for Named {
+impl std::fmt::Debug for SyntheticNoise {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Named")
+        f.write_str("SyntheticNoise")
     }
 }
 
-impl Noise for Named {
+impl Noise for SyntheticNoise {
     fn normal(&self, purpose: Purpose, frame: usize, (h, w): (usize, usize)) -> Result<Tensor> {
         let (name, frames) = (self.name)(purpose, frame);
-        let mut interpolated = self.interpolated.lock().unwrap();
-        if !interpolated.contains_key(&name) {
+        let mut cache = self.cache.lock().unwrap();
+        if !cache.contains_key(&name) {
             let whole = synth::noise(&name, &[1, 4, frames, h, w][..], &Device::Cpu)?;
-            interpolated.insert(name.clone(), whole);
+            cache.insert(name.clone(), whole);
         }
-        interpolated[&name].narrow(2, (self.place)(purpose, frame), 1)?.squeeze(2)?.contiguous()
+        cache[&name].narrow(2, (self.index)(purpose, frame), 1)?.squeeze(2)?.contiguous()
     }
 }
 
@@ -175,15 +175,15 @@ fn sample(tag: &str, config: &Value) -> Outcome<Tensor> {
         Purpose::Step(step) => (format!("solver.noise.{step}"), frames),
         purpose => panic!("no {purpose:?} here"),
     };
-    let noise = Arc::new(Named {
+    let noise = Arc::new(SyntheticNoise {
         name: Box::new(name),
-        place: Box::new(|_, frame| frame),
-        interpolated: Mutex::default(),
+        index: Box::new(|_, frame| frame),
+        cache: Mutex::default(),
     });
-    let recipe = Recipe { guidance, t_hint: 0, s_cond: 0.0, interpolated, noise };
-    let tail = Collect::default();
+    let params = SamplerParams { guidance, t_hint: 0, s_cond: 0.0, interpolated, noise };
+    let output = Collect::default();
     let toy: Arc<dyn Denoiser> = Arc::new(toy);
-    let mut sampler = Sampler::new(&[toy], &evaluations, recipe, clip(), tail.clone())?;
+    let mut sampler = Sampler::new(&[toy], &evaluations, params, clip(), output.clone())?;
     let x = synth::noise(&format!("{tag}.x"), &[1, 4, frames, h, w][..], device)?;
     for n in 0..frames {
         let x = (x.narrow(2, n, 1)? * start)?;
@@ -196,7 +196,7 @@ fn sample(tag: &str, config: &Value) -> Outcome<Tensor> {
             ended,
         })?;
     }
-    Ok(Tensor::cat(&tail.latents(), 2)?)
+    Ok(Tensor::cat(&output.latents(), 2)?)
 }
 
 pub fn diffusion(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<()> {
@@ -207,7 +207,8 @@ pub fn diffusion(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<
     for (schedule_name, theirs) in schedules.as_object().ok_or("no schedules")? {
         let (solver, steps) = schedule(schedule_name)?;
         let s: Vec<_> = timesteps(solver, steps).iter().map(|&t| table.s(t)).collect();
-        let same = s.iter().map(|&s| table.model_time(s)).collect::<Vec<_>>() == usizes_of(theirs)?;
+        let same =
+            s.iter().map(|&s| table.nearest_timestep(s)).collect::<Vec<_>>() == usizes_of(theirs)?;
         let what = format!("{name} times of {schedule_name}");
         report.error(&what, if same { 0.0 } else { 1.0 }, 0.0);
         let sigmas = Tensor::new([&s[..], &[0.0]].concat(), device)?;
@@ -233,14 +234,14 @@ pub fn schedules(name: &str, path: &Path, report: &mut Report) -> Outcome<()> {
     let table = NoiseSchedule::default();
     let mut check = |what: String, solver, steps, theirs: &serde_json::Value| -> Outcome<()> {
         let (_, evaluations) = evaluations(&table, solver, steps);
-        let mut seen = Vec::new();
+        let mut timesteps_seen = Vec::new();
         for evaluation in &evaluations {
             // The second evaluation of a Heun step is at the time of the next step's first.
-            if solver != Solver::Heun || evaluation.step == seen.len() {
-                seen.push(evaluation.time);
+            if solver != Solver::Heun || evaluation.step == timesteps_seen.len() {
+                timesteps_seen.push(evaluation.timestep);
             }
         }
-        let same = seen == usizes_of(&theirs["times"])?;
+        let same = timesteps_seen == usizes_of(&theirs["times"])?;
         report.error(&format!("{name} times of {what}"), if same { 0.0 } else { 1.0 }, 0.0);
         let theirs: Vec<f32> = serde_json::from_value(theirs["s"].clone())?;
         let s = timesteps(solver, steps).into_iter().map(|t| table.s(t)).chain([0.0]);
@@ -374,8 +375,8 @@ pub fn tiled_decode(name: &str, fixture: &Fixture, report: &mut Report) -> Outco
     let kept = numbers(fixture.text("out")?);
     let [row, row2, .., column, column2, _, _] = kept[..] else { return Err("no rows".into()) };
     let every = |size: usize, first: f64, second: f64| {
-        let places = (first as u32..size as u32).step_by((second - first) as usize);
-        Tensor::new(places.collect::<Vec<_>>(), device)
+        let indices = (first as u32..size as u32).step_by((second - first) as usize);
+        Tensor::new(indices.collect::<Vec<_>>(), device)
     };
     let (rows, columns) = (every(8 * h, row, row2)?, every(8 * w, column, column2)?);
     let mut frames = Vec::new();
@@ -405,13 +406,13 @@ fn models(fixture: &Fixture) -> Outcome<Models> {
         heads: usize_of(&config, "heads")?,
         layers: usize_of(&config, "layers")?,
     };
-    let tower = TextEncoder::new(&config, weights("clip")?)?;
+    let encoder = TextEncoder::new(&config, weights("clip")?)?;
     let mut tokens = Vec::new();
     for row in fixture.tensor("tokens")?.to_vec2::<i64>()? {
         let row: Vec<_> = row.into_iter().map(|token| token as u32).collect();
         tokens.push(row.try_into().map_err(|_| "not 77 tokens")?);
     }
-    let contexts = tower.forward(&tokens, &|| Ok(()))?;
+    let contexts = encoder.forward(&tokens, &|| Ok(()))?;
     let denoiser = unet::Denoiser::new(&unet_config(&fixture.json("unet")?)?, weights("unet")?)?;
     let config = fixture.json("vae")?;
     let config = vae::Config {
@@ -444,24 +445,24 @@ pub fn pipeline(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<(
         smallest,
     };
     let prefix = tag.to_owned();
-    let noise = Named {
+    let noise = SyntheticNoise {
         name: Box::new(move |purpose, frame| match purpose {
             Purpose::Encode => (format!("{prefix}.vae.{frame}"), 1),
             Purpose::Hint => (format!("{prefix}.hint"), keys),
             Purpose::Start => (format!("{prefix}.latent"), frames),
             Purpose::Step(step) => (format!("{prefix}.step.{step}"), frames),
         }),
-        place: Box::new(move |purpose, frame| match purpose {
+        index: Box::new(move |purpose, frame| match purpose {
             Purpose::Encode => 0,
             Purpose::Hint => frame / (interpolated + 1),
             Purpose::Start | Purpose::Step(_) => frame,
         }),
-        interpolated: Mutex::default(),
+        cache: Mutex::default(),
     };
-    let (models, tail) = (models(fixture)?, Collect::default());
+    let (models, output) = (models(fixture)?, Collect::default());
     let noise = Arc::new(noise);
     let mut stream =
-        Stream::new(&models, &settings, noise, (canvas, interpolated), clip(), tail.clone())?;
+        Stream::new(&models, &settings, noise, (canvas, interpolated), clip(), output.clone())?;
     let mut decode = Decode::new(models.decoder.clone(), canvas.latent(), clip());
     let (mut latents, mut images) = (Vec::new(), Vec::new());
     let (h, w) = pair("input")?;
@@ -472,7 +473,7 @@ pub fn pipeline(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<(
             true => stream.push(&video.get(n)?, None)?,
             false => stream.finish()?,
         }
-        let done = tail.latents();
+        let done = output.latents();
         latents.extend(done.iter().cloned());
         let done = done.into_iter().map(|latent| (latent, None));
         decode.push(done, n == keys, |image, _| {

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! EncodedInput frames to the latents that sampling starts from: those of each output frame that shows a key
+//! frame, with noise of its own.
+
+use std::{cell::Cell, sync::Arc};
+
+use candle_core::{Result, Tensor};
+
+use super::{
+    control::Control,
+    geometry::Canvas,
+    model::{Autoencoder, Encoded, Precision},
+    noise::{Noise, Purpose},
+    picture,
+    schedule::{NoiseSchedule, START},
+    slices::Slices,
+    stage::Frame,
+    tiles::Tiles,
+};
+use crate::engine::Error;
+
+/// An encoded input frame. The last one is kept for the interpolated frames that follow it.
+#[derive(Debug, Clone)]
+struct EncodedInput {
+    encoded: Encoded,
+    alpha: Option<Tensor>,
+}
+
+/// Parameters that are the same for all frames of a clip.
+pub(super) struct EncodeParams {
+    pub(super) canvas: Canvas,
+    pub(super) interpolated: usize,
+    pub(super) schedule: NoiseSchedule,
+    /// s = σ/α of the first step. Sampling starts from the diffused latents times s, as in the reference
+    /// implementation.
+    pub(super) start: f64,
+    /// Timestep of the noise in the hint: `noise-aug` − 1.
+    pub(super) t_hint: usize,
+    pub(super) noise: Arc<dyn Noise>,
+}
+
+impl EncodeParams {
+    /// Returns output frame `index` with noise, starting from the input frame `encoded`.
+    fn frame(
+        &self,
+        encoded: &Encoded,
+        index: usize,
+        is_input: bool,
+        alpha: Option<Tensor>,
+    ) -> Result<Frame> {
+        let noise = |purpose| {
+            let noise = self.noise.normal(purpose, index, self.canvas.latent())?;
+            noise.to_device(encoded.mean.device())
+        };
+        let latents = encoded.sample(&noise(Purpose::Encode)?)?;
+        let x = (self.schedule.diffuse(&latents, START, &noise(Purpose::Start)?)? * self.start)?;
+        let hint = match is_input {
+            true => Some(self.schedule.diffuse(&latents, self.t_hint, &noise(Purpose::Hint)?)?),
+            false => None,
+        };
+        let hint = hint.map(|hint| hint.unsqueeze(2)).transpose()?;
+        Ok(Frame::new(x.unsqueeze(2)?, hint, alpha))
+    }
+}
+
+/// Turns input frames into output frames that are ready for the first stage.
+pub(super) struct Encode {
+    autoencoder: Arc<dyn Autoencoder>,
+    tiles: Tiles,
+    params: EncodeParams,
+    /// Number of input frames so far.
+    inputs: usize,
+    previous: Option<EncodedInput>,
+    precision: Cell<Precision>,
+    control: Control,
+}
+
+impl Encode {
+    pub(super) fn new(
+        autoencoder: Arc<dyn Autoencoder>,
+        params: EncodeParams,
+        control: Control,
+    ) -> Self {
+        let tiles = Tiles::for_encoding(params.canvas.latent());
+        let precision = Cell::default();
+        Self { autoencoder, tiles, params, inputs: 0, previous: None, precision, control }
+    }
+
+    /// Returns the number of output frames so far.
+    pub(super) fn output_frames(&self) -> usize {
+        match self.inputs {
+            0 => 0,
+            inputs => (inputs - 1) * (self.params.interpolated + 1) + 1,
+        }
+    }
+
+    /// Encodes the next input frame, planes [3, h, w] of any size. Returns the interpolated frames between
+    /// the previous input frame and this one, then this one.
+    pub(super) fn push(
+        &mut self,
+        planes: &Tensor,
+        alpha: Option<Tensor>,
+    ) -> std::result::Result<Vec<Frame>, Error> {
+        let number = self.inputs;
+        let what = format!("encoding input frame {number}");
+        let image = self.control.attempt(&what, picture::fit(planes, &self.params.canvas))?;
+        let encoded = loop {
+            let encoded = self.control.evaluate(&what, &self.precision, |mode, check| {
+                let encoded = self.tiles.encode(&image, &*self.autoencoder, mode, check)?;
+                Ok([encoded.mean, encoded.std])
+            });
+            match encoded {
+                Ok([mean, std]) => break Encoded { mean, std },
+                Err(error) => {
+                    self.tiles = self.tiles.smaller(error, "encoding", &self.control)?;
+                    self.control.set_slices(Slices::default());
+                }
+            }
+        };
+        let input = EncodedInput { encoded, alpha };
+        let frames = self.control.attempt(&what, self.frames_to(&input))?;
+        self.inputs += 1;
+        self.previous = Some(input);
+        Ok(frames)
+    }
+
+    fn frames_to(&self, input: &EncodedInput) -> Result<Vec<Frame>> {
+        let EncodeParams { interpolated, .. } = self.params;
+        let mut frames = Vec::new();
+        if let Some(previous) = &self.previous {
+            for n in 1..=interpolated {
+                let alpha = match (&previous.alpha, &input.alpha) {
+                    (Some(a), Some(b)) => {
+                        Some(picture::blend_alpha(a, b, n as f64 / (interpolated + 1) as f64)?)
+                    }
+                    _ => None,
+                };
+                let index = (self.inputs - 1) * (interpolated + 1) + n;
+                frames.push(self.params.frame(&previous.encoded, index, false, alpha)?);
+            }
+        }
+        let index = self.inputs * (interpolated + 1);
+        frames.push(self.params.frame(&input.encoded, index, true, input.alpha.clone())?);
+        Ok(frames)
+    }
+}
