@@ -8,8 +8,8 @@
 //! ```text
 //! buffers ─► element ─► [ Enhancer ] ─► element ─► buffers
 //!                             ▲ built by models
-//!                  wavefront ─┤
-//!                       lite ─┘ implement engine's trait; networks implement wavefront's
+//!                    sampler ─┤
+//!                       lite ─┘ implement engine's trait; networks implement sampler's
 //! ```
 //!
 //! | room | knows | never knows |
@@ -20,7 +20,7 @@
 //! | [`weights`] | files: the published models (`published`), model folders (`folder`), where files are (`locate`), the hub and its cache (`hub`), PyTorch files (`torch`, `pickle`), mapped files (`checkpoint`, `store`); tensor names and shapes (`keys`), synthetic weights (`synth`) | what tensors mean |
 //! | [`lite`] | the small embedded networks: upscaling (`resize`, `upscale`), optical flow (`flow`), frame interpolation (`synthesis`), buffer reuse (`pool`), network shapes (`network`) and weights (`weights`) | how they were trained: `examples/train_lite` |
 //! | [`networks`] | candle's tensors: text encoder (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, steps of a sampler |
-//! | [`wavefront`] | latents: the sampler of the diffusion models, and the traits that it asks of networks | how a denoiser is built |
+//! | [`sampler`] | latents: the sampler of the diffusion models, and the traits that it asks of networks | how a denoiser is built |
 //! | [`ops`] | devices: what candle lacks or does badly, for CPUs and, with the feature `cuda`, for NVIDIA GPUs (`cuda`: kernels, and how they are started) | models |
 //! | [`engine`] | the contract: plain data, and the trait that every model implements | everything else |
 #![deny(missing_docs)]

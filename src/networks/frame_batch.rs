@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The frames of a window at one scale, in slices.
+//! Holds the activations of a window at one resolution as slices of frames, so that layers can
+//! work on one slice at a time.
 
 use candle_core::{Result, Tensor};
 
@@ -8,20 +9,20 @@ use crate::{
     sampler::Slices,
 };
 
-/// Frames in order, in slices of [n, h, w, c].
+/// Frames in order, as slices [n, h, w, c].
 #[derive(Debug, Clone, Default)]
 pub(super) struct FrameBatch {
     slices: Vec<Tensor>,
     size: Slices,
 }
 
-/// Frames of this size in a slice.
+/// Number of frames of size (h, w) in a full slice.
 pub(super) fn frames_in_slice(h: usize, w: usize, size: Slices) -> usize {
     (size.pixels() / (h * w)).max(1)
 }
 
 impl FrameBatch {
-    /// From frames [f, h, w, c], which the slices are views of.
+    /// Splits frames [f, h, w, c] into slices; the slices are views.
     pub(super) fn new(frames: &Tensor, size: Slices) -> Result<Self> {
         let (f, h, w, _) = frames.dims4()?;
         let full = frames_in_slice(h, w, size);
@@ -29,7 +30,7 @@ impl FrameBatch {
         Ok(Self { slices: (0..f).step_by(full).map(slice).collect::<Result<_>>()?, size })
     }
 
-    /// From frames [1, h, w, c], one after the other.
+    /// Concatenates single frames [1, h, w, c] to slices as they arrive.
     pub(super) fn of_frames(
         frames: impl Iterator<Item = Result<Tensor>>,
         size: Slices,
@@ -45,42 +46,43 @@ impl FrameBatch {
         Ok(Self { slices, size })
     }
 
-    /// All frames, [f, h, w, c].
+    /// Concatenates all frames to [f, h, w, c].
     pub(super) fn frames(self) -> Result<Tensor> {
         Tensor::cat(&self.slices, 0)
     }
 
+    /// The slices in order, [n, h, w, c] each.
     pub(super) fn slices(&self) -> &[Tensor] {
         &self.slices
     }
 
-    /// How much is worked on at a time.
+    /// The slice size that this batch is split by.
     pub(super) fn size(&self) -> Slices {
         self.size
     }
 
-    /// Changes slice after slice; each is freed before the next is made.
+    /// Maps each slice in turn. Each input slice is freed before the next one is mapped.
     pub(super) fn map(self, change: impl FnMut(Tensor) -> Result<Tensor>) -> Result<Self> {
         let slices = self.slices.into_iter().map(change).collect::<Result<_>>()?;
         Ok(Self { slices, size: self.size })
     }
 
-    /// Makes `count` clips of one: `change` gives a slice of each.
+    /// Maps to `count` batches: `change` returns one slice for each of them.
     pub(super) fn fork(
         self,
         count: usize,
         mut change: impl FnMut(Tensor) -> Result<Vec<Tensor>>,
     ) -> Result<Vec<Self>> {
-        let mut clips = vec![Self { slices: Vec::new(), size: self.size }; count];
+        let mut batches = vec![Self { slices: Vec::new(), size: self.size }; count];
         for slice in self.slices {
-            for (clip, slice) in clips.iter_mut().zip(change(slice)?) {
-                clip.slices.push(slice);
+            for (batch, slice) in batches.iter_mut().zip(change(slice)?) {
+                batch.slices.push(slice);
             }
         }
-        Ok(clips)
+        Ok(batches)
     }
 
-    /// As [`FrameBatch::map`], with the slices of a second clip.
+    /// Like [`FrameBatch::map`], with the corresponding slice of a second batch.
     pub(super) fn zip(
         self,
         other: Self,
@@ -91,11 +93,11 @@ impl FrameBatch {
         Ok(Self { slices, size: self.size })
     }
 
-    /// Convolves to another scale, where frames are put in slices anew. There the widest tensors have `times`
-    /// as many channels as those of the largest scale.
+    /// Convolves to another resolution and splits the result by the slice size of that resolution.
+    /// `times` is the channel multiplier of the new level relative to level 0.
     pub(super) fn rescale(self, conv: &Conv2d, times: usize) -> Result<Self> {
         let size = self.size.of_width(times);
-        let (mut slices, mut waiting, mut frames) = (Vec::new(), Vec::new(), 0);
+        let (mut slices, mut pending, mut frames) = (Vec::new(), Vec::new(), 0);
         for slice in self.slices {
             let (n, h, w, _) = slice.dims4()?;
             let (h, w) = conv.output((h, w));
@@ -104,28 +106,29 @@ impl FrameBatch {
             while first < n {
                 let count = (full - frames).min(n - first);
                 let part = slice.narrow(0, first, count)?;
-                waiting.push(conv.forward(&[&part], None, None)?);
+                pending.push(conv.forward(&[&part], None, None)?);
                 (first, frames) = (first + count, frames + count);
                 if frames == full {
-                    slices.push(join(std::mem::take(&mut waiting))?);
+                    slices.push(join(std::mem::take(&mut pending))?);
                     frames = 0;
                 }
             }
         }
         if frames > 0 {
-            slices.push(join(waiting)?);
+            slices.push(join(pending)?);
         }
         Ok(Self { slices, size: self.size })
     }
 
-    /// What a norm over all frames comes to.
+    /// Scale and offset of a group norm whose statistics run over all frames.
     pub(super) fn affine(&self, norm: &GroupNorm) -> Result<Affine> {
         let moments = self.slices.iter().map(Moments::of).collect::<Result<Vec<_>>>()?;
         norm.affine(&Moments::pool(&moments)?)
     }
 
-    /// Convolution along the frames, after a norm over all frames and SiLU if `norm` is given; adds the
-    /// slices of `add`. Three slices are normalised at a time.
+    /// Convolution along the frames. If `norm` is given, a group norm over all frames and SiLU
+    /// come first. The slices of `add` are added to the result. At most three normalised slices
+    /// are allocated at a time.
     pub(super) fn time_conv(
         self,
         norm: Option<&GroupNorm>,
@@ -149,6 +152,7 @@ impl FrameBatch {
     }
 }
 
+/// Concatenates tensors along the frames. A single tensor is not copied.
 fn join(mut slices: Vec<Tensor>) -> Result<Tensor> {
     match slices.len() {
         1 => Ok(slices.remove(0)),

@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The layers of `ops`, made from a checkpoint's tensors.
+//! Builds the layers of `ops` from the tensors of a checkpoint.
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::ops::{Conv2d, GroupNorm, LayerNorm, Linear, Shape, TimeConv};
 
-/// With `bias`.
+/// A linear layer with bias; the weight is [outputs, inputs].
 pub(super) fn linear(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Linear> {
     Linear::new(vb.get((outputs, inputs), "weight")?, Some(vb.get(outputs, "bias")?))
 }
 
+/// A linear layer without bias; the weight is [outputs, inputs].
 pub(super) fn linear_no_bias(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Linear> {
     Linear::new(vb.get((outputs, inputs), "weight")?, None)
 }
 
-/// A convolution of kernel 1 in `dimensions`.
+/// A convolution with kernel size 1 over `dimensions` dimensions, as a linear layer over the
+/// channels.
 pub(super) fn pointwise(
     vb: VarBuilder,
     inputs: usize,
@@ -27,12 +29,14 @@ pub(super) fn pointwise(
     Linear::new(vb.get(shape, "weight")?, Some(vb.get(outputs, "bias")?))
 }
 
+/// A 3×3 convolution with bias; the weight is [outputs, inputs, 3, 3].
 pub(super) fn conv(vb: VarBuilder, inputs: usize, outputs: usize, shape: Shape) -> Result<Conv2d> {
     let weight = vb.get((outputs, inputs, 3, 3), "weight")?;
     Conv2d::new(weight, vb.get(outputs, "bias")?, shape)
 }
 
-/// What comes out is multiplied by `scale`.
+/// A convolution over three frames; the weight is [outputs, inputs, 3, 1, 1]. The output is
+/// multiplied by `scale`.
 pub(super) fn time_conv(
     vb: VarBuilder,
     inputs: usize,
@@ -43,16 +47,19 @@ pub(super) fn time_conv(
     TimeConv::new(weight, &vb.get(outputs, "bias")?, scale)
 }
 
+/// A group norm over 32 groups of `channels`.
 pub(super) fn group_norm(vb: VarBuilder, channels: usize, epsilon: f64) -> Result<GroupNorm> {
     let (weight, bias) = affine(vb, channels)?;
     GroupNorm::new(&weight, &bias, epsilon)
 }
 
+/// A layer norm over the last dimension.
 pub(super) fn layer_norm(vb: VarBuilder, channels: usize) -> Result<LayerNorm> {
     let (weight, bias) = affine(vb, channels)?;
     LayerNorm::new(&weight, &bias)
 }
 
+/// Weight and bias of a norm, \[channels\] each.
 fn affine(vb: VarBuilder, channels: usize) -> Result<(Tensor, Tensor)> {
     Ok((vb.get(channels, "weight")?, vb.get(channels, "bias")?))
 }

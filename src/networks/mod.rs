@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The networks of VEnhancer, each from a config and the weights of its checkpoint, whose keys the code
-//! follows. Published as arXiv 2407.07667.
+//! Builds the networks of VEnhancer (arXiv 2407.07667), each from a config and the weights of its
+//! published checkpoint.
 //!
-//! Inside, frames are slices [n, h, w, c] of a few frames each: spatial layers take one slice at a time
-//! and free the one before, so that no more than the slice comes on top of what must be kept.
+//! Tensor names follow the checkpoint's keys.
+//!
+//! Activations are channels last, in slices [n, h, w, c] of a few frames each. Spatial layers map
+//! one slice at a time and free their input slice, so peak memory exceeds the live activations by
+//! about one slice.
 
 mod frame_batch;
 mod layers;

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The residual blocks that the denoiser and the autoencoder are made of.
+//! Residual blocks that the denoiser and the autoencoder share.
 
 use candle_core::{Result, Tensor};
 
 use super::frame_batch::FrameBatch;
 use crate::ops::{Conv2d, GroupNorm, Linear, Moments, TimeConv};
 
-/// Twice norm, SiLU and convolution within each frame, added to the input.
+/// Group norm, SiLU and 3×3 convolution, twice, within each frame, plus the input.
 #[derive(Debug)]
 pub(super) struct Residual {
     pub norm1: GroupNorm,
     pub conv1: Conv2d,
     pub norm2: GroupNorm,
     pub conv2: Conv2d,
-    /// Where the widths of input and output differ.
+    /// Projects the input where its width differs from the output's.
     pub skip: Option<Linear>,
 }
 
 impl Residual {
-    /// A slice [n, h, w, in], whose channels are given in one or more parts, to [n, h, w, out]; `shift`
-    /// of [n, out] is added between the convolutions.
+    /// Maps a slice [n, h, w, in] to [n, h, w, out]. The input channels may be split over several
+    /// tensors. `shift`, [n, out], is added after the first convolution.
     pub(super) fn forward(&self, parts: &[&Tensor], shift: Option<&Tensor>) -> Result<Tensor> {
         let moments = parts.iter().map(|part| Moments::of(part)).collect::<Result<Vec<_>>>()?;
         let affine = self.norm1.affine(&Moments::join(&moments)?)?;
@@ -40,11 +40,13 @@ impl Residual {
     }
 }
 
-/// Norm over all frames, SiLU and convolution along the frames, several times, added to the input.
+/// Group norm over all frames, SiLU and convolution along the frames, several times, plus the
+/// input.
 #[derive(Debug)]
 pub(super) struct TemporalResidual(pub(super) Vec<(GroupNorm, TimeConv)>);
 
 impl TemporalResidual {
+    /// Keeps the shape [f, h, w, c].
     pub(super) fn forward(&self, x: FrameBatch) -> Result<FrameBatch> {
         let mut h = x.clone();
         for (n, (norm, conv)) in self.0.iter().enumerate() {

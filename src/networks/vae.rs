@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The autoencoder of Stable Video Diffusion: frames to latents an eighth as large, one by one, and back,
-//! some frames together.
+//! The temporal autoencoder of Stable Video Diffusion (arXiv 2311.15127): encodes frames one by
+//! one to latents at 1/8 of the resolution, and decodes batches of frames jointly.
 
 mod budget;
 
@@ -23,16 +23,18 @@ use crate::{
     sampler::{Autoencoder, Budget, Encoded, Mode, Precision, Slices},
 };
 
+/// Epsilon of the norms within each frame.
 const EPSILON: f64 = 1e-6;
-/// That of the norms over all frames.
+/// Epsilon of the norms over all frames.
 const TIME_EPSILON: f64 = 1e-5;
 const LATENTS: usize = 4;
 const COLOURS: usize = 3;
 
-/// The encoder's type, whatever the decoder's: as in the reference.
+/// The encoder always computes in f32, as in the reference implementation.
 const ENCODER: DType = DType::F32;
 
-/// Bytes that weights with these names and shapes take, in an autoencoder whose decoder has them as `dtype`.
+/// Bytes that weights with these names and shapes occupy, in an autoencoder whose decoder has type
+/// `dtype`.
 pub fn weight_bytes(weights: &BTreeMap<String, Vec<usize>>, dtype: DType) -> usize {
     let bytes = |(name, shape): (&String, &Vec<usize>)| {
         let encodes = name.starts_with("encoder.") || name.starts_with("quant_conv.");
@@ -42,21 +44,21 @@ pub fn weight_bytes(weights: &BTreeMap<String, Vec<usize>>, dtype: DType) -> usi
     weights.iter().map(bytes).sum()
 }
 
-/// What latents are multiplied by, so that they have about unit variance.
+/// Factor that scales latents to about unit variance.
 pub const SCALE: f64 = 0.18215;
 
-/// The size of an autoencoder.
+/// Dimensions of an autoencoder.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Channels of each level; each but the last halves both sides.
+    /// Channels of each level. Each level but the last halves both sides.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of a level on the way down; one more on the way up.
+    /// Residual blocks of each encoder level. A decoder level has one more.
     pub layers_per_block: usize,
 }
 
 impl Config {
-    /// The published one's.
+    /// The published model.
     pub fn full() -> Self {
         Self { block_out_channels: vec![128, 256, 512, 512], layers_per_block: 2 }
     }
@@ -66,16 +68,16 @@ impl Config {
     }
 }
 
-/// Mean and logarithm of the variance of frames' latents, [f, 4, h/8, w/8] each, f32.
+/// Mean and log-variance of the latents of frames, [f, 4, h/8, w/8] each, f32.
 #[derive(Debug, Clone)]
 pub struct Posterior {
-    /// See the type.
+    /// Mean of the latents.
     pub mean: Tensor,
-    /// Between −30 and 20.
+    /// Log-variance of the latents, clamped to \[−30, 20\].
     pub logvar: Tensor,
 }
 
-/// Attention over all pixels of a frame, one head.
+/// Self-attention over all pixels of a frame, with one head.
 #[derive(Debug)]
 struct Attention {
     norm: GroupNorm,
@@ -97,17 +99,19 @@ impl Attention {
         })
     }
 
+    /// x is [n, h, w, c], and so is the result.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (n, h, w, c) = x.dims4()?;
         let normed = self.norm.affine(&Moments::of(x)?)?.apply(x, false)?;
         let normed = normed.reshape((n, h * w, c))?;
         let project = |layer: &Linear| layer.forward(&[&normed], None);
         let (q, k, v) = (project(&self.query)?, project(&self.key)?, project(&self.value)?);
-        let seen = attention(&q, &k, &v, 1, false)?;
-        self.out.forward(&[&seen], Some(&x.reshape((n, h * w, c))?))?.reshape((n, h, w, c))
+        let attended = attention(&q, &k, &v, 1, false)?;
+        self.out.forward(&[&attended], Some(&x.reshape((n, h * w, c))?))?.reshape((n, h, w, c))
     }
 }
 
+/// A residual block with the key names of diffusers.
 fn residual(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Residual> {
     Ok(Residual {
         norm1: layers::group_norm(vb.pp("norm1"), inputs, EPSILON)?,
@@ -133,7 +137,7 @@ struct Encoder {
 
 impl Encoder {
     fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
-        /// Zeros on the right and below only.
+        /// Pads zeros on the right and at the bottom only.
         const DOWN: Shape =
             Shape { top: 0, bottom: 1, left: 0, right: 1, stride: 2, double: false, crop: 0 };
         let (quant, vb) = (vb.pp("quant_conv"), vb.pp("encoder"));
@@ -167,7 +171,7 @@ impl Encoder {
         })
     }
 
-    /// A slice of frames [n, h, w, 3] to [n, h/8, w/8, 8].
+    /// Encodes a slice of frames [n, h, w, 3] to mean and log-variance [n, h/8, w/8, 8].
     fn forward(&self, frames: &Tensor, check: Check) -> Result<Tensor> {
         let mut x = self.conv_in.forward(&[frames], None, None)?;
         for (blocks, down) in &self.levels {
@@ -199,7 +203,7 @@ struct Block {
 
 impl Block {
     fn new(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
-        // The two are mixed, (1 − σ)·x + σ·(x + h) = x + σ·h, by the sigmoid of a number.
+        // The two outputs are blended with a learned factor σ: (1 − σ)·x + σ·(x + h) = x + σ·h.
         let mix = vb.pp("time_mixer").get(1, "mix_factor")?.to_dtype(DType::F64)?;
         let mix = 1.0 / (1.0 + (-mix.squeeze(0)?.to_scalar::<f64>()?).exp());
         let temporal = vb.pp("temporal_res_block");
@@ -226,7 +230,7 @@ impl Block {
 struct Decoder {
     conv_in: Conv2d,
     middle: Vec<Block>,
-    /// After the middle's first block, if there is a second.
+    /// Runs after the first block of `middle`, if there is a second one.
     attention: Attention,
     levels: Vec<(Vec<Block>, Option<Conv2d>)>,
     norm: GroupNorm,
@@ -268,7 +272,7 @@ impl Decoder {
         })
     }
 
-    /// Latents [f, h, w, 4] to frames [f, 8h, 8w, 3].
+    /// Decodes latents [f, h, w, 4] to frames [f, 8h, 8w, 3].
     fn forward(&self, latents: &Tensor, slices: Slices, check: Check) -> Result<Tensor> {
         let mut x =
             FrameBatch::new(latents, slices)?.map(|x| self.conv_in.forward(&[&x], None, None))?;
@@ -299,22 +303,22 @@ impl Decoder {
     }
 }
 
-/// Encoder and decoder.
+/// The autoencoder.
 #[derive(Debug)]
 pub struct Vae {
     config: Config,
     encoder: Encoder,
     decoder: Decoder,
-    /// The decoder's.
+    /// Type of the decoder's weights.
     dtype: DType,
     device: Device,
 }
 
 impl Vae {
-    /// From a checkpoint: 374 tensors of the published one.
+    /// Loads a checkpoint; the published model has 374 tensors.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape.
+    /// If a tensor is missing or has an unexpected shape.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
             config: config.clone(),
@@ -325,10 +329,11 @@ impl Vae {
         })
     }
 
-    /// Encodes frames [f, 3, h, w] in \[−1, 1\]; each side is a multiple of 8 (of the levels' scales).
+    /// Encodes frames [f, 3, h, w] with values in \[−1, 1\]. Each side is a multiple of 2^(levels
+    /// − 1), which is 8 for the published model.
     ///
     /// # Errors
-    /// On shapes that do not fit, if the device has no memory, or if `check` fails.
+    /// If shapes do not match, if the device runs out of memory, or if `check` fails.
     pub fn encode(&self, frames: &Tensor, check: Check) -> Result<Posterior> {
         self.encode_in(Slices::default(), frames, check)
     }
@@ -343,10 +348,10 @@ impl Vae {
         Ok(Posterior { mean: half(0)?, logvar: half(LATENTS)?.clamp(-30f32, 20f32)? })
     }
 
-    /// Decodes latents [f, 4, h, w], divided by [`SCALE`], to frames [f, 3, 8h, 8w], f32, together.
+    /// Decodes latents [f, 4, h, w], divided by [`SCALE`], jointly to frames [f, 3, 8h, 8w], f32.
     ///
     /// # Errors
-    /// On shapes that do not fit, if the device has no memory, or if `check` fails.
+    /// If shapes do not match, if the device runs out of memory, or if `check` fails.
     pub fn decode(&self, latents: &Tensor, check: Check) -> Result<Tensor> {
         self.decode_in(Mode::default(), latents, check)
     }
@@ -363,6 +368,7 @@ impl Vae {
         frames.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)
     }
 
+    /// [f, c, h, w] → [f, h, w, c], on the autoencoder's device, as `dtype`.
     fn channels_last(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
         let x = ops::to_device(x, &self.device)?.to_dtype(dtype)?;
         x.permute((0, 2, 3, 1))?.contiguous()
@@ -396,7 +402,7 @@ mod tests {
     use super::*;
     use crate::weights::synth;
 
-    /// What the networks give, with differences relative to what they usually give.
+    /// A small autoencoder with synthetic weights.
     struct Tiny(Vae);
 
     impl Tiny {
@@ -405,6 +411,7 @@ mod tests {
             Self(Vae::new(&config, synth::weights("", DType::F32, &Device::Cpu)).unwrap())
         }
 
+        /// Mean and standard deviation of encoded noise, and decoded noise.
         fn run(&self, mode: Mode, frames: usize, (h, w): (usize, usize)) -> [Tensor; 3] {
             let noise = |name, shape: &[usize]| synth::noise(name, shape, &Device::Cpu).unwrap();
             let image = noise("image", &[frames, 3, 8 * h, 8 * w]);
@@ -414,6 +421,7 @@ mod tests {
             [encoded.mean, encoded.std, decoded]
         }
 
+        /// Relative errors of [`Self::run`] in a mode, compared with the default mode.
         fn differences(&self, mode: Mode, frames: usize, size: (usize, usize)) -> [f32; 3] {
             let norm = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>();
             let usual = self.run(Mode::default(), frames, size);
@@ -426,8 +434,8 @@ mod tests {
     }
 
     #[test]
-    fn slices_of_all_sizes_give_the_same() {
-        // Of 20·32 latents: all 5 frames, 3 of them, 1.
+    fn encoding_and_decoding_do_not_depend_on_the_slice_size() {
+        // Frames have 20·32 latents: slices hold all 5 frames, 3, or 1.
         for pixels in [Slices::LARGEST.pixels(), 3 * 20 * 32, 1] {
             let slices = Slices::of_pixels(pixels);
             let mode = Mode { slices, ..Mode::default() };
@@ -438,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_decoding_gives_the_same_to_the_precision_of_its_type_and_encoding_stays_f32() {
+    fn wide_decoding_agrees_within_bf16_precision_and_encoding_stays_f32() {
         let mode = Mode { precision: Precision::Wide, ..Mode::default() };
         let [mean, std, decoded] = Tiny::new().differences(mode, 3, (2, 2));
         assert_eq!((mean, std), (0.0, 0.0));

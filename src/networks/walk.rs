@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How much memory a network takes, from the order of its work: the walk of [`FrameBatch`](super::frame_batch::FrameBatch)
-//! through its layers, with sizes in place of tensors.
+//! Predicts the peak memory of a network: replays the allocations that
+//! [`FrameBatch`](super::frame_batch::FrameBatch) makes layer by layer, with sizes in place of
+//! tensors.
 
 use candle_core::DType;
 
 use super::frame_batch::frames_in_slice;
 use crate::sampler::Slices;
 
-/// The slices of a window at one scale.
+/// Slices of a window at one resolution.
 #[derive(Debug, Clone)]
 pub(super) struct Scale {
-    /// Bytes of a channel of a frame.
+    /// Bytes of one channel of one frame.
     pub frame: usize,
-    /// Frames of each slice.
+    /// Number of frames in each slice.
     slices: Vec<usize>,
-    /// Frames of a full slice.
+    /// Number of frames in a full slice.
     full: usize,
 }
 
@@ -25,27 +26,27 @@ impl Scale {
         Self { frame: h * w * dtype.size_in_bytes(), slices, full }
     }
 
-    /// Bytes of a channel of each slice.
+    /// Bytes of one channel of each slice.
     fn slices(&self) -> impl Iterator<Item = usize> {
         self.slices.iter().map(|frames| frames * self.frame)
     }
 
-    /// Bytes of a channel of the largest slice.
+    /// Bytes of one channel of the largest slice.
     pub fn slice(&self) -> usize {
         self.slices().next().unwrap_or(0)
     }
 
-    /// Bytes of a channel of the window.
+    /// Bytes of one channel of all frames.
     pub fn clip(&self) -> usize {
         self.slices().sum()
     }
 }
 
-/// A window's tensor that a layer takes.
+/// Input tensor of a layer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Input {
     pub channels: usize,
-    /// Whether it goes with the layer, slice after slice; else something else still holds it.
+    /// Whether the layer frees the input slice by slice. Otherwise another owner keeps it alive.
     pub taken: bool,
 }
 
@@ -54,13 +55,13 @@ impl Input {
         Self { channels, taken: true }
     }
 
-    /// Channels that go with the layer.
+    /// Channels that the layer frees.
     fn freed(self) -> usize {
         if self.taken { self.channels } else { 0 }
     }
 }
 
-/// Bytes of tensors that live, and the most that there were.
+/// Bytes of live tensors, and their maximum so far.
 #[derive(Debug, Default)]
 pub(super) struct Walk {
     live: usize,
@@ -68,22 +69,24 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    /// For a while, `bytes` more.
+    /// Records a temporary allocation of `bytes`.
     pub fn touch(&mut self, bytes: usize) {
         self.peak = self.peak.max(self.live + bytes);
     }
 
+    /// Allocates `bytes`.
     pub fn keep(&mut self, bytes: usize) {
         self.live += bytes;
         self.touch(0);
     }
 
+    /// Frees `bytes`.
     pub fn free(&mut self, bytes: usize) {
         self.live -= bytes;
     }
 
-    /// A layer that makes slices of `out` channels from those of its inputs; at its own peak `working`
-    /// channels of a slice are there beside the inputs, those of the output included.
+    /// A layer that maps the slices of its inputs to slices of `out` channels. `working` is the
+    /// number of channels allocated at the layer's peak besides the inputs, the output included.
     pub fn map(&mut self, scale: &Scale, inputs: &[Input], out: usize, working: usize) {
         let freed: usize = inputs.iter().map(|input| input.freed()).sum();
         for slice in scale.slices() {
@@ -93,15 +96,16 @@ impl Walk {
         }
     }
 
-    /// See [`Residual`](super::residual::Residual).
+    /// A [`Residual`](super::residual::Residual).
     pub fn residual(&mut self, scale: &Scale, inputs: &[Input], out: usize) {
         let channels: usize = inputs.iter().map(|input| input.channels).sum();
-        // Norm and first convolution; then norm and second convolution, with what a skip makes of the input.
+        // First convolution with its normalised input, or second convolution with its normalised
+        // input and, if the widths differ, the output of the skip layer.
         let second = if channels == out { 2 * out } else { 3 * out };
         self.map(scale, inputs, out, (channels + out).max(second));
     }
 
-    /// Convolution along the frames; `normed` says whether slices are normalised before.
+    /// A convolution along the frames. `normed` tells whether the slices are normalised first.
     pub fn time_conv(&mut self, scale: &Scale, input: Input, normed: bool) {
         let (channels, slices) = (input.channels, scale.slices().collect::<Vec<_>>());
         let norm = |walk: &mut Self, slice: usize| {
@@ -123,7 +127,7 @@ impl Walk {
         self.free(done * before);
     }
 
-    /// See [`TemporalResidual`](super::residual::TemporalResidual): of `count` convolutions, in place.
+    /// A [`TemporalResidual`](super::residual::TemporalResidual) of `count` convolutions.
     pub fn temporal_residual(&mut self, scale: &Scale, channels: usize, count: usize) {
         for n in 0..count {
             self.time_conv(scale, Input { channels, taken: n > 0 }, true);
@@ -131,29 +135,29 @@ impl Walk {
         self.free(channels * scale.clip());
     }
 
-    /// A convolution with as many outputs as inputs, to another scale, where frames are put in slices anew:
-    /// see [`FrameBatch::rescale`](super::frame_batch::FrameBatch::rescale).
+    /// A convolution to another resolution that keeps the number of channels: see
+    /// [`FrameBatch::rescale`](super::frame_batch::FrameBatch::rescale).
     pub fn rescale(&mut self, from: &Scale, to: &Scale, input: Input) {
         let frame = input.channels * to.frame;
-        // Frames that wait for a slice to be full, and the tensors that they are in.
-        let (mut waiting, mut tensors) = (0, 0);
+        // Frames of the incomplete output slice, and the number of tensors that hold them.
+        let (mut pending, mut tensors) = (0, 0);
         for &count in &from.slices {
             let mut rest = count;
             while rest > 0 {
-                let part = rest.min(to.full - waiting);
+                let part = rest.min(to.full - pending);
                 self.keep(part * frame);
-                (waiting, tensors, rest) = (waiting + part, tensors + 1, rest - part);
-                if waiting == to.full {
-                    self.join(waiting * frame, tensors);
-                    (waiting, tensors) = (0, 0);
+                (pending, tensors, rest) = (pending + part, tensors + 1, rest - part);
+                if pending == to.full {
+                    self.join(pending * frame, tensors);
+                    (pending, tensors) = (0, 0);
                 }
             }
             self.free(input.freed() * count * from.frame);
         }
-        self.join(waiting * frame, tensors);
+        self.join(pending * frame, tensors);
     }
 
-    /// Tensors of `bytes` together become one.
+    /// Concatenates tensors of `bytes` in total.
     fn join(&mut self, bytes: usize, tensors: usize) {
         if tensors > 1 {
             self.touch(bytes);

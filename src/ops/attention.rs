@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Attention without a matrix of all scores: a block of queries meets block after block of keys, and its
-//! sums are rescaled as larger scores come (Milakov and Gimelshein, arXiv 1805.02867).
+//! Attention without a matrix of all scores: a block of queries is combined with one block of keys
+//! after the other, and the sums are rescaled whenever the maximum score grows (online softmax:
+//! Milakov and Gimelshein, arXiv 1805.02867).
 
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
@@ -11,35 +12,36 @@ use super::host::{Host, tensor};
 use super::math;
 use super::matrix::{Matrix, Threads, add_product};
 
-/// Queries and keys that meet at a time on the CPU: their scores fit a core's cache.
+/// Queries and keys in a block on the CPU. Their scores fit the cache of a core.
 const QUERIES: usize = 128;
 const KEYS: usize = 512;
 
-/// The same on a GPU, for heads that no kernel is made for, in scores of all heads.
+/// Scores of all heads in a block on a GPU, for head widths without a kernel.
 const SCORES: usize = 1 << 26;
 
-/// How the tokens of sequences lie in a tensor.
+/// Memory layout of token sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Sequence after sequence: [b, t, c].
+    /// [b, t, c]: one sequence after the other.
     Consecutive,
-    /// Token after token, each of all sequences: [t, b, c].
+    /// [t, b, c]: one token of every sequence after the other.
     Interleaved,
 }
 
-/// Sequences of tokens in a contiguous tensor.
+/// Strides of the sequences in a contiguous tensor.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sequences {
     pub(super) count: usize,
-    /// Of each.
+    /// Tokens per sequence.
     pub(super) tokens: usize,
-    /// Numbers from a token to the next.
+    /// Elements between consecutive tokens.
     pub(super) row: usize,
-    /// Numbers from a sequence to the next.
+    /// Elements between consecutive sequences.
     pub(super) stride: usize,
 }
 
 impl Order {
+    /// Strides of the sequences in x, which has this layout.
     pub(super) fn sequences(self, x: &Tensor) -> Result<Sequences> {
         let (first, second, c) = x.dims3()?;
         Ok(match self {
@@ -53,20 +55,21 @@ impl Order {
     }
 }
 
-/// softmax(q·kᵀ / √d)·v, head by head: q is [b, t, c], k and v are [b or 1, s, c], of c = heads · d; with
-/// `causal`, a token sees those up to itself. Gives [b, t, c].
+/// Multi-head attention softmax(q·kᵀ / √d)·v. q is [b, t, c], k and v are [b or 1, s, c], with c =
+/// heads · d; the result is [b, t, c]. With `causal`, a query attends to the keys up to its own
+/// position.
 ///
 /// # Errors
-/// On shapes that do not fit.
+/// If shapes do not match.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
     attend(q, k, v, heads, causal, Order::Consecutive)
 }
 
-/// [`attention`] along the first dimension, for each of the second: q, k and v are [t, b, c], and so is what
-/// it gives.
+/// [`attention`] along the first dimension, for each index of the second: q, k and v are [t, b,
+/// c], and so is the result.
 ///
 /// # Errors
-/// On shapes that do not fit.
+/// If shapes do not match.
 pub fn attention_along_first(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
     attend(q, k, v, heads, false, Order::Interleaved)
 }
@@ -80,12 +83,12 @@ fn attend(
     order: Order,
 ) -> Result<Tensor> {
     let (queries, keys, c) = (order.sequences(q)?, order.sequences(k)?, q.dim(2)?);
-    // Interleaved tokens are as far apart as there are sequences.
+    // With interleaved tokens, the stride between tokens depends on the number of sequences.
     let shared = keys.count == 1 && order == Order::Consecutive;
     let fits = k.dim(2)? == c && v.dims() == k.dims() && c.is_multiple_of(heads);
     if !fits || !(shared || keys.count == queries.count) {
         candle_core::bail!(
-            "attention of {heads} heads over {:?}, {:?}, {:?}",
+            "attention with {heads} heads got queries {:?}, keys {:?} and values {:?}",
             q.shape(),
             k.shape(),
             v.shape()
@@ -100,11 +103,11 @@ fn attend(
         return cuda::attention(q, &k.to_dtype(q.dtype())?, &v.to_dtype(q.dtype())?, order);
     }
     match order {
-        Order::Consecutive => anywhere(q, k, v, heads, causal),
+        Order::Consecutive => generic(q, k, v, heads, causal),
         Order::Interleaved => {
-            let turned = |x: &Tensor| x.transpose(0, 1)?.contiguous();
-            let out = anywhere(&turned(q)?, &turned(k)?, &turned(v)?, heads, causal)?;
-            turned(&out)
+            let transposed = |x: &Tensor| x.transpose(0, 1)?.contiguous();
+            let out = generic(&transposed(q)?, &transposed(k)?, &transposed(v)?, heads, causal)?;
+            transposed(&out)
         }
     }
 }
@@ -122,7 +125,8 @@ fn on_cpu(
     let hosts = [Host::new(q)?, Host::new(k)?, Host::new(v)?];
     let (q_values, k_values, v_values) =
         (hosts[0].values()?, hosts[1].values()?, hosts[2].values()?);
-    // Sequence after sequence, whatever the order: each thread writes what is its own.
+    // One sequence after the other in either layout, so that each thread writes a contiguous
+    // chunk.
     let mut out = vec![0.0; q.elem_count()];
     out.par_chunks_mut(t * c).enumerate().for_each(|(batch, out)| {
         let key = if keys.count == 1 { 0 } else { batch * keys.stride };
@@ -160,19 +164,19 @@ fn interleave(values: &[f32], b: usize, t: usize, c: usize) -> Vec<f32> {
     out
 }
 
-/// A head's queries, keys and values, from the first of each on.
+/// Queries, keys and values of one head, each slice starting at the first token.
 struct Operands<'a> {
     queries: &'a [f32],
     keys: &'a [f32],
     values: &'a [f32],
-    /// Numbers from a token to the next.
+    /// Elements between consecutive tokens.
     row: usize,
-    /// Of keys and values.
+    /// Number of keys.
     count: usize,
 }
 
-/// One head's output for a block of queries, whose rows in `out` are c numbers. `causal` is the number of the
-/// first query.
+/// Computes one head's output for a block of queries. Rows of `out` have c elements. `causal` is
+/// the position of the first query.
 fn block_of_queries(
     out: &mut [f32],
     operands: &Operands,
@@ -186,7 +190,7 @@ fn block_of_queries(
         .flat_map(|row| operands.queries[row * stride..][..d].iter().map(|value| value * scale))
         .collect();
     let mut sums = vec![0.0; rows * d];
-    let (mut best, mut weight) = (vec![f32::NEG_INFINITY; rows], vec![0.0; rows]);
+    let (mut maxima, mut weight_sums) = (vec![f32::NEG_INFINITY; rows], vec![0.0; rows]);
     let mut scores = Vec::new();
     for first in (0..s).step_by(KEYS) {
         let count = KEYS.min(s - first);
@@ -197,18 +201,18 @@ fn block_of_queries(
         add_product(&mut scores, count, [rows, count, d], a, b, Threads::One);
         for (row, scores) in scores.chunks_exact_mut(count).enumerate() {
             if let Some(query) = causal {
-                let seen = (query + row + 1).saturating_sub(first).min(count);
-                scores[seen..].fill(f32::NEG_INFINITY);
+                let visible = (query + row + 1).saturating_sub(first).min(count);
+                scores[visible..].fill(f32::NEG_INFINITY);
             }
-            let most = best[row].max(math::max(scores));
-            if most == f32::NEG_INFINITY {
+            let max = maxima[row].max(math::max(scores));
+            if max == f32::NEG_INFINITY {
                 scores.fill(0.0);
                 continue;
             }
-            let shrink = (best[row] - most).exp();
-            best[row] = most;
-            weight[row] = weight[row] * shrink + math::exp_sum(scores, most);
-            sums[row * d..][..d].iter_mut().for_each(|sum| *sum *= shrink);
+            let rescale = (maxima[row] - max).exp();
+            maxima[row] = max;
+            weight_sums[row] = weight_sums[row] * rescale + math::exp_sum(scores, max);
+            sums[row * d..][..d].iter_mut().for_each(|sum| *sum *= rescale);
         }
         let a = Matrix { values: &scores, row: count, column: 1 };
         let b = Matrix { values: &values[first * stride..], row: stride, column: 1 };
@@ -216,24 +220,25 @@ fn block_of_queries(
     }
     for (row, sums) in sums.chunks_exact(d).enumerate() {
         let out = &mut out[row * c + head * d..][..d];
-        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum / weight[row]);
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum / weight_sums[row]);
     }
 }
 
-fn anywhere(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+/// Attention from candle's operations, for devices and shapes without a kernel.
+fn generic(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
     let ((b, t, c), (kb, s, _)) = (q.dims3()?, k.dims3()?);
-    // A wider evaluation meets a prompt of the usual type.
+    // In a wide evaluation, the prompt's keys and values have another type.
     let dtype = q.dtype();
     let split = |x: &Tensor, b: usize, tokens: usize| {
         x.to_dtype(dtype)?.reshape((b, tokens, heads, c / heads))?.transpose(1, 2)?.contiguous()
     };
     let scale = ((c / heads) as f64).sqrt().recip();
     let (q, k, v) = ((split(q, b, t)? * scale)?, split(k, kb, s)?, split(v, kb, s)?);
-    let spread = |x: Tensor| match kb == b {
+    let expand = |x: Tensor| match kb == b {
         true => Ok(x),
         false => x.broadcast_as((b, heads, s, c / heads))?.contiguous(),
     };
-    let (k, v) = (spread(k)?.t()?.contiguous()?, spread(v)?);
+    let (k, v) = (expand(k)?.t()?.contiguous()?, expand(v)?);
     let block = (SCORES / (b * heads * s)).clamp(1, t);
     let mut blocks = Vec::new();
     for first in (0..t).step_by(block) {
@@ -260,25 +265,27 @@ mod tests {
     use crate::ops::tests::{assert_same, numbers};
 
     #[test]
-    fn both_sides_of_attention_compute_the_same() -> Result<()> {
-        // More queries and keys than a block; keys of their own, keys for all, only those before.
+    fn cpu_and_generic_attention_agree() -> Result<()> {
+        // More queries and keys than one block; keys per sequence; keys shared by all sequences;
+        // causal.
         for (t, s, keys, causal) in [(300, 1100, 2, false), (40, 77, 1, false), (77, 77, 2, true)] {
             let q = numbers(&[2, t, 24])?;
             let (k, v) = (numbers(&[keys, s, 24])?, (numbers(&[keys, s, 24])? * 0.5)?);
             let consecutive = on_cpu(&q, &k, &v, 3, causal, Order::Consecutive)?;
-            assert_same(&consecutive, &anywhere(&q, &k, &v, 3, causal)?);
+            assert_same(&consecutive, &generic(&q, &k, &v, 3, causal)?);
         }
         Ok(())
     }
 
     #[test]
-    fn attention_along_the_first_dimension_is_that_of_transposed_tensors() -> Result<()> {
+    fn attention_along_the_first_dimension_matches_transposed_attention() -> Result<()> {
         for (t, s, b) in [(5, 5, 7), (1, 4, 3), (200, 600, 2), (6, 9, 1)] {
             let (q, k) = (numbers(&[t, b, 24])?, numbers(&[s, b, 24])?);
             let v = (&k * 0.5)?;
-            let turned = |x: &Tensor| x.transpose(0, 1)?.contiguous();
-            let wanted = attention(&turned(&q)?, &turned(&k)?, &turned(&v)?, 3, false)?;
-            assert_same(&attention_along_first(&q, &k, &v, 3)?, &turned(&wanted)?);
+            let transposed = |x: &Tensor| x.transpose(0, 1)?.contiguous();
+            let expected =
+                attention(&transposed(&q)?, &transposed(&k)?, &transposed(&v)?, 3, false)?;
+            assert_same(&attention_along_first(&q, &k, &v, 3)?, &transposed(&expected)?);
         }
         Ok(())
     }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Chains of small 3×3 convolutions on the CPU, row by row: only three rows of each layer's input are kept, so
-//! that intermediate results stay in the cache. Borders are replicated.
+//! Chains of small 3×3 convolutions on the CPU. They run row by row and keep only three rows of
+//! each layer's input, so that intermediate results stay in the cache. Borders are replicated.
 //!
-//! The convolution along a row is the minimal filtering algorithm F(4, 3) of Winograd ("Arithmetic Complexity
-//! of Computations", 1980), with the transforms of Lavin and Gray ("Fast Algorithms for Convolutional Neural
-//! Networks", 2015): 6 multiplications for a tile of 4 outputs instead of 12.
+//! The convolution along a row is the minimal filtering algorithm F(4, 3) of Winograd ("Arithmetic
+//! Complexity of Computations", 1980), with the transforms of Lavin and Gray ("Fast Algorithms for
+//! Convolutional Neural Networks", 2015): 6 multiplications instead of 12 for a tile of 4 outputs.
 
 use candle_core::{Result, Tensor};
 use multiversion::multiversion;
@@ -47,7 +47,7 @@ struct Layer {
     activation: bool,
 }
 
-/// Buffers of a chain, to be reused from call to call: fresh memory costs time.
+/// Buffers of a chain. Reuse them across calls to avoid allocations.
 #[derive(Default)]
 pub struct Scratch {
     /// The input of each layer.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Convolutions of frames whose channels are last, as sums of matrix products: one for each place of the
-//! kernel, over the same numbers shifted.
+//! Convolutions of channels-last frames as sums of matrix products: one product per kernel tap,
+//! over shifted views of the input.
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -8,55 +8,55 @@ use rayon::prelude::*;
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::host::{Host, tensor};
-use super::linear::start;
+use super::linear::initial_sums;
 use super::matrix::{Matrix, Threads, add_product, add_scaled_product};
 use super::weight::Weight;
 
-/// Rows of a matrix that a thread works on at a time: enough to make up for packing the weights, few
-/// enough to stay in its cache.
+/// Matrix rows in a thread's block: enough to amortise packing the weights, few enough for the
+/// cache.
 const BLOCK: usize = 768;
 
-/// What a 3×3 convolution makes of its input before and while it goes over it.
+/// Padding, stride and resampling of a 3×3 convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
-    /// Rows of zeros above and below.
+    /// Rows of zeros above the input.
     pub top: usize,
-    /// See `top`.
+    /// Rows of zeros below the input.
     pub bottom: usize,
-    /// Columns of zeros.
+    /// Columns of zeros to the left of the input.
     pub left: usize,
-    /// See `left`.
+    /// Columns of zeros to the right of the input.
     pub right: usize,
-    /// 1 or 2.
+    /// 1 or 2, in both directions.
     pub stride: usize,
-    /// Every pixel is taken twice in each direction.
+    /// Upsamples the input by 2 in both directions, nearest neighbour, before the convolution.
     pub double: bool,
-    /// Rows left out above and below, after doubling.
+    /// Rows to crop at the top and at the bottom, after upsampling.
     pub crop: usize,
 }
 
 impl Shape {
-    /// As large as the input.
+    /// Keeps the size of the input.
     pub const SAME: Self =
         Self { top: 1, bottom: 1, left: 1, right: 1, stride: 1, double: false, crop: 0 };
-    /// Twice as large.
+    /// Doubles the size of the input.
     pub const DOUBLE: Self = Self { double: true, ..Self::SAME };
 
-    /// Height and width of what comes of (h, w).
+    /// Output height and width for an input of size (h, w).
     pub fn output(&self, (h, w): (usize, usize)) -> (usize, usize) {
         let (h, w) = self.source((h, w));
         let size = |size: usize, zeros: usize| (size + zeros - 3) / self.stride + 1;
         (size(h, self.top + self.bottom), size(w, self.left + self.right))
     }
 
-    /// Height and width of what is convolved, without the zeros.
+    /// Height and width of the input after upsampling and cropping, without padding.
     pub(super) fn source(&self, (h, w): (usize, usize)) -> (usize, usize) {
         let times = if self.double { 2 } else { 1 };
         ((h * times).saturating_sub(2 * self.crop), w * times)
     }
 
-    /// What the output's rows from `first` on are made of: for each place (y, x) modulo the stride, the
-    /// pixels there as [rows, width, c].
+    /// Gathers the pixels that `rows` output rows from `first` on depend on. For each phase (y, x)
+    /// modulo the stride, the result holds the pixels of that phase as [rows, width, c].
     fn patch(
         &self,
         input: &[f32],
@@ -82,7 +82,7 @@ impl Shape {
         patch
     }
 
-    /// Where in a patch a place of the kernel finds its first pixel.
+    /// Index in a patch of the first pixel that a kernel tap multiplies.
     fn tap(&self, tap: usize, rows: usize, width: usize) -> usize {
         let (y, x) = (tap / 3, tap % 3);
         let phase = y % self.stride * self.stride + x % self.stride;
@@ -102,7 +102,8 @@ pub struct Conv2d {
     shape: Shape,
 }
 
-/// The weight of a convolution [out, in, ..] as its device reads it: a GPU wants the inputs last.
+/// Converts the weight [out, in, ..] of a convolution to the layout of its device. GPU kernels
+/// read it with the input channels last.
 fn for_device(weight: Tensor) -> Result<Tensor> {
     if weight.device().is_cpu() {
         return Ok(weight);
@@ -115,25 +116,25 @@ fn for_device(weight: Tensor) -> Result<Tensor> {
 }
 
 impl Conv2d {
-    /// `weight` is [out, in, 3, 3], `bias` \[out\].
+    /// `weight` is [out, in, 3, 3], `bias` is \[out\].
     ///
     /// # Errors
-    /// On another shape.
+    /// If the weight has another shape.
     pub fn new(weight: Tensor, bias: Tensor, shape: Shape) -> Result<Self> {
         let (outputs, inputs, _, _) = weight.dims4()?;
         Ok(Self { weight: Weight::new(for_device(weight)?), bias, inputs, outputs, shape })
     }
 
-    /// Height and width of what comes of (h, w).
+    /// Output height and width for an input of size (h, w).
     pub fn output(&self, size: (usize, usize)) -> (usize, usize) {
         self.shape.output(size)
     }
 
-    /// Convolves frames of [n, h, w, c], whose channels are given in one or more parts, and adds `shift`
-    /// of [n, out] to every pixel of a frame, and `add` of the output's shape [n, h', w', out].
+    /// Convolves frames [n, h, w, c]. The channels may be split over several tensors, `parts`.
+    /// Adds `shift` [n, out] to all pixels of a frame, and `add` [n, h', w', out] to the output.
     ///
     /// # Errors
-    /// On shapes that do not fit.
+    /// If shapes do not match.
     pub fn forward(
         &self,
         parts: &[&Tensor],
@@ -165,29 +166,29 @@ impl Conv2d {
         let inputs = hosts.iter().map(Host::values).collect::<Result<Vec<_>>>()?;
         let widths: Vec<_> = inputs.iter().map(|input| input.len() / (n * h * w)).collect();
         if widths.iter().sum::<usize>() != total {
-            candle_core::bail!("a convolution of {total} channels got {widths:?}");
+            candle_core::bail!("a convolution has {total} input channels, got {widths:?}");
         }
 
-        // Zeros on each side that a kernel reaches into, at the output's scale.
-        let reach = 2 / self.shape.stride;
-        let width = out_w + reach;
+        // Padding on each side that a kernel margines into, in output pixels.
+        let margin = 2 / self.shape.stride;
+        let width = out_w + margin;
         let rows =
             (BLOCK / width).min((n * out_h).div_ceil(2 * rayon::current_num_threads())).max(1);
-        let mut values = start(n * out_h * out_w, out, Some(bias), add)?;
+        let mut values = initial_sums(n * out_h * out_w, out, Some(bias), add)?;
         values.par_chunks_mut(out_h * out_w * out).enumerate().for_each(|(frame, values)| {
             values.par_chunks_mut(rows * out_w * out).enumerate().for_each(|(block, values)| {
                 let y = block * rows;
                 let rows = values.len() / (out_w * out);
-                // Two rows of the output are `width` apart; what lies between them is not used.
+                // Output rows are `width` apart in `sums`. The values between them are not used.
                 let m = (rows - 1) * width + out_w;
                 let mut sums = vec![0.0; m * out];
                 let mut first = 0;
                 for (input, &c) in inputs.iter().zip(&widths) {
                     let input = &input[frame * h * w * c..][..h * w * c];
-                    let patch = self.shape.patch(input, (h, w, c), y, (rows + reach, width));
+                    let patch = self.shape.patch(input, (h, w, c), y, (rows + margin, width));
                     for tap in 0..9 {
                         let a = Matrix {
-                            values: &patch[self.shape.tap(tap, rows + reach, width) * c..],
+                            values: &patch[self.shape.tap(tap, rows + margin, width) * c..],
                             row: c,
                             column: 1,
                         };
@@ -211,7 +212,7 @@ impl Conv2d {
     }
 }
 
-/// A convolution along the frames: kernel 3, zeros before the first frame and after the last.
+/// A convolution along the frames with kernel size 3. Zeros pad the first and the last frame.
 #[derive(Debug, Clone)]
 pub struct TimeConv {
     /// [out, in, 3]; on a GPU [out, 3, in].
@@ -224,22 +225,21 @@ pub struct TimeConv {
 }
 
 impl TimeConv {
-    /// `weight` is [out, in, 3, 1, 1], `bias` \[out\]; what comes out is multiplied by `scale`.
+    /// `weight` is [out, in, 3, 1, 1], `bias` is \[out\]. The output is multiplied by `scale`.
     ///
     /// # Errors
-    /// On another shape.
+    /// If the weight has another shape.
     pub fn new(weight: Tensor, bias: &Tensor, scale: f64) -> Result<Self> {
         let (outputs, inputs, ..) = weight.dims5()?;
         let weight = Weight::new(for_device(weight.squeeze(4)?.squeeze(3)?)?);
         Ok(Self { weight, bias: (bias * scale)?, inputs, outputs, scale })
     }
 
-    /// Convolves frames of [n, h, w, c], and adds `add` of [n, h, w, out]. `before` and `after` are
-    /// the slices of frames around it, of which the nearest frame is used; at the ends of the clip there
-    /// are none.
+    /// Convolves frames [n, h, w, c] and adds `add` [n, h, w, out]. `before` and `after` are the
+    /// adjacent slices, of which the nearest frame is used; `None` at the ends of the clip.
     ///
     /// # Errors
-    /// On shapes that do not fit.
+    /// If shapes do not match.
     pub fn forward(
         &self,
         before: Option<&Tensor>,
@@ -270,11 +270,11 @@ impl TimeConv {
         let (n, h, w, c) = x.dims4()?;
         let (out, total) = (self.outputs, self.inputs);
         if c != total {
-            candle_core::bail!("a convolution of {total} channels got {c}");
+            candle_core::bail!("a convolution has {total} input channels, got {c}");
         }
         let weight = Host::new(&self.weight.tensor)?;
         let weight = weight.values()?;
-        let mut values = start(n * h * w, out, Some(&self.bias), add)?;
+        let mut values = initial_sums(n * h * w, out, Some(&self.bias), add)?;
         let mut tap = |tap: usize, frames: &Tensor, first: usize, count: usize| {
             let host = Host::new(frames)?;
             let frames = host.values()?;
@@ -307,8 +307,8 @@ mod tests {
     use super::*;
     use crate::ops::tests::{assert_same, numbers};
 
-    /// A convolution as candle has it.
-    fn plain(
+    /// Reference implementation of [`Conv2d`] with candle's operations.
+    fn reference_conv(
         conv: &Conv2d,
         parts: &[&Tensor],
         bias: &Tensor,
@@ -327,8 +327,8 @@ mod tests {
         add.map_or(Ok(y.clone()), |add| y + add)
     }
 
-    /// The same along the frames.
-    fn plain_in_time(
+    /// Reference implementation of [`TimeConv`] with candle's operations.
+    fn reference_time_conv(
         conv: &TimeConv,
         [before, after]: [Option<&Tensor>; 2],
         x: &Tensor,
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_convolution_is_that_of_candle() -> Result<()> {
+    fn conv2d_matches_candle() -> Result<()> {
         let down =
             Shape { top: 2, bottom: 2, left: 1, right: 1, stride: 2, double: false, crop: 0 };
         let uneven = Shape { top: 0, left: 0, ..down };
@@ -363,14 +363,14 @@ mod tests {
             for add in [None, Some(&add)] {
                 let parts = [&x, &skip];
                 let ours = conv.on_cpu(&parts, &bias, add)?;
-                assert_same(&ours, &plain(&conv, &parts, &bias, add)?);
+                assert_same(&ours, &reference_conv(&conv, &parts, &bias, add)?);
             }
         }
         Ok(())
     }
 
     #[test]
-    fn a_convolution_along_the_frames_is_three_products() -> Result<()> {
+    fn time_conv_matches_three_products() -> Result<()> {
         let conv = TimeConv::new(numbers(&[8, 6, 3, 1, 1])?, &numbers(&[8])?, 0.3)?;
         let (near, add) = (numbers(&[1, 4, 5, 6])?, numbers(&[3, 4, 5, 8])?);
         let x = numbers(&[3, 4, 5, 6])?;
@@ -378,7 +378,7 @@ mod tests {
             for after in [None, Some(&near)] {
                 for add in [None, Some(&add)] {
                     let ours = conv.on_cpu([before, after], &x, add)?;
-                    assert_same(&ours, &plain_in_time(&conv, [before, after], &x, add)?);
+                    assert_same(&ours, &reference_time_conv(&conv, [before, after], &x, add)?);
                 }
             }
         }

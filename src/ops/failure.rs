@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What an error says about its device.
+//! Classifies candle errors, so that callers can tell lack of memory and a lost device from other
+//! errors.
 
 use candle_core::Error;
 
-/// What an error of an operation means.
+/// Class of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The device has no memory left for what was asked of it.
+    /// The device ran out of memory.
     OutOfMemory,
-    /// An error on the device ends all use of it in this process.
+    /// The device is lost: every later operation on it fails in this process.
     DeviceLost,
-    /// Anything else.
+    /// Any other error.
     Other,
 }
 
-/// How the driver and the libraries over it say that they got no memory. Only their names for it are sure
-/// to be in the error: its type is another without the feature `cuda`.
+/// Names by which the driver and its libraries report lack of memory. Only the error's text is
+/// matched: its type differs without the feature `cuda`.
 const OUT_OF_MEMORY: [&str; 4] = [
     "CUDA_ERROR_OUT_OF_MEMORY",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -23,8 +24,8 @@ const OUT_OF_MEMORY: [&str; 4] = [
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
 ];
 
-/// The errors of which the CUDA driver's manual says that the process has to be restarted: every later call returns
-/// the same.
+/// Errors after which, according to the CUDA driver API manual, the process must be restarted:
+/// every later call returns the same error.
 const DEVICE_LOST: [&str; 13] = [
     "CUDA_ERROR_ILLEGAL_ADDRESS",
     "CUDA_ERROR_LAUNCH_TIMEOUT",
@@ -41,19 +42,19 @@ const DEVICE_LOST: [&str; 13] = [
     "CUDA_ERROR_CONTAINED",
 ];
 
-/// What an error means, however it is wrapped.
+/// Classifies an error, however it is wrapped.
 pub fn failure(error: &Error) -> Failure {
     match error {
         Error::WithBacktrace { inner, .. }
         | Error::Context { inner, .. }
         | Error::WithPath { inner, .. } => failure(inner),
-        Error::WrappedContext { wrapped: error, .. } | Error::Cuda(error) => named(error),
-        Error::Wrapped(error) => named(error),
+        Error::WrappedContext { wrapped: error, .. } | Error::Cuda(error) => classify_text(error),
+        Error::Wrapped(error) => classify_text(error),
         _ => Failure::Other,
     }
 }
 
-fn named(error: &dyn std::fmt::Display) -> Failure {
+fn classify_text(error: &dyn std::fmt::Display) -> Failure {
     let text = error.to_string();
     let contains = |names: &[&str]| names.iter().any(|name| text.contains(name));
     if contains(&OUT_OF_MEMORY) {
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_and_a_lost_device_are_told_from_other_failures_however_the_error_is_wrapped() {
+    fn wrapped_errors_are_classified_as_out_of_memory_device_lost_or_other() {
         let cuda = |text: &str| Error::Cuda(text.into());
         let full = r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#;
         let lost = r#"DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access")"#;
@@ -94,7 +95,7 @@ mod tests {
         let others = [
             cuda(r#"DriverError(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, "too many resources")"#),
             Error::wrap(crate::engine::Error::Cancelled),
-            // A file's name, say.
+            // Not an error of the device: the text may be a file name.
             Error::msg("CUDA_ERROR_OUT_OF_MEMORY"),
         ];
         for error in others {

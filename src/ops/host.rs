@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Tensors in the CPU's memory as plain numbers.
+//! Access to tensors in CPU memory as slices of `f32`.
 
 use std::ops::Deref;
 
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
 
-/// A tensor as contiguous `f32`: itself if it is that, else a copy.
+/// A tensor as contiguous `f32` values. Copies only if the tensor is of another type or not
+/// contiguous.
 pub(super) struct Host(Tensor);
 
 impl Host {
@@ -13,18 +14,19 @@ impl Host {
         Ok(Self(tensor.to_dtype(DType::F32)?.contiguous()?))
     }
 
+    /// Borrows the values.
     pub(super) fn values(&self) -> Result<impl Deref<Target = [f32]> + '_> {
         let (storage, layout) = self.0.storage_and_layout();
         let begin = layout.start_offset();
         let end = begin + layout.shape().elem_count();
         match &*storage {
             Storage::Cpu(CpuStorage::F32(_)) => Ok(Values { storage, begin, end }),
-            _ => candle_core::bail!("a tensor of the CPU was expected"),
+            _ => candle_core::bail!("expected a tensor on the CPU"),
         }
     }
 }
 
-/// The numbers of a [`Host`], for as long as this is kept.
+/// A read lock on the values of a [`Host`].
 struct Values<S> {
     storage: S,
     begin: usize,
@@ -37,13 +39,13 @@ impl<S: Deref<Target = Storage>> Deref for Values<S> {
     fn deref(&self) -> &[f32] {
         match &*self.storage {
             Storage::Cpu(CpuStorage::F32(values)) => &values[self.begin..self.end],
-            // `Host::values` makes no other.
+            // `Host::values` returns no other storage.
             _ => &[],
         }
     }
 }
 
-/// A new tensor from numbers, like `like` in device and type.
+/// Creates a tensor with the device and the type of `like`.
 pub(super) fn tensor(values: Vec<f32>, shape: &[usize], like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(values, shape, like.device())?.to_dtype(like.dtype())
 }

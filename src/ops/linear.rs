@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Linear layers and what goes with them.
+//! Linear layers, gated activations and layer norm.
 
 use candle_core::{D, DType, Result, Tensor};
 use rayon::prelude::*;
@@ -21,30 +21,37 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// `weight` is [out, in], or that of a convolution with kernel size 1, [out, in, 1, ..]; `bias` is \[out\].
+    /// `weight` is [out, in], or [out, in, 1, ..] of a convolution with kernel size 1; `bias` is
+    /// \[out\].
     ///
     /// # Errors
     /// If the weight has another shape.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        // A view: `reshape` would copy weights that are not contiguous.
+        // `squeeze` returns a view; `reshape` would copy a weight that is not contiguous.
         let mut matrix = weight;
         while matrix.rank() > 2 {
             if matrix.dim(2)? != 1 {
-                candle_core::bail!("a linear layer got a weight of shape {:?}", matrix.shape());
+                candle_core::bail!(
+                    "expected a linear weight [out, in] or [out, in, 1, ..], got {:?}",
+                    matrix.shape()
+                );
             }
             matrix = matrix.squeeze(2)?;
         }
         if matrix.rank() < 2 {
-            candle_core::bail!("a linear layer got a weight of shape {:?}", matrix.shape());
+            candle_core::bail!(
+                "expected a linear weight [out, in] or [out, in, 1, ..], got {:?}",
+                matrix.shape()
+            );
         }
         Ok(Self { weight: Weight::new(matrix), bias })
     }
 
-    /// Applies the layer to x of [.., in], whose last dimension is given in one or more parts, and adds
-    /// `add` of [.., out].
+    /// Applies the layer to x [.., in] and adds `add` [.., out]. The last dimension of x may be
+    /// split over several tensors, `parts`.
     ///
     /// # Errors
-    /// On shapes that do not fit.
+    /// If shapes do not match.
     pub fn forward(&self, parts: &[&Tensor], add: Option<&Tensor>) -> Result<Tensor> {
         let (out, total) = self.weight.tensor.dims2()?;
         super::count(parts[0].elem_count() / parts[0].dim(D::Minus1)?, out, total);
@@ -63,7 +70,7 @@ impl Linear {
         if let Some(last) = shape.last_mut() {
             *last = out;
         }
-        let mut values = start(rows, out, self.bias.as_ref(), add)?;
+        let mut values = initial_sums(rows, out, self.bias.as_ref(), add)?;
         let weight = Host::new(&self.weight.tensor)?;
         let weight = weight.values()?;
         let mut first = 0;
@@ -72,7 +79,7 @@ impl Linear {
             let part = Host::new(part)?;
             let part = part.values()?;
             if part.len() != rows * columns || first + columns > total {
-                candle_core::bail!("a linear layer of {total} inputs got {}", first + columns);
+                candle_core::bail!("a linear layer has {total} inputs, got {}", first + columns);
             }
             let a = Matrix { values: &part, row: columns, column: 1 };
             let b = Matrix { values: &weight[first..], row: 1, column: total };
@@ -80,15 +87,15 @@ impl Linear {
             first += columns;
         }
         if first != total {
-            candle_core::bail!("a linear layer of {total} inputs got {first}");
+            candle_core::bail!("a linear layer has {total} inputs, got {first}");
         }
         tensor(values, &shape, parts[0])
     }
 }
 
-/// What a product is added to: rows of the bias, of `add`, or of their sum. A bias of [n, out] holds one
-/// for each nth of the rows.
-pub(super) fn start(
+/// Initial values of an accumulator [rows, out]: `add` plus `bias`, each 0 if absent. A bias of
+/// shape [n, out] applies row i to the i-th of n equal blocks of rows.
+pub(super) fn initial_sums(
     rows: usize,
     out: usize,
     bias: Option<&Tensor>,
@@ -96,7 +103,7 @@ pub(super) fn start(
 ) -> Result<Vec<f32>> {
     let mut values = match add {
         Some(add) if add.elem_count() != rows * out => {
-            candle_core::bail!("{:?} cannot be added to {rows} rows of {out}", add.shape())
+            candle_core::bail!("cannot add a tensor {:?} to an output [{rows}, {out}]", add.shape())
         }
         Some(add) => Host::new(add)?.values()?.to_vec(),
         None => vec![0.0; rows * out],
@@ -116,15 +123,18 @@ pub(super) fn start(
     Ok(values)
 }
 
-/// x·GELU(gate), exact GELU, of [.., 2n] = x, then gate: [.., n].
+/// x·GELU(gate), with exact GELU. The input [.., 2n] holds x, then the gate; the result is [..,
+/// n].
 ///
 /// # Errors
-/// On an odd last dimension.
+/// If the last dimension is odd.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
-    let Some(width) = shape.last_mut() else { candle_core::bail!("a gate needs a dimension") };
+    let Some(width) = shape.last_mut() else {
+        candle_core::bail!("GEGLU needs a tensor with at least one dimension")
+    };
     if !width.is_multiple_of(2) {
-        candle_core::bail!("{width} values are no value and gate each");
+        candle_core::bail!("GEGLU needs an even last dimension, got {width}");
     }
     *width /= 2;
     let width = *width;
@@ -144,7 +154,7 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
 /// Exact GELU.
 ///
 /// # Errors
-/// None of its own.
+/// If the device fails.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return x.gelu_erf();
@@ -154,7 +164,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     tensor(values, x.dims(), x)
 }
 
-/// Normalises the last dimension, in f32, whatever the type of x.
+/// Layer norm over the last dimension. Computes in f32 for every type.
 #[derive(Debug, Clone)]
 pub struct LayerNorm {
     weight: Tensor,
@@ -164,10 +174,10 @@ pub struct LayerNorm {
 impl LayerNorm {
     const EPSILON: f32 = 1e-5;
 
-    /// Both are \[n\].
+    /// `weight` and `bias` are \[n\].
     ///
     /// # Errors
-    /// None of its own.
+    /// If the device fails.
     pub fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
         Ok(Self { weight: weight.to_dtype(DType::F32)?, bias: bias.to_dtype(DType::F32)? })
     }
@@ -175,14 +185,14 @@ impl LayerNorm {
     /// x is [.., n].
     ///
     /// # Errors
-    /// On shapes that do not fit.
+    /// If shapes do not match.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
             return cuda::layer_norm(x, &self.weight, &self.bias, Self::EPSILON);
         }
-        let wide = x.to_dtype(DType::F32)?.contiguous()?;
-        candle_nn::ops::layer_norm(&wide, &self.weight, &self.bias, Self::EPSILON)?
+        let x_f32 = x.to_dtype(DType::F32)?.contiguous()?;
+        candle_nn::ops::layer_norm(&x_f32, &self.weight, &self.bias, Self::EPSILON)?
             .to_dtype(x.dtype())
     }
 }
@@ -195,14 +205,14 @@ mod tests {
     use crate::ops::tests::{assert_same, numbers};
 
     #[test]
-    fn a_weight_with_a_larger_kernel_is_refused() -> Result<()> {
+    fn a_weight_with_kernel_size_above_1_is_rejected() -> Result<()> {
         let error = Linear::new(numbers(&[8, 7, 3])?, None).unwrap_err().to_string();
         assert!(error.contains("[8, 7, 3]"), "{error}");
         Ok(())
     }
 
     #[test]
-    fn a_linear_layer_is_that_of_candle() -> Result<()> {
+    fn linear_matches_candle() -> Result<()> {
         let (x, rest, add) = (numbers(&[2, 9, 5])?, numbers(&[2, 9, 2])?, numbers(&[2, 9, 8])?);
         let weight = numbers(&[8, 7, 1])?;
         for bias in [None, Some(numbers(&[8])?)] {

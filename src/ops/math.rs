@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Functions of many numbers at once, written so that the compiler makes vector code of them: no calls,
-//! no branches.
+//! Element-wise functions over slices, written without calls and branches so that the compiler
+//! vectorises them.
 
 use multiversion::multiversion;
 
-/// e^x with a relative error below 2e-7; 0 for very small x, the largest finite number for large ones.
+/// e^x with a relative error below 2e-7. x is clamped to \[−87.3, 88.3\], so the result is finite.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     // 2^n · e^r with |r| ≤ ln 2 / 2; Cephes' polynomial for e^r.
@@ -35,7 +35,7 @@ fn erf(x: f32) -> f32 {
     (1.0 - p * t * exp(-a * a)).copysign(x)
 }
 
-/// `x ← a·x + b`, then SiLU if `silu`, for rows as long as `a` and `b`.
+/// `x ← a·x + b`, then SiLU if `silu`, for each row. Rows are as long as `a` and `b`.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 pub(super) fn affine(rows: &mut [f32], a: &[f32], b: &[f32], silu: bool) {
     for row in rows.chunks_exact_mut(a.len()) {
@@ -46,7 +46,7 @@ pub(super) fn affine(rows: &mut [f32], a: &[f32], b: &[f32], silu: bool) {
     }
 }
 
-/// `out ← x·GELU(gate)`, exact GELU, where a row of `rows` is x, then gate.
+/// `out ← x·GELU(gate)`, with exact GELU. Each row of `rows` holds x, then the gate.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 pub(super) fn geglu(rows: &[f32], width: usize, out: &mut [f32]) {
     for (row, out) in rows.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
@@ -65,7 +65,7 @@ pub(super) fn gelu(values: &mut [f32]) {
     }
 }
 
-/// `x ← e^(x − max)`; gives the sum.
+/// `x ← e^(x − max)`. Returns the sum.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 pub(super) fn exp_sum(row: &mut [f32], max: f32) -> f32 {
     const LANES: usize = 16;
@@ -85,7 +85,7 @@ pub(super) fn exp_sum(row: &mut [f32], max: f32) -> f32 {
     sum
 }
 
-/// The largest number of a row.
+/// The maximum of a row.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 pub(super) fn max(row: &[f32]) -> f32 {
     const LANES: usize = 16;
@@ -99,7 +99,7 @@ pub(super) fn max(row: &[f32]) -> f32 {
     best.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// `sums\[c\] += Σ x`, `squares\[c\] += Σ (x − centre\[c\])²` over rows.
+/// `sums\[c\] += Σ (x − centre\[c\])`, `squares\[c\] += Σ (x − centre\[c\])²` over rows.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 pub(super) fn moments(rows: &[f32], centre: &[f32], sums: &mut [f32], squares: &mut [f32]) {
     for row in rows.chunks_exact(centre.len()) {
@@ -118,15 +118,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exp_and_erf_are_exact_to_rounding() {
+    fn exp_and_erf_have_single_precision() {
         for n in -800..800 {
             let x = n as f32 / 10.0;
             let relative = exp(x) / (x as f64).exp() as f32 - 1.0;
-            assert!(relative.abs() < 3e-7, "exp({x}) is off by {relative}");
+            assert!(relative.abs() < 3e-7, "exp({x}) has a relative error of {relative}");
         }
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NEG_INFINITY) < 1e-37 && exp(100.0).is_finite());
-        // From tables.
+        // Values from tables.
         for (x, y) in [(0.0, 0.0), (0.5, 0.520_499_9), (1.0, 0.842_700_8), (2.0, 0.995_322_3)] {
             assert!((erf(x) - y).abs() < 3e-7 && (erf(-x) + y).abs() < 3e-7);
         }

@@ -3,7 +3,7 @@
 
 use gemm::Parallelism;
 
-/// Numbers as a matrix: where it begins, and the distances from row to row and column to column.
+/// A strided view of a matrix: its values, and the strides between rows and between columns.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
     pub values: &'a [f32],
@@ -11,7 +11,7 @@ pub(super) struct Matrix<'a> {
     pub column: usize,
 }
 
-/// How many threads a product may use.
+/// Number of threads that a product may use.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Threads {
     One,
@@ -30,10 +30,11 @@ pub(super) fn add_product(
     add_scaled_product(out, out_row, size, a, b, 1.0, threads);
 }
 
-/// `out ← out + scale·a·b`, with a of [m, k], b of [k, n], and `out` of m rows of n, `out_row` apart.
+/// `out ← out + scale·a·b`. a is [m, k], b is [k, n], and `out` is [m, n] with row stride
+/// `out_row`.
 ///
 /// # Panics
-/// Where a matrix is shorter than that.
+/// If a matrix has fewer values.
 pub(super) fn add_scaled_product(
     out: &mut [f32],
     out_row: usize,
@@ -57,8 +58,8 @@ pub(super) fn add_scaled_product(
         Threads::All => Parallelism::Rayon(0),
     };
     let stride = |distance: usize| distance as isize;
-    // SAFETY: the assertions keep every element inside its slice; `out` is borrowed for writing alone,
-    // and its rows do not overlap.
+    // SAFETY: the assertions keep every element inside its slice. `out` is borrowed mutably, and
+    // its rows do not overlap.
     unsafe {
         gemm::gemm(
             m,

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What candle lacks or does badly, for tensors whose channels are last: frames [n, h, w, c] and tokens
-//! [b, t, c]. Behind each function are a side for the CPU and, with the feature `cuda`, one for NVIDIA GPUs;
-//! only a [`ConvChain`] is for the CPU alone.
+//! Operations that candle lacks, or is slow at, on channels-last tensors: frames [n, h, w, c] and
+//! tokens [b, t, c].
 //!
-//! On the CPU all is computed in f32, whatever the type; on a GPU products are of the tensors' own type with
-//! sums in f32, norms and softmax in f32.
+//! Each function has a CPU implementation and, with the feature `cuda`, one for NVIDIA GPUs.
+//! [`ConvChain`] runs on the CPU only.
+//!
+//! The CPU computes in f32 for every type. GPUs multiply in the tensors' type and accumulate in
+//! f32; norms and softmax are in f32.
 
 mod attention;
 mod chain;
@@ -23,16 +25,17 @@ mod weight;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// See [`operations`].
+/// Counter behind [`operations`].
 static OPERATIONS: AtomicU64 = AtomicU64::new(0);
 
-/// The number of multiplications and additions in matrix products of this process so far, on all devices.
+/// Number of floating-point operations in matrix products of this process so far, on all devices.
+/// A multiplication and an addition count as two.
 #[cfg(feature = "bench")]
 pub fn operations() -> u64 {
     OPERATIONS.load(Ordering::Relaxed)
 }
 
-/// Counts the operations of a product of [m, k] and [k, n].
+/// Counts the product of matrices [m, k] and [k, n].
 fn count(m: usize, n: usize, k: usize) {
     if cfg!(feature = "bench") {
         OPERATIONS.fetch_add(2 * (m * n * k) as u64, Ordering::Relaxed);
@@ -52,13 +55,14 @@ pub use norm::{Affine, GroupNorm, Moments};
 pub use queue::Queue;
 pub use tokens::{gather_pixels, scatter_pixels};
 
-/// Copies a tensor to a device; a tensor that is there already is shared.
+/// Copies a tensor to a device. A tensor that is already there is shared, not copied.
 ///
-/// Between two CUDA devices the copy waits for what writes the tensor, and memory of the tensor is not used again before
-/// the copy has ended: `Tensor::to_device` alone promises neither, since each device has a stream of its own.
+/// Between two CUDA devices, the copy waits for pending writes of the tensor, and the tensor's
+/// memory is not reused before the copy ends. `Tensor::to_device` guarantees neither, because each
+/// device has its own stream.
 ///
 /// # Errors
-/// If the device has no memory, or a driver refuses.
+/// If the device runs out of memory, or the driver reports an error.
 pub fn to_device(
     x: &candle_core::Tensor,
     device: &candle_core::Device,
@@ -73,14 +77,15 @@ pub fn to_device(
 /// Memory of a device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
-    /// What new tensors of this process can have: what is free, and what the process has kept for itself and
-    /// does not use.
+    /// Memory available to new tensors of this process: free memory, and unused memory in the
+    /// process's own pool.
     pub available: usize,
-    /// What the tensors of this process take.
+    /// Memory that the tensors of this process occupy.
     pub used: usize,
 }
 
-/// The memory of a device now, when all its work is done; `None` for a CPU, and where the driver does not say.
+/// Waits for pending work and returns the memory of a device. `None` for a CPU, or if the driver
+/// does not tell.
 pub fn device_memory(device: &candle_core::Device) -> Option<DeviceMemory> {
     #[cfg(feature = "cuda")]
     if device.is_cuda() {
@@ -90,11 +95,12 @@ pub fn device_memory(device: &candle_core::Device) -> Option<DeviceMemory> {
     None
 }
 
-/// The CUDA device of this number, the same one for all who ask: tensors of two would not meet.
+/// Returns the CUDA device with an ordinal. All callers get the same `Device`, because candle does
+/// not mix tensors of two instances.
 ///
 /// # Errors
-/// If there is no such device or driver, if there are no kernels for the device, if the environment variable
-/// VENHANCE_KERNELS has a value that is not known, or without the feature `cuda`.
+/// If there is no such device or no driver, if the build has no kernels for the device, if the
+/// environment variable VENHANCE_KERNELS has an unknown value, or without the feature `cuda`.
 pub fn cuda_device(ordinal: usize) -> candle_core::Result<candle_core::Device> {
     #[cfg(feature = "cuda")]
     return cuda::open(ordinal);
@@ -102,7 +108,7 @@ pub fn cuda_device(ordinal: usize) -> candle_core::Result<candle_core::Device> {
     candle_core::Device::new_cuda(ordinal)
 }
 
-/// CUDA devices that the driver knows: 0 without a driver, or without the feature `cuda`.
+/// Number of CUDA devices. 0 without a driver, or without the feature `cuda`.
 pub fn cuda_devices() -> usize {
     #[cfg(feature = "cuda")]
     return cuda::count();
@@ -110,12 +116,14 @@ pub fn cuda_devices() -> usize {
     0
 }
 
-/// Compares the kernels that are for the kind of a device only with those for every device, once for each device in a
-/// process. Kernels that fail or compute something else are not used on the device from then on. Returns a warning for
-/// each family of such kernels: none on the next call, and none for a device without kernels of its own.
+/// Compares the device-specific kernels with the portable ones, once per device and process.
+///
+/// Kernels that fail or compute something else are not used on the device from then on. Returns
+/// one warning for each family of such kernels, on the first call only; none for a device without
+/// kernels of its own.
 ///
 /// # Errors
-/// If the device has no memory, or an error on it ends all use of it in this process.
+/// If the device runs out of memory, or is lost to this process by an error.
 pub fn check_kernels(device: &candle_core::Device) -> candle_core::Result<Vec<String>> {
     #[cfg(feature = "cuda")]
     if device.is_cuda() {
@@ -129,17 +137,18 @@ pub fn check_kernels(device: &candle_core::Device) -> candle_core::Result<Vec<St
 mod tests {
     use candle_core::{Device, Result, Tensor};
 
-    /// Numbers about 0, the same for every call with this shape.
+    /// Deterministic values in \[−1, 1\] for a shape.
     pub(super) fn numbers(shape: &[usize]) -> Result<Tensor> {
         let count = shape.iter().product::<usize>();
         let values = (0..count).map(|n| ((n * 7919 + count) % 1009) as f32 / 504.0 - 1.0);
         Tensor::from_vec(values.collect::<Vec<_>>(), shape, &Device::Cpu)
     }
 
+    /// Asserts that the relative error of `a` is below 1e-5.
     pub(super) fn assert_same(a: &Tensor, b: &Tensor) {
         assert_eq!(a.dims(), b.dims());
         let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
         let error = (norm(&(a - b).unwrap()) / norm(b)).sqrt();
-        assert!(error < 1e-5, "they differ by {error}");
+        assert!(error < 1e-5, "relative error {error}");
     }
 }

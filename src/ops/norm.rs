@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Group norm, in two steps: what a tensor's channels hold, then one multiplication and addition for
-//! each. So the groups may run over several tensors: over all frames of a clip, or over channels that
-//! are never put together.
+//! Group norm in two steps: moments of each channel, then an affine transform. Groups may thus
+//! span several tensors: all frames of a clip, or channels that are never concatenated.
 
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
@@ -11,21 +10,21 @@ use super::cuda;
 use super::host::{Host, tensor};
 use super::math;
 
-/// Groups that the channels are divided in.
+/// Groups of channels.
 const GROUPS: usize = 32;
 
-/// Rows of pixels that are summed in f32.
+/// Pixels whose sums are accumulated in f32 before they are added in f64.
 const BLOCK: usize = 256;
 
-/// Mean and variance of each channel of frames: [n, 2, c], f32.
+/// Mean and variance of each channel and frame: [n, 2, c], f32.
 #[derive(Debug, Clone)]
 pub struct Moments(Tensor);
 
 impl Moments {
-    /// Of frames [n, h, w, c], each frame for itself.
+    /// Moments of each of the frames [n, h, w, c].
     ///
     /// # Errors
-    /// If x is no such tensor.
+    /// If x has another rank.
     pub fn of(x: &Tensor) -> Result<Self> {
         let (n, h, w, c) = x.dims4()?;
         #[cfg(feature = "cuda")]
@@ -39,10 +38,11 @@ impl Moments {
         Ok(Self(Tensor::from_vec(moments, (n, 2, c), x.device())?))
     }
 
-    /// Of all frames together, [1, 2, c]; `slices` are of frames with as many pixels each.
+    /// Pools the moments over all frames: [1, 2, c]. All frames must have the same number of
+    /// pixels.
     ///
     /// # Errors
-    /// On slices of different channels.
+    /// If the numbers of channels differ.
     pub fn pool(slices: &[Self]) -> Result<Self> {
         let all = Tensor::cat(&slices.iter().map(|slice| &slice.0).collect::<Vec<_>>(), 0)?;
         let (means, variances) = (all.narrow(1, 0, 1)?, all.narrow(1, 1, 1)?);
@@ -51,10 +51,10 @@ impl Moments {
         Ok(Self(Tensor::cat(&[mean, (variances.mean_keepdim(0)? + between)?], 1)?))
     }
 
-    /// Of channels that follow each other.
+    /// Concatenates the moments of consecutive channels.
     ///
     /// # Errors
-    /// On different numbers of frames.
+    /// If the numbers of frames differ.
     pub fn join(parts: &[Self]) -> Result<Self> {
         Ok(Self(Tensor::cat(&parts.iter().map(|part| &part.0).collect::<Vec<_>>(), 2)?))
     }
@@ -62,7 +62,7 @@ impl Moments {
 
 /// Mean, then variance of each channel of pixels [p, c].
 fn moments(frame: &[f32], c: usize) -> Vec<f32> {
-    // About the first pixel, so that nothing large is subtracted from something large.
+    // Relative to the first pixel, to avoid cancellation.
     let centre = &frame[..c];
     let zero = || (vec![0.0_f64; c], vec![0.0_f64; c]);
     let (sums, squares) = frame
@@ -72,7 +72,7 @@ fn moments(frame: &[f32], c: usize) -> Vec<f32> {
             math::moments(rows, centre, &mut sums, &mut squares);
             (sums, squares)
         })
-        // In order, so that the sum does not depend on the threads.
+        // In order, so that the sums do not depend on the scheduling of threads.
         .collect::<Vec<_>>()
         .into_iter()
         .fold(zero(), |(mut sums, mut squares), (block_sums, block_squares)| {
@@ -90,14 +90,15 @@ fn moments(frame: &[f32], c: usize) -> Vec<f32> {
     mean.chain(variance).collect()
 }
 
-/// What a norm does to each channel of frames: scale and offset, [n, c] each, n frames or 1 for all.
+/// A norm as an affine transform of each channel: scale and offset, [n, c] each, for n frames, or
+/// for all frames if n is 1.
 #[derive(Debug, Clone)]
 pub struct Affine {
     scale: Tensor,
     offset: Tensor,
 }
 
-/// A group norm of 32 groups.
+/// A group norm with 32 groups.
 #[derive(Debug, Clone)]
 pub struct GroupNorm {
     weight: Tensor,
@@ -106,21 +107,24 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// Weight and bias are \[c\].
+    /// `weight` and `bias` are \[c\].
     ///
     /// # Errors
-    /// If c is no multiple of 32.
+    /// If c is not a multiple of 32.
     pub fn new(weight: &Tensor, bias: &Tensor, epsilon: f64) -> Result<Self> {
         if !weight.dim(0)?.is_multiple_of(GROUPS) {
-            candle_core::bail!("{} channels do not make {GROUPS} groups", weight.dim(0)?);
+            candle_core::bail!(
+                "group norm needs a multiple of {GROUPS} channels, got {}",
+                weight.dim(0)?
+            );
         }
         Ok(Self { weight: weight.to_dtype(DType::F32)?, bias: bias.to_dtype(DType::F32)?, epsilon })
     }
 
-    /// What the norm comes to for channels with these moments.
+    /// Scale and offset of the norm for channels with these moments.
     ///
     /// # Errors
-    /// On other channels than the norm's.
+    /// If the number of channels differs from the norm's.
     pub fn affine(&self, moments: &Moments) -> Result<Affine> {
         #[cfg(feature = "cuda")]
         if moments.0.device().is_cuda() {
@@ -142,24 +146,26 @@ impl GroupNorm {
 }
 
 impl Affine {
-    /// The share of channels `first` to `first + count`.
+    /// The transform of channels `first..first + count`.
     ///
     /// # Errors
-    /// If there are not so many.
+    /// If there are fewer channels.
     pub fn channels(&self, first: usize, count: usize) -> Result<Self> {
-        let share = |all: &Tensor| all.narrow(1, first, count)?.contiguous();
-        Ok(Self { scale: share(&self.scale)?, offset: share(&self.offset)? })
+        let narrow = |all: &Tensor| all.narrow(1, first, count)?.contiguous();
+        Ok(Self { scale: narrow(&self.scale)?, offset: narrow(&self.offset)? })
     }
 
-    /// Normalises frames [n, h, w, c], and applies SiLU if `silu`.
+    /// Transforms frames [n, h, w, c], then applies SiLU if `silu`.
     ///
     /// # Errors
-    /// On shapes that do not fit.
+    /// If shapes do not match.
     pub fn apply(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
         let (n, h, w, c) = x.dims4()?;
         let (frames, channels) = self.scale.dims2()?;
         if channels != c || (frames != 1 && frames != n) {
-            candle_core::bail!("{n} frames of {c} channels, a norm of {frames} and {channels}");
+            candle_core::bail!(
+                "a norm of {frames} frames and {channels} channels got {n} frames of {c} channels"
+            );
         }
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {

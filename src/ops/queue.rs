@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How far the host may be ahead of a device: far enough to keep it busy, and no further, for what is queued
-//! cannot be cancelled.
+//! Limits how far the host runs ahead of a device: far enough to keep the device busy, but no
+//! further, because queued work cannot be cancelled.
 
 use candle_core::{Device, Result};
 #[cfg(feature = "cuda")]
@@ -10,21 +10,21 @@ use {
     std::{cell::RefCell, collections::VecDeque},
 };
 
-/// Blocks that may wait for a device.
+/// Blocks that may be pending on a device.
 #[cfg(feature = "cuda")]
-const AHEAD: usize = 2;
+const MAX_PENDING: usize = 2;
 
-/// The blocks of a network that wait for their device. On a CPU none does.
+/// The blocks of a network that are pending on their device. On a CPU there are none.
 #[derive(Debug)]
 pub struct Queue {
     device: Device,
-    /// The ends of the blocks.
+    /// Events at the end of each pending block.
     #[cfg(feature = "cuda")]
     ends: RefCell<VecDeque<CudaEvent>>,
 }
 
 impl Queue {
-    /// An empty one.
+    /// An empty queue.
     pub fn new(device: &Device) -> Self {
         Self {
             device: device.clone(),
@@ -33,10 +33,10 @@ impl Queue {
         }
     }
 
-    /// Ends a block, and waits until the device has come to the one before it.
+    /// Ends a block. Waits until at most two blocks are pending.
     ///
     /// # Errors
-    /// What has gone wrong on the device meanwhile.
+    /// An error that the device has reported meanwhile.
     pub fn step(&self) -> Result<()> {
         if self.device.is_cpu() {
             return Ok(());
@@ -46,7 +46,7 @@ impl Queue {
             let device = self.device.as_cuda_device()?;
             let mut ends = self.ends.borrow_mut();
             ends.push_back(device.cuda_stream().record_event(None).w()?);
-            if ends.len() > AHEAD
+            if ends.len() > MAX_PENDING
                 && let Some(end) = ends.pop_front()
             {
                 end.synchronize().w()?;

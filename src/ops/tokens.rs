@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The tokens of some of the pixels of all frames, where the frames are in several tensors.
+//! Gathers and scatters the tokens of a range of pixels over all frames, which are split into
+//! slices.
 
 use candle_core::{Result, Tensor};
 
 #[cfg(feature = "cuda")]
 use super::cuda;
 
-/// Copies the pixels from `first` on of frames [n, p, c] in each slice: [f, count, c], of all frames f.
+/// Copies pixels `first..first + count` of all frames to one tensor [f, count, c]; `slices` are
+/// [n, p, c].
 ///
 /// # Errors
-/// On shapes that do not fit.
+/// If shapes do not match.
 pub fn gather_pixels(slices: &[Tensor], first: usize, count: usize) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if slices.first().is_some_and(|slice| slice.device().is_cuda()) {
@@ -19,11 +21,11 @@ pub fn gather_pixels(slices: &[Tensor], first: usize, count: usize) -> Result<Te
     Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?.contiguous()
 }
 
-/// Writes tokens [f, count, c] to the pixels from `first` on of the slices: the reverse of [`gather_pixels`].
-/// Everything that shares the slices' memory changes with them.
+/// Writes tokens [f, count, c] to pixels `first..first + count` of the slices in place: the
+/// inverse of [`gather_pixels`]. All tensors that share the slices' memory change.
 ///
 /// # Errors
-/// On shapes that do not fit.
+/// If shapes do not match.
 pub fn scatter_pixels(tokens: &Tensor, slices: &[Tensor], first: usize) -> Result<()> {
     #[cfg(feature = "cuda")]
     if tokens.device().is_cuda() {
@@ -44,7 +46,7 @@ mod tests {
     use crate::ops::tests::{assert_same, numbers};
 
     #[test]
-    fn pixels_of_all_frames_come_back_to_where_they_were() -> Result<()> {
+    fn scatter_is_the_inverse_of_gather() -> Result<()> {
         let slices = [numbers(&[2, 7, 3])?, numbers(&[1, 7, 3])?];
         let before = Tensor::cat(&slices, 0)?;
         for (first, count) in [(0, 7), (2, 4), (6, 1)] {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Weights, which activations of another type meet as well.
+//! Weights that also multiply activations of another type.
 
 use candle_core::Tensor;
 #[cfg(feature = "cuda")]
@@ -13,9 +13,9 @@ use {
 #[derive(Debug, Clone)]
 pub(super) struct Weight {
     pub(super) tensor: Tensor,
-    /// The copy in bf16 that evaluations use which f16 has no range for.
+    /// A copy in bf16, for evaluations whose activations exceed the range of f16.
     #[cfg(feature = "cuda")]
-    wide: OnceLock<Tensor>,
+    bf16: OnceLock<Tensor>,
 }
 
 impl Weight {
@@ -23,25 +23,25 @@ impl Weight {
         Self {
             tensor,
             #[cfg(feature = "cuda")]
-            wide: OnceLock::new(),
+            bf16: OnceLock::new(),
         }
     }
 
-    /// The weight in the type of activations, on a CUDA device. A copy in bf16 is kept where the device has room for
-    /// it: one evaluation asks for it once for every slice.
+    /// Returns the weight in the type of the activations, on a CUDA device. The copy in bf16 is
+    /// cached if the device has room for it, because every slice of an evaluation needs it.
     #[cfg(feature = "cuda")]
     pub(super) fn to_dtype(&self, dtype: DType) -> Result<Tensor> {
         if self.tensor.dtype() == dtype {
             return Ok(self.tensor.clone());
         }
-        if let Some(wide) = self.wide.get().filter(|wide| wide.dtype() == dtype) {
-            return Ok(wide.clone());
+        if let Some(bf16) = self.bf16.get().filter(|bf16| bf16.dtype() == dtype) {
+            return Ok(bf16.clone());
         }
         let converted = self.tensor.to_dtype(dtype)?;
         let bytes = converted.elem_count() * dtype.size_in_bytes();
         if dtype == DType::BF16 && cuda::has_room(converted.device(), bytes)? {
-            // Another thread may have been first.
-            return Ok(self.wide.get_or_init(|| converted).clone());
+            // Another thread may have initialised the cache meanwhile.
+            return Ok(self.bf16.get_or_init(|| converted).clone());
         }
         Ok(converted)
     }

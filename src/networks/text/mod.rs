@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! the text encoder of OpenCLIP: a prompt to the tokens that the denoiser looks at.
+//! Encodes prompts with OpenCLIP's text transformer; the denoiser attends to the resulting tokens.
 
 mod tokenizer;
 
@@ -12,30 +12,30 @@ pub use tokenizer::{CONTEXT, Tokenizer, Tokens};
 use super::{Check, layers};
 use crate::ops::{LayerNorm, Linear, attention, gelu};
 
-/// Entries of CLIP's vocabulary.
+/// Size of CLIP's vocabulary.
 const VOCABULARY: usize = 49_408;
 
-/// The size of a text encoder.
+/// Dimensions of a text encoder.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Channels of a token.
     pub width: usize,
-    /// Heads of an attention.
+    /// Attention heads of each block.
     pub heads: usize,
-    /// Blocks in the checkpoint; the last is not used.
+    /// Blocks in the checkpoint. The last one is not used.
     pub layers: usize,
 }
 
 impl Config {
-    /// The published one's, of ViT-H-14.
+    /// The published model: ViT-H-14.
     pub fn full() -> Self {
         Self { width: 1024, heads: 16, layers: 24 }
     }
 }
 
-/// Attention to the tokens before, and a network of two layers, each on normalised tokens and added to
-/// them.
+/// A pre-norm transformer block: causal self-attention and a two-layer feed-forward network, each
+/// with a residual connection.
 #[derive(Debug)]
 struct Block {
     norm1: LayerNorm,
@@ -63,18 +63,19 @@ impl Block {
         })
     }
 
+    /// x is [b, t, width], and so is the result.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let all = self.projections.forward(&[&self.norm1.forward(x)?], None)?;
+        let qkv = self.projections.forward(&[&self.norm1.forward(x)?], None)?;
         let width = x.dim(D::Minus1)?;
-        let part = |n: usize| all.narrow(D::Minus1, n * width, width)?.contiguous();
-        let seen = attention(&part(0)?, &part(1)?, &part(2)?, self.heads, true)?;
-        let x = self.out.forward(&[&seen], Some(x))?;
+        let part = |n: usize| qkv.narrow(D::Minus1, n * width, width)?.contiguous();
+        let attended = attention(&part(0)?, &part(1)?, &part(2)?, self.heads, true)?;
+        let x = self.out.forward(&[&attended], Some(x))?;
         let hidden = gelu(&self.fc1.forward(&[&self.norm2.forward(&x)?], None)?)?;
         self.fc2.forward(&[&hidden], Some(&x))
     }
 }
 
-/// the text encoder, up to the last block but one.
+/// The text encoder up to the penultimate block, followed by the final layer norm.
 #[derive(Debug)]
 pub struct TextEncoder {
     tokens: Tensor,
@@ -86,10 +87,11 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// From a checkpoint, of which the vision tower, the last block and what follows are not used.
+    /// Loads the encoder from an OpenCLIP checkpoint. The vision tower, the last block and the
+    /// text projection are not used.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape.
+    /// If a tensor is missing or has an unexpected shape.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         let width = config.width;
         let blocks = (0..config.layers.saturating_sub(1))
@@ -104,10 +106,10 @@ impl TextEncoder {
         })
     }
 
-    /// What prompts mean, [prompts, 77, width], f32.
+    /// Encodes prompts to [prompts, 77, width], f32.
     ///
     /// # Errors
-    /// If the device has no memory, or if `check` fails.
+    /// If the device runs out of memory, or if `check` fails.
     pub fn forward(&self, prompts: &[Tokens], check: Check) -> Result<Tensor> {
         let ids = Tensor::new(prompts.concat(), &self.device)?;
         let x = self.tokens.index_select(&ids, 0)?.to_dtype(DType::F32)?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How much memory an evaluation takes, from the order of its work.
+//! Predicts the peak memory of an evaluation by replaying the order of its allocations.
 
 use candle_core::DType;
 
@@ -9,10 +9,10 @@ use crate::{
     sampler::Slices,
 };
 
-/// Convolutions along the frames of a residual block.
+/// Convolutions along the frames in each residual block.
 const TEMPORAL: usize = 4;
 
-/// The network's walk over a window.
+/// Replays one evaluation over a window.
 struct Evaluation<'a> {
     config: &'a Config,
     scales: Vec<Scale>,
@@ -29,9 +29,10 @@ impl Evaluation<'_> {
         self.walk.temporal_residual(scale, out, TEMPORAL);
     }
 
-    /// Attention within frames, for each branch.
+    /// Attention within frames, once for each guidance branch.
     fn spatial(&mut self, level: usize, channels: usize, branches: usize) {
-        // Tokens before the prompt and after it, the gates' 8 and 4, and the output.
+        // Tokens before and after cross-attention, the feed-forward network's 8 and 4 widths, and
+        // the output.
         let working = (14 + branches) * channels;
         let input = [Input::taken(channels)];
         self.walk.map(&self.scales[level], &input, branches * channels, working);
@@ -45,6 +46,7 @@ impl Evaluation<'_> {
         self.walk.touch(pixels.min(frame) * self.frames * (channels + 14 * inner));
     }
 
+    /// A residual block with its attention. Returns the output width.
     fn stage(&mut self, level: usize, inputs: &[Input], attends: bool) -> usize {
         let out = self.width(level);
         self.residual(level, inputs, out);
@@ -55,24 +57,27 @@ impl Evaluation<'_> {
         out
     }
 
+    /// Channels of a level.
     fn width(&self, level: usize) -> usize {
         self.config.dim * self.config.dim_mult[level]
     }
 
+    /// Index of the innermost level.
     fn last(&self) -> usize {
         self.config.dim_mult.len() - 1
     }
 
-    /// Adds a layer of the ControlNet's output to what the UNet has, slice by slice.
+    /// Adds a ControlNet output to a tensor of the UNet, slice by slice.
     fn add(&mut self, level: usize, channels: usize) {
         self.walk.touch(channels * self.scales[level].slice());
     }
 
-    /// The first two blocks, the second for each branch. The first stays.
+    /// The first two blocks. The first block's output stays allocated; the second block runs once
+    /// for each guidance branch.
     fn begin(&mut self, branches: usize) {
         let dim = self.config.dim;
         self.walk.keep(dim * self.scales[0].clip());
-        // Frames are put together in slices.
+        // Single frames are concatenated to slices.
         self.walk.touch(dim * self.scales[0].slice());
         self.temporal(0, dim, self.config.num_heads * self.config.head_dim);
         let out = self.width(0);
@@ -81,8 +86,9 @@ impl Evaluation<'_> {
         self.temporal(0, out, out);
     }
 
-    /// From the third block on to the middle. `keeps` says whether each block's output stays as a skip; else
-    /// it is added to the UNet's skip. Gives the channels and levels of the outputs.
+    /// From the third block to the middle block. `keeps` tells whether each block's output stays
+    /// allocated as a skip connection (UNet) or is added to the UNet's skip connection
+    /// (ControlNet). Returns channels and level of each output.
     fn down(&mut self, keeps: bool) -> Vec<(usize, usize)> {
         let mut channels = self.width(0);
         let mut outputs = vec![(self.config.dim, 0), (channels, 0)];
@@ -121,7 +127,8 @@ impl Evaluation<'_> {
         self.walk.rescale(&self.scales[from], &self.scales[to], input);
     }
 
-    /// From the middle to the output. The first skip may be held for another branch.
+    /// From the middle block to the output. `first_taken` is false while another guidance branch
+    /// still needs the first skip connection.
     fn up(&mut self, mut skips: Vec<(usize, usize)>, first_taken: bool) {
         let mut channels = self.width(self.last());
         for level in (0..=self.last()).rev() {
@@ -140,8 +147,9 @@ impl Evaluation<'_> {
     }
 }
 
-/// Bytes at the peak of [`Denoiser::forward_in`](super::Denoiser::forward_in) beyond the weights, for a window
-/// of `frames` latents of (h, w), some branches of guidance, and activations of a type.
+/// Peak bytes of [`Denoiser::forward_in`](super::Denoiser::forward_in), in addition to the
+/// weights, for a window of `frames` latents of size (h, w), with `branches` guidance branches and
+/// activations of type `dtype`.
 pub fn peak_bytes(
     config: &Config,
     frames: usize,
@@ -160,18 +168,18 @@ pub fn peak_bytes(
     let walk = Walk::default();
     let mut evaluation = Evaluation { config, scales, frames, dtype, slices, walk };
     let clip = evaluation.scales[0].clip();
-    // Latents and key frames' latents, channels last.
+    // Latents of the window and of the input frames, channels last.
     evaluation.walk.keep(2 * config.latents * clip);
     evaluation.begin(branches);
     evaluation.begin(branches);
     evaluation.add(0, config.dim);
-    // The ControlNet's part has been added to the first skip.
+    // The ControlNet's first output has been added to the first skip connection.
     evaluation.walk.free(config.dim * clip);
     let (last, middle) = (evaluation.last(), evaluation.width(evaluation.last()));
     for branch in 1..=branches {
         let skips = evaluation.down(true);
         evaluation.down(false);
-        // The ControlNet's middle has been added to the UNet's.
+        // The output of the ControlNet's middle block has been added to the UNet's.
         let middle = middle * evaluation.scales[last].clip();
         evaluation.walk.free(middle);
         evaluation.up(skips, branch == branches);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The video ControlNet: an encoder that sees the key frames, and adds what it makes of them to the
-//! UNet's skips.
+//! The video ControlNet: an encoder that is conditioned on the input frames; its outputs are added
+//! to the UNet's skip connections.
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -17,6 +17,7 @@ use crate::{
     sampler::{Conditions, Slices},
 };
 
+/// Follows the UNet's encoder, with the latents of the input frames as hints.
 #[derive(Debug)]
 pub(super) struct ControlNet {
     time: TimeEmbedding,
@@ -24,7 +25,7 @@ pub(super) struct ControlNet {
     scale: TimeEmbedding,
     hint: Conv2d,
     encoder: Encoder,
-    /// For each skip what is added to it.
+    /// One 1×1 convolution per skip connection; its output is added to the skip.
     zero_convs: Vec<Linear>,
     middle_out: Linear,
 }
@@ -37,10 +38,10 @@ impl ControlNet {
         });
         let zero_convs = zero_convs.collect::<Result<Vec<_>>>()?;
         let width = encoder.widths[encoder.widths.len() - 1];
-        let (dim, wide) = (config.dim, vb.clone().to_dtype(DType::F32));
+        let (dim, vb_f32) = (config.dim, vb.clone().to_dtype(DType::F32));
         Ok(Self {
             time: TimeEmbedding::new(vb.pp("time_embed"), dim)?,
-            hint_time: layers::linear(wide.pp("hint_time_zero_linear"), 4 * dim, 4 * dim)?,
+            hint_time: layers::linear(vb_f32.pp("hint_time_zero_linear"), 4 * dim, 4 * dim)?,
             scale: TimeEmbedding::new(vb.pp("scale_cond"), dim)?,
             hint: layers::conv(vb.pp("input_hint_block"), config.latents, dim, Shape::SAME)?,
             zero_convs,
@@ -49,11 +50,13 @@ impl ControlNet {
         })
     }
 
+    /// The cross-attention layers in the order of [`Context`].
     pub(super) fn prompted(&self) -> impl Iterator<Item = &SpatialTransformer> {
         self.encoder.prompted()
     }
 
-    /// Two kinds of frames: those without a hint, and those with one.
+    /// Embeddings of two kinds of frames: those without a hint (index 0) and those with one (index
+    /// 1).
     pub(super) fn embedding(
         &self,
         conditions: &Conditions,
@@ -62,13 +65,14 @@ impl ControlNet {
     ) -> Result<Embedding> {
         let plain = self.time.forward(conditions.t, device)?;
         let hint = self.time.forward(conditions.t_hint, device)?;
-        let key = self.hint_time.forward(&[&hint], Some(&plain))?;
-        let key = (key + self.scale.forward(conditions.s_cond, device)?)?;
-        let frames = conditions.mask.iter().map(|key| u32::from(key.is_some()));
-        Embedding::new(&Tensor::cat(&[plain, key], 0)?, frames.collect(), dtype)
+        let hinted = self.hint_time.forward(&[&hint], Some(&plain))?;
+        let hinted = (hinted + self.scale.forward(conditions.s_cond, device)?)?;
+        let frames = conditions.mask.iter().map(|input| u32::from(input.is_some()));
+        Embedding::new(&Tensor::cat(&[plain, hinted], 0)?, frames.collect(), dtype)
     }
 
-    /// As [`Encoder::begin`]; `hint` holds the key frames that `mask` names.
+    /// Like [`Encoder::begin`]. `hint` holds the latents of the input frames, [inputs, h, w, c];
+    /// `mask` gives for each frame its index in `hint`, if it is an input frame.
     pub(super) fn begin(
         &self,
         x: &Tensor,
@@ -79,18 +83,19 @@ impl ControlNet {
         check: Check,
     ) -> Result<(FrameBatch, Vec<FrameBatch>)> {
         let hints = |frame: usize| {
-            let key = mask[frame].map(|key| hint.narrow(0, key, 1));
-            key.map(|key| self.hint.forward(&[&key?], None, None)).transpose()
+            let latent = mask[frame].map(|input| hint.narrow(0, input, 1));
+            latent.map(|latent| self.hint.forward(&[&latent?], None, None)).transpose()
         };
         self.encoder.begin(x, slices, hints, embedding, contexts, check)
     }
 
-    /// Adds to the UNet's first skip what this network's first block has given.
+    /// Adds the output of this network's first block, `own`, to the UNet's first skip connection.
     pub(super) fn add_first(&self, skip: FrameBatch, own: &FrameBatch) -> Result<FrameBatch> {
         add(skip, own, &self.zero_convs[0])
     }
 
-    /// Adds to the skips from the second on, and to what leaves the middle.
+    /// Adds this network's outputs to the skip connections from the second one on. Returns
+    /// `middle`, the output of the UNet's middle block, plus this network's.
     pub(super) fn forward(
         &self,
         x: FrameBatch,
@@ -114,6 +119,6 @@ fn add(x: FrameBatch, own: &FrameBatch, layer: &Linear) -> Result<FrameBatch> {
     let mut own = own.slices().iter();
     x.map(|x| match own.next() {
         Some(own) => layer.forward(&[own], Some(&x)),
-        None => candle_core::bail!("the networks' slices differ"),
+        None => candle_core::bail!("the slices of the UNet and the ControlNet differ in number"),
     })
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The half of the UNet that goes down, which its ControlNet has too: twelve blocks in the published
-//! model, and the middle.
+//! The encoder that the UNet and its ControlNet share: twelve blocks in the published model, and
+//! the middle block.
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -16,12 +16,12 @@ use crate::{
     sampler::Slices,
 };
 
-/// Halves both sides. Two rows of zeros above and below, so that what comes up again has two rows too
-/// many, which are left out there.
+/// Downsamples by 2. Two rows of zeros above and below, as in the published model; the decoder
+/// crops the two rows that upsampling then has in excess.
 pub(super) const DOWN: Shape =
     Shape { top: 2, bottom: 2, left: 1, right: 1, stride: 2, double: false, crop: 0 };
 
-/// A residual block, with attention where the level has it.
+/// A residual block, followed by spatial and temporal attention where the level has them.
 #[derive(Debug)]
 pub(super) struct Stage {
     residual: ResBlock,
@@ -32,12 +32,12 @@ pub(super) struct Stage {
 struct Attention {
     spatial: SpatialTransformer,
     temporal: TemporalTransformer,
-    /// Its place in a [`Context`].
+    /// Index of the layer in a [`Context`].
     index: usize,
 }
 
 impl Stage {
-    /// The parts have the keys 0, 1 and 2. `attentions` counts them.
+    /// The parts have the keys 0, 1 and 2. `attentions` counts the cross-attention layers.
     pub(super) fn new(
         vb: VarBuilder,
         config: &Config,
@@ -63,12 +63,12 @@ impl Stage {
         Ok(Self { residual: ResBlock::new(vb.pp("0"), config.dim, inputs, outputs)?, attention })
     }
 
-    /// The attentions to the prompt, in the order of their index.
+    /// The cross-attention layer, if the level has one.
     pub(super) fn prompted(&self) -> Option<&SpatialTransformer> {
         self.attention.as_ref().map(|attention| &attention.spatial)
     }
 
-    /// For one prompt.
+    /// Runs one guidance branch.
     pub(super) fn forward(
         &self,
         x: FrameBatch,
@@ -80,7 +80,8 @@ impl Stage {
         Ok(self.branches(x, skip, embedding, &[context], check)?.remove(0))
     }
 
-    /// For each of the prompts; what comes before the first look at them is done once.
+    /// Runs a guidance branch for each context. Layers before the cross-attention run once for all
+    /// of them.
     pub(super) fn branches(
         &self,
         x: FrameBatch,
@@ -111,18 +112,18 @@ impl Stage {
 #[derive(Debug)]
 enum Block {
     Stage(Box<Stage>),
-    /// To the next level, whose widths are so many times the first level's.
+    /// Downsampling convolution, and the channel multiplier of the next level.
     Down(Conv2d, usize),
 }
 
-/// The way down, and the middle.
+/// The downsampling half of the UNet and the middle block.
 #[derive(Debug)]
 pub(super) struct Encoder {
     conv: Conv2d,
     temporal: TemporalTransformer,
     blocks: Vec<Block>,
     middle: (Stage, ResBlock),
-    /// Channels of what each block gives, the first convolution's included.
+    /// Output channels of each block, the first convolution included.
     pub(super) widths: Vec<usize>,
 }
 
@@ -161,6 +162,7 @@ impl Encoder {
         Ok(Self { conv, temporal, blocks, middle, widths })
     }
 
+    /// The cross-attention layers in the order of their index.
     pub(super) fn prompted(&self) -> impl Iterator<Item = &SpatialTransformer> {
         let stages = self.blocks.iter().filter_map(|block| match block {
             Block::Stage(stage) => Some(stage.as_ref()),
@@ -169,9 +171,10 @@ impl Encoder {
         stages.chain([&self.middle.0]).filter_map(Stage::prompted)
     }
 
-    /// The first two blocks: what the first gives, which the branches of guidance share, and what the
-    /// second gives for each of the prompts. `hints` holds for each frame what is added to it after the
-    /// first convolution, if anything.
+    /// Runs the first two blocks on x [f, h, w, c]. Returns the output of the first block, which
+    /// the guidance branches share, and the output of the second block for each context. `hints`
+    /// returns for each frame a tensor [1, h, w, dim] that is added to the output of the first
+    /// convolution, if any.
     pub(super) fn begin(
         &self,
         x: &Tensor,
@@ -188,14 +191,15 @@ impl Encoder {
         let x = FrameBatch::of_frames(frames, slices)?;
         let first = self.temporal.forward(x)?;
         let Some(Block::Stage(stage)) = self.blocks.first() else {
-            candle_core::bail!("a UNet needs a residual block on its first level");
+            candle_core::bail!("the UNet's first level has no residual block");
         };
         let branches = stage.branches(first.clone(), None, embedding, contexts, check)?;
         Ok((first, branches))
     }
 
-    /// The rest of a branch, from what its second block has given. `each` is given what every block
-    /// makes from the second on, with its number; gives what leaves the middle.
+    /// Runs the remaining blocks of one guidance branch on the output of the second block. Calls
+    /// `each` with index and output of every block from the second one on. Returns the output of
+    /// the middle block.
     pub(super) fn forward(
         &self,
         mut x: FrameBatch,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The denoiser: a UNet over space and time, and the ControlNet that shows it the key frames.
+//! The denoiser: a UNet over space and time, and the ControlNet that conditions it on the input
+//! frames.
 
 mod budget;
 mod control;
@@ -30,7 +31,7 @@ use crate::{
     sampler::{Conditions, Mode, Precision},
 };
 
-/// The size of a denoiser.
+/// Dimensions of a denoiser.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -44,14 +45,14 @@ pub struct Config {
     pub num_heads: usize,
     /// Channels of the text encoder's tokens.
     pub context_dim: usize,
-    /// Residual blocks of a level on the way down; one more on the way up.
+    /// Residual blocks of each encoder level. A decoder level has one more.
     pub num_res_blocks: usize,
-    /// Channels of each level, in multiples of `dim`. All but the last level have attention.
+    /// Channels of each level, in multiples of `dim`. All levels but the last have attention.
     pub dim_mult: Vec<usize>,
 }
 
 impl Config {
-    /// The published model's.
+    /// The published model.
     pub fn full() -> Self {
         Self {
             latents: 4,
@@ -64,12 +65,13 @@ impl Config {
         }
     }
 
+    /// Whether a level has attention.
     fn attends(&self, level: usize) -> bool {
         level + 1 < self.dim_mult.len()
     }
 }
 
-/// Time embedding: of a sinusoid [1, d], what the residual blocks are told, [1, 4d].
+/// Time embedding: a sinusoidal embedding [1, d] and a two-layer network, to [1, 4d].
 #[derive(Debug)]
 struct TimeEmbedding {
     linear1: Linear,
@@ -79,7 +81,7 @@ struct TimeEmbedding {
 
 impl TimeEmbedding {
     fn new(vb: VarBuilder, dim: usize) -> Result<Self> {
-        // f32 whatever the rest is: there is little of it, and everything depends on it.
+        // Always f32: the layers are small, and every residual block depends on their output.
         let vb = vb.to_dtype(DType::F32);
         Ok(Self {
             linear1: layers::linear(vb.pp("0"), dim, 4 * dim)?,
@@ -100,7 +102,8 @@ pub struct Denoiser {
     config: Config,
     time: TimeEmbedding,
     encoder: Encoder,
-    /// Each stage, and what leads to the level above, whose widths are so many times the first level's.
+    /// Decoder stages, each with an optional upsampling convolution to the next level and that
+    /// level's channel multiplier.
     decoder: Vec<(Stage, Option<(Conv2d, usize)>)>,
     norm: GroupNorm,
     out: Conv2d,
@@ -110,12 +113,12 @@ pub struct Denoiser {
 }
 
 impl Denoiser {
-    /// From a checkpoint: 2180 tensors of the published model.
+    /// Loads a checkpoint; the published model has 2180 tensors.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape.
+    /// If a tensor is missing or has an unexpected shape.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
-        /// Twice as large; the first and the last row are left out.
+        /// Upsamples by 2, then crops the first and the last row, which [`encoder::DOWN`] adds.
         const UP: Shape = Shape { crop: 1, ..Shape::DOUBLE };
         let mut attentions = 0;
         let encoder = Encoder::new(&vb, config, &mut attentions)?;
@@ -125,7 +128,11 @@ impl Denoiser {
         for (level, multiplier) in config.dim_mult.iter().enumerate().rev() {
             for n in 0..=config.num_res_blocks {
                 let vb = vb.pp("output_blocks").pp(decoder.len());
-                let Some(skip) = widths.pop() else { candle_core::bail!("a UNet has skips") };
+                let Some(skip) = widths.pop() else {
+                    candle_core::bail!(
+                        "the UNet's decoder has more residual blocks than its encoder has skip connections"
+                    )
+                };
                 let out = config.dim * multiplier;
                 let attends = config.attends(level);
                 let inputs = width + skip;
@@ -155,11 +162,11 @@ impl Denoiser {
         })
     }
 
-    /// What the prompt's tokens [1, 77, context] come to in every layer that looks at them: once for a
-    /// prompt, for all evaluations with it.
+    /// Precomputes the keys and values of each cross-attention layer for prompt tokens [1, 77,
+    /// context]. All evaluations with that prompt share the result.
     ///
     /// # Errors
-    /// On tokens of another width.
+    /// If the tokens have another width.
     pub fn context(&self, tokens: &Tensor) -> Result<Context> {
         let tokens = ops::to_device(tokens, &self.device)?.to_dtype(self.dtype)?;
         let decoder = self.decoder.iter().filter_map(|(stage, _)| stage.prompted());
@@ -167,12 +174,14 @@ impl Denoiser {
         Ok(Context(layers.map(|layer| layer.context(&tokens)).collect::<Result<_>>()?))
     }
 
-    /// The velocity of a window x [1, 4, f, h, w] for each of the contexts, f32, one after the other;
-    /// what comes before the first look at the prompt is done once. h is 2 more than a multiple of 8 (of
-    /// the levels' scales), w such a multiple.
+    /// Predicts the velocity of a window x [1, 4, f, h, w] for each of `contexts`, in order, f32.
+    /// Layers before the first cross-attention run once for all contexts.
+    ///
+    /// With s = 2^(levels − 1), which is 8 for the published model, h is a multiple of s plus 2
+    /// and w is a multiple of s.
     ///
     /// # Errors
-    /// On shapes that do not fit, if the device has no memory, or if `check` fails.
+    /// If shapes do not match, if the device runs out of memory, or if `check` fails.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -183,10 +192,10 @@ impl Denoiser {
         self.forward_in(Mode::default(), x, conditions, contexts, check)
     }
 
-    /// As [`forward`](Self::forward), with activations of another type, or in other slices.
+    /// Like [`forward`](Self::forward), with the activation type and the slice size of a [`Mode`].
     ///
     /// # Errors
-    /// As there.
+    /// As for [`forward`](Self::forward).
     pub fn forward_in(
         &self,
         Mode { precision, slices }: Mode,
@@ -201,7 +210,10 @@ impl Denoiser {
         };
         let (_, _, frames, _, _) = x.dims5()?;
         if conditions.mask.len() != frames {
-            candle_core::bail!("{frames} frames, a mask of {}", conditions.mask.len());
+            candle_core::bail!(
+                "the window has {frames} frames, but the mask has {}",
+                conditions.mask.len()
+            );
         }
         let queue = Queue::new(&self.device);
         let check: Check = &|| queue.step().and_then(|()| check());
@@ -209,13 +221,14 @@ impl Denoiser {
         let time = self.time.forward(conditions.t, &self.device)?;
         let embedding = Embedding::new(&time, vec![0; frames], dtype)?;
         let hint = self.channels_last(conditions.hint, dtype)?;
-        let told = self.control.embedding(conditions, dtype, &self.device)?;
+        let hint_embedding = self.control.embedding(conditions, dtype, &self.device)?;
 
         let no_hints = |_| Ok(None);
         let (first, starts) =
             self.encoder.begin(&x, slices, no_hints, &embedding, contexts, check)?;
         let hints = (&hint, conditions.mask);
-        let (own, controls) = self.control.begin(&x, slices, hints, &told, contexts, check)?;
+        let (own, controls) =
+            self.control.begin(&x, slices, hints, &hint_embedding, contexts, check)?;
         let first = self.control.add_first(first, &own)?;
         drop(own);
         let starts = starts.into_iter().zip(controls).zip(repeat_n(first, contexts.len()));
@@ -227,13 +240,20 @@ impl Denoiser {
                 Ok(())
             };
             let middle = self.encoder.forward(start, &embedding, context, check, keep)?;
-            let x = self.control.forward(control, &told, context, &mut skips, middle, check)?;
+            let x = self.control.forward(
+                control,
+                &hint_embedding,
+                context,
+                &mut skips,
+                middle,
+                check,
+            )?;
             outputs.push(self.decode(x, skips, &embedding, context, check)?);
         }
         Ok(outputs)
     }
 
-    /// The way up.
+    /// Runs the decoder and the output layers; returns [1, 4, f, h, w], f32.
     fn decode(
         &self,
         mut x: FrameBatch,
@@ -257,7 +277,7 @@ impl Denoiser {
         x.frames()?.permute((3, 0, 1, 2))?.unsqueeze(0)?.contiguous()?.to_dtype(DType::F32)
     }
 
-    /// [1, c, f, h, w] → [f, h, w, c], as the network takes it.
+    /// [1, c, f, h, w] → [f, h, w, c], on the denoiser's device, as `dtype`.
     fn channels_last(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
         let x = x.squeeze(0)?.permute((1, 2, 3, 0))?.contiguous()?;
         ops::to_device(&x, &self.device)?.to_dtype(dtype)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The denoiser as the sampler asks for it: with the two prompts of a run.
+//! Implements the sampler's `Denoiser` trait: binds the UNet to the prompt and the negative prompt
+//! of a run.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::{
     sampler::{self, Budget, Check, Conditions, Mode, Velocities},
 };
 
-/// A denoiser, and what its prompts come to.
+/// A denoiser with the cross-attention keys and values of its two prompts.
 #[derive(Debug)]
 pub struct Prompted {
     denoiser: Arc<Denoiser>,
@@ -20,10 +21,10 @@ pub struct Prompted {
 }
 
 impl Prompted {
-    /// With the tokens of prompt and negative prompt, [2, 77, context].
+    /// `tokens` holds the encoded prompt and the encoded negative prompt, [2, 77, context].
     ///
     /// # Errors
-    /// On other tokens.
+    /// If `tokens` has another shape.
     pub fn new(denoiser: Arc<Denoiser>, tokens: &Tensor) -> Result<Self> {
         let context = |n| denoiser.context(&tokens.narrow(0, n, 1)?);
         Ok(Self { prompt: context(0)?, negative: context(1)?, denoiser })
@@ -56,7 +57,7 @@ impl sampler::Denoiser for Prompted {
         let mut velocities =
             self.denoiser.forward_in(mode, x, conditions, contexts, check)?.into_iter();
         let Some(conditional) = velocities.next() else {
-            candle_core::bail!("a denoiser gives something for every prompt");
+            candle_core::bail!("the denoiser returned no velocity for the prompt");
         };
         Ok(Velocities { conditional, unconditional: velocities.next() })
     }
@@ -73,7 +74,7 @@ mod tests {
         weights::synth,
     };
 
-    /// A tiny denoiser and its prompts.
+    /// A small denoiser with synthetic weights and prompts.
     fn tiny() -> Prompted {
         let device = &Device::Cpu;
         let config = Config {
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_of_all_sizes_give_the_same() {
+    fn velocities_do_not_depend_on_the_slice_size() {
         let (x, hint) = (noise("x", &[1, 4, 9, 18, 24]), noise("hint", &[1, 4, 3, 18, 24]));
         let mask: Vec<_> = (0..9_usize).map(|n| n.is_multiple_of(4).then_some(n / 4)).collect();
         let conditions =
@@ -109,23 +110,24 @@ mod tests {
             prompted.velocities(&x, &conditions, true, mode, &|| Ok(())).unwrap()
         };
         let usual = run(Slices::default());
-        // Of 18·24 pixels: all frames on every level, 4 and 2 on the first, 1 on all.
+        // Frames have 18·24 pixels. On the first level a slice holds all frames, 4, 2 or 1; with
+        // one pixel a slice holds one frame on every level.
         for pixels in [Slices::LARGEST.pixels(), 4 * 18 * 24, 2 * 18 * 24, 1] {
             let slices = Slices::of_pixels(pixels);
-            let found = run(slices);
+            let actual = run(slices);
             let pairs = [
-                (found.conditional, &usual.conditional),
-                (found.unconditional.unwrap(), usual.unconditional.as_ref().unwrap()),
+                (actual.conditional, &usual.conditional),
+                (actual.unconditional.unwrap(), usual.unconditional.as_ref().unwrap()),
             ];
-            for (found, usual) in pairs {
-                let relative = (norm(&(&found - usual).unwrap()) / norm(usual)).sqrt();
+            for (actual, usual) in pairs {
+                let relative = (norm(&(&actual - usual).unwrap()) / norm(usual)).sqrt();
                 assert!(relative < 1e-5, "{slices:?}: {relative}");
             }
         }
     }
 
     #[test]
-    fn a_wide_evaluation_gives_the_same_to_the_precision_of_its_type() {
+    fn wide_evaluation_agrees_within_bf16_precision() {
         let (x, hint) = (noise("x", &[1, 4, 5, 4, 8]), noise("hint", &[1, 4, 2, 4, 8]));
         let mask = [Some(0), None, None, None, Some(1)];
         let conditions =
@@ -145,8 +147,8 @@ mod tests {
             let relative = (norm(&(&usual - &wide).unwrap()) / norm(&usual)).sqrt();
             assert!((1e-4..0.1).contains(&relative), "{relative}");
         }
-        let alone = run(Precision::Usual, false);
-        assert!(alone.unconditional.is_none());
-        assert_eq!(norm(&(alone.conditional - usual.conditional).unwrap()), 0.0);
+        let unguided = run(Precision::Usual, false);
+        assert!(unguided.unconditional.is_none());
+        assert_eq!(norm(&(unguided.conditional - usual.conditional).unwrap()), 0.0);
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The residual block: two convolutions within each frame, then four along the frames.
+//! The UNet's residual block: two 3×3 convolutions within each frame, then four convolutions along
+//! the frames.
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -15,30 +16,30 @@ use crate::{
 
 const EPSILON: f64 = 1e-5;
 
-/// What a block is told about each frame. There are few kinds of frames: those with a hint and those
-/// without.
+/// Conditioning embedding of each frame. Frames share few distinct embeddings: one for frames with
+/// a hint, one for frames without.
 #[derive(Debug, Clone)]
 pub(super) struct Embedding {
-    /// SiLU of the embedding of each kind, [kinds, 4d].
+    /// SiLU of each distinct embedding, [kinds, 4d].
     kinds: Tensor,
-    /// The kind of each frame.
+    /// Index into `kinds` for each frame.
     frames: Vec<u32>,
 }
 
 impl Embedding {
-    /// `kinds` is [kinds, 4d], f32; `frames` names the kind of each frame.
+    /// `kinds` is [kinds, 4d], f32; `frames` holds the index into it for each frame.
     pub(super) fn new(kinds: &Tensor, frames: Vec<u32>, dtype: DType) -> Result<Self> {
         Ok(Self { kinds: kinds.silu()?.to_dtype(dtype)?, frames })
     }
 
-    /// `layer` of the embedding of each frame: [f, out].
+    /// Projects the embedding of each frame with `layer`: [f, out].
     fn frames(&self, layer: &Linear) -> Result<Tensor> {
         let frames = Tensor::new(self.frames.as_slice(), self.kinds.device())?;
         layer.forward(&[&self.kinds], None)?.index_select(&frames, 0)
     }
 }
 
-/// A residual block of the UNet, [n, h, w, in] → [n, h, w, out].
+/// A residual block of the UNet: [n, h, w, in] → [n, h, w, out].
 #[derive(Debug)]
 pub(super) struct ResBlock {
     spatial: Residual,
@@ -47,6 +48,7 @@ pub(super) struct ResBlock {
 }
 
 impl ResBlock {
+    /// `dim` is the width of the first level: the embedding has 4·`dim` channels.
     pub(super) fn new(vb: VarBuilder, dim: usize, inputs: usize, outputs: usize) -> Result<Self> {
         let (first, second) = (vb.pp("in_layers"), vb.pp("out_layers"));
         let spatial = Residual {
@@ -61,6 +63,7 @@ impl ResBlock {
         };
         let temporal = [("conv1", "2"), ("conv2", "3"), ("conv3", "3"), ("conv4", "3")];
         let temporal = temporal.into_iter().map(|(name, conv)| {
+            // The checkpoint spells it so.
             let vb = vb.pp("temopral_conv").pp(name);
             let norm = layers::group_norm(vb.pp("0"), outputs, EPSILON)?;
             Ok((norm, layers::time_conv(vb.pp(conv), outputs, outputs, 1.0)?))
@@ -72,7 +75,8 @@ impl ResBlock {
         })
     }
 
-    /// `skip` holds channels that follow those of x; the two are never put together.
+    /// `skip` holds the channels that follow those of `x`. The two are not concatenated, which
+    /// saves a copy.
     pub(super) fn forward(
         &self,
         x: FrameBatch,

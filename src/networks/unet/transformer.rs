@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Attention within a frame, to the prompt, and along the frames.
+//! Transformers of the UNet: self-attention within a frame, cross-attention to the prompt, and
+//! attention along the frames.
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -14,8 +15,9 @@ use crate::{
 
 const EPSILON: f64 = 1e-6;
 
-/// Tokens of `width` channels that temporal attention works on at a time: in f32, as CPUs compute, what their
-/// caches hold; in a smaller type, as GPUs do, enough to keep one busy.
+/// Number of tokens of `width` channels that temporal attention processes at a time. In f32, as on
+/// CPUs, the activations fit the cache; in a 16-bit type, as on GPUs, they suffice to occupy the
+/// device.
 pub(super) fn tokens_at_a_time(dtype: DType, width: usize) -> usize {
     match dtype {
         DType::F32 => 1 << 13,
@@ -23,11 +25,13 @@ pub(super) fn tokens_at_a_time(dtype: DType, width: usize) -> usize {
     }
 }
 
-/// Key and value of the prompt's tokens, for every layer that looks at them: [1, 77, c] each.
+/// Prompt context: keys and values of the prompt's tokens, [1, 77, c] each, for every
+/// cross-attention layer.
 #[derive(Debug, Clone)]
 pub struct Context(pub(super) Vec<(Tensor, Tensor)>);
 
-/// Queries of one sequence, keys and values of the same or another.
+/// Multi-head attention: queries from one sequence, keys and values from the same sequence or
+/// another.
 #[derive(Debug)]
 struct Attention {
     query: Linear,
@@ -48,11 +52,12 @@ impl Attention {
         })
     }
 
+    /// Keys and values of tokens [b, s, context]: [b, s, inner] each.
     fn key_value(&self, context: &Tensor) -> Result<(Tensor, Tensor)> {
         Ok((self.key.forward(&[context], None)?, self.value.forward(&[context], None)?))
     }
 
-    /// Adds the attention of `normed` to `x`, both [b, t, inner].
+    /// `x` plus the attention with queries from `normed`; both are [b, t, inner].
     fn add_to(
         &self,
         x: &Tensor,
@@ -60,20 +65,21 @@ impl Attention {
         (key, value): &(Tensor, Tensor),
     ) -> Result<Tensor> {
         let query = self.query.forward(&[normed], None)?;
-        let seen = attention(&query, key, value, self.heads, false)?;
-        self.out.forward(&[&seen], Some(x))
+        let attended = attention(&query, key, value, self.heads, false)?;
+        self.out.forward(&[&attended], Some(x))
     }
 
-    /// Adds the attention of `normed` to itself along the frames to `x`, both [f, pixels, inner].
+    /// `x` plus the self-attention of `normed` along the frames; both are [f, pixels, inner].
     fn add_along_frames(&self, x: &Tensor, normed: &Tensor) -> Result<Tensor> {
         let (key, value) = self.key_value(normed)?;
         let query = self.query.forward(&[normed], None)?;
-        let seen = attention_along_first(&query, &key, &value, self.heads)?;
-        self.out.forward(&[&seen], Some(x))
+        let attended = attention_along_first(&query, &key, &value, self.heads)?;
+        self.out.forward(&[&attended], Some(x))
     }
 }
 
-/// Two attentions and a feed-forward network, each on normalised tokens and added to them.
+/// A pre-norm transformer block: two attention layers and a GEGLU feed-forward network, each with
+/// a residual connection.
 #[derive(Debug)]
 struct Block {
     norm1: LayerNorm,
@@ -100,13 +106,14 @@ impl Block {
         })
     }
 
+    /// `x` plus the feed-forward network; x is [.., inner].
     fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
         let gated = self.gate.forward(&[&self.norm3.forward(x)?], None)?;
         self.out.forward(&[&geglu(&gated)?], Some(x))
     }
 }
 
-/// Attention within each frame, and to the prompt.
+/// Self-attention within each frame, then cross-attention to the prompt.
 #[derive(Debug)]
 pub(super) struct SpatialTransformer {
     norm: GroupNorm,
@@ -130,12 +137,12 @@ impl SpatialTransformer {
         })
     }
 
-    /// The prompt's keys and values, of its tokens [1, 77, context].
+    /// Keys and values of the prompt's tokens [1, 77, context].
     pub(super) fn context(&self, tokens: &Tensor) -> Result<(Tensor, Tensor)> {
         self.block.attention2.key_value(tokens)
     }
 
-    /// The tokens [n, h·w, c] of frames x [n, h, w, c], before they meet the prompt.
+    /// The layers before cross-attention: frames x [n, h, w, c] to tokens [n, h·w, c].
     pub(super) fn before_prompt(&self, x: &Tensor) -> Result<Tensor> {
         let (n, h, w, c) = x.dims4()?;
         let mut tokens = self.norm.affine(&Moments::of(x)?)?.apply(x, false)?;
@@ -145,7 +152,7 @@ impl SpatialTransformer {
         attention1.add_to(&tokens, &normed, &attention1.key_value(&normed)?)
     }
 
-    /// The rest: frames like x.
+    /// Cross-attention and the layers after it. Adds the result to frames x [n, h, w, c].
     pub(super) fn with_prompt(
         &self,
         x: &Tensor,
@@ -162,15 +169,16 @@ impl SpatialTransformer {
     }
 }
 
+/// Shape of frames [n, h, w, c] as tokens: (n, h·w, c).
 fn tokens_of(x: &Tensor) -> Result<(usize, usize, usize)> {
     let (n, h, w, c) = x.dims4()?;
     Ok((n, h * w, c))
 }
 
-/// Attention of each pixel along the frames.
+/// Self-attention along the frames, for each pixel.
 #[derive(Debug)]
 pub(super) struct TemporalTransformer {
-    /// Channels of its tokens.
+    /// Channels of the tokens.
     width: usize,
     norm: GroupNorm,
     proj_in: Linear,
@@ -189,7 +197,8 @@ impl TemporalTransformer {
         })
     }
 
-    /// Works pixel by pixel, in place: nothing else may hold the slices of `x`.
+    /// Processes groups of pixels in place. The caller must hold the only reference to the slices
+    /// of `x`.
     pub(super) fn forward(&self, x: FrameBatch) -> Result<FrameBatch> {
         let affine = x.affine(&self.norm)?;
         let frames: usize = x.slices().iter().map(|slice| slice.dim(0)).sum::<Result<_>>()?;
@@ -200,7 +209,7 @@ impl TemporalTransformer {
             .collect::<Result<_>>()?;
         let (_, pixels, _) = slices[0].dims3()?;
         let tokens = x.size().share(tokens_at_a_time(slices[0].dtype(), self.width));
-        // No more sequences than a GPU's grid has in its last dimension.
+        // The last dimension of a CUDA grid is at most 65 535 thread blocks.
         let step = (tokens / frames).clamp(1, pixels.min(65_535));
         for first in (0..pixels).step_by(step) {
             let count = step.min(pixels - first);
@@ -210,7 +219,7 @@ impl TemporalTransformer {
         Ok(x)
     }
 
-    /// Tokens [frames, pixels, c].
+    /// Transforms tokens x [f, pixels, c]; the shape stays.
     fn tokens(&self, x: &Tensor, affine: &Affine) -> Result<Tensor> {
         let Block { norm1, attention1, norm2, attention2, .. } = &self.block;
         let mut tokens = affine.apply(&x.unsqueeze(0)?, false)?.squeeze(0)?;
@@ -221,7 +230,8 @@ impl TemporalTransformer {
     }
 }
 
-/// Sines and cosines of `t`, [1, d], f32: half = d/2, angle i = t·10000^(−i/half), all cosines first.
+/// Sinusoidal embedding of `t`, [1, d], f32: angles tᵢ = t·10000^(−i/half) with half = d/2; all
+/// cosines, then all sines.
 pub(super) fn sinusoid(t: f64, d: usize, device: &candle_core::Device) -> Result<Tensor> {
     let half = d / 2;
     let angles: Vec<f32> =

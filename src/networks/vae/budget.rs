@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How much memory encoding and decoding take, from the order of their work.
+//! Predicts peak memory of encoding and decoding by replaying the order of allocations.
 //!
-//! The peaks are at the frames' own size. Attention works on a 64th of these pixels: what it takes for scores
-//! on a GPU is far below them, and not counted.
+//! The peaks occur at full resolution. Attention runs on 1/64 of the pixels; its scores on a GPU
+//! are far below the peak and are not counted.
 
 use std::iter::successors;
 
@@ -14,18 +14,18 @@ use crate::{
     sampler::{LATENT, Slices},
 };
 
-/// Convolutions along the frames of a block of the decoder.
+/// Convolutions along the frames in each block of the decoder.
 const TEMPORAL: usize = 2;
 
-/// Channels of attention's tensors beside its input, for each of its channels: what is normalised, queries,
-/// keys, values, what they come to, and the output.
+/// Tensors of the attention layer besides its input, each as wide as the input: normalised input,
+/// queries, keys, values, attention result and output.
 const ATTENTION: usize = 6;
 
 fn attention(walk: &mut Walk, scale: &Scale, channels: usize) {
     walk.map(scale, &[Input::taken(channels)], channels, ATTENTION * channels);
 }
 
-/// Bytes at the peak of encoding a frame of latents of size (h, w), beyond the weights.
+/// Peak bytes of encoding one frame with latents of size (h, w), in addition to the weights.
 pub fn encode_bytes(config: &Config, (h, w): (usize, usize)) -> usize {
     let scale = |level: u32| {
         let size = ((h * LATENT) >> level, (w * LATENT) >> level);
@@ -34,7 +34,7 @@ pub fn encode_bytes(config: &Config, (h, w): (usize, usize)) -> usize {
     let mut walk = Walk::default();
     let mut channels = config.block_out_channels[0];
     let mut current = scale(0);
-    // The frame, channels last, stays.
+    // The channels-last copy of the frame stays allocated.
     walk.keep((COLOURS + channels) * current.clip());
     for (level, &out) in config.block_out_channels.iter().enumerate() {
         for _ in 0..config.layers_per_block {
@@ -55,8 +55,8 @@ pub fn encode_bytes(config: &Config, (h, w): (usize, usize)) -> usize {
     walk.peak
 }
 
-/// Bytes at the peak of decoding `frames` latents of size (h, w) together, beyond the weights, with
-/// activations of a type.
+/// Peak bytes of decoding `frames` latents of size (h, w) as one batch, in addition to the
+/// weights, with activations of type `dtype`.
 pub fn decode_bytes(
     config: &Config,
     frames: usize,
@@ -73,7 +73,7 @@ pub fn decode_bytes(
     };
     let mut channels = config.innermost();
     let Some(mut current) = scales.next() else { return 0 };
-    // The latents stay; their slices go.
+    // The latents stay allocated; their slices are freed.
     walk.keep(2 * LATENTS * current.clip());
     walk.map(&current, &[Input::taken(LATENTS)], channels, channels);
     for n in 0..config.layers_per_block {
@@ -96,7 +96,7 @@ pub fn decode_bytes(
     }
     walk.map(&current, &[Input::taken(channels)], COLOURS, channels + COLOURS);
     walk.time_conv(&current, Input::taken(COLOURS), false);
-    // The frames in one tensor, with their channels first, in f32.
+    // The frames are concatenated, permuted to channels first and converted to f32.
     let values = COLOURS * current.clip();
     walk.touch(values + values / dtype.size_in_bytes() * DType::F32.size_in_bytes());
     walk.peak

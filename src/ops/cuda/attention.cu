@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Attention without a matrix of all scores, on tensor cores: a block of queries stays in registers, keys and
-// values pass by in steps, and the sums are rescaled as larger scores come (Dao, arXiv 2307.08691).
+// Attention on tensor cores without a matrix of all scores: a block keeps its queries in
+// registers, iterates over tiles of keys and values, and rescales the sums whenever the maximum
+// score grows (FlashAttention-2: Dao, arXiv 2307.08691).
 
-// The Rust side in src/ops/cuda/ mirrors this with repr(C). Strides are in numbers: `row` from a token to the next
-// in all four, `batch` from a sequence to the next in q and out, `key_batch` in k and v, 0 if all sequences share
-// them. Head h is the columns from 64·h on; scale is log2(e)/√64.
+// Mirrored in src/ops/cuda/attention.rs with repr(C). Strides are in elements: `row` between
+// tokens of all four tensors, `batch` between sequences of q and out, `key_batch` between
+// sequences of k and v, 0 if all sequences share them. Head h has the columns from 64·h on. scale
+// is log2(e)/√64.
 template <class T> struct Attention {
     const T *q;
     const T *k;
@@ -18,20 +20,21 @@ template <class T> struct Attention {
     float scale;
 };
 
-// Columns of a head; in shared memory they make a row of 128 bytes, and 8 such rows fill all banks.
+// Columns of a head. In shared memory they form a row of 128 bytes, which spans all banks.
 constexpr int HEAD = 64;
 constexpr int ROW_BYTES = 2 * HEAD;
 constexpr int CHUNKS = ROW_BYTES / 16;
 
-// Below all scores, and finite: a difference of two is no NaN.
+// Less than all scores, and finite: the difference of two is not NaN.
 constexpr float LOWEST = -3e38f;
 
-// Where 16 bytes of a row lie. In 8 rows that follow each other, those of a column are in different banks.
+// Address of a chunk of 16 bytes of a row. The XOR swizzle avoids bank conflicts between the
+// chunks of a column in 8 consecutive rows.
 __device__ inline unsigned char *place(unsigned char *tile, int row, int chunk) {
     return tile + row * ROW_BYTES + (chunk ^ (row & 7)) * 16;
 }
 
-// Begins to copy a head's ROWS rows, zeros for those from `valid` on.
+// Starts to copy ROWS rows of a head to shared memory. Rows from `valid` on are zeros.
 template <int ROWS, int THREADS, class T>
 __device__ void load(unsigned char *tile, const T *rows, int stride, int valid) {
     static_assert(ROWS * CHUNKS % THREADS == 0, "each thread copies as much");
@@ -45,18 +48,19 @@ __device__ void load(unsigned char *tile, const T *rows, int stride, int valid) 
     }
 }
 
-// What a lane knows of its queries: rows lane/4 and lane/4 + 8 of each tile of 16.
+// A lane's state for its queries: rows lane/4 and lane/4 + 8 of each tile of 16.
 template <int TILES> struct Queries {
-    // As mma's operand: 16 columns a step.
+    // A operands of mma, 16 columns per step.
     u32 q[TILES][HEAD / 16][4];
-    // Weighted values so far: 8 columns a step.
+    // Weighted sums of values so far, 8 columns per step.
     float sums[TILES][HEAD / 8][4];
-    // Largest score so far, scaled.
+    // Maximum score so far, scaled.
     float best[TILES][2];
     // This lane's share of the sum of weights.
     float weight[TILES][2];
 };
 
+// Loads the queries to registers and clears the sums.
 template <int TILES> __device__ void start(Queries<TILES> &queries, unsigned char *tile, int row) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -110,7 +114,7 @@ __device__ void multiply_keys(float (&s)[TILES][KEYS / 8][4], const Queries<TILE
     }
 }
 
-// The scores of keys that are not there.
+// Masks the scores of keys from `from` on, which do not exist.
 template <int TILES, int KEYS> __device__ void hide(float (&s)[TILES][KEYS / 8][4], int from) {
     const int column = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -127,7 +131,7 @@ template <int TILES, int KEYS> __device__ void hide(float (&s)[TILES][KEYS / 8][
     }
 }
 
-// Scores become weights; what has been summed is rescaled to go with them.
+// Converts scores to weights and rescales the previous sums to the new maximum.
 template <int TILES, int KEYS>
 __device__ void weigh(float (&s)[TILES][KEYS / 8][4], Queries<TILES> &queries, float scale) {
 #pragma unroll
@@ -142,7 +146,7 @@ __device__ void weigh(float (&s)[TILES][KEYS / 8][4], Queries<TILES> &queries, f
             }
             most = fmaxf(most, shuffle_xor(most, 1));
             most = fmaxf(most, shuffle_xor(most, 2));
-            // The same rounded product in all exponents: it cancels.
+            // All exponents use the same rounded product, so that its error cancels.
             const float best = fmaxf(queries.best[t][half], most * scale);
             const float shrink = exp2_approx(queries.best[t][half] - best);
             queries.best[t][half] = best;
@@ -163,7 +167,7 @@ __device__ void weigh(float (&s)[TILES][KEYS / 8][4], Queries<TILES> &queries, f
     }
 }
 
-// sums += s·v, with s narrowed.
+// sums += s·v, with s rounded to T.
 template <class T, int TILES, int KEYS>
 __device__ void add_values(Queries<TILES> &queries, const float (&s)[TILES][KEYS / 8][4], unsigned char *v) {
     const int lane = threadIdx.x % 32;
@@ -172,7 +176,7 @@ __device__ void add_values(Queries<TILES> &queries, const float (&s)[TILES][KEYS
         u32 a[TILES][4];
 #pragma unroll
         for (int t = 0; t < TILES; t += 1) {
-            // Where mma leaves sums is where it takes the next product's left side from.
+            // mma's accumulator layout matches its A operand's layout.
 #pragma unroll
             for (int i = 0; i < 4; i += 1) {
                 const float (&pair)[4] = s[t][2 * step + i / 2];
@@ -192,7 +196,7 @@ __device__ void add_values(Queries<TILES> &queries, const float (&s)[TILES][KEYS
     }
 }
 
-// Sums over weights, to rows of shared memory.
+// Divides the sums by the weights and writes them to rows of shared memory.
 template <class T, int TILES>
 __device__ void finish(const Queries<TILES> &queries, unsigned char *tile, int first) {
     const int lane = threadIdx.x % 32;
@@ -215,6 +219,7 @@ __device__ void finish(const Queries<TILES> &queries, unsigned char *tile, int f
     }
 }
 
+// Writes the rows below `valid` from shared to global memory.
 template <int ROWS, int THREADS, class T>
 __device__ void store(T *rows, unsigned char *tile, int stride, int valid) {
 #pragma unroll
@@ -228,8 +233,9 @@ __device__ void store(T *rows, unsigned char *tile, int stride, int valid) {
     }
 }
 
-// Of a block: WARPS·TILES·16 queries, KEYS keys at a time. Grid: blocks of queries, heads, batch. Shared
-// memory: twice KEYS rows of 128 bytes of k and of v; at first, the queries are in the second half.
+// Each block processes WARPS·TILES·16 queries and KEYS keys per step. Grid: (blocks of queries,
+// heads, sequences). Shared memory: two stages of KEYS rows of 128 bytes of k and of v; the
+// queries are in the second stage at first.
 template <class T, int WARPS, int TILES, int KEYS> __device__ void attend(const Attention<T> &args) {
     constexpr int THREADS = 32 * WARPS, ROWS = 16 * TILES * WARPS, TILE = KEYS * ROW_BYTES;
     static_assert(ROWS <= 2 * KEYS, "the queries fit in half of the shared memory");
@@ -254,7 +260,8 @@ template <class T, int WARPS, int TILES, int KEYS> __device__ void attend(const 
     unsigned char *tile = shared, *other = shared + 2 * TILE;
     for (int left = args.keys; left > 0; left -= KEYS) {
         wait<0>();
-        // This step's keys are there, and nobody reads what the next ones replace.
+        // This step's keys have arrived for all threads, and no thread reads the tile that the
+        // next copy overwrites.
         __syncthreads();
         if (left > KEYS) {
             k += (long long)KEYS * args.row;
@@ -281,7 +288,7 @@ template <class T, int WARPS, int TILES, int KEYS> __device__ void attend(const 
     store<ROWS, THREADS>(args.out + queries_at, shared, args.row, args.tokens - first);
 }
 
-// 128 queries a block: for long sequences. Two blocks share a multiprocessor.
+// 128 queries per block, for long sequences. Two blocks fit a multiprocessor.
 extern "C" __global__ void __launch_bounds__(128, 2) attention_f16(Attention<f16> args) {
     attend<f16, 4, 2, 64>(args);
 }
@@ -289,7 +296,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attention_bf16(Attention<bf
     attend<bf16, 4, 2, 64>(args);
 }
 
-// 32 queries: for sequences along time, of no more frames.
+// 32 queries per block, for attention along up to 32 frames.
 extern "C" __global__ void __launch_bounds__(64) attention_short_f16(Attention<f16> args) {
     attend<f16, 2, 1, 32>(args);
 }
@@ -297,7 +304,7 @@ extern "C" __global__ void __launch_bounds__(64) attention_short_bf16(Attention<
     attend<bf16, 2, 1, 32>(args);
 }
 
-// 48 queries: for longer ones along time.
+// 48 queries per block, for attention along up to 48 frames.
 extern "C" __global__ void __launch_bounds__(96) attention_medium_f16(Attention<f16> args) {
     attend<f16, 3, 1, 48>(args);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Attention that keeps its scores in registers.
+//! Launches the fused attention kernels, which keep the scores in registers.
 
 use candle_core::{DType, Result, Tensor};
 use cudarc::driver::DeviceRepr;
@@ -16,15 +16,15 @@ pub(super) const SOURCE: Source = Source { name: "attention", fatbin: fatbin!("a
 
 pub(super) const HOPPER: Source =
     Source { name: "attention_hopper", fatbin: fatbin!("attention_hopper") };
-/// Queries of a block there, and the room for them and for two tiles of keys and of values, to where it is
-/// aligned; and for barriers.
+/// Queries per thread block of the Hopper kernel, and its shared memory in bytes: the queries, two
+/// stages of keys and values, alignment and barriers.
 const HOPPER_QUERIES: usize = 192;
-const HOPPER_SHARED: u32 = (192 + 4 * 128) * 128 + 1024 + 128;
+const HOPPER_SHARED_BYTES: u32 = (192 + 4 * 128) * 128 + 1024 + 128;
 
-/// Channels of a head.
+/// Channels per head.
 const HEAD: usize = 64;
 
-/// What the kernels take: as in attention.cu.
+/// Kernel arguments; the layout matches attention.cu.
 #[repr(C)]
 struct Attention {
     q: Address,
@@ -39,44 +39,46 @@ struct Attention {
     scale: f32,
 }
 
-// SAFETY: plain numbers in the kernels' order.
+// SAFETY: plain values in the order of the kernels' struct.
 unsafe impl DeviceRepr for Attention {}
 
-/// A kernel for sequences of some length.
+/// A portable kernel for a range of sequence lengths.
 struct Variant {
     name: &'static str,
     warps: usize,
-    /// Queries of a block.
+    /// Queries per thread block.
     queries: usize,
-    /// Keys that they meet at a time.
+    /// Keys per step.
     keys: usize,
 }
 
 const LONG: Variant = Variant { name: "attention", warps: 4, queries: 128, keys: 64 };
-/// Along time.
+/// For attention along the frames.
 const SHORT: [Variant; 2] = [
     Variant { name: "attention_short", warps: 2, queries: 32, keys: 32 },
     Variant { name: "attention_medium", warps: 3, queries: 48, keys: 48 },
 ];
 
 impl Variant {
+    /// Selects the kernel for a sequence length.
     fn of(queries: usize, keys: usize) -> &'static Self {
         let longest = queries.max(keys);
         SHORT.iter().find(|variant| longest <= variant.keys).unwrap_or(&LONG)
     }
 
-    /// Room for two tiles of keys and of values.
+    /// Shared memory in bytes, for two stages of keys and values.
     fn shared(&self) -> u32 {
         (4 * self.keys * HEAD * size_of::<u16>()) as u32
     }
 }
 
-/// Whether there is a kernel for heads of `head` channels of this type.
+/// Whether there is a kernel for this head width and type.
 pub(crate) fn has_kernel(head: usize, dtype: DType) -> bool {
     head == HEAD && matches!(dtype, DType::F16 | DType::BF16)
 }
 
-/// softmax(q·kᵀ / √64)·v, head by head, of tensors of one type in this order: see [`Order`].
+/// Multi-head attention softmax(q·kᵀ / √64)·v of tensors of one type, with the memory layout
+/// `order`.
 pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, order: Order) -> Result<Tensor> {
     let (queries, keys) = (order.sequences(q)?, order.sequences(k)?);
     let (b, t, s, c) = (queries.count, queries.tokens, keys.tokens, q.dim(2)?);
@@ -84,7 +86,8 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, order: Order) -> Res
     let (device, suffix) = (q.device().as_cuda_device()?, suffix(q.dtype())?);
     let (variant, heads) = (Variant::of(t, s), c / HEAD);
     let work = Work::product("attention", 4 * b * t * s * c);
-    // SAFETY: the kernels write all of `out`, and take what they are given here, of these sizes.
+    // SAFETY: the kernels write all of `out`, and the arguments have the sizes that the kernels
+    // expect.
     unsafe {
         let out = unwritten(q.shape(), &q)?;
         let arguments = Attention {
@@ -99,11 +102,11 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, order: Order) -> Res
             key_batch: if keys.count == 1 { 0 } else { int(keys.stride)? },
             scale: std::f32::consts::LOG2_E / (HEAD as f32).sqrt(),
         };
-        // Its tensor maps are of sequences one after the other.
+        // The tensor maps describe consecutive sequences.
         let consecutive = order == Order::Consecutive;
         if consecutive && variant.keys == LONG.keys && uses_hopper(device, Family::Attention)? {
             let kernel =
-                HOPPER.kernel(device, format!("attention_hopper_{suffix}"), HOPPER_SHARED)?;
+                HOPPER.kernel(device, format!("attention_hopper_{suffix}"), HOPPER_SHARED_BYTES)?;
             let map = |x: &Tensor, rows| {
                 let (batch, tokens, _) = x.dims3()?;
                 TensorMap::new(x, [c, tokens, batch, 1], Tile { width: rows, height: 1 })

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Attention of heads of 64 numbers for GPUs of sm_90a, which reach their speed only with products of four warps:
-// one thread fetches keys and values, three times four warps work on 64 queries each. While the tensor cores
-// multiply for one of them, the others take exponentials.
+// Attention with 64 channels per head for sm_90a, whose full throughput needs warpgroup products:
+// one producer thread copies keys and values; three consumer warpgroups process 64 queries each.
+// While the tensor cores multiply for one consumer, the others compute exponentials.
 
-// As in attention.cu. q, k and v are fetched with the maps that come beside it.
+// As in attention.cu. q, k and v are read through the tensor maps of the kernel's other
+// parameters.
 template <class T> struct Attention {
     const T *q;
     const T *k;
@@ -32,12 +33,12 @@ struct Shared {
     unsigned char keys[STAGES][KEYS * ROW];
     unsigned char values[STAGES][KEYS * ROW];
     Barrier queries_there;
-    // That a stage has been filled, and that all warps have done with it.
+    // A stage is full (there), or all warps have finished with it (done).
     Barrier keys_there[STAGES], values_there[STAGES];
     Barrier keys_done[STAGES], values_done[STAGES];
 };
 
-// A ring of stages, as one side of it goes around.
+// Position in a ring of stages.
 struct Stage {
     int number = 0;
     u32 parity = 0;
@@ -53,12 +54,13 @@ struct Stage {
 
 __device__ void fetch(Barrier &there, Barrier &done, unsigned char *tile, const TensorMap &map, int row, int batch,
                       u32 parity) {
-    // The first time around nobody has to be waited for.
+    // In the first round, the stages are free.
     wait_for(done, parity ^ 1);
     arrive_and_expect(there, KEYS * ROW);
     copy_tile(tile, map, blockIdx.y * HEAD, row, batch, 0, there);
 }
 
+// Copies the queries once, then all keys and values.
 template <class T>
 __device__ void produce(Shared &shared, const Attention<T> &attention, const TensorMap &q, const TensorMap &k,
                         const TensorMap &v) {
@@ -83,7 +85,7 @@ __device__ void done(Barrier &barrier) {
     }
 }
 
-// Begins scores = queries·keysᵀ.
+// Starts scores = queries·keysᵀ.
 template <class T> __device__ void begin_scores(float (&scores)[64], u64 queries, u64 keys) {
     warpgroup_fence();
 #pragma unroll
@@ -93,7 +95,7 @@ template <class T> __device__ void begin_scores(float (&scores)[64], u64 queries
     warpgroup_commit();
 }
 
-// Begins out += weights·values.
+// Starts out += weights·values.
 template <class T> __device__ void begin_sums(float (&out)[32], const u32 (&weights)[8][4], u64 values) {
     warpgroup_fence();
 #pragma unroll
@@ -103,17 +105,17 @@ template <class T> __device__ void begin_sums(float (&out)[32], const u32 (&weig
     warpgroup_commit();
 }
 
-// NVRTC knows no INFINITY; less than any score.
+// -LARGEST is less than any score; finite, so that differences are not NaN.
 constexpr float LARGEST = 3.402823466e38f;
 
-// A thread's two rows.
+// Online softmax of a thread's two rows.
 struct Softmax {
     float most[2] = {-LARGEST, -LARGEST};
     float weight[2] = {0, 0};
-    // What earlier sums are to be multiplied with.
+    // Factors that rescale the previous sums.
     float shrink[2];
 
-    // Scores become weights, 2^(scale·(score - most)).
+    // Converts scores to weights, 2^(scale·(score - most)).
     __device__ void take(float (&scores)[64], float scale, int keys) {
         if (keys < KEYS) {
 #pragma unroll
@@ -129,7 +131,7 @@ struct Softmax {
             for (int i = 0; i < 64; i += 1) {
                 top = i / 2 % 2 == row ? fmaxf(top, scores[i]) : top;
             }
-            // Four lanes have a row.
+            // Four lanes share a row.
             top = fmaxf(top, shuffle_xor(top, 1));
             top = fmaxf(top, shuffle_xor(top, 2));
             shrink[row] = exp2_approx((most[row] - top) * scale);
@@ -148,7 +150,7 @@ struct Softmax {
     }
 };
 
-// Weights as the product with the values takes them.
+// Packs the weights to the A operands of the product with the values.
 template <class T> __device__ void pack_weights(u32 (&packed)[8][4], const float (&weights)[64]) {
 #pragma unroll
     for (int n = 0; n < 8; n += 1) {
@@ -159,6 +161,7 @@ template <class T> __device__ void pack_weights(u32 (&packed)[8][4], const float
     }
 }
 
+// Divides the sums by the weights and writes them.
 template <class T>
 __device__ void store(const Attention<T> &attention, const float (&out)[32], const Softmax &softmax, int consumer) {
     const int lane = threadIdx.x % 32;
@@ -203,7 +206,7 @@ template <class T> __device__ void consume(Shared &shared, const Attention<T> &a
     pack_weights<T>(weights, scores);
     next.next();
 
-    // The scores of the next tile are computed beside the sums of this one.
+    // The scores of the next tile are computed concurrently with the sums of this one.
     for (int rest = attention.keys - KEYS; rest > 0; rest -= KEYS) {
         wait_for(shared.keys_there[next.number], next.parity);
         begin_scores<T>(scores, queries, keys + tile(next));
@@ -213,7 +216,7 @@ template <class T> __device__ void consume(Shared &shared, const Attention<T> &a
         hold(scores);
         done(shared.keys_done[next.number]);
         softmax.take(scores, attention.scale, rest);
-        // Never: but with a branch here ptxas cannot wait for the sums before it takes the exponentials.
+        // Never true. The branch keeps ptxas from waiting for the sums before the exponentials.
         if (softmax.weight[0] + softmax.weight[1] < 0) {
             arrive(shared.queries_there);
         }
@@ -266,7 +269,8 @@ __device__ void attend(const Attention<T> &attention, const TensorMap &q, const 
 
 } // namespace
 
-// Grid: (tokens / 192 rounded up, heads, batch), 512 threads, room for Shared and 1024 bytes more.
+// Grid: (tokens / 192 rounded up, heads, sequences), 512 threads. Shared memory: Shared and 1024
+// bytes for alignment.
 #define KERNEL(T)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(512, 1)                                                             \
         attention_hopper_##T(Attention<T> attention, GRID_CONSTANT TensorMap q, GRID_CONSTANT TensorMap k,           \

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// What kernels ask of the GPU (sm_80 and later) beyond C++, as functions: half types, matrix products,
-// copies that run beside the computation. NVRTC puts this text in front of each kernel file; there are no
-// other headers. In tests, tests/kernels/emulator.h stands for all that EMULATED leaves out.
+// Device functions for features of sm_80 and later that C++ lacks: 16-bit floats, matrix products
+// on tensor cores, asynchronous copies. Compiled in front of each kernel file. In tests,
+// tests/kernels/emulator.h replaces the part that EMULATED leaves out.
 
 #ifndef EMULATED
 
@@ -25,7 +25,7 @@ __device__ inline float widen(f16 x) {
 
 __device__ inline float widen(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
 
-// To the nearest, of two the even one.
+// Rounds to nearest even.
 template <class T> __device__ T narrow(float x);
 
 template <> __device__ inline float narrow<float>(float x) { return x; }
@@ -42,7 +42,7 @@ template <> __device__ inline bf16 narrow<bf16>(float x) {
     return y;
 }
 
-// Two numbers narrowed into a register.
+// Rounds two values and packs them into a register.
 template <class T> __device__ u32 pack(float low, float high);
 
 template <> __device__ inline u32 pack<f16>(float low, float high) {
@@ -57,9 +57,9 @@ template <> __device__ inline u32 pack<bf16>(float low, float high) {
     return pair;
 }
 
-// d += a·b, summed in f32, of a [16, 16] and b [16, 8]. With g = lane/4 and t = lane%4·2, a lane holds
-// a[g + {0, 8, 0, 8}][t + {0, 0, 8, 8}] and the column after each, b[t + {0, 8}][g] and the row after each,
-// d[g + {0, 0, 8, 8}][t + {0, 1, 0, 1}].
+// d += a·b with f32 accumulation, for a [16, 16] and b [16, 8], one product per warp. With g =
+// lane/4 and t = lane%4·2, a lane holds a[g + {0, 8, 0, 8}][t + {0, 0, 8, 8}] and the column after
+// each, b[t + {0, 8}][g] and the row after each, d[g + {0, 0, 8, 8}][t + {0, 1, 0, 1}].
 template <class T> __device__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1);
 
 template <> __device__ inline void mma<f16>(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
@@ -78,8 +78,8 @@ template <> __device__ inline void mma<bf16>(float (&d)[4], const u32 (&a)[4], u
 
 __device__ inline u32 shared_address(const void *shared) { return u32(__cvta_generic_to_shared(shared)); }
 
-// Four matrices of 8 rows of 16 bytes in shared memory; lanes 8·i to 8·i + 7 give the rows of matrix i.
-// Lane l gets the numbers 2·(l%4) and the next of row l/4 of each.
+// Loads four matrices of 8 rows of 16 bytes from shared memory. Lanes 8·i to 8·i + 7 pass the rows
+// of matrix i. Lane l receives elements 2·(l%4) and 2·(l%4) + 1 of row l/4 of each.
 __device__ inline void ldmatrix(u32 (&r)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -87,7 +87,7 @@ __device__ inline void ldmatrix(u32 (&r)[4], const void *row) {
                  : "memory");
 }
 
-// The same of the transposed matrices: rows 2·(l%4) and the next of column l/4.
+// Like ldmatrix, transposed: lane l receives rows 2·(l%4) and 2·(l%4) + 1 of column l/4.
 __device__ inline void ldmatrix_transposed(u32 (&r)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -95,8 +95,9 @@ __device__ inline void ldmatrix_transposed(u32 (&r)[4], const void *row) {
                  : "memory");
 }
 
-// Begins to copy 16 bytes, or to write as many zeros where there is nothing valid to read. They are there for
-// this thread once it has waited for the group that it puts them in, for others behind a barrier after that.
+// Starts an asynchronous copy of 16 bytes, or writes zeros if `valid` is false. The bytes are
+// visible to this thread after it waits for the copy's group, and to other threads after a barrier
+// that follows.
 __device__ inline void copy_async(void *shared, const void *global, bool valid) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
                  :
@@ -104,13 +105,13 @@ __device__ inline void copy_async(void *shared, const void *global, bool valid) 
                  : "memory");
 }
 
-// Makes a group of the copies that this thread has begun since the last one.
+// Commits all copies of this thread since the last commit to a group.
 __device__ inline void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Until at most the N latest groups are under way.
+// Waits until at most the N latest groups are pending.
 template <int N> __device__ void wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
-// 2^x and 1/x to about 22 bits; what is denormal counts as 0.
+// 2^x and 1/x to about 22 bits. Denormal values are flushed to 0.
 __device__ inline float exp2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -123,7 +124,8 @@ __device__ inline float reciprocal_approx(float x) {
     return y;
 }
 
-// What the lane whose number differs in these bits has; all lanes of the warp call it.
+// The value of the lane whose index differs in the bits of `lanes`. All lanes of the warp must
+// call it.
 template <class T> __device__ T shuffle_xor(T value, int lanes) {
     return __shfl_xor_sync(0xffffffffu, value, lanes);
 }
@@ -132,13 +134,13 @@ template <class T> __device__ T shuffle_xor(T value, int lanes) {
 
 #endif
 
-// Numbers that are read or written at once, by default 16 bytes.
+// Elements that are read or written at once, 16 bytes by default.
 template <class T, int N = 16 / sizeof(T)> struct alignas(N * sizeof(T)) Vector {
     static constexpr int COUNT = N;
     T values[N];
 };
 
-// N numbers, 16 bytes at once if they fill as many.
+// Loads N elements as floats, with 16-byte accesses where N elements are a multiple of 16 bytes.
 template <int N, class T> __device__ void read_wide(float (&to)[N], const T *from) {
     constexpr int COUNT = N * sizeof(T) % 16 == 0 ? 16 / sizeof(T) : 1;
 #pragma unroll
@@ -160,8 +162,8 @@ template <int N, class T> __device__ void write_narrow(T *to, const float (&from
     *reinterpret_cast<Vector<T, N> *>(to) = vector;
 }
 
-// A block's threads over rows of `width` things each: next to each other along a row, on as many rows at
-// once as there are threads for. The last threads may be left over: their row is none of the `rows`.
+// Distributes a block's threads over rows of `width` items: consecutive threads along a row, on as
+// many rows at a time as fit. Excess threads get a row index that is not below `rows`.
 struct Spread {
     int columns, rows;
     int column, row;
@@ -171,7 +173,7 @@ struct Spread {
           row(threadIdx.x / columns) {}
 };
 
-// The sum over the warp, for each of its lanes.
+// The sum over the warp, in every lane.
 __device__ inline float warp_sum(float value) {
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) {

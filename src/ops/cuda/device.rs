@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A device, opened once for all.
+//! Opens CUDA devices, once per process, and reports their memory.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -12,11 +12,12 @@ use crate::ops::DeviceMemory;
 
 static DEVICES: Lazy<Mutex<HashMap<usize, Device>>> = Lazy::new(Mutex::default);
 
-/// The CUDA device of this number, the same one for all who ask: tensors of two would not meet.
+/// Returns the CUDA device with an ordinal. All callers get the same `Device`, because candle does
+/// not mix tensors of two instances.
 ///
 /// # Errors
-/// If there is no such device, or no driver; if the crate has no kernels for the device; and if the environment variable
-/// VENHANCE_KERNELS has a value that is not known.
+/// If there is no such device or no driver, if the build has no kernels for the device, or if the
+/// environment variable VENHANCE_KERNELS has an unknown value.
 pub fn open(ordinal: usize) -> Result<Device> {
     let mut devices = DEVICES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(device) = devices.get(&ordinal) {
@@ -25,22 +26,23 @@ pub fn open(ordinal: usize) -> Result<Device> {
     portable_forced()?;
     let context = CudaContext::new(ordinal).w()?;
     check_supported(&context)?;
-    // A stream of its own: the default one is another for every thread.
+    // An explicit stream: the default stream differs between threads.
     let device = Device::new_cuda_with_stream(ordinal)?;
     let cuda = device.as_cuda_device()?;
-    // SAFETY: no other stream ever sees the device's tensors, so their uses need no events to be told apart.
+    // SAFETY: all uses of the device's tensors are in one stream, so they need no events for
+    // ordering.
     unsafe { cuda.disable_event_tracking() };
     keep_memory(cuda.cuda_stream().context()).w()?;
     devices.insert(ordinal, device.clone());
     Ok(device)
 }
 
-/// CUDA devices that the driver knows; 0 without a driver.
+/// Number of CUDA devices. 0 without a driver.
 pub fn count() -> usize {
     CudaContext::device_count().map_or(0, |count| count.max(0) as usize)
 }
 
-/// An error that names the device if there are no kernels for it.
+/// Returns an error that names the device if the build has no kernels for it.
 fn check_supported(context: &CudaContext) -> Result<()> {
     let (major, minor) = context.compute_capability().w()?;
     let runs = |image: u32| image / 10 == major as u32 && image % 10 <= minor as u32;
@@ -55,59 +57,64 @@ fn check_supported(context: &CudaContext) -> Result<()> {
     )
 }
 
-/// What is given back stays with this process: else every wait for the device would give it to the driver,
-/// which takes long to give it out again.
+/// Keeps freed memory in the process's pool. By default, every synchronisation would return it to
+/// the driver, and allocating it again is slow.
 fn keep_memory(context: &CudaContext) -> std::result::Result<(), cudarc::driver::DriverError> {
     if !context.has_async_alloc() {
         return Ok(());
     }
-    let mut most = u64::MAX;
-    // SAFETY: the context's own device has a default pool, and this attribute is a number of 64 bits.
+    let mut unlimited = u64::MAX;
+    // SAFETY: the device of the context has a default pool, and this attribute is a 64-bit
+    // integer.
     unsafe {
         let pool = result::device::get_default_mem_pool(context.cu_device())?;
         let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        result::mem_pool::set_attribute(pool, threshold, (&raw mut most).cast())
+        result::mem_pool::set_attribute(pool, threshold, (&raw mut unlimited).cast())
     }
 }
 
-/// Copies a tensor to another CUDA device.
+/// Copies a tensor to another CUDA device. The streams wait for each other, not the host.
 pub(crate) fn copy_between(x: &Tensor, device: &Device) -> Result<Tensor> {
     let from = x.device().as_cuda_device()?.cuda_stream();
     let to = device.as_cuda_device()?.cuda_stream();
-    // The copy is on the stream of `to`: it waits for the kernels that write x on that of `from`.
+    // The copy runs in the stream of `to`. It must wait for pending writes of x in the stream of
+    // `from`.
     to.join(&from).w()?;
     let copy = x.to_device(device)?;
-    // x is freed on the stream of `from`: later work there, which may get its memory, waits for the copy.
+    // x is freed in the stream of `from`. Later work there, which may reuse its memory, must wait
+    // for the copy.
     from.join(&to).w()?;
     Ok(copy)
 }
 
-/// Memory that [`has_room`] leaves free: the peak of the longest window's evaluation at full size.
+/// Bytes that [`has_room`] leaves free: the peak of an evaluation of the longest window at full
+/// size.
 const EVALUATION: u64 = 12 << 30;
 
-/// Whether a device has memory for something that only saves time.
+/// Whether a device has memory for an optional cache of `bytes`.
 pub(crate) fn has_room(device: &Device, bytes: usize) -> Result<bool> {
     let context = device.as_cuda_device()?.cuda_stream().context().clone();
     let (free, _) = context.mem_get_info().w()?;
     Ok(free as u64 >= EVALUATION + bytes as u64)
 }
 
-/// Bytes that this process's tensors take on a device.
+/// Memory of a device, in bytes.
 #[cfg(feature = "bench")]
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
-    /// Now.
+    /// Memory that the tensors of this process occupy now.
     pub used: u64,
-    /// At most, since this was last asked.
+    /// The maximum of `used` since the last call of [`memory`].
     pub most: u64,
-    /// What the device has left, what this process keeps for itself not counted.
+    /// Free memory of the device. Unused memory in the process's pool does not count.
     pub free: u64,
 }
 
-/// A number of bytes that the pool of a device's tensors knows.
+/// A counter of the device's default memory pool, in bytes.
 fn pool_bytes(context: &CudaContext, attribute: sys::CUmemPool_attribute) -> Result<u64> {
     let mut bytes = 0_u64;
-    // SAFETY: the context's own device has a default pool, and these attributes are numbers of 64 bits.
+    // SAFETY: the device of the context has a default pool, and these attributes are 64-bit
+    // integers.
     unsafe {
         let pool = result::device::get_default_mem_pool(context.cu_device()).w()?;
         result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()).w()?;
@@ -115,10 +122,10 @@ fn pool_bytes(context: &CudaContext, attribute: sys::CUmemPool_attribute) -> Res
     Ok(bytes)
 }
 
-/// What a device's memory holds; begins to look for the most anew.
+/// Returns the memory of a device, and resets the maximum.
 ///
 /// # Errors
-/// If the device is no CUDA device, or its driver refuses.
+/// If the device is not a CUDA device, or the driver reports an error.
 #[cfg(feature = "bench")]
 pub fn memory(device: &Device) -> Result<Memory> {
     let stream = device.as_cuda_device()?.cuda_stream();
@@ -130,7 +137,7 @@ pub fn memory(device: &Device) -> Result<Memory> {
     let used = pool_bytes(context, CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
     let most = pool_bytes(context, HIGH)?;
     let mut zero = 0_u64;
-    // SAFETY: the context's own device has a default pool, and this attribute may be set to 0.
+    // SAFETY: the device of the context has a default pool, and this attribute may be set to 0.
     unsafe {
         let pool = result::device::get_default_mem_pool(context.cu_device()).w()?;
         result::mem_pool::set_attribute(pool, HIGH, (&raw mut zero).cast()).w()?;
@@ -140,7 +147,7 @@ pub fn memory(device: &Device) -> Result<Memory> {
 
 /// See [`crate::ops::device_memory`].
 pub(crate) fn device_memory(device: &Device) -> Result<DeviceMemory> {
-    // What was given back counts when the work that was asked for before is done.
+    // Memory is freed in stream order, so pending work has to end first.
     device.synchronize()?;
     let stream = device.as_cuda_device()?.cuda_stream();
     let context = stream.context();
@@ -152,7 +159,7 @@ pub(crate) fn device_memory(device: &Device) -> Result<DeviceMemory> {
         CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
     };
     let used = pool_bytes(context, CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
-    let kept = pool_bytes(context, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
-    let unused = kept.saturating_sub(used) as usize;
+    let reserved = pool_bytes(context, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+    let unused = reserved.saturating_sub(used) as usize;
     Ok(DeviceMemory { available: free + unused, used: used as usize })
 }

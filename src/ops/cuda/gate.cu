@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// The gate of a feed-forward layer, value·GELU(gate), in one pass over memory.
+// GEGLU, value·GELU(gate), in one pass over memory.
 
-// A row of x is `width` values, then as many gates. Grid: blocks that share the rows.
+// A row of x holds `width` values, then as many gates. Grid: blocks that share the rows.
 template <class T, int N>
 __device__ void geglu(const T *__restrict__ x, T *__restrict__ y, long long rows, int width) {
     constexpr float SQRT_HALF = 0.707106781f;

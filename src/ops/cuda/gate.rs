@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The gates of feed-forward networks.
+//! Launches the GEGLU kernel of feed-forward networks.
 
 use candle_core::{D, Result, Tensor};
 
@@ -10,10 +10,11 @@ use super::{
 
 pub(super) const SOURCE: Source = Source { name: "gate", fatbin: fatbin!("gate") };
 
-/// Numbers that a block makes.
+/// Output elements per thread block.
 const BLOCK: usize = 1 << 12;
 
-/// value·GELU(gate), exact GELU, of [.., 2n] = value, then gate: [.., n].
+/// value·GELU(gate), with exact GELU. The input [.., 2n] holds the value, then the gate; the
+/// result is [.., n].
 pub(crate) fn geglu(x: &Tensor) -> Result<Tensor> {
     let width = x.dim(D::Minus1)? / 2;
     let (device, x) = (x.device().as_cuda_device()?, x.contiguous()?);
@@ -22,7 +23,8 @@ pub(crate) fn geglu(x: &Tensor) -> Result<Tensor> {
     if let Some(last) = shape.last_mut() {
         *last = width;
     }
-    // SAFETY: the kernel writes all of y, and takes what it is given here, of these sizes.
+    // SAFETY: the kernel writes all of y, and the arguments have the sizes that the kernel
+    // expects.
     unsafe {
         let y = unwritten(shape, &x)?;
         let (from, to) = (Address::of(&x)?, Address::of(&y)?);

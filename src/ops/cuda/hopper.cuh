@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// What GPUs of sm_90a do beyond device.cuh: products of four warps whose operands lie in shared memory, and
-// copies of whole tiles that count on barriers when they have come. In tests, tests/kernels/hopper.h stands for
-// what EMULATED leaves out.
+// Device functions for features of sm_90a, in addition to device.cuh: warpgroup products with
+// operands in shared memory, and TMA copies that signal barriers. In tests, tests/kernels/hopper.h
+// replaces the part that EMULATED leaves out.
 
 typedef unsigned long long u64;
 
 #ifndef EMULATED
 
-// A tensor of four dimensions, for copies of tiles of it. The host encodes it.
+// A tensor map of four dimensions for TMA copies. The host encodes it.
 struct alignas(128) TensorMap {
     unsigned char opaque[128];
 };
 
-// Threads and bytes that are waited for, in phases of alternating parity.
+// An mbarrier, which counts arriving threads and bytes in phases of alternating parity.
 struct alignas(8) Barrier {
     u64 state;
 };
@@ -21,20 +21,20 @@ __device__ inline void init(Barrier &barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
 }
 
-// What has been initialised is seen by copies. A __syncthreads has to follow.
+// Makes initialised barriers visible to TMA copies. A __syncthreads must follow.
 __device__ inline void fence_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 __device__ inline void arrive(Barrier &barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
 }
 
-// Arrives; the phase ends when as many bytes have come as well.
+// Arrives, and makes the phase wait for `bytes` more bytes of copies.
 __device__ inline void arrive_and_expect(Barrier &barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes)
                  : "memory");
 }
 
-// Until the phase of this parity is over.
+// Waits until the phase with this parity has ended.
 __device__ inline void wait_for(Barrier &barrier, u32 parity) {
     asm volatile("{\n"
                  ".reg .pred over;\n"
@@ -48,8 +48,8 @@ __device__ inline void wait_for(Barrier &barrier, u32 parity) {
                  : "memory");
 }
 
-// Begins to copy the map's tile of 64 columns that begins at column c of (x, y, z); `barrier` counts its bytes.
-// What lies outside is 0.
+// Starts to copy the map's tile of 64 columns at column c of (x, y, z). `barrier` counts its
+// bytes. Elements outside the tensor are 0.
 __device__ inline void copy_tile(void *shared, const TensorMap &map, int c, int x, int y, int z, Barrier &barrier) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
                  " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(shared)),
@@ -57,26 +57,27 @@ __device__ inline void copy_tile(void *shared, const TensorMap &map, int c, int 
                  : "memory");
 }
 
-// How a product finds a tile of rows of 128 bytes, whose 16 bytes n of row r are at n ^ r % 8: what copy_tile
-// leaves. The tile lies at a multiple of 1024 bytes; a part of it begins 32 bytes further for every 16 columns,
-// 128 for every row of a multiple of 8.
+// Descriptor of a tile for warpgroup products: rows of 128 bytes with the 128-byte swizzle (chunk
+// n of row r is at n ^ r % 8), as copy_tile writes them. The tile is aligned to 1024 bytes. A
+// sub-tile begins 32 bytes further per 16 columns, and 128 bytes further per row, for multiples of
+// 8 rows.
 __device__ inline u64 tile_descriptor(const void *shared) {
     const u64 eight_rows = 1024 >> 4, swizzle_of_128 = 1;
     return u64((shared_address(shared) & 0x3ffff) >> 4) | 1ull << 16 | eight_rows << 32 | swizzle_of_128 << 62;
 }
 
-// Before the first product of some, when their registers have been written.
+// Required before the first product after registers of its operands are written.
 __device__ inline void warpgroup_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
-// Makes a group of the products begun since the last one.
+// Commits the products since the last commit to a group.
 __device__ inline void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Until at most the N latest groups are under way.
+// Waits until at most the N latest groups are pending.
 template <int N> __device__ void warpgroup_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-// The compiler may not move what is done with these registers beyond here.
+// Keeps the compiler from moving accesses of these registers across this point.
 template <int N> __device__ void hold(float (&d)[N]) {
 #pragma unroll
     for (int n = 0; n < N; n += 1) {
@@ -96,12 +97,14 @@ template <int N> __device__ void hold(float (&d)[N]) {
     NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56," \
              "%57,%58,%59,%60,%61,%62,%63"
 
-// Begins d = a·b, or d += a·b, for four warps: a [64, 16] and bᵀ [128 or 80, 16] in shared memory. Warp w has rows 16·w and on of d; in them lane l holds d[l/4 + i/2%2·8][i/4·8 + l%4·2 + i%2] as
-// number i.
+// Starts d = a·b, or d += a·b, for a warpgroup: a [64, 16] and bᵀ [128 or 80, 16] in shared
+// memory. Warp w has the rows from 16·w on; register i of lane l holds d[l/4 + i/2%2·8][i/4·8 +
+// l%4·2 + i%2] of them.
 template <class T> __device__ void multiply(float (&d)[64], u64 a, u64 b, bool add);
 template <class T> __device__ void multiply(float (&d)[40], u64 a, u64 b, bool add);
 
-// Begins d += a·b: a [64, 16] in registers, as for mma, and b [16, 64] in shared memory, its rows as they are.
+// Starts d += a·b: a [64, 16] in registers, in the layout of mma, and b [16, 64] in shared memory,
+// row-major.
 template <class T> __device__ void multiply_rows(float (&d)[32], const u32 (&a)[4], u64 b);
 
 #define DEFINE_MULTIPLY(T, type)                                                                                     \
@@ -129,19 +132,19 @@ template <class T> __device__ void multiply_rows(float (&d)[32], const u32 (&a)[
 DEFINE_MULTIPLY(f16, "f16")
 DEFINE_MULTIPLY(bf16, "bf16")
 
-// Until `threads` threads, whole warps, have come to the named barrier, which is not that of __syncthreads.
+// Waits for `threads` threads in whole warps at a named barrier. Name 0 is that of __syncthreads.
 __device__ inline void synchronise(int name, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
 __device__ inline void synchronise_warp() { __syncwarp(); }
 
-// Four warps give registers back, or take what others have given.
+// A warpgroup releases registers, or requests released ones.
 template <int N> __device__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> __device__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 
-// Which four warps of the block a thread belongs to, in a way that lets the compiler see that it is one number
-// for all of a warp.
+// Index of a thread's warpgroup, in a form that tells the compiler that it is uniform across the
+// warp.
 __device__ inline int warpgroup_number() { return __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); }
 
 #define GRID_CONSTANT const __grid_constant__

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which kernels run: those for Hopper, or the portable ones.
+//! Selects between the portable kernels and those for Hopper.
 
 use std::{
     cell::Cell,
@@ -16,10 +16,10 @@ use once_cell::sync::Lazy;
 
 use super::architectures::HOPPER;
 
-/// Kernels for Hopper that are used, or not used, together.
+/// A group of Hopper kernels that are enabled or disabled together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Family {
-    /// Of long sequences.
+    /// Attention over long sequences.
     Attention,
     /// Convolutions and linear layers.
     Product,
@@ -34,25 +34,27 @@ impl fmt::Display for Family {
     }
 }
 
-/// All kernels that an operation can run on.
+/// A set of kernels, complete for all operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum KernelSet {
     Portable,
     Hopper,
 }
 
+/// See [`use_portable_kernels`].
 static PORTABLE: AtomicBool = AtomicBool::new(false);
 
-/// Chooses between portable kernels only, and all kernels.
+/// Restricts all devices to portable kernels, or lifts the restriction.
 #[cfg(feature = "bench")]
 pub fn use_portable_kernels(only: bool) {
     PORTABLE.store(only, Ordering::Relaxed);
 }
 
-/// Whether the user has asked for portable kernels only: VENHANCE_KERNELS=portable. The variable is read once.
+/// Whether the user restricts the process to portable kernels with VENHANCE_KERNELS=portable. The
+/// variable is read once.
 ///
 /// # Errors
-/// On any other value.
+/// If the variable has another value.
 pub(super) fn portable_forced() -> Result<bool> {
     const NAME: &str = "VENHANCE_KERNELS";
     static FORCED: OnceLock<std::result::Result<bool, String>> = OnceLock::new();
@@ -67,36 +69,37 @@ pub(super) fn portable_forced() -> Result<bool> {
     FORCED.get_or_init(read).clone().map_err(candle_core::Error::msg)
 }
 
-/// Families that are not used, with the ordinal of the device.
+/// Rejected families, with the ordinal of the device.
 static REJECTED: Lazy<Mutex<HashSet<(usize, Family)>>> = Lazy::new(Mutex::default);
 
-/// From now on a device runs a family's operations on portable kernels.
+/// Makes a device run a family's operations on the portable kernels from now on.
 pub(super) fn reject(ordinal: usize, family: Family) {
     REJECTED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert((ordinal, family));
 }
 
 thread_local! {
-    /// What `with_kernels` asks for. Other threads may use the device meanwhile.
-    static ASKED: Cell<Option<KernelSet>> = const { Cell::new(None) };
+    /// The set that `with_kernels` selects for this thread. Other threads may use the device at
+    /// the same time.
+    static OVERRIDE: Cell<Option<KernelSet>> = const { Cell::new(None) };
 }
 
-/// Runs something on one set of kernels, whatever else has been decided.
+/// Runs a closure on one set of kernels, regardless of other settings.
 pub(super) fn with_kernels<T>(set: KernelSet, run: impl FnOnce() -> T) -> T {
-    let before = ASKED.replace(Some(set));
+    let before = OVERRIDE.replace(Some(set));
     let result = run();
-    ASKED.set(before);
+    OVERRIDE.set(before);
     result
 }
 
-/// Whether a device has compute capability 9.0: later ones cannot run the kernels for Hopper.
+/// Whether a device has compute capability 9.0. Later ones cannot run the Hopper kernels.
 pub(super) fn is_hopper(device: &CudaDevice) -> Result<bool> {
     let (major, minor) = device.cuda_stream().context().compute_capability().w()?;
     Ok(major * 10 + minor == HOPPER as i32)
 }
 
-/// Whether the kernels for Hopper run an operation of a family.
+/// Whether operations of a family run on the Hopper kernels.
 pub(super) fn uses_hopper(device: &CudaDevice, family: Family) -> Result<bool> {
-    if let Some(set) = ASKED.get() {
+    if let Some(set) = OVERRIDE.get() {
         return Ok(set == KernelSet::Hopper);
     }
     if PORTABLE.load(Ordering::Relaxed) || portable_forced()? || !is_hopper(device)? {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Kernels: how they are loaded, kept and launched.
+//! Loads, caches and launches kernels.
 //!
-//! build.rs compiles each .cu file with nvcc into a fatbin, which holds an image for every entry of
-//! [`architectures`](super::architectures). The plugin contains the fatbins; a device's driver takes the image that
-//! fits when the first kernel of a file is needed, and compiles nothing.
+//! build.rs compiles each .cu file with nvcc to a fatbin, which holds an image for every entry of
+//! [`architectures`](super::architectures). The plugin embeds the fatbins. When a device needs the
+//! first kernel of a file, its driver loads the matching image; nothing is compiled at run time.
 
 use std::{
     collections::HashMap,
@@ -25,17 +25,17 @@ use once_cell::sync::Lazy;
 
 use super::record::{Work, timed};
 
-/// Shared memory that a block gets without being asked, in bytes.
-const USUAL_SHARED: u32 = 48 << 10;
+/// Dynamic shared memory per thread block that needs no opt-in, in bytes.
+const DEFAULT_SHARED: u32 = 48 << 10;
 
-/// A file of kernels.
+/// A kernel file.
 pub(super) struct Source {
     pub(super) name: &'static str,
     /// See [`fatbin`].
     pub(super) fatbin: &'static [u8],
 }
 
-/// What build.rs has made of a .cu file.
+/// Embeds the fatbin of a .cu file that build.rs has compiled.
 macro_rules! fatbin {
     ($name:literal) => {
         include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin"))
@@ -44,12 +44,13 @@ macro_rules! fatbin {
 pub(super) use fatbin;
 
 impl Source {
-    /// A kernel whose blocks have this much dynamic shared memory, in bytes.
+    /// Returns a kernel with `shared` bytes of dynamic shared memory per thread block. Modules and
+    /// functions are cached.
     pub(super) fn kernel(&self, device: &CudaDevice, name: String, shared: u32) -> Result<Kernel> {
-        /// By device, file, and kernel.
-        type Known<K, V> = Lazy<Mutex<HashMap<K, V>>>;
-        static MODULES: Known<(usize, &str), Arc<CudaModule>> = Lazy::new(Mutex::default);
-        static FUNCTIONS: Known<(usize, String), CudaFunction> = Lazy::new(Mutex::default);
+        /// Cache by device ordinal and by file or kernel.
+        type Cache<K, V> = Lazy<Mutex<HashMap<K, V>>>;
+        static MODULES: Cache<(usize, &str), Arc<CudaModule>> = Lazy::new(Mutex::default);
+        static FUNCTIONS: Cache<(usize, String), CudaFunction> = Lazy::new(Mutex::default);
         let stream = device.cuda_stream();
         let context = stream.context();
         context.bind_to_thread().w()?;
@@ -62,81 +63,86 @@ impl Source {
         let module = match modules.get(&(key.0, self.name)) {
             Some(module) => module.clone(),
             None => {
-                // `Ptx` is cudarc's type for all that a driver loads.
+                // `Ptx` is cudarc's type for any image that a driver loads.
                 let module = context.load_module(Ptx::from_binary(self.fatbin.to_vec())).w()?;
                 modules.insert((key.0, self.name), module.clone());
                 module
             }
         };
         let function = module.load_function(&key.1).w()?;
-        if shared > USUAL_SHARED {
-            let most = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(most, shared as i32).w()?;
+        if shared > DEFAULT_SHARED {
+            let attribute = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(attribute, shared as i32).w()?;
         }
         functions.insert(key, function.clone());
         Ok(Kernel { function, stream, shared })
     }
 }
 
-/// A kernel of a device.
+/// A kernel that is loaded on a device.
 pub(super) struct Kernel {
     function: CudaFunction,
     stream: Arc<CudaStream>,
     shared: u32,
 }
 
-/// The address of a tensor's first number.
+/// Device address of a tensor's first element.
 #[derive(Debug, Clone, Copy)]
 #[repr(transparent)]
 pub(super) struct Address(u64);
 
-// SAFETY: a pointer, as kernels take it.
+// SAFETY: a pointer, as kernels expect it.
 unsafe impl DeviceRepr for Address {}
 
 impl Address {
     pub(super) const NULL: Self = Self(0);
 
-    /// Of a contiguous tensor, which has to live until the kernel is launched.
+    /// Address of a contiguous tensor. The tensor must live until the kernel is launched.
     pub(super) fn of(tensor: &Tensor) -> Result<Self> {
         let (storage, layout) = tensor.storage_and_layout();
         let Storage::Cuda(cuda) = &*storage else {
-            candle_core::bail!("a tensor of a CUDA device was expected");
+            candle_core::bail!("expected a tensor on a CUDA device");
         };
         if !layout.is_contiguous() {
-            candle_core::bail!("a contiguous tensor was expected, not {layout:?}");
+            candle_core::bail!("expected a contiguous tensor, got {layout:?}");
         }
         let stream = cuda.device.cuda_stream();
         let first = match &cuda.slice {
             CudaStorageSlice::F16(slice) => slice.device_ptr(&stream).0,
             CudaStorageSlice::BF16(slice) => slice.device_ptr(&stream).0,
             CudaStorageSlice::F32(slice) => slice.device_ptr(&stream).0,
-            _ => candle_core::bail!("kernels take no tensor of {:?}", tensor.dtype()),
+            _ => candle_core::bail!(
+                "the CUDA kernels do not support tensors of type {:?}",
+                tensor.dtype()
+            ),
         };
         let offset = layout.start_offset() * tensor.dtype().size_in_bytes();
         Ok(Self(first + offset as u64))
     }
 
-    /// As the driver takes it.
+    /// The address as a pointer for driver calls.
     pub(super) fn pointer(self) -> *mut std::ffi::c_void {
         self.0 as *mut _
     }
 
-    /// The largest power of two that it is a multiple of, up to that of all memory that is given out.
+    /// The largest power of two that divides the address, at most 256, the alignment of
+    /// allocations.
     pub(super) fn alignment(self) -> u32 {
         1 << self.0.trailing_zeros().min(8)
     }
 
-    /// So many bytes further.
+    /// The address `bytes` further.
     pub(super) fn plus(self, bytes: usize) -> Self {
         Self(self.0 + bytes as u64)
     }
 
+    /// Address of an optional tensor, or null.
     pub(super) fn of_some(tensor: Option<&Tensor>) -> Result<Self> {
         tensor.map_or(Ok(Self::NULL), Self::of)
     }
 }
 
-/// Something that a kernel takes.
+/// A kernel argument.
 pub(super) trait Argument {
     fn push<'a>(&'a self, launch: &mut LaunchArgs<'a>);
 }
@@ -147,52 +153,52 @@ impl<T: DeviceRepr> Argument for T {
     }
 }
 
-/// How kernels' names end for a type.
+/// Suffix of kernel names for a type.
 pub(super) fn suffix(dtype: DType) -> Result<&'static str> {
     match dtype {
         DType::F16 => Ok("f16"),
         DType::BF16 => Ok("bf16"),
         DType::F32 => Ok("f32"),
-        other => candle_core::bail!("there are no kernels for {other:?}"),
+        other => candle_core::bail!("the CUDA kernels do not support the type {other:?}"),
     }
 }
 
-/// A tensor for a kernel to write.
+/// Allocates an uninitialised tensor for a kernel to write.
 ///
 /// # Safety
-/// The kernel has to write all of it.
+/// The kernel must write all elements.
 pub(super) unsafe fn unwritten(shape: impl Into<Shape>, like: &Tensor) -> Result<Tensor> {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller guarantees it.
     unsafe { Tensor::empty(shape, like.dtype(), like.device()) }
 }
 
-/// A size as kernels take it.
+/// Converts a size to the kernels' integer type.
 pub(super) fn int(size: usize) -> Result<i32> {
     i32::try_from(size).map_err(candle_core::Error::wrap)
 }
 
-/// Threads of a block over rows of `width` numbers, which each takes 16 bytes of where that divides them: none
-/// is idle.
+/// Threads per block for rows of `width` elements: a multiple of the vectors in a row where
+/// possible, so that no thread is idle.
 pub(super) fn threads(width: usize, dtype: DType) -> u32 {
-    let columns = width / together(width, dtype);
+    let columns = width / vector_width(width, dtype);
     match columns {
         0..=640 => (columns * (256 / columns).max(1)) as u32,
         _ => 256,
     }
 }
 
-/// Numbers that a thread takes at a time.
-pub(super) fn together(width: usize, dtype: DType) -> usize {
+/// Elements that a thread accesses at a time: 16 bytes if that divides the row, else one.
+pub(super) fn vector_width(width: usize, dtype: DType) -> usize {
     let count = 16 / dtype.size_in_bytes();
     if width.is_multiple_of(count) { count } else { 1 }
 }
 
 impl Kernel {
-    /// Starts the kernel on blocks of `threads`; `work` is what it does.
+    /// Launches the kernel with `threads` threads per block. `work` describes it for recordings.
     ///
     /// # Safety
-    /// The arguments have to be those of the kernel, and its addresses those of tensors as large as it takes
-    /// them to be.
+    /// The arguments must match the kernel's parameters, and the tensors behind the addresses must
+    /// have the sizes that the kernel expects.
     pub(super) unsafe fn launch<const N: usize>(
         &self,
         work: Work,
@@ -210,7 +216,7 @@ impl Kernel {
         for argument in arguments {
             argument.push(&mut launch);
         }
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller guarantees it.
         timed(&self.stream, work, || unsafe { launch.launch(config) }.map(drop)).w()
     }
 }
@@ -224,8 +230,8 @@ mod tests {
         architectures::{HOPPER, PORTABLE},
     };
 
-    /// The images of a fatbin by their architecture: a header of 16 bytes, then images, each behind a header that says
-    /// how long both are.
+    /// Images of a fatbin by architecture. The format is a header of 16 bytes, then images, each
+    /// with a header that holds both lengths.
     fn images(fatbin: &[u8]) -> BTreeMap<u32, &[u8]> {
         let number = |at: usize| u32::from_le_bytes(fatbin[at..at + 4].try_into().unwrap());
         let mut images = BTreeMap::new();
@@ -233,14 +239,14 @@ mod tests {
         while at < fatbin.len() {
             let (header, size) = (number(at + 4) as usize, number(at + 8) as usize);
             let image = &fatbin[at + header..at + header + size];
-            assert!(image.starts_with(b"\x7fELF"), "PTX, or compressed");
+            assert!(image.starts_with(b"\x7fELF"), "the image is PTX or compressed");
             images.insert(number(at + 28), image);
             at += header + size;
         }
         images
     }
 
-    /// The kernels that the host asks for, by their file.
+    /// The kernels that the host launches, by file.
     fn kernels() -> BTreeMap<&'static str, Vec<String>> {
         let of = |stems: &[&str], types: &[&str]| {
             let names =
@@ -271,11 +277,11 @@ mod tests {
             assert!(images.keys().eq(expected), "{}: {:?}", source.name, images.keys());
             for (architecture, image) in images {
                 for kernel in &kernels[source.name] {
-                    // A kernel's code is in a section of its name.
+                    // The code of a kernel is in a section with its name.
                     let section = format!(".text.{kernel}\0");
-                    let found =
+                    let contains =
                         image.windows(section.len()).any(|bytes| bytes == section.as_bytes());
-                    assert!(found, "{kernel} for {architecture}");
+                    assert!(contains, "{kernel} for {architecture}");
                 }
             }
         }

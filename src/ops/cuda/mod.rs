@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The operations on NVIDIA GPUs.
 //!
-//! The kernels are ours; nvcc compiles them when the crate is built (see `launch`). There are two sets (see
-//! `kernel_set`): portable kernels for every supported GPU, and faster ones for Hopper, which are used on a device once
-//! they have agreed with the portable ones there (see `self_test`). All work of a device is on one stream, in the
-//! order in which it was asked for: memory may be given back while kernels that use it still wait, and nothing
-//! here waits for them.
+//! nvcc compiles the kernels when the crate is built (see `launch`). There are two sets (see
+//! `kernel_set`): portable kernels for every supported GPU, and faster ones for Hopper, which a
+//! device uses once they agree with the portable ones there (see `self_test`).
+//!
+//! All work on a device is in one stream, in program order. Memory can thus be freed while kernels
+//! that use it are still pending, and nothing here waits for them.
 
 mod architectures;
 mod attention;
@@ -40,7 +41,7 @@ pub(super) use product::{conv, linear, time_conv};
 pub use record::{Record, record};
 pub use self_test::check_kernels;
 
-/// All files of kernels.
+/// All kernel files.
 #[cfg(test)]
 const SOURCES: [&launch::Source; 7] = [
     &attention::SOURCE,

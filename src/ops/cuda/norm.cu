@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Norms of tensors whose channels are last, bound by memory: what the channels of frames hold, what a group
-// norm makes of that, and its one multiplication and addition for each number; layer norm.
+// Norms of channels-last tensors, bound by memory bandwidth: moments of the channels of frames,
+// the affine transform of a group norm and its application, and layer norm.
 
-// Sums that a block leaves of its share of a frame's pixels, about the frame's first pixel, so that nothing
-// large is subtracted from something large. Shared memory: [2·N, threads] of float.
+// Sums of x and x² over a block's share of a frame's pixels, relative to the frame's first pixel
+// to avoid cancellation. Shared memory: float [2·N, threads].
 template <class T, int N>
 __device__ void moments(const T *x, float *partial, int pixels, int channels, int blocks) {
     DYNAMIC_SHARED(shared);
@@ -48,11 +48,12 @@ __device__ void moments(const T *x, float *partial, int pixels, int channels, in
                 out[n / N * channels + channel + n % N] = sum;
             }
         }
-        // Only rows longer than a block take another turn: then each thread adds what it left itself.
+        // Only rows longer than a block need another iteration. Each thread then overwrites only
+        // values that it has read itself.
     }
 }
 
-// Mean and biased variance of a frame's channel for each thread.
+// Mean and biased variance of one channel of a frame per thread.
 template <class T>
 __device__ void moments_end(const T *x, const float *partial, float *moments, int pixels, int channels,
                             int blocks) {
@@ -73,7 +74,7 @@ __device__ void moments_end(const T *x, const float *partial, float *moments, in
     out[channels] = fmaxf(squares / pixels - mean * mean, 0);
 }
 
-// Grid: 32 groups, frames; a warp each.
+// Scale and offset of a group norm. Grid: (32 groups, frames), one warp each.
 extern "C" __global__ void __launch_bounds__(32)
     group_affine(const float *moments, const float *weight, const float *bias, float *scale, float *offset,
                  int channels, float epsilon) {
@@ -85,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(32)
         sum += means[n];
     }
     const float mean = warp_sum(sum) / count;
-    // Within the channels, and between them.
+    // Variance within the channels plus variance between them.
     float spread = 0;
     for (int n = threadIdx.x; n < count; n += 32) {
         spread += variances[n] + (means[n] - mean) * (means[n] - mean);
@@ -104,7 +105,7 @@ __device__ inline float silu_of(float x) {
     return x * reciprocal_approx(1 + exp2_approx(-LOG2_E * x));
 }
 
-// Grid: blocks that share a frame's pixels, frames of x.
+// Grid: (blocks that share a frame's pixels, frames of x).
 template <class T, int N>
 __device__ void affine(const T *__restrict__ x, const float *__restrict__ scale,
                        const float *__restrict__ offset, T *__restrict__ y, int pixels, int channels,
@@ -134,7 +135,7 @@ __device__ void affine(const T *__restrict__ x, const float *__restrict__ scale,
     }
 }
 
-// A warp for each row of x; it is read from memory once, and twice from the cache.
+// One warp per row of x. The row is read from memory once, and from the cache twice.
 template <class T, int N>
 __device__ void layer_norm(const T *__restrict__ x, const float *__restrict__ weight,
                            const float *__restrict__ bias, T *__restrict__ y, int rows, int width,
@@ -176,7 +177,7 @@ __device__ void layer_norm(const T *__restrict__ x, const float *__restrict__ we
     }
 }
 
-// What makes 16 bytes is read at once, if the channels are as many times as much.
+// Uses 16-byte accesses if they divide the number of channels.
 #define WIDEST(T, count, function, ...)                                                                      \
     if (count % Vector<T>::COUNT == 0) {                                                                     \
         function<T, Vector<T>::COUNT>(__VA_ARGS__);                                                          \

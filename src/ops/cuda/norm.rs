@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Norms: bound by memory, each tensor is read once to be measured and once to be changed.
+//! Launches the norm kernels. They are bound by memory bandwidth: each tensor is read once for the
+//! moments and once for the transform.
 
 use candle_core::{DType, Result, Tensor};
 
 use super::{
-    launch::{Address, Source, fatbin, int, suffix, threads, together, unwritten},
+    launch::{Address, Source, fatbin, int, suffix, threads, unwritten, vector_width},
     record::Work,
 };
 
@@ -13,14 +14,15 @@ pub(super) const SOURCE: Source = Source { name: "norm", fatbin: fatbin!("norm")
 const KIND: &str = "norm";
 const THREADS: u32 = 256;
 
-/// Pixels that a block measures at least; what the blocks of a frame have measured is added up one by one, so
-/// there are not many.
+/// Minimum of pixels per thread block, and maximum of thread blocks per frame. One thread per
+/// channel adds the blocks' sums, so there are not many.
 const PIXELS: usize = 256;
 const BLOCKS: usize = 512;
 
-/// Groups of a group norm: a warp each.
+/// Groups of a group norm, one warp each.
 const GROUPS: usize = 32;
 
+/// Total size of tensors in bytes.
 fn bytes(tensors: &[&Tensor]) -> usize {
     tensors.iter().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
 }
@@ -32,12 +34,13 @@ pub(crate) fn moments(x: &Tensor) -> Result<Tensor> {
     let blocks = (h * w).div_ceil(PIXELS).min(BLOCKS);
     let suffix = suffix(x.dtype())?;
     let threads = threads(c, x.dtype());
-    // Two sums for each number that a thread takes.
-    let shared = threads as usize * together(c, x.dtype()) * 2 * size_of::<f32>();
+    // Two sums per element of a thread's vector.
+    let shared = threads as usize * vector_width(c, x.dtype()) * 2 * size_of::<f32>();
     let measure = SOURCE.kernel(device, format!("moments_{suffix}"), shared as u32)?;
     let end = SOURCE.kernel(device, format!("moments_end_{suffix}"), 0)?;
     let (pixels, channels, count) = (int(h * w)?, int(c)?, int(blocks)?);
-    // SAFETY: the kernels write all of these, and take what they are given here, of these sizes.
+    // SAFETY: the kernels write both tensors completely, and the arguments have the sizes that the
+    // kernels expect.
     unsafe {
         let partial = Tensor::empty((n, blocks, 2, c), DType::F32, x.device())?;
         let moments = Tensor::empty((n, 2, c), DType::F32, x.device())?;
@@ -61,8 +64,8 @@ pub(crate) fn moments(x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Scale and offset of a group norm, [n, c] each, of its channels' moments [n, 2, c]; weight and bias are
-/// \[c\]; all f32.
+/// Scale and offset of a group norm, [n, c] each, for moments [n, 2, c]. `weight` and `bias` are
+/// \[c\]. All are f32.
 pub(crate) fn group_affine(
     moments: &Tensor,
     weight: &Tensor,
@@ -71,11 +74,12 @@ pub(crate) fn group_affine(
 ) -> Result<(Tensor, Tensor)> {
     let (n, _, c) = moments.dims3()?;
     if (weight.dims1()?, bias.dims1()?) != (c, c) || !c.is_multiple_of(GROUPS) {
-        candle_core::bail!("{c} channels, a norm of {:?}", weight.shape());
+        candle_core::bail!("group norm of {c} channels got a weight of shape {:?}", weight.shape());
     }
     let kernel = SOURCE.kernel(moments.device().as_cuda_device()?, "group_affine".into(), 0)?;
     let moments = moments.contiguous()?;
-    // SAFETY: the kernel writes both, and takes what it is given here, of these sizes.
+    // SAFETY: the kernel writes both tensors completely, and the arguments have the sizes that the
+    // kernel expects.
     unsafe {
         let (scale, offset) = (unwritten((n, c), &moments)?, unwritten((n, c), &moments)?);
         let inputs = [&moments, weight, bias].map(Address::of);
@@ -94,12 +98,13 @@ pub(crate) fn group_affine(
     }
 }
 
-/// x [n, h, w, c] times scale plus offset, [n or 1, c] each, f32; then SiLU if `silu`.
+/// x·scale + offset, then SiLU if `silu`. x is [n, h, w, c]; `scale` and `offset` are [n or 1, c],
+/// f32.
 pub(crate) fn affine(x: &Tensor, scale: &Tensor, offset: &Tensor, silu: bool) -> Result<Tensor> {
     let (n, h, w, c) = x.dims4()?;
     let (device, x) = (x.device().as_cuda_device()?, x.contiguous()?);
     let kernel = SOURCE.kernel(device, format!("affine_{}", suffix(x.dtype())?), 0)?;
-    // SAFETY: the kernel writes all of y, and takes what it is given here; the caller has compared the sizes.
+    // SAFETY: the kernel writes all of y. The caller has checked that the sizes match.
     unsafe {
         let y = unwritten(x.shape(), &x)?;
         let (from, to) = (Address::of(&x)?, Address::of(&y)?);
@@ -118,10 +123,10 @@ pub(crate) fn affine(x: &Tensor, scale: &Tensor, offset: &Tensor, silu: bool) ->
     }
 }
 
-/// Numbers that a block of `affine` changes.
+/// Elements per thread block of `affine`.
 const AFFINE: usize = 1 << 13;
 
-/// Normalises rows, the last dimension of x; weight and bias, f32, are as long.
+/// Layer norm over the last dimension of x. `weight` and `bias` are as long, f32.
 pub(crate) fn layer_norm(
     x: &Tensor,
     weight: &Tensor,
@@ -130,12 +135,16 @@ pub(crate) fn layer_norm(
 ) -> Result<Tensor> {
     let width = x.dim(candle_core::D::Minus1)?;
     if (weight.dims1()?, bias.dims1()?) != (width, width) {
-        candle_core::bail!("rows of {width}, a norm of {:?}", weight.shape());
+        candle_core::bail!(
+            "layer norm over {width} elements got a weight of shape {:?}",
+            weight.shape()
+        );
     }
     let (device, x) = (x.device().as_cuda_device()?, x.contiguous()?);
     let kernel = SOURCE.kernel(device, format!("layer_norm_{}", suffix(x.dtype())?), 0)?;
     let rows = x.elem_count() / width;
-    // SAFETY: the kernel writes all of y, and takes what it is given here, of these sizes.
+    // SAFETY: the kernel writes all of y, and the arguments have the sizes that the kernel
+    // expects.
     unsafe {
         let y = unwritten(x.shape(), &x)?;
         let (from, to) = (Address::of(&x)?, Address::of(&y)?);

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 // Copies many runs of bytes in one launch: the pixels of frames that are in several tensors.
 
-// Runs of a launch.
+// Maximum of runs per launch.
 constexpr int RUNS = 64;
 
-// The Rust side in src/ops/cuda/ mirrors this with repr(C).
+// Mirrored in src/ops/cuda/pixels.rs with repr(C).
 struct Runs {
     const unsigned char *from[RUNS];
     unsigned char *to[RUNS];
-    // Of each run.
+    // Bytes of each run.
     long long bytes;
 };
 
-// The blocks along x share a run; a thread reads 4 of T before it writes them.
+// Copies a run with all blocks along x. A thread loads four values before it stores them, to
+// overlap the loads.
 template <class T> __device__ void copy(const void *source, void *target, long long bytes) {
     constexpr int TOGETHER = 4;
     const T *const from = reinterpret_cast<const T *>(source);
@@ -35,11 +36,11 @@ template <class T> __device__ void copy(const void *source, void *target, long l
     }
 }
 
-// Grid: blocks of a run, runs.
+// Grid: (blocks per run, runs).
 extern "C" __global__ void __launch_bounds__(256) copy_runs(Runs runs) {
     const unsigned char *const from = runs.from[blockIdx.y];
     unsigned char *const to = runs.to[blockIdx.y];
-    // Numbers have at least 2 bytes.
+    // All element types have at least 2 bytes.
     using Number = unsigned short;
     if (((unsigned long long)from | (unsigned long long)to | runs.bytes) % sizeof(Vector<Number>) == 0) {
         copy<Vector<Number>>(from, to, runs.bytes);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Copies between tokens and the frames that they belong to, all frames in one launch.
+//! Launches the copies between tokens and frames. One launch covers up to 64 frames.
 
 use candle_core::{Result, Tensor};
 use cudarc::driver::DeviceRepr;
@@ -11,13 +11,13 @@ use super::{
 
 pub(super) const SOURCE: Source = Source { name: "pixels", fatbin: fatbin!("pixels") };
 
-/// Runs of a launch.
+/// Maximum of runs per launch.
 const RUNS: usize = 64;
-/// Threads of a block, and the bytes that it copies at a time: four times 16 for each thread.
+/// Threads per block, and bytes that a block copies per iteration: four times 16 per thread.
 const THREADS: u32 = 256;
 const BLOCK_BYTES: usize = THREADS as usize * 64;
 
-/// What the kernel takes: as in pixels.cu.
+/// Kernel arguments; the layout matches pixels.cu.
 #[repr(C)]
 struct Runs {
     from: [Address; RUNS],
@@ -25,26 +25,29 @@ struct Runs {
     bytes: i64,
 }
 
-// SAFETY: plain numbers in the kernel's order.
+// SAFETY: plain values in the order of the kernel's struct.
 unsafe impl DeviceRepr for Runs {}
 
-/// Pixels from `first` on of slices [n, p, c], to a new tensor [f, count, c] of all frames f.
+/// Copies pixels `first..first + count` of slices [n, p, c] to a new tensor [f, count, c] of all
+/// frames f.
 pub(crate) fn gather_pixels(slices: &[Tensor], first: usize, count: usize) -> Result<Tensor> {
-    let Some(slice) = slices.first() else { candle_core::bail!("no frames to gather pixels of") };
+    let Some(slice) = slices.first() else {
+        candle_core::bail!("gather_pixels needs at least one slice")
+    };
     let frames = slices.iter().map(|slice| slice.dim(0)).sum::<Result<usize>>()?;
-    // SAFETY: all of it is written.
+    // SAFETY: `copy` writes all of it.
     let tokens = unsafe { unwritten((frames, count, slice.dim(2)?), slice)? };
     copy(&tokens, slices, first, |tokens, frame| (frame, tokens))?;
     Ok(tokens)
 }
 
-/// Tokens [f, count, c] to the pixels from `first` on of slices [n, p, c].
+/// Writes tokens [f, count, c] to pixels `first..first + count` of slices [n, p, c], in place.
 pub(crate) fn scatter_pixels(tokens: &Tensor, slices: &[Tensor], first: usize) -> Result<()> {
     copy(&tokens.contiguous()?, slices, first, |tokens, frame| (tokens, frame))
 }
 
-/// Copies each frame's pixels; `direction` tells source from target, given where they are in `tokens` and in
-/// their slice.
+/// Copies the pixels of each frame. `direction` gets their addresses in `tokens` and in the slice,
+/// and returns source and target.
 fn copy(
     tokens: &Tensor,
     slices: &[Tensor],
@@ -61,7 +64,7 @@ fn copy(
         let fits = channels == c && first + count <= pixels && slice.dtype() == tokens.dtype();
         if !fits || runs.len() + n > frames {
             candle_core::bail!(
-                "pixels {first} to {} of {:?} are not those of {:?}",
+                "pixels {first}..{} of a slice {:?} do not match tokens {:?}",
                 first + count,
                 slice.shape(),
                 tokens.shape()
@@ -74,7 +77,7 @@ fn copy(
         }
     }
     if runs.len() != frames {
-        candle_core::bail!("tokens of {frames} frames, slices of {}", runs.len());
+        candle_core::bail!("the tokens have {frames} frames, but the slices have {}", runs.len());
     }
     let kernel = SOURCE.kernel(tokens.device().as_cuda_device()?, "copy_runs".into(), 0)?;
     for runs in runs.chunks(RUNS) {
@@ -85,8 +88,8 @@ fn copy(
         }
         let work = Work::memory("copy", 2 * runs.len() * bytes);
         let grid = (bytes.div_ceil(BLOCK_BYTES), runs.len(), 1);
-        // SAFETY: each run is inside its tensors, as checked above; the grid has a row for each, none for the
-        // rest of the table.
+        // SAFETY: each run is inside its tensors, as checked above. The grid has a row for each
+        // run and none for unused entries of the table.
         unsafe { kernel.launch(work, grid, THREADS, [&table])? };
     }
     Ok(())

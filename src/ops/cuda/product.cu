@@ -1,50 +1,59 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// The products behind 3×3 convolutions, convolutions along the frames and linear layers of channels-last
-// tensors: rows of the input are gathered while they are multiplied, nothing is laid out anew in memory.
+// Matrix products for 3×3 convolutions, convolutions along the frames and linear layers of
+// channels-last tensors. Input rows are gathered during the multiplication (implicit GEMM); no
+// im2col buffer is written.
 //
-// out[m, o] = scale · (sum of in(m, tap)[c] · weight[o, tap, c] over taps and channels) + bias[o] + add[m, o]
+// out[m, o] = scale · (sum of in(m, tap)[c] · weight[o, tap, c] over taps and channels) + bias[o]
+// + add[m, o]
 //
-// for each pixel m of each frame. A block computes some outputs of 128 pixels, in steps over the channels.
+// for each pixel m of each frame. A block computes a range of outputs of 128 pixels, in steps over
+// the channels.
 
-// Mirrored by the Rust side in src/ops/cuda/ with repr(C).
+// Mirrored in src/ops/cuda/product.rs with repr(C).
 template <class T> struct Product {
-    // The input's channels, [frames, height, width, channels[i]]; without a second part, channels[1] is 0.
+    // The input in one or two parts, [frames, height, width, channels[i]]. Without a second part,
+    // channels[1] is 0.
     const T *parts[2];
-    // The frames around the input along the frames, [height, width, channels[0]], or null for zeros.
+    // The frames before and after the input, [height, width, channels[0]], or null for zeros.
     const T *before, *after;
     // [outputs, taps, channels[0] + channels[1]].
     const T *weight;
-    // [bias_frames, outputs], or null; a bias of one frame is for all.
+    // [bias_frames, outputs], or null. With one row, the bias applies to all frames.
     const T *bias;
-    // As `out`, or null. It may be `out`: what a thread needs of it, it reads before it writes the same.
+    // Shaped like `out`, or null. It may alias `out`: each thread reads an element before it
+    // writes the same one.
     const T *add;
     // [frames, out_height, out_width, outputs].
     T *out;
     int channels[2];
     int frames, height, width;
     int out_height, out_width, outputs;
-    // 9: a 3×3 kernel, 3: a frame, the one before and the one after, 1: the pixel itself.
+    // 9: a 3×3 kernel; 3: the frame before, the frame itself and the frame after; 1: the pixel
+    // itself.
     int taps;
-    // 1 or 2; rows and columns of zeros. Without a 3×3 kernel: 1, 0, 0.
+    // stride is 1 or 2; top and left are rows and columns of zero padding. Without a 3×3 kernel:
+    // 1, 0, 0.
     int stride, top, left;
-    // Every pixel is taken 1 or 2 times in each direction; rows left out above, after that.
+    // times is the upsampling factor, 1 or 2; crop is the number of rows cropped at the top after
+    // upsampling.
     int times, crop;
-    // Of what the 3×3 kernel goes over, without the zeros.
+    // Size of the input of a 3×3 kernel after upsampling and cropping, without padding.
     int source_height, source_width;
     int bias_frames;
     // Not 0.
     float scale;
 };
 
-// Pixels of a block.
+// Pixels per thread block.
 constexpr int ROWS = 128;
 
-// An output's pixel; one beyond the last has no frame: -1.
+// Coordinates of an output pixel. The frame is -1 beyond the last pixel.
 struct Place {
     int frame, y, x;
 };
 
-// Frames of a pixel follow each other where a kernel goes along them: they share what they read.
+// For convolutions along the frames, the frames of a pixel are consecutive rows, because they
+// share inputs.
 template <class T> __device__ Place place_of(const Product<T> &p, int row) {
     const int pixels = p.out_height * p.out_width;
     if (row >= p.frames * pixels) {
@@ -55,7 +64,7 @@ template <class T> __device__ Place place_of(const Product<T> &p, int row) {
     return {frame, pixel / p.out_width, pixel % p.out_width};
 }
 
-// What a tap reads for a pixel: the channels of a part, or null for zeros.
+// Address of the channels of a part that a tap reads for a pixel, or null for zeros.
 template <class T> __device__ const T *locate(const Product<T> &p, const Place &place, int tap, int part) {
     const T *from = part == 0 ? p.parts[0] : p.parts[1];
     int frame = place.frame, y = place.y * p.stride - p.top, x = place.x * p.stride - p.left;
@@ -79,16 +88,16 @@ template <class T> __device__ const T *locate(const Product<T> &p, const Place &
             return nullptr;
         }
     }
-    // A shift divides by `times`.
+    // Division by `times` as a shift.
     const int halve = p.times - 1;
     const long long pixel = (frame * p.height + ((y + p.crop) >> halve)) * p.width + (x >> halve);
     return from + pixel * (part == 0 ? p.channels[0] : p.channels[1]);
 }
 
-// Goes over the channels of each part for each tap, in the order of the weights, STEP at a time.
+// Iterates over taps, parts and channels in the order of the weights, STEP channels at a time.
 template <int STEP> struct Walk {
     int tap = 0, part = 0, channel = 0;
-    // Where in a row of weights the channels of this tap and part begin.
+    // Offset in a row of weights of the channels of this tap and part.
     int first = 0;
 
     template <class T> __device__ static int steps(const Product<T> &p) {
@@ -99,7 +108,7 @@ template <int STEP> struct Walk {
         return part == 0 ? p.channels[0] : p.channels[1];
     }
 
-    // Whether another tap or part begins.
+    // Advances. Returns true if another tap or part begins.
     template <class T> __device__ bool next(const Product<T> &p) {
         channel += STEP;
         if (channel < channels(p)) {
@@ -118,7 +127,8 @@ template <class T> __device__ const T *weights_of(const Product<T> &p, int outpu
     return p.weight + static_cast<long long>(output) * p.taps * (p.channels[0] + p.channels[1]);
 }
 
-// Where a block begins. Those of the same pixels run at about the same time, and find them in the L2 cache.
+// First row and output of a block. Blocks with the same pixels have consecutive indices, so that
+// they share the L2 cache.
 struct Corner {
     int row, output;
 };
@@ -128,14 +138,14 @@ template <class T> __device__ Corner corner(const Product<T> &p, int outputs) {
     return {static_cast<int>(blockIdx.x) / blocks * ROWS, static_cast<int>(blockIdx.x) % blocks * outputs};
 }
 
-// The row of `out` and `add` of a place; the first one for a place beyond the last.
+// Offset in `out` and `add` of a pixel's row; that of the first row beyond the last pixel.
 template <class T> __device__ long long row_of(const Product<T> &p, const Place &place) {
     const int row = (place.frame * p.out_height + place.y) * p.out_width + place.x;
     return static_cast<long long>(max(row, 0)) * p.outputs;
 }
 
-// Adds four outputs of a row. Without a branch, so that loads need not wait for each other: what is beyond
-// the last output is another's, and of no use.
+// Adds four outputs of a row. Without a branch, so that loads can overlap: beyond the last output
+// it loads another output's value, which is not used.
 template <bool FOURS, class T>
 __device__ void add_four(const T *row, int output, int outputs, float (&four)[4]) {
     if constexpr (FOURS) {
@@ -150,8 +160,8 @@ __device__ void add_four(const T *row, int output, int outputs, float (&four)[4]
     }
 }
 
-// What sums begin with. Here rather than at the end: `add` and bias are read while the first inputs are on
-// their way, into registers that nothing else needs yet.
+// Initialises the accumulators with (add + bias) / scale. At the start rather than at the end,
+// because the loads overlap with the first copies and the registers are still free.
 template <class T, class Sums>
 __device__ void start(const Product<T> &p, const Place *places, int first_output, Sums &sums) {
     sums.each(places, first_output, [](const Place &, int, float(&four)[4]) {
@@ -178,6 +188,7 @@ __device__ void start(const Product<T> &p, const Place *places, int first_output
     });
 }
 
+// Writes the accumulators times scale.
 template <class T, class Sums>
 __device__ void finish(const Product<T> &p, const Place *places, int first_output, Sums &sums) {
     sums.each(places, first_output, [&](const Place &place, int output, float(&four)[4]) {
@@ -198,33 +209,36 @@ __device__ void finish(const Product<T> &p, const Place *places, int first_outpu
     });
 }
 
-// Half types: 4 warps, as 2×2, multiply 128 pixels and OUTPUTS outputs in steps of 32 channels. Of each step,
-// shared memory holds the pixels' channels, then the outputs' weights, in rows of 64 bytes.
+// 16-bit types: 4 warps, as 2×2, multiply 128 pixels and OUTPUTS outputs in steps of 32 channels.
+// A stage of shared memory holds the pixels' channels, then the outputs' weights, in rows of 64
+// bytes.
 constexpr int STEP = 32, ROW_BYTES = STEP * 2;
 
-// Kernels for as many outputs take any number of them, others multiples of 4.
+// Kernels with FEW outputs per block support any number of outputs; the others need multiples of
+// 4.
 constexpr int FEW = 32;
 
-// Steps in shared memory: one is multiplied while others arrive.
+// Stages in shared memory: one is multiplied while the others are copied.
 constexpr int STAGES = 4;
 
 template <int OUTPUTS> constexpr int STAGE_BYTES = (ROWS + OUTPUTS) * ROW_BYTES;
 
-// Row n of the 8 of a matrix that ldmatrix reads: every other pair of the stage's rows, so that the two
-// matrices of 16 rows give a lane four outputs next to each other.
+// Row in a tile of 16 of row n of an 8×8 matrix for ldmatrix: alternating pairs of rows, so that
+// two matrices give a lane four consecutive outputs.
 __device__ inline int pairs_apart(int n) { return n / 2 * 4 + n % 2; }
 
-// Where 8 channels of a row are: in other banks than those of the 7 rows that ldmatrix reads with them.
+// Offset of 8 channels of a row. The XOR swizzle avoids bank conflicts between the 8 rows that
+// ldmatrix reads together.
 __device__ inline int slot(int row, int eighth) { return row * ROW_BYTES + (eighth ^ row / 4 % 4) * 16; }
 
-// The sums of a warp: 64 pixels and half of the outputs.
+// The accumulators of a warp: 64 pixels and half of the block's outputs.
 template <class T, int OUTPUTS> struct Sums {
-    // Whether the outputs are a multiple of four, not any number.
+    // Whether outputs are accessed in vectors of four.
     static constexpr bool FOURS = OUTPUTS > FEW;
     static constexpr int PAIRS = OUTPUTS / 32;
-    // Of the warp in its block.
+    // First row and output of the warp in its block.
     int row, output;
-    // As `mma` has them, [16 pixels, 8 outputs].
+    // Accumulators in the layout of `mma`, [16 pixels, 8 outputs] each.
     float tiles[4][2 * PAIRS][4];
 
     __device__ Sums() {
@@ -233,7 +247,7 @@ template <class T, int OUTPUTS> struct Sums {
         output = warp / 2 * (OUTPUTS / 2);
     }
 
-    // Calls `f` with each place, its first output, and its four sums, which it may change.
+    // Calls `f` with each pixel, its first output, and four accumulators, which `f` may change.
     template <class F> __device__ void each(const Place *places, int first_output, F f) {
         const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -256,13 +270,14 @@ template <class T, int OUTPUTS> struct Sums {
     // Adds the products of a stage.
     __device__ void multiply(const unsigned char *stage) {
         const int lane = threadIdx.x % 32;
-        // `mma` wants the halves of the rows before those of the channels in a, the other way round in b.
+        // `mma` expects the halves of the rows before those of the channels in a, and the reverse
+        // in b.
         const int rows = pairs_apart(lane % 8), second = lane / 8 % 2, third = lane / 16;
         const int own_a = row * ROW_BYTES + slot(rows + second * 2, third);
         const int own_b = (ROWS + output) * ROW_BYTES + slot(rows + third * 2, second);
 #pragma unroll
         for (int half = 0; half < 2; half += 1) {
-            // From 16 channels to the other 16.
+            // Offset between the two halves of 16 channels.
             const int other = half * 32;
             u32 a[4][4];
 #pragma unroll
@@ -283,8 +298,8 @@ template <class T, int OUTPUTS> struct Sums {
     }
 };
 
-// Copies steps to shared memory; channels are multiples of 8. A thread copies the same 8 of the 32 channels
-// for every 32nd row.
+// Copies stages to shared memory; channels must be multiples of 8. A thread copies the same 8 of
+// the 32 channels of every 32nd row.
 template <class T, int OUTPUTS> struct Gather {
     const Product<T> &p;
     const Place *places;
@@ -347,7 +362,8 @@ template <class T, int OUTPUTS> __device__ void product(const Product<T> &p) {
     start(p, places, first.output, sums);
     for (int step = 0; step < steps; step += 1) {
         wait<STAGES - 2>();
-        // The step has arrived for all, and all are done with the one before: there goes the next.
+        // The stage has arrived for all threads, and all have finished the previous one, which the
+        // next copy overwrites.
         __syncthreads();
         const int ahead = step + STAGES - 1;
         if (ahead < steps) {
@@ -360,8 +376,9 @@ template <class T, int OUTPUTS> __device__ void product(const Product<T> &p) {
     finish(p, places, first.output, sums);
 }
 
-// Few channels of any number: each thread writes a pixel to shared memory, and the first ones an output, one
-// number after the other, all taps and parts in a row.
+// For numbers of channels that are not multiples of 8. Each thread writes the channels of a pixel
+// to shared memory, and the first FEW threads those of an output, element by element, with all
+// taps and parts concatenated.
 template <class T> __device__ void product_narrow(const Product<T> &p) {
     DYNAMIC_SHARED(shared);
     Place *places = reinterpret_cast<Place *>(shared + STAGE_BYTES<FEW>);
@@ -423,14 +440,14 @@ template <class T> __device__ void product_narrow(const Product<T> &p) {
 PRODUCTS(f16)
 PRODUCTS(bf16)
 
-// f32: 256 threads multiply 128 pixels and 128 outputs in steps of 8 channels, 8×8 each. Shared memory holds
-// two steps, each as [8 channels, 128 pixels], then outputs.
+// f32: 256 threads multiply 128 pixels and 128 outputs in steps of 8 channels, 8×8 per thread.
+// Shared memory holds two stages: [8 channels, 128 pixels], then [8 channels, 128 outputs].
 constexpr int WIDE_STEP = 8;
 
-// So that the columns that are written at a time have different banks.
+// Padded, to avoid bank conflicts between the columns that are written together.
 constexpr int WIDE_ROW = ROWS + 4, WIDE_SIDE = WIDE_STEP * WIDE_ROW, WIDE_STAGE = 2 * WIDE_SIDE;
 
-// Four channels of which `count` are there.
+// Loads four channels, of which the first `count` exist.
 __device__ inline Vector<float> read_four(const float *from, int count, bool aligned) {
     Vector<float> four = {};
     if (from == nullptr || count <= 0) {
@@ -445,8 +462,9 @@ __device__ inline Vector<float> read_four(const float *from, int count, bool ali
     return four;
 }
 
-// A thread's sums are rows 0 to 3 and 16 to 19, columns 0 to 3 and 32 to 35, from where it begins in its
-// warp's [32, 64]: what a warp reads at a time are neighbours, of all banks.
+// A thread's accumulators are rows 0 to 3 and 16 to 19, columns 0 to 3 and 32 to 35, relative to
+// its origin in its warp's [32, 64]. A warp thus reads consecutive values, which are in different
+// banks.
 struct WideSums {
     static constexpr bool FOURS = false;
     int row, output;
@@ -458,7 +476,7 @@ struct WideSums {
         output = warp / 4 * 64 + lane % 8 * 4;
     }
 
-    // As of `Sums`.
+    // As in `Sums`.
     template <class F> __device__ void each(const Place *places, int first_output, F f) {
 #pragma unroll
         for (int n = 0; n < 8; n += 1) {
@@ -501,7 +519,8 @@ __device__ inline void product_wide(const Product<float> &p) {
     float *stages = reinterpret_cast<float *>(shared);
     Place *places = reinterpret_cast<Place *>(stages + 2 * WIDE_STAGE);
     const Corner first = corner(p, ROWS);
-    // Threads read four channels of a pixel and of an output for each step, two threads of the same ones.
+    // In each step, a thread loads four channels of a pixel and of an output. Two threads share a
+    // pixel and an output.
     const int line = threadIdx.x / 2, quarter = threadIdx.x % 2 * 4;
     places[line] = place_of(p, first.row + line);
     __syncthreads();

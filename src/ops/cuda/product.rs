@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Convolutions and linear layers: products that gather their rows as they go.
+//! Launches convolutions and linear layers: matrix products that gather their input rows on the
+//! fly (implicit GEMM).
 
 #[cfg(feature = "bench")]
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,26 +19,27 @@ use crate::ops::conv::Shape;
 
 pub(super) const SOURCE: Source = Source { name: "product", fatbin: fatbin!("product") };
 
-/// The code that computes linear layers of f16 and bf16.
+/// Implementation of linear layers in f16 and bf16.
 #[cfg(feature = "bench")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProductBackend {
-    /// The kernels here.
+    /// The kernels of this crate.
     Kernels,
-    /// cuBLASLt, where the inputs are one tensor.
+    /// cuBLASLt, for layers whose input is a single tensor.
     CublasLt,
 }
 
+/// Whether cuBLASLt is enabled.
 #[cfg(feature = "bench")]
 static CUBLASLT: AtomicBool = AtomicBool::new(false);
 
-/// Chooses the code that computes linear layers from now on; the default is the kernels.
+/// Selects the implementation of linear layers for this process; the default is `Kernels`.
 #[cfg(feature = "bench")]
 pub fn use_products(backend: ProductBackend) {
     CUBLASLT.store(backend == ProductBackend::CublasLt, Ordering::Relaxed);
 }
 
-/// What the kernels take: as in product.cu.
+/// Kernel arguments; the layout matches product.cu.
 #[repr(C)]
 pub(super) struct Product {
     parts: [Address; 2],
@@ -66,11 +68,11 @@ pub(super) struct Product {
     pub(super) scale: f32,
 }
 
-// SAFETY: plain numbers in the kernels' order.
+// SAFETY: plain values in the order of the kernels' struct.
 unsafe impl DeviceRepr for Product {}
 
 impl Product {
-    /// Of rows as they are.
+    /// A linear layer; sizes and addresses are filled in later.
     const ROWS: Self = Self {
         parts: [Address::NULL; 2],
         before: Address::NULL,
@@ -98,12 +100,14 @@ impl Product {
         scale: 1.0,
     };
 
+    /// A linear layer over rows.
     fn of_rows(rows: usize) -> Result<Self> {
         let width = int(rows)?;
         Ok(Self { width, out_width: width, source_width: width, ..Self::ROWS })
     }
 
-    /// Whether an output's pixel is the input's: nothing is left out, doubled, or begins elsewhere.
+    /// Whether output pixels correspond to input pixels: stride 1, no upsampling, no cropping,
+    /// symmetric padding.
     pub(super) fn is_of_same_size(&self) -> bool {
         let (zeros, sizes) = ((self.top, self.left), (self.height, self.width));
         (self.stride, self.times, self.crop) == (1, 1, 0)
@@ -112,32 +116,34 @@ impl Product {
     }
 }
 
-/// A kernel for some number of outputs.
+/// A kernel for a number of outputs.
 struct Variant {
     name: &'static str,
-    /// Of a block.
+    /// Outputs per thread block.
     outputs: usize,
     threads: u32,
     shared: usize,
 }
 
-/// Pixels of a block.
+/// Pixels per thread block.
 const PIXELS: usize = 128;
-/// What a block notes of its pixels, in bytes.
-const NOTES: usize = PIXELS * 12;
+/// Bytes of shared memory for the coordinates of the block's pixels.
+const COORDINATES: usize = PIXELS * 12;
 
 impl Variant {
+    /// Selects the kernel for a type, the channels of the parts, and a number of outputs.
     fn of(dtype: DType, channels: &[usize], outputs: usize) -> Self {
         let any_channels = channels.iter().any(|channels| !channels.is_multiple_of(8));
-        // Steps of 32 channels, so many in flight.
+        // `steps` stages of 32 channels each.
         let tensor_cores = |name, outputs, steps: usize| {
-            let shared = steps * (PIXELS + outputs) * 32 * size_of::<u16>() + NOTES;
+            let shared = steps * (PIXELS + outputs) * 32 * size_of::<u16>() + COORDINATES;
             Self { name, outputs, threads: 128, shared }
         };
         match dtype {
             DType::F32 => {
-                // Two times 8 channels of as many pixels and outputs, 4 of either more for the banks.
-                let shared = 2 * 2 * 8 * (PIXELS + 4) * size_of::<f32>() + NOTES;
+                // Two stages of 8 channels of pixels and outputs, with rows padded by 4 against
+                // bank conflicts.
+                let shared = 2 * 2 * 8 * (PIXELS + 4) * size_of::<f32>() + COORDINATES;
                 Self { name: "product", outputs: 128, threads: 256, shared }
             }
             _ if any_channels => tensor_cores("product_narrow", 32, 1),
@@ -148,8 +154,8 @@ impl Variant {
     }
 }
 
-/// What is multiplied, and what is added: weight is [out, taps, in], bias [1 or frames, out], `add` of the
-/// output's shape.
+/// Operands of a product. `weight` is [out, taps, in], `bias` [1 or frames, out], `add` has the
+/// shape of the output.
 #[derive(Clone, Copy)]
 pub(super) struct Operands<'a> {
     pub(super) kind: &'static str,
@@ -160,7 +166,7 @@ pub(super) struct Operands<'a> {
 }
 
 impl Operands<'_> {
-    /// A product of every pixel with all weights.
+    /// Work of multiplying every pixel with all weights.
     pub(super) fn work(&self, product: &Product) -> Work {
         let pixels =
             product.frames as usize * product.out_height as usize * product.out_width as usize;
@@ -168,8 +174,9 @@ impl Operands<'_> {
     }
 }
 
-/// Makes a tensor of `shape`, whose last dimension is the outputs. `around` are the frames before and after
-/// those of a convolution along the frames.
+/// Computes a product. `shape` is the shape of the output, whose last dimension is the number of
+/// outputs. `around` holds the frames before and after the input, for convolutions along the
+/// frames.
 fn run(
     operands: &Operands,
     around: [Option<&Tensor>; 2],
@@ -184,12 +191,14 @@ fn run(
     let rows = shape.iter().product::<usize>() / outputs;
     let total = weight.elem_count() / outputs / product.taps as usize;
     if channels.iter().sum::<usize>() != total || channels.len() > 2 {
-        candle_core::bail!("a product of {total} channels got {channels:?}");
+        candle_core::bail!(
+            "a layer has {total} input channels, got {channels:?} (at most two parts)"
+        );
     }
     if add.is_some_and(|add| add.elem_count() != rows * outputs) {
-        candle_core::bail!("{add:?} cannot be added to {rows} rows of {outputs}");
+        candle_core::bail!("cannot add a tensor {add:?} to an output [{rows}, {outputs}]");
     }
-    // A wider evaluation has other activations than weights.
+    // In a wide evaluation, activations have another type than weights.
     let of_type = |x: &Tensor| x.to_dtype(dtype)?.contiguous();
     let weight = of_type(weight)?;
     let (bias, add) = (bias.map(of_type).transpose()?, add.map(of_type).transpose()?);
@@ -210,7 +219,8 @@ fn run(
     let variant = Variant::of(dtype, &channels, outputs);
     let name = format!("{}_{}", variant.name, suffix(dtype)?);
     let kernel = SOURCE.kernel(parts[0].device().as_cuda_device()?, name, variant.shared as u32)?;
-    // SAFETY: the kernel writes all of `out`, and takes what it is given here, of these sizes.
+    // SAFETY: the kernel writes all of `out`, and the arguments have the sizes that the kernel
+    // expects.
     unsafe {
         let out = unwritten(shape, parts[0])?;
         let product = Product {
@@ -231,8 +241,8 @@ fn run(
     }
 }
 
-/// A 3×3 convolution of frames [n, h, w, c], in one or two parts of their channels; weight is
-/// [out, 3, 3, in], bias [1 or n, out].
+/// A 3×3 convolution of frames [n, h, w, c], whose channels may be split over two tensors.
+/// `weight` is [out, 3, 3, in], `bias` [1 or n, out].
 pub(crate) fn conv(
     parts: &[&Tensor],
     weight: &Tensor,
@@ -265,8 +275,8 @@ pub(crate) fn conv(
     run(&operands, [None; 2], product, vec![n, out_h, out_w, outputs])
 }
 
-/// A convolution along frames [n, h, w, c], between the frame before them and the one after them; weight is
-/// [out, 3, in], bias \[out\]; products are multiplied by `scale`.
+/// A convolution along frames [n, h, w, c]; `around` holds the frame before and the frame after.
+/// `weight` is [out, 3, in], `bias` \[out\]. The product is multiplied by `scale`.
 pub(crate) fn time_conv(
     around: [Option<&Tensor>; 2],
     x: &Tensor,
@@ -276,14 +286,15 @@ pub(crate) fn time_conv(
     scale: f64,
 ) -> Result<Tensor> {
     let (n, h, w, _) = x.dims4()?;
-    // Where a pixel lies in its frame does not count.
+    // The kernel treats each frame as one row of pixels.
     let product =
         Product { frames: int(n)?, taps: 3, scale: scale as f32, ..Product::of_rows(h * w)? };
     let operands = Operands { kind: "convolution", parts: &[x], weight, bias: Some(bias), add };
     run(&operands, around, product, vec![n, h, w, weight.dim(0)?])
 }
 
-/// A linear layer over the last dimension, in one or two parts; weight is [out, in], bias \[out\].
+/// A linear layer over the last dimension, which may be split over two tensors. `weight` is [out,
+/// in], `bias` \[out\].
 pub(crate) fn linear(
     parts: &[&Tensor],
     weight: &Tensor,

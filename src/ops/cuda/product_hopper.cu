@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Convolutions and linear layers for GPUs of sm_90a: one thread fetches tiles of pixels, shifted by the place of the
-// kernel, and of weights; two times four warps multiply 64 of the pixels each.
+// Convolutions and linear layers for sm_90a: one producer thread copies tiles of weights and of
+// pixels, shifted by the kernel tap; two consumer warpgroups multiply 64 pixels each.
 
-// The Rust side in product.rs mirrors this with repr(C). out and add are [frames, height, width, outputs], bias
-// [1 or frames, outputs]; bias and add may be null. Channels of one or two tensors are summed over in steps of 64,
-// `steps` each; those of the second have the weights from `second` on.
+// Mirrored in src/ops/cuda/product_hopper.rs with repr(C). out and add are [frames, height, width,
+// outputs], bias is [1 or frames, outputs]; bias and add may be null. The input has one or two
+// parts, of `steps` steps of 64 channels each; the weights of the second part begin at `second`.
 struct Tiles {
     const void *bias, *add;
     void *out;
     int frames, height, width, outputs;
-    // Pixels of a block: tile_width · tile_height = 128.
+    // Pixels per block: tile_width · tile_height = 128.
     int tile_width, tile_height, across, down;
-    // 9: a 3×3 kernel in a frame; 3: along the frames; 1: the pixel itself.
+    // 9: a 3×3 kernel within a frame; 3: along the frames; 1: the pixel itself.
     int taps;
     int steps[2], second;
     int bias_frames, has_before, has_after;
@@ -32,7 +32,7 @@ template <int OUTPUTS> struct Stage {
     unsigned char weights[OUTPUTS * ROW];
 };
 
-// No copy takes more than 256 rows.
+// A TMA copy has at most 256 rows.
 template <int OUTPUTS> constexpr int WEIGHTS = OUTPUTS > 256 ? OUTPUTS / 2 : OUTPUTS;
 
 template <int OUTPUTS> struct Shared {
@@ -40,19 +40,19 @@ template <int OUTPUTS> struct Shared {
     Barrier there[STAGES], done[STAGES];
 };
 
-// The tensors that tiles are fetched from: [frames, height, width, channels] each, in tiles of a block's pixels; and
-// weights [outputs, taps, channels], in tiles of WEIGHTS outputs.
+// Tensor maps of the inputs, [frames, height, width, channels] with tiles of a block's pixels, and
+// of the weights, [outputs, taps, channels] with tiles of WEIGHTS outputs.
 struct Sources {
     const TensorMap &first, &second, &before, &after, &weights;
 };
 
-// Where a block's pixels begin.
+// First output and pixel of a block.
 struct Place {
     int output, x, y, frame;
 
     __device__ Place(const Tiles &tiles, int outputs) {
         const int columns = tiles.outputs / outputs;
-        // Blocks with the same pixels follow each other.
+        // Blocks with the same pixels have consecutive indices.
         output = blockIdx.x % columns * outputs;
         const int tile = blockIdx.x / columns;
         x = tile % tiles.across * tiles.tile_width;
@@ -68,7 +68,7 @@ __device__ void fetch_pixels(unsigned char *to, const Tiles &tiles, const Source
         copy_tile(to, map, channel, place.x + tap % 3 - 1, place.y + tap / 3 - 1, place.frame, there);
         return;
     }
-    // What is neither in the clip nor next to it is outside of the map, and 0.
+    // Frames that neither the clip nor its neighbours provide are outside the map and thus 0.
     const int frame = place.frame + (tiles.taps == 3 ? tap - 1 : 0);
     if (frame < 0 && tiles.has_before) {
         copy_tile(to, from.before, channel, place.x, place.y, 0, there);
@@ -79,6 +79,7 @@ __device__ void fetch_pixels(unsigned char *to, const Tiles &tiles, const Source
     }
 }
 
+// Fills the stages in the order in which the consumers use them.
 template <int OUTPUTS>
 __device__ void produce(Shared<OUTPUTS> &shared, const Tiles &tiles, const Sources &from, const Place &place) {
     int number = 0;
@@ -106,7 +107,7 @@ __device__ void produce(Shared<OUTPUTS> &shared, const Tiles &tiles, const Sourc
     }
 }
 
-// All products of a consumer's 64 pixels, for N outputs at a time.
+// Multiplies all stages for a consumer's 64 pixels, N outputs per instruction.
 template <class T, int OUTPUTS, int N>
 __device__ void multiply_all(Shared<OUTPUTS> &shared, const Tiles &tiles, float (&sums)[OUTPUTS / N][N / 2], int consumer) {
     const u64 pixels = tile_descriptor(shared.stages[0].pixels + consumer * 64 * ROW);
@@ -127,7 +128,7 @@ __device__ void multiply_all(Shared<OUTPUTS> &shared, const Tiles &tiles, float 
             }
         }
         warpgroup_commit();
-        // The stage before is free when only this one's products are under way.
+        // The previous stage is free once at most this stage's products are pending.
         warpgroup_wait<1>();
         if (n > 0 && threadIdx.x % 32 == 0) {
             arrive(shared.done[before]);
@@ -145,8 +146,8 @@ __device__ void multiply_all(Shared<OUTPUTS> &shared, const Tiles &tiles, float 
     }
 }
 
-// 16 pixels of a warp, whose rows are too far apart to be written from registers: they meet here. Rows are 16
-// bytes longer than they have to be, so that eight of them lie in different banks.
+// Stages 16 pixels of a warp in shared memory, so that global accesses are contiguous. Rows are
+// padded by 16 bytes against bank conflicts between 8 rows.
 template <class T, int OUTPUTS> struct Rows {
     static constexpr int PITCH = OUTPUTS * sizeof(T) + 16;
     static constexpr int PIECES = OUTPUTS / Vector<T>::COUNT;
@@ -155,14 +156,14 @@ template <class T, int OUTPUTS> struct Rows {
     const Place &place;
     const int first;
 
-    // The number of a pixel in out, or less than 0 beyond the frame.
+    // Index of a pixel in out, or negative outside the frame.
     __device__ long long pixel(int row) const {
         const int x = place.x + (first + row) % tiles.tile_width, y = place.y + (first + row) / tiles.tile_width;
         const bool inside = x < tiles.width && y < tiles.height;
         return inside ? ((long long)place.frame * tiles.height + y) * tiles.width + x : -1;
     }
 
-    // Calls `move` with every 16 bytes here and in a tensor like out.
+    // Calls `move` with each 16 bytes here and the corresponding ones of a tensor shaped like out.
     template <class Move> __device__ void for_each(const T *tensor, Move move) const {
         for (int n = threadIdx.x % 32; n < 16 * PIECES; n += 32) {
             const int row = n / PIECES, piece = n % PIECES;
@@ -184,6 +185,7 @@ template <class T> __device__ float half_of(u32 pair, int high) {
     return widen(T{(unsigned short)(pair >> 16 * high)});
 }
 
+// Adds bias and `add` to the scaled sums and writes them to out.
 template <class T, int OUTPUTS, int N>
 __device__ void store(const Rows<T, OUTPUTS> &rows, const Tiles &tiles, const Place &place,
                       const float (&sums)[OUTPUTS / N][N / 2]) {
@@ -236,7 +238,7 @@ template <class T, int OUTPUTS, int N> __device__ void run(const Tiles &tiles, c
         take_registers<240>();
         float sums[OUTPUTS / N][N / 2];
         multiply_all<T, OUTPUTS, N>(shared, tiles, sums, group);
-        // The stages are free for the results when both consumers have done with them.
+        // The stages can be reused for the results once both consumers have finished.
         synchronise(1, CONSUMERS * 128);
         const int warp = threadIdx.x / 32;
         const Rows<T, OUTPUTS> rows = {base + warp * 16 * Rows<T, OUTPUTS>::PITCH, tiles, place, warp * 16};
@@ -246,7 +248,8 @@ template <class T, int OUTPUTS, int N> __device__ void run(const Tiles &tiles, c
 
 } // namespace
 
-// Grid: outputs / OUTPUTS · across · down · frames; 384 threads, room for Shared and 1024 bytes more.
+// Grid: outputs / OUTPUTS · across · down · frames blocks of 384 threads. Shared memory: Shared
+// and 1024 bytes for alignment.
 #define DEFINE_PRODUCT(NAME, T, OUTPUTS, N)                                                                             \
     extern "C" __global__ void __launch_bounds__(384, 1)                                                             \
         NAME(Tiles tiles, GRID_CONSTANT TensorMap first, GRID_CONSTANT TensorMap second,                             \

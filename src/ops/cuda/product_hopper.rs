@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Products on Hopper: those that can be fetched in whole tiles, which is nearly all of a network's work.
+//! Launches the Hopper kernels for convolutions and linear layers. They fetch whole tiles with
+//! TMA, which suits nearly all layers.
 
 use candle_core::{Result, Tensor};
 use cudarc::driver::DeviceRepr;
@@ -14,16 +15,16 @@ use super::{
 pub(super) const SOURCE: Source =
     Source { name: "product_hopper", fatbin: fatbin!("product_hopper") };
 
-/// Pixels of a block.
+/// Pixels per thread block.
 const PIXELS: usize = 128;
-/// Channels of a step, and their bytes.
+/// Channels per stage, and their bytes.
 const STEP: usize = 64;
 const ROW: usize = STEP * 2;
 const STAGES: usize = 4;
-/// Rows of weights that are fetched at once.
-const MOST_ROWS: usize = 256;
+/// Maximum of rows in the box of a TMA copy.
+const MAX_BOX_ROWS: usize = 256;
 
-/// What the kernels take: as in product_hopper.cu.
+/// Kernel arguments; the layout matches product_hopper.cu.
 #[repr(C)]
 struct Tiles {
     bias: Address,
@@ -46,22 +47,22 @@ struct Tiles {
     scale: f32,
 }
 
-// SAFETY: plain numbers in the kernels' order.
+// SAFETY: plain values in the order of the kernels' struct.
 unsafe impl DeviceRepr for Tiles {}
 
-/// Outputs of a block, if there are kernels for so many.
+/// Outputs per thread block, if there is a kernel for this number of outputs.
 fn outputs_of_block(outputs: usize) -> Option<usize> {
     [320, 256, 128].into_iter().find(|count| outputs.is_multiple_of(*count))
 }
 
-/// The shape of a block's pixels that leaves the fewest of its pixels beyond the frame.
+/// The tile shape of 128 pixels that covers a frame with the fewest tiles.
 fn tile(height: usize, width: usize) -> Tile {
     let tiles = (0..=PIXELS.ilog2()).rev().map(|n| Tile { width: 1 << n, height: PIXELS >> n });
     let count = |tile: &Tile| width.div_ceil(tile.width) * height.div_ceil(tile.height);
     tiles.min_by_key(count).unwrap_or(Tile { width: PIXELS, height: 1 })
 }
 
-/// Whether this kernel serves.
+/// Whether this kernel supports the product.
 pub(super) fn serves(operands: &Operands, product: &Product, outputs: usize) -> Result<bool> {
     let x = operands.parts[0];
     let channels = |x: &&Tensor| x.dim(candle_core::D::Minus1).is_ok_and(|c| c.is_multiple_of(8));
@@ -72,8 +73,8 @@ pub(super) fn serves(operands: &Operands, product: &Product, outputs: usize) -> 
         && uses_hopper(x.device().as_cuda_device()?, Family::Product)?)
 }
 
-/// As [`super::product::run`], whose tensors are contiguous and of one type here. `around` are the frames
-/// before and after those of a convolution along the frames.
+/// Like [`super::product::run`], with contiguous tensors of one type. `around` holds the frames
+/// before and after the input, for convolutions along the frames.
 pub(super) fn run(
     operands: &Operands,
     around: [Option<&Tensor>; 2],
@@ -83,7 +84,7 @@ pub(super) fn run(
     let Operands { parts, weight, bias, add, .. } = *operands;
     let outputs = shape[shape.len() - 1];
     let Some(block) = outputs_of_block(outputs) else {
-        candle_core::bail!("there is no kernel for {outputs} outputs");
+        candle_core::bail!("the Hopper kernels do not support {outputs} outputs");
     };
     let (frames, height, width) =
         (product.frames as usize, product.height as usize, product.width as usize);
@@ -94,7 +95,7 @@ pub(super) fn run(
     let pixels =
         |x: &Tensor, frames| TensorMap::new(x, [x.dim(x.rank() - 1)?, width, height, frames], tile);
     let frame = |frame: Option<&Tensor>| pixels(frame.unwrap_or(parts[0]), 1);
-    let rows = if block > MOST_ROWS { block / 2 } else { block };
+    let rows = if block > MAX_BOX_ROWS { block / 2 } else { block };
     let sizes = [first + second, product.taps as usize, outputs, 1];
     let maps = [
         pixels(parts[0], frames)?,
@@ -106,7 +107,8 @@ pub(super) fn run(
     let shared = STAGES * (PIXELS + block) * ROW + 1024 + 2 * STAGES * size_of::<u64>();
     let name = format!("product_hopper_{block}_{}", suffix(weight.dtype())?);
     let kernel = SOURCE.kernel(parts[0].device().as_cuda_device()?, name, shared as u32)?;
-    // SAFETY: the kernel writes all of `out`, and takes what it is given here, of these sizes.
+    // SAFETY: the kernel writes all of `out`, and the arguments have the sizes that the kernel
+    // expects.
     unsafe {
         let out = unwritten(shape, parts[0])?;
         let tiles = Tiles {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Times kernels on the device, for the feature `bench`; without it, launches are not recorded.
+//! Measures kernel times on the device, with the feature `bench`; without it, launches are not recorded.
 
 #[cfg(feature = "bench")]
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{Result, cuda::WrapErr};
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, sys::CUevent_flags::CU_EVENT_DEFAULT};
 
-/// The work of a launch: its kind, multiplications and additions, bytes that it has to read and write.
+/// Work of a launch: its kind, floating-point operations, and bytes read and written.
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(not(feature = "bench"), expect(dead_code, reason = "only benchmarks read it"))]
 pub(super) struct Work {
@@ -19,49 +19,49 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Of a kernel whose products count, not its memory.
+    /// Work of a kernel that is bound by arithmetic.
     pub(super) fn product(kind: &'static str, operations: usize) -> Self {
         Self { kind, operations, bytes: 0 }
     }
 
-    /// Of a kernel whose memory counts.
+    /// Work of a kernel that is bound by memory bandwidth.
     pub(super) fn memory(kind: &'static str, bytes: usize) -> Self {
         Self { kind, operations: 0, bytes }
     }
 }
 
-/// Launches of a kind, together.
+/// Totals over all launches of a kind.
 #[cfg(feature = "bench")]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Record {
-    /// How many there were.
+    /// Number of launches.
     pub launches: usize,
-    /// What they took on the device.
+    /// Time on the device, in seconds.
     pub seconds: f64,
-    /// Multiplications and additions in products.
+    /// Floating-point operations of products.
     pub operations: usize,
-    /// Bytes that had to be read and written, where these count and not the products.
+    /// Bytes read and written, for kernels bound by memory bandwidth.
     pub bytes: usize,
 }
 
-/// A launch, with the events before it and after it.
+/// A launch, with the events before and after it.
 type Launch = (Work, CudaEvent, CudaEvent);
 
-/// While something is recorded: the launches so far.
+/// Launches so far, while recording; else `None`.
 static LAUNCHES: Mutex<Option<Vec<Launch>>> = Mutex::new(None);
 
 fn launches() -> std::sync::MutexGuard<'static, Option<Vec<Launch>>> {
     LAUNCHES.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Launches, and notes it if something is recorded.
+/// Runs `launch`. While recording, records an event before and after it.
 pub(super) fn timed(
     stream: &Arc<CudaStream>,
     work: Work,
     launch: impl FnOnce() -> std::result::Result<(), DriverError>,
 ) -> std::result::Result<(), DriverError> {
-    // The lock is not held while launching: a driver whose queue is full lets a launch wait, and launches of other devices
-    // would wait with it.
+    // The lock is not held during the launch: a launch blocks while the driver's queue is full,
+    // and would block launches on other devices.
     if !cfg!(feature = "bench") || launches().is_none() {
         return launch();
     }
@@ -75,10 +75,11 @@ pub(super) fn timed(
     Ok(())
 }
 
-/// Runs something, and says what its kernels took, by kind: those of this process on all devices.
+/// Runs a closure and returns the totals of its launches by kind. Launches of the whole process on
+/// all devices count.
 ///
 /// # Errors
-/// Those of `run`.
+/// Errors of `run`, and errors of the device.
 #[cfg(feature = "bench")]
 pub fn record<T>(run: impl FnOnce() -> Result<T>) -> Result<(T, BTreeMap<&'static str, Record>)> {
     *launches() = Some(Vec::new());

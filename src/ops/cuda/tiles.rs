@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Tensors as Hopper's copies of tiles see them.
+//! Tensor maps, which describe tensors for TMA, Hopper's asynchronous copies of tiles.
 
 use candle_core::{DType, Result, Tensor, cuda::WrapErr};
 use cudarc::driver::{DeviceRepr, sys};
 
 use super::launch::Address;
 
-/// Columns of a tile: 128 bytes, as many as the swizzle is made for.
+/// Columns of a tile: 128 bytes, the width of the swizzle.
 const COLUMNS: u32 = 64;
 
-/// Rows of a tile: so many along x, for each of so many along y.
+/// Rows of a tile: `width` along x times `height` along y.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tile {
     pub(super) width: usize,
     pub(super) height: usize,
 }
 
-/// What a kernel fetches tiles of a tensor with: 128 bytes that only the driver knows.
+/// An encoded tensor map: 128 opaque bytes.
 #[repr(transparent)]
 pub(super) struct TensorMap(sys::CUtensorMap);
 
@@ -24,8 +24,8 @@ pub(super) struct TensorMap(sys::CUtensorMap);
 unsafe impl DeviceRepr for TensorMap {}
 
 impl TensorMap {
-    /// Of a contiguous tensor of f16 or bf16, seen as [z, y, x, c]; `sizes` are those of c, x, y and z. c has
-    /// to be a multiple of 8.
+    /// A map of a contiguous tensor of f16 or bf16, as [z, y, x, c]. `sizes` are those of c, x, y
+    /// and z; c must be a multiple of 8.
     pub(super) fn new(tensor: &Tensor, sizes: [usize; 4], tile: Tile) -> Result<Self> {
         use sys::{
             CUtensorMapDataType_enum as Type, CUtensorMapFloatOOBfill_enum as Outside,
@@ -35,18 +35,19 @@ impl TensorMap {
         let dtype = match tensor.dtype() {
             DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             DType::BF16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            other => candle_core::bail!("tiles of {other:?} are not fetched"),
+            other => candle_core::bail!("tensor maps support f16 and bf16, got {other:?}"),
         };
         tensor.device().as_cuda_device()?.cuda_stream().context().bind_to_thread().w()?;
         let [c, x, y, _] = sizes;
         let sizes = sizes.map(|size| size as u64);
         let bytes = tensor.dtype().size_in_bytes();
-        // From one x, y and z to the next.
+        // Strides of x, y and z in bytes.
         let strides = [c, c * x, c * x * y].map(|count| (count * bytes) as u64);
         let tile = [COLUMNS, tile.width as u32, tile.height as u32, 1];
-        let every = [1; 4];
+        let element_strides = [1; 4];
         let mut map = Self(sys::CUtensorMap { opaque: [0; 16] });
-        // SAFETY: the arrays have a number for each of four dimensions, and the driver only writes the map.
+        // SAFETY: the arrays have one entry for each of the four dimensions, and the driver writes
+        // only the map.
         let result = unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut map.0,
@@ -56,7 +57,7 @@ impl TensorMap {
                 sizes.as_ptr(),
                 strides.as_ptr(),
                 tile.as_ptr(),
-                every.as_ptr(),
+                element_strides.as_ptr(),
                 Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
                 Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
                 Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
