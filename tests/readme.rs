@@ -56,10 +56,10 @@ fn the_published_example_is_compared_with_what_was_published() {
     let (text, same) = run("scripts/published example.mp4 --plan");
     assert!(same && text.contains("windows: 8 of frames"), "{text}");
     let (text, same) = run("scripts/published short.mp4 --plan");
-    assert!(!same && text.contains("not “output: 145 frames, 3 for each before”"), "{text}");
+    assert!(!same && text.contains("not “output: 145 frames, 3 per input frame”"), "{text}");
     assert!(text.contains("output: 142 frames") && !text.contains("not “size"), "{text}");
     let (text, same) = run("scripts/published example.mp4 --plan --solver heun");
-    assert!(!same && text.contains("not “evaluations: 14 a window"), "{text}");
+    assert!(!same && text.contains("not “evaluations: 14 per window"), "{text}");
 
     // The plan is the application's; the run is played.
     std::fs::rename(scripts.join("enhance"), scripts.join("real")).unwrap();

@@ -751,7 +751,7 @@ fn a_plan_says_what_the_published_example_takes_without_weights() {
         "145 frames",
         "720×480 to 1982×1320, padded to 1984×1360, latents 248×170",
         "windows: 8 of frames 0–30, 15–45, 30–60, 45–75, 60–90, 75–105, 90–120, 105–144",
-        "14 a window, 112 in all",
+        "14 per window, 112 in total",
         "237",
     ] {
         assert!(text.contains(part), "{part} is not in:\n{text}");

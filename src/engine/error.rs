@@ -1,42 +1,42 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What can go wrong in a model, and how it is told to stop.
+//! Defines the errors of all models, because the element reports them to users, and the cancellation token.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
 
-/// Why a model did not deliver. Each text says what was tried and what to do.
+/// An error of a model. Each message states what was tried, why it failed, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The [`Cancel`] token was set. The [`Sink`](super::Sink) returns it only after that.
+    /// The [`Cancel`] token is set. A [`Sink`](super::Sink) returns this error only after that.
     #[error("cancelled")]
     Cancelled,
-    /// A setting that cannot be used.
+    /// An unusable setting.
     #[error("{setting}={value} cannot be used: {why}; {instead}")]
     Setting {
-        /// The setting's name.
+        /// Name of the setting.
         setting: &'static str,
         /// Its value.
         value: String,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
-        /// What to do.
+        /// What the user can do.
         instead: String,
     },
-    /// Weights that cannot be had, or that cannot be used.
+    /// Missing or unusable weights.
     #[error("{tried} failed: {why}; {instead}")]
     Weights {
-        /// What was tried, and on what.
+        /// The operation and its object.
         tried: String,
-        /// What went wrong.
+        /// The reason.
         why: String,
-        /// What to do.
+        /// What the user can do.
         instead: String,
     },
-    /// The system has no memory for a frame.
+    /// Host memory is too small for a frame.
     #[error(
-        "no memory for a frame of {width}×{height} ({bytes} bytes); use a smaller up-scale, a smaller \
+        "out of memory for a frame of {width}×{height} ({bytes} bytes); use a smaller up-scale, a smaller \
          input, or a machine with more memory"
     )]
     OutOfMemory {
@@ -44,91 +44,94 @@ pub enum Error {
         width: usize,
         /// Height of the frame in pixels.
         height: usize,
-        /// What was asked for.
+        /// Requested size in bytes.
         bytes: usize,
     },
-    /// A device has no memory for a part of the computation, in however small pieces.
+    /// A device is out of memory, even in the smallest slices.
     #[error(
-        "{what} failed: the device has no memory left ({why}); use a smaller up-scale or max-pixels, \
-         another device, or close other programs that use this one"
+        "{what} failed: the device is out of memory ({why}); use a smaller up-scale or max-pixels or \
+         another device, or close other programs that use this device"
     )]
     DeviceMemory {
-        /// What was computed, and in what pieces.
+        /// The operation and its slices.
         what: String,
-        /// What the device or library said.
+        /// Message of the device or library.
         why: String,
     },
-    /// A device has less memory than a model needs; nothing was loaded or computed.
+    /// A device has less memory than a model needs. Detected before anything is loaded.
     #[error("{what} needs {needed} of memory on {device}, which has {available}; {instead}")]
     TooLittleMemory {
-        /// The model, and what it was asked for.
+        /// The model and the requested output.
         what: String,
-        /// The device's name.
+        /// Name of the device.
         device: String,
-        /// With its unit.
+        /// Needed memory with its unit.
         needed: String,
-        /// With its unit.
+        /// Available memory with its unit.
         available: String,
-        /// What to do.
+        /// What the user can do.
         instead: String,
     },
-    /// An error on a GPU after which this process cannot use it any more.
+    /// A GPU error after which this process cannot use the GPU.
     #[error(
         "{what} failed: the GPU reported an error after which this process cannot use it any more ({why}); \
          restart the process, and if it happens again, set the environment variable VENHANCE_KERNELS=portable"
     )]
     DeviceLost {
-        /// What was computed.
+        /// The operation.
         what: String,
-        /// What the device or library said.
+        /// Message of the device or library.
         why: String,
     },
-    /// A part of the computation failed.
+    /// A failed computation.
     #[error("{what} failed: {why}; use another device or another model, or report this")]
     Compute {
-        /// What was computed.
+        /// The operation.
         what: String,
-        /// What the device or library said.
+        /// Message of the device or library.
         why: String,
     },
-    /// A network gave infinite values or none at all, and again with a wider type.
+    /// A network produced NaN or infinity, also in the wider type.
     #[error(
-        "{what} gave values that are not finite, in bf16 too; check that the weights are whole, or use \
-         another model"
+        "{what} produced NaN or infinity, even in bf16; the weights may be corrupt: download them again, \
+         or use another model"
     )]
     NotFinite {
-        /// What was computed.
+        /// The operation.
         what: String,
     },
-    /// A broken invariant of this crate, such as a clip with a frame too many.
+    /// A broken invariant of this crate, such as a clip with an extra frame.
     #[error("internal error: {what}; this is a bug in venhance: please report it")]
     Internal {
-        /// Which invariant, and how.
+        /// The invariant and how it is broken.
         what: String,
     },
-    /// A frame could not be resized.
+    /// Failure to resize a frame.
     #[error("resizing a frame from {from:?} to {to:?} failed: {why}; please report this")]
     Resize {
-        /// Width and height before.
+        /// Width and height of the input in pixels.
         from: (usize, usize),
-        /// Width and height after.
+        /// Width and height of the output in pixels.
         to: (usize, usize),
-        /// What the resizer said.
+        /// Message of the resizer.
         why: String,
     },
 }
 
-/// Asks a computation to stop; clones share one flag, and setting it takes no lock.
+/// A cancellation token. Clones share one flag. Setting it takes no lock.
 #[derive(Debug, Clone, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Asks all holders of this token to stop.
+    /// Sets the flag.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// [`Error::Cancelled`] once [`cancel`](Self::cancel) was called.
+    /// Checks the flag.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] after a call of [`cancel`](Self::cancel).
     pub fn check(&self) -> Result<(), Error> {
         match self.0.load(Ordering::Acquire) {
             true => Err(Error::Cancelled),

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A picture in memory.
+//! Defines the frame format between the element and the models, so that models handle a single format.
 
 use super::Error;
 
-/// One picture: full-range R'G'B'A, 16 bits a component, in the transfer function and primaries of
-/// its source, alpha not multiplied in.
+/// A video frame: full-range R'G'B'A with 16 bits per component, in the transfer function and primaries of
+/// its source. Alpha is not premultiplied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     width: usize,
@@ -13,13 +13,13 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Components of a pixel.
+    /// Components per pixel.
     pub const COMPONENTS: usize = 4;
 
-    /// A black, transparent frame.
+    /// Creates a black, transparent frame.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when there is no memory for it.
+    /// [`Error::OutOfMemory`].
     pub fn new(width: usize, height: usize) -> Result<Self, Error> {
         let out_of_memory = |bytes| Error::OutOfMemory { width, height, bytes };
         let bytes = width
@@ -31,22 +31,22 @@ impl Frame {
         Ok(Self { width, height, pixels: pixels.into_vec() })
     }
 
-    /// Width in pixels.
+    /// Returns the width in pixels.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Height in pixels.
+    /// Returns the height in pixels.
     pub fn height(&self) -> usize {
         self.height
     }
 
-    /// The pixels as [h, w, 4], row by row without padding.
+    /// Returns the pixels, [h, w, 4] without row padding.
     pub fn pixels(&self) -> &[u16] {
         &self.pixels
     }
 
-    /// The pixels as [h, w, 4], to write.
+    /// Returns the pixels, [h, w, 4], for writing.
     pub fn pixels_mut(&mut self) -> &mut [u16] {
         &mut self.pixels
     }
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_that_no_machine_can_hold_is_an_error_that_says_what_to_do() {
+    fn a_frame_larger_than_memory_is_an_error_that_suggests_a_smaller_scale() {
         let error = Frame::new(1 << 31, 1 << 31).unwrap_err();
         assert!(error.to_string().contains("use a smaller up-scale"), "{error}");
         assert!(Frame::new(usize::MAX, 2).is_err());

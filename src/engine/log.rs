@@ -1,44 +1,44 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Debug messages of the modules that do not know GStreamer.
+//! Debug messages of the modules below `element`, which do not use GStreamer.
 //!
-//! A hook of our own instead of the `log` crate: that has one logger in a process, which belongs to
-//! the application. A plugin that is linked into an application must not install one.
+//! This is a separate hook instead of the `log` crate, because `log` has one logger per process. That logger
+//! belongs to the application, and a plugin must not install one.
 
 use std::{fmt, panic::Location, sync::OnceLock};
 
-/// What a message is about.
+/// The area of a message. Each area has its own GStreamer debug category.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Area {
-    /// The choice of a model and of devices, and how they are put together.
+    /// Choosing and loading models, and choosing devices.
     Models,
-    /// Windows, steps, precision and memory of the diffusion models.
+    /// Windows, steps, precision and slices of the diffusion models.
     Sampler,
-    /// Files: the hub, its cache, copies.
+    /// Files: hub, cache, converted copies.
     Weights,
 }
 
-/// How important a message is.
+/// The level of a message, as in GStreamer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Once a start or less.
+    /// At most once per start.
     Info,
-    /// Once a clip or file, and decisions that are rare.
+    /// Once per clip or file, and rare decisions.
     Debug,
-    /// Once a unit of work.
+    /// Once per unit of work.
     Log,
 }
 
-/// Takes messages, from any thread, and should be quick to drop those that nobody reads.
+/// A logger. It is called from any thread and should return fast if the level is disabled.
 pub type Logger = fn(Area, Level, &'static Location<'static>, fmt::Arguments<'_>);
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
-/// Installs the logger, once a process; later calls have no effect. Without one, messages are dropped.
+/// Installs the logger of this process. Later calls have no effect. Without a logger, messages are dropped.
 pub fn set_logger(logger: Logger) {
     let _ = LOGGER.set(logger);
 }
 
-/// Logs at [`Level::Info`]. The message is formatted only if somebody reads it.
+/// Logs at [`Level::Info`]. The message is formatted only if the level is enabled.
 #[track_caller]
 pub fn info(area: Area, message: fmt::Arguments<'_>) {
     write(area, Level::Info, message);

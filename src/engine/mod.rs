@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The contract between the element and every model, in plain data.
+//! Defines the interface between the element and every model, independent of GStreamer and tensors.
 //!
-//! A model turns the N frames of a *clip* into N + k·(N−1) larger ones: every input frame (a *key
-//! frame*) in its turn, with k *made* frames between two neighbours. It gets one frame at a time,
-//! hands over output whenever it has some, from whatever thread, and may hold frames back for as
-//! long as its [lookahead](Enhancer::lookahead) says. Nothing here knows of GStreamer or tensors.
+//! A model turns the N *input frames* of a *clip* into N + k·(N−1) output frames: every input frame,
+//! upscaled, with k *interpolated frames* between two of them. A clip is a run of frames without a scene
+//! change. The model takes one frame at a time and delivers output from any thread. It may hold output back
+//! for as many input frames as its [lookahead](Enhancer::lookahead).
 
 mod error;
 mod frame;
@@ -19,81 +19,91 @@ pub use rules::{MAX_MADE_FRAMES, interpolated_frames, scaled_side, target_size, 
 
 use std::{sync::Arc, time::Duration};
 
-/// What every frame of a clip has in common.
+/// Properties that all frames of a clip share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Format {
     /// Width and height of the input in pixels.
     pub input: (usize, usize),
     /// Width and height of the output in pixels.
     pub output: (usize, usize),
-    /// Frames to make between two neighbours: k of the module's text.
+    /// Interpolated frames between two input frames: k in the [module documentation](self).
     pub interpolated: usize,
-    /// Whether the fourth component of the frames means something.
+    /// Whether the input has an alpha channel. Without one, output frames are opaque.
     pub alpha: bool,
 }
 
-/// How far the work has come.
+/// Progress report: a finished unit of work.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progress {
-    /// What is counted, for people: "frame", "window 3, step 5".
+    /// Name of the unit for users, such as "frame" or "window 3, step 5".
     pub unit: String,
-    /// Time that the unit of work just finished took.
+    /// Time that the unit took.
     pub took: Duration,
 }
 
-/// Where an [`Enhancer`] delivers, from whatever threads; frames come from one at a time.
+/// Receives the output of an [`Enhancer`]. Any thread may call it; only one at a time delivers frames.
 pub trait Sink: Send + Sync {
-    /// Takes the next output frame: key 0, the frames made after it, key 1, …
+    /// Takes the next output frame: input frame 0, the interpolated frames after it, input frame 1, …
     ///
-    /// Blocks while the consumer is behind. Fails with [`Error::Cancelled`] when nobody wants the
-    /// frame any more; the clip is lost then.
+    /// Blocks while the consumer is behind.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] if the consumer has stopped. The clip ends then.
     fn frame(&self, frame: Arc<Frame>) -> Result<(), Error>;
 
-    /// Takes note of a finished unit of work.
+    /// Reports a finished unit of work.
     fn progress(&self, progress: Progress);
 
-    /// Takes note of something that the user may not have wanted; the work goes on.
+    /// Reports a problem that does not stop the clip.
     fn warning(&self, _text: String) {}
 }
 
-/// Where the output of one clip goes, and how its computation is stopped.
+/// Output and cancellation of one clip.
 #[derive(Clone)]
 pub struct ClipContext {
-    /// Takes the output.
+    /// Receives the output.
     pub sink: Arc<dyn Sink>,
-    /// Asks for an early end. Checked at least once a network block, or every few million pixels.
+    /// Stops the clip early. Models check it at least once per network block, or every few million pixels.
     pub cancel: Cancel,
 }
 
-/// A model at work on one clip after another.
+/// A loaded model that processes one clip after another.
 ///
-/// The calls of a clip are [`start`](Self::start) or [`start_at`](Self::start_at),
-/// [`push`](Self::push) for each frame, then [`finish`](Self::finish), or [`reset`](Self::reset) at any
-/// time. After an error only `reset` and `start` may follow.
+/// For each clip, call [`start`](Self::start) or [`start_at`](Self::start_at), then
+/// [`push`](Self::push) for each frame, then [`finish`](Self::finish). [`reset`](Self::reset) is allowed at
+/// any time. After an error, only `reset`, `start` and `start_at` are allowed.
 pub trait Enhancer: Send {
-    /// The number of input frames, after a given one, that must be pushed before all output up to
-    /// and including that frame has left.
+    /// Returns how many input frames after a given one must be pushed before all output up to and including
+    /// that input frame is delivered.
     ///
-    /// Made frames count with the key frame after them: a model that makes frames has at least 1.
+    /// The lookahead of a model that only needs the next input frame to interpolate is 1.
     fn lookahead(&self, format: &Format) -> usize;
 
-    /// Begins a clip; its frames have the size `format.input`.
+    /// Starts a clip with frames of size `format.input`.
+    ///
+    /// # Errors
+    /// The model does not support `format`, or it has too little memory for it.
     fn start(&mut self, format: Format, clip: ClipContext) -> Result<(), Error>;
 
-    /// As [`start`](Self::start), for a clip's frames from key frame `first` on: a model to which a frame's
-    /// place in its clip makes a difference works as if those before had come.
+    /// As [`start`](Self::start), for a clip of which only the input frames from `first` on are pushed. A
+    /// model whose noise depends on the frame index uses the indices of the whole clip.
     fn start_at(&mut self, _first: usize, format: Format, clip: ClipContext) -> Result<(), Error> {
         self.start(format, clip)
     }
 
-    /// Takes the clip's next frame. May return before the frame has been worked on.
+    /// Takes the next frame of the clip. May return before the frame is processed.
+    ///
+    /// # Errors
+    /// Any error of the clip, also from earlier frames.
     fn push(&mut self, frame: Frame) -> Result<(), Error>;
 
-    /// Ends the clip and returns when all its output has been handed over.
+    /// Ends the clip. Returns when all output is delivered: N + k·(N−1) frames for N input frames, none
+    /// for N = 0.
     ///
-    /// A clip of N frames gives N + k·(N−1), for any N, zero included.
+    /// # Errors
+    /// Any error of the clip.
     fn finish(&mut self) -> Result<(), Error>;
 
-    /// Drops the clip with all that is held of it, and keeps the model loaded.
+    /// Drops the clip and its state. The model stays loaded.
     fn reset(&mut self);
 }

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What can be asked of a model.
+//! Defines the options of the models, without the GStreamer properties that set them.
 
 use std::{fmt, path::PathBuf};
 
 use super::rules::{scaled_side, target_size};
 
-/// What the reference tells the diffusion models beside the prompt, with nothing between.
+/// Text that the reference appends to every prompt, without a separator.
 pub const POSITIVE_PROMPT: &str = "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R \
     camera,   hyper detailed photo - realistic maximum detail, 32k, Color Grading, ultra HD, extreme \
     meticulous detailing,  skin pore detailing, hyper sharpness, perfect without deformations.";
 
-/// What the reference tells the diffusion models to stay away from.
+/// The negative prompt of the reference.
 pub const NEGATIVE_PROMPT: &str = "painting, oil painting, illustration, drawing, art, sketch, \
     oil painting, cartoon, CG Style, 3D render, unreal engine, blurring, dirty, messy, worst quality, \
     low quality, frames, watermark, signature, jpeg artifacts, deformed, lowres, over-smooth";
 
-/// The models there are.
+/// A model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Model {
-    /// VEnhancer as published with its paper: creative.
+    /// VEnhancer as published with the paper: generates more new detail.
     V1,
-    /// VEnhancer's second version: keeps texture and identity.
+    /// The second version of VEnhancer: preserves texture and identity better.
     V2,
-    /// The small enhancer inside the plugin.
+    /// The small model that is embedded in the plugin.
     Lite,
 }
 
@@ -36,52 +36,52 @@ impl fmt::Display for Model {
     }
 }
 
-/// How the diffusion models step from noise to picture.
+/// The solver of the diffusion models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Solver {
-    /// 14 evaluations on a fixed schedule.
+    /// DPM-Solver++(2M) SDE on a fixed schedule of 14 evaluations.
     Fast,
-    /// DPM-Solver++ with a free number of steps.
+    /// DPM-Solver++(2M) SDE with a configurable number of steps.
     Normal,
-    /// Heun's method: two evaluations a step.
+    /// Heun's method: two evaluations per step.
     Heun,
 }
 
-/// Everything a model can be told, beyond the [`Format`](super::Format) of a clip.
+/// The options of a model, besides the [`Format`](super::Format) of a clip.
 ///
-/// The names are those of the element's properties, whose texts say more.
+/// They have the names of the element's properties.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// The model asked for; `None`: the best one that this machine can run.
+    /// The requested model, or `None` for the best one that this machine can run.
     pub model: Option<Model>,
-    /// Strength of the refinement, 0–300.
+    /// Noise augmentation of the hint, 0–300. More noise lets the model change the input more.
     pub noise_aug: u32,
-    /// The sampler.
+    /// Solver.
     pub solver: Solver,
-    /// Its steps, 1–100; [`Solver::Fast`] has its own number.
+    /// Number of steps, 1–100. [`Solver::Fast`] ignores it.
     pub steps: u32,
-    /// Weight of the prompt, 1–20.
+    /// Guidance scale, 1–20. 1 disables guidance.
     pub guidance_scale: f64,
-    /// The downscale factor told to the network, 1–8.
+    /// The downscale factor that the network is conditioned on, 1–8.
     pub downscale_cond: u32,
-    /// What the video shows.
+    /// Prompt: what the video shows.
     pub prompt: String,
-    /// What it must not look like.
+    /// Negative prompt: what the video must not look like.
     pub negative_prompt: String,
-    /// Start of all randomness.
+    /// Seed of all noise.
     pub seed: u64,
-    /// The smallest output height in pixels of the diffusion models.
+    /// Minimum output height of the diffusion models, in pixels.
     pub min_height: u32,
-    /// The largest output area in pixels of the diffusion models; 0: no limit.
+    /// Maximum output area of the diffusion models, in pixels. 0 means no limit.
     pub max_pixels: u32,
-    /// A folder of weights instead of the hub.
+    /// Folder of weights to use instead of the hub.
     pub model_dir: Option<PathBuf>,
-    /// Where to compute: "auto", "cpu", "cuda:N" or several, separated by commas.
+    /// Devices: "auto", or a comma-separated list of "cpu" and "cuda:N".
     pub device: String,
 }
 
 impl Options {
-    /// The size (w, h) that a model gives frames of size `input` for a scale.
+    /// Returns the output size (w, h) of a model for frames of size `input` and a scale factor.
     pub fn output_size(&self, model: Model, input: (usize, usize), scale: f64) -> (usize, usize) {
         match model {
             Model::Lite => (scaled_side(input.0, scale), scaled_side(input.1, scale)),

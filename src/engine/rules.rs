@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The sizes and rates of the output, as every model keeps them.
+//! Computes output sizes and frame rates, the same for every model and for caps negotiation.
 
 use std::ops::RangeInclusive;
 
-/// The most frames made between two neighbours: nine times the rate.
+/// The most interpolated frames between two input frames: nine times the frame rate.
 pub const MAX_MADE_FRAMES: usize = 8;
 
-/// The length in pixels of a side after scaling: floor(side·scale/2)·2, at least 2; `side` itself
-/// at scale 1.
+/// Returns a scaled side in pixels: floor(side·scale/2)·2, at least 2. Scale 1 returns `side` unchanged.
 ///
-/// Encoders want even sides. Source: the reference's own rule for sizes.
+/// Sides are even, because video encoders require it. Source: the reference implementation.
 pub fn scaled_side(side: usize, scale: f64) -> usize {
     if scale == 1.0 {
         return side;
@@ -18,14 +17,15 @@ pub fn scaled_side(side: usize, scale: f64) -> usize {
 }
 
 fn even_side(side: usize, scale: f64) -> usize {
-    // Through a float, as the reference does.
+    // In floating point, as in the reference.
     ((side as f64 * scale / 2.0).floor() as usize * 2).max(2)
 }
 
-/// The size (w, h) that the diffusion models give frames of size `input`: `scale` times as large, but at
-/// least `min_height` high, else of at most `max_pixels`; 0 is no limit. Sides are even.
+/// Returns the output size (w, h) of the diffusion models for input of size (width, height).
 ///
-/// Source: the reference's own rule.
+/// The size is `scale` times the input. If that is lower than `min_height`, the output is `min_height` high.
+/// Otherwise the area is limited to `max_pixels`; 0 means no limit. Sides are even. Source: the reference
+/// implementation.
 pub fn target_size(
     (width, height): (usize, usize),
     scale: f64,
@@ -44,17 +44,16 @@ pub fn target_size(
     (even_side(width, scale), even_side(height, scale))
 }
 
-/// The lengths that [`scaled_side`] turns into one within `sides`, or none.
+/// Returns the input sides that [`scaled_side`] maps into `sides`, or `None` if there are none.
 pub fn unscaled_sides(sides: RangeInclusive<usize>, scale: f64) -> Option<RangeInclusive<usize>> {
-    // scaled_side never decreases, so two searches find the ends; rounding takes at most one off.
+    // scaled_side is monotonic, so two binary searches find the ends. Rounding subtracts at most 1.
     let most = sides.end().saturating_add(1);
     let first = partition(most, |side| scaled_side(side, scale) >= *sides.start());
     let after = partition(most, |side| scaled_side(side, scale) > *sides.end());
     (first < after).then(|| first..=after - 1)
 }
 
-/// The smallest of 1..=most for which `holds` is true, given that it stays true from there on;
-/// most + 1 if there is none.
+/// Returns the smallest n in 1..=most for which the monotonic predicate `holds` is true, or most + 1.
 fn partition(most: usize, holds: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high) = (1, most.saturating_add(1));
     while low < high {
@@ -68,10 +67,11 @@ fn partition(most: usize, holds: impl Fn(usize) -> bool) -> usize {
     low
 }
 
-/// Frames to make between two neighbours: min(max(round_half_even(target/input) − 1, 0), 8).
+/// Returns the number of interpolated frames between two input frames:
+/// min(max(round_half_even(target/input) − 1, 0), 8).
 ///
-/// Rates are (numerator, denominator) in frames a second. A target of 0 keeps the rate.
-/// Source: the reference's own rule.
+/// Rates are (numerator, denominator) in frames per second. A target of 0 keeps the rate. Source: the
+/// reference implementation.
 pub fn interpolated_frames(target: (u32, u32), input: (u32, u32)) -> usize {
     let dividend = u64::from(target.0) * u64::from(input.1);
     let divisor = u64::from(target.1) * u64::from(input.0);
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sides_are_even_and_exact_at_scale_one() {
+    fn scaled_sides_are_even_and_scale_1_keeps_odd_sides() {
         assert_eq!(scaled_side(480, 2.5), 1200);
         assert_eq!(scaled_side(33, 3.0), 98);
         assert_eq!(scaled_side(33, 1.0), 33);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sides_before_scaling_are_exactly_those_that_scale_to_it() {
+    fn unscaled_sides_inverts_scaled_side() {
         for scale in [1.0, 1.3, 1.5, 2.0, 3.0, 4.0, 8.0] {
             for side in 1..=200 {
                 let sides: Vec<_> =
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_grows_by_the_nearest_whole_factor_ties_to_even() {
+    fn the_frame_rate_is_multiplied_by_the_nearest_integer_with_ties_to_even() {
         let k = |target, input| interpolated_frames(target, input);
         assert_eq!(k((24, 1), (8, 1)), 2);
         assert_eq!(k((24, 1), (30, 1)), 0);

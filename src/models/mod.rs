@@ -71,7 +71,7 @@ pub fn plan(choice: &Choice, format: Format, scale: f64, keys: usize) -> Result<
         None => {
             let Format { input, output, interpolated, .. } = format;
             format!(
-                "output: {} frames, {} for each before\nsize: {}×{} to {}×{}",
+                "output: {} frames, {} per input frame\nsize: {}×{} to {}×{}",
                 keys + interpolated * keys.saturating_sub(1),
                 interpolated + 1,
                 input.0,

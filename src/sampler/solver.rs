@@ -88,10 +88,10 @@ impl Evaluation {
         x * self.input
     }
 
-    /// d, of what the network has input and said: α·x − σ·v.
+    /// Returns d = α·input − σ·v from the network's input and its velocity v.
     ///
     /// # Errors
-    /// On different shapes.
+    /// Mismatched shapes.
     pub fn denoised(&self, input: &Tensor, velocity: &Tensor) -> Result<Tensor> {
         (input * self.alpha)? - (velocity * self.sigma)?
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One evaluation of the network, for window after window: the frames that wait for it go in, and leave
-//! one evaluation further.
+//! Runs one evaluation of the network over the windows of a clip, the unit of work of the wavefront.
+//!
+//! Frames enter a stage before its evaluation and leave it after the solver's update. Between the two, the
+//! stage cross-fades the network's results of overlapping windows.
 
 use std::{cell::Cell, sync::Arc};
 
@@ -23,26 +25,27 @@ use crate::{
     ops,
 };
 
-/// A frame on its way through the evaluations.
+/// An output frame that is being sampled.
 #[derive(Debug, Clone)]
 pub struct Frame {
-    /// Its latents with noise, in the solver's variable: [1, 4, 1, h, w], f32.
+    /// Noisy latents in the solver's variables, [1, 4, 1, h, w] in f32.
     pub x: Tensor,
-    /// What the solver remembers of it.
+    /// The solver's history, shaped like `x`.
     pub(super) history: Option<Tensor>,
-    /// Of a key frame: its latents with the hint's noise, like x.
+    /// For an input frame: its latents diffused to the timestep `t_hint`, shaped like `x`. `None` for an
+    /// interpolated frame.
     pub hint: Option<Tensor>,
-    /// The alpha plane, [h, w] at input size, u16 in pairs of bytes: [h, 2w].
+    /// The alpha plane at input size, u16 as pairs of bytes: [h, 2w].
     pub alpha: Option<Tensor>,
 }
 
 impl Frame {
-    /// A frame before the first evaluation.
+    /// Creates a frame before its first evaluation.
     pub fn new(x: Tensor, hint: Option<Tensor>, alpha: Option<Tensor>) -> Self {
         Self { x, history: None, hint, alpha }
     }
 
-    /// What its x and the solver's history take, in frames of latents.
+    /// Returns the memory of `x` and the history, in frames of latents.
     fn latents(&self) -> usize {
         1 + usize::from(self.history.is_some())
     }
@@ -60,36 +63,37 @@ impl Frame {
     }
 }
 
-/// Frames that follow each other.
+/// Consecutive frames of a clip.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     /// The frames.
     pub frames: Vec<Frame>,
-    /// How many windows are sure not to be the clip's last.
+    /// How many windows are known not to be the final one of the clip.
     pub non_final_windows: usize,
-    /// Whether the last frame of the clip is among these, or has come before.
+    /// Whether no more frames follow.
     pub ended: bool,
 }
 
-/// What all evaluations of a clip have in common.
+/// Parameters that all evaluations of a clip share.
 #[derive(Debug, Clone)]
 pub struct SamplerParams {
-    /// Weight of the prompt.
+    /// Scale and rescale factor of classifier-free guidance.
     pub guidance: Guidance,
-    /// The time of the noise in the hint.
+    /// Timestep of the noise in the hint, see [`Conditions::t_hint`].
     pub t_hint: usize,
-    /// How much smaller the input is said to be.
+    /// Downscale factor of the input, see [`Conditions::s_cond`].
     pub s_cond: f64,
-    /// Frames to make between two key frames.
+    /// Interpolated frames between two input frames.
     pub interpolated: usize,
-    /// The solver's noise.
+    /// Noise of the solver steps.
     pub noise: Arc<dyn Noise>,
 }
 
+/// One evaluation of the network for all windows of a clip.
 #[derive(Debug)]
 pub(super) struct Stage {
     evaluation: Evaluation,
-    /// In which the step's values have a range, as far as is known.
+    /// [`Precision::Wide`] once a window overflowed in this stage.
     precision: Cell<Precision>,
     frames: Sliding<Frame>,
     non_final_windows: usize,
@@ -102,14 +106,15 @@ impl Stage {
         Self { evaluation, precision: Cell::default(), frames, non_final_windows: 0, ended: false }
     }
 
-    /// Frames of latents that it holds, with what the solver remembers and what waits for the next
-    /// window.
+    /// Returns the frames of latents that the stage holds: queued frames, their history, and results that
+    /// are kept for the overlap.
     pub(super) fn latents(&self) -> usize {
         let frames = self.frames.items().iter().map(Frame::latents).sum::<usize>();
-        frames + self.frames.waiting().len()
+        frames + self.frames.overlap_results().len()
     }
 
-    pub(super) fn take(&mut self, batch: Batch, device: &Device) -> candle_core::Result<()> {
+    /// Queues frames and moves them to `device`.
+    pub(super) fn push(&mut self, batch: Batch, device: &Device) -> candle_core::Result<()> {
         let frames: Result<Vec<_>, _> =
             batch.frames.iter().map(|frame| frame.to_device(device)).collect();
         self.frames.extend(frames?);
@@ -118,7 +123,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Evaluates the next window, if all that it needs is there.
+    /// Evaluates the next window if all of its frames are queued. Returns the frames that are final.
     pub(super) fn step(
         &mut self,
         denoiser: &dyn Denoiser,
@@ -132,8 +137,8 @@ impl Stage {
         let last = number >= self.non_final_windows;
         let what = format!("window {number}, step {}", self.evaluation.step);
         let (begin, end) = (self.frames.first(), self.frames.first() + window.len());
-        let end_of_clip = if last { ", the last of the clip" } else { "" };
-        log::log(Area::Sampler, format_args!("{what}: frames {begin} to {end}{end_of_clip}"));
+        let suffix = if last { ", final window" } else { "" };
+        log::log(Area::Sampler, format_args!("{what}: frames {begin} to {end}{suffix}"));
         let results = self.evaluate(&what, window.len(), denoiser, params, control)?;
         let first = self.frames.first() + usize::from(number > 0);
         let frames = self.advance(results, last, first, denoiser.device(), params);
@@ -141,7 +146,8 @@ impl Stage {
         Ok(Some(Batch { frames, non_final_windows: number + usize::from(!last), ended: last }))
     }
 
-    /// The network's d of each of the next window's frames.
+    /// Evaluates the network on the next window of `count` frames. Returns d of each frame,
+    /// [1, 4, 1, h, w].
     fn evaluate(
         &self,
         what: &str,
@@ -152,8 +158,9 @@ impl Stage {
     ) -> Result<Vec<Tensor>, Error> {
         let frames = || self.frames.items().iter().take(count);
         let mut mask = mask(self.frames.first(), count, params.interpolated);
-        let skipped = mask.iter().flatten().next().copied().unwrap_or(0);
-        mask.iter_mut().flatten().for_each(|key| *key -= skipped);
+        // The hint holds the input frames of this window only.
+        let first_input = mask.iter().flatten().next().copied().unwrap_or(0);
+        mask.iter_mut().flatten().for_each(|index| *index -= first_input);
         let [d] = control.evaluate(what, &self.precision, |mode, check| {
             let x = Tensor::cat(&frames().map(|frame| &frame.x).collect::<Vec<_>>(), 2)?;
             let hint: Vec<_> = frames().filter_map(|frame| frame.hint.as_ref()).collect();
@@ -170,12 +177,13 @@ impl Stage {
             let velocity = params.guidance.apply(velocities)?;
             Ok([self.evaluation.denoised(&input, &velocity)?])
         })?;
-        // Copies, so that no frame holds on to the window.
+        // Copy, so that a frame does not keep the storage of the whole window alive.
         let split = (0..count).map(|n| d.narrow(2, n, 1)?.force_contiguous());
         control.attempt(what, split.collect())
     }
 
-    /// The frames from `first` on whose d is final now, one evaluation further.
+    /// Cross-fades the results of the window and applies the solver's update to the frames whose d is now
+    /// final. `first` is the output index of the first of them.
     fn advance(
         &mut self,
         results: Vec<Tensor>,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A clip on its way through encoder and sampler, to whatever comes after.
+//! Connects the encoder to the sampler for one clip and derives their parameters from the settings.
 
 use std::sync::Arc;
 
@@ -22,20 +22,20 @@ use super::{
 };
 use crate::engine::{ClipContext, Error, Options, Solver};
 
-/// What the sampler is told, beside the frames.
+/// User settings of the sampler.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// The sampler.
+    /// Solver.
     pub solver: Solver,
-    /// Its steps.
+    /// Number of solver steps.
     pub steps: u32,
-    /// Weight of the prompt.
+    /// Scale and rescale factor of classifier-free guidance.
     pub guidance: Guidance,
-    /// Strength of the refinement: the hint has the noise of the time before this one.
+    /// Noise augmentation of the hint, 0–300: the hint has the noise of timestep `noise_aug` − 1.
     pub noise_aug: u32,
-    /// The downscale factor told to the network.
+    /// The downscale factor that the network is conditioned on.
     pub downscale_cond: f64,
-    /// The smallest canvas, (h, w) in pixels.
+    /// The smallest padded size, (h, w) in pixels.
     pub smallest: (usize, usize),
 }
 
@@ -55,21 +55,21 @@ impl From<&Options> for Settings {
 /// The networks of a run.
 #[derive(Clone)]
 pub struct Models {
-    /// Encodes, on the caller's thread.
+    /// Encodes input frames on the caller's thread.
     pub encoder: Arc<dyn Autoencoder>,
-    /// One for each device; each gets a share of the evaluations.
+    /// One denoiser per device. Each runs a contiguous share of the evaluations.
     pub denoisers: Vec<Arc<dyn Denoiser>>,
-    /// Decodes, after the last denoiser and on its thread.
+    /// Decodes frames on the thread of the last denoiser.
     pub decoder: Arc<dyn Autoencoder>,
 }
 
 impl Models {
-    /// What each denoiser works on at a time, by the memory of its device.
+    /// Returns the slices of each denoiser, chosen by the memory of its device.
     fn slices(&self, settings: &Settings, canvas: &Canvas, interpolated: usize) -> Vec<Slices> {
-        let parts = self.denoisers.len();
+        let devices = self.denoisers.len();
         let guided = settings.guidance.guided();
-        let choose = |(part, denoiser): (usize, &Arc<dyn Denoiser>)| {
-            let work = Work::new(settings, canvas, interpolated, (part, parts));
+        let choose = |(device, denoiser): (usize, &Arc<dyn Denoiser>)| {
+            let work = Work::new(settings, canvas, interpolated, (device, devices));
             let Some(budget) = denoiser.budget(work.frames(), canvas.latent(), guided) else {
                 return Slices::default();
             };
@@ -83,7 +83,7 @@ impl Models {
     }
 }
 
-/// Key frames in, latents of all output frames to a [`LatentSink`].
+/// Takes input frames and passes the sampled latents of all output frames to a [`LatentSink`].
 pub struct Stream<T: LatentSink> {
     encode: Encode,
     sampler: Sampler<T>,
@@ -91,10 +91,10 @@ pub struct Stream<T: LatentSink> {
 }
 
 impl<T: LatentSink> Stream<T> {
-    /// For frames on a canvas, with `interpolated` frames between two.
+    /// Creates the stream for frames on `canvas` with `interpolated` frames between two input frames.
     ///
     /// # Errors
-    /// [`Error::Setting`] without a denoiser.
+    /// [`Error::Setting`] if `models` has no denoiser.
     pub fn new(
         models: &Models,
         settings: &Settings,
@@ -124,7 +124,8 @@ impl<T: LatentSink> Stream<T> {
     ) -> Result<Self, Error> {
         let schedule = NoiseSchedule::default();
         let (start, evaluations) = evaluations(&schedule, settings.solver, settings.steps);
-        // No noise at all is none of the schedule's times.
+        // noise-aug counts timesteps: 1 is timestep 0. The schedule has no timestep without noise, so 0 is
+        // timestep 0 as well.
         let t_hint = settings.noise_aug.saturating_sub(1) as usize;
         let windows = Windows::of_clip(interpolated);
         let params = SamplerParams {
@@ -142,17 +143,17 @@ impl<T: LatentSink> Stream<T> {
         Ok(Self { encode, sampler, windows })
     }
 
-    /// Takes the next key frame: planes [3, h, w] in \[−1, 1\], f32, and perhaps its alpha plane.
+    /// Takes the next input frame: planes [3, h, w] in \[−1, 1\], f32, and optionally its alpha plane.
     ///
     /// # Errors
-    /// Those of any part of the run, which is lost then.
+    /// Any error of the run. The run cannot continue after an error.
     pub fn push(&mut self, planes: &Tensor, alpha: Option<Tensor>) -> Result<(), Error> {
         let frames = self.encode.push(planes, alpha)?;
         let non_final_windows = self.windows.non_final_windows(self.encode.output_frames());
         self.sampler.push(Batch { frames, non_final_windows, ended: false })
     }
 
-    /// Ends the clip, and returns when the tail has taken everything.
+    /// Ends the clip. Returns when the output has taken all frames.
     ///
     /// # Errors
     /// As [`push`](Self::push).
@@ -162,7 +163,7 @@ impl<T: LatentSink> Stream<T> {
         self.sampler.wait()
     }
 
-    /// The sampler.
+    /// Returns the sampler.
     pub fn sampler(&mut self) -> &mut Sampler<T> {
         &mut self.sampler
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The autoencoder's work on a large frame: in tiles that overlap, whose results are put together in a
-//! weighted mean.
+//! Runs the autoencoder on overlapping tiles of a frame, because a large frame does not fit into memory at
+//! once. The result is the weighted mean of the tiles.
 
 use std::ops::Range;
 
@@ -14,31 +14,32 @@ use super::{
 };
 use crate::engine::Error;
 
-/// Latents of a tile.
+/// Rows of a tile, in latents. Source: the reference implementation.
 pub const ROWS: Windows = Windows { length: 72, overlap: 12 };
-/// See [`ROWS`].
+/// Columns of a tile, in latents. Source: the reference implementation.
 pub const COLUMNS: Windows = Windows { length: 128, overlap: 25 };
 
-/// The sizes of tiles, rows and columns, from the largest on. Those after [`PUBLISHED`] are for devices
-/// that have no memory for it; still smaller ones show too little of a picture at once.
+/// Tile sizes in rows and columns, in descending order. Sizes below [`PUBLISHED`] are the fallback when
+/// the device is out of memory. Tiles that are smaller still give the network too little context.
 const SIZES: [(Windows, Windows); 4] = {
-    const ALL: Windows = Windows { length: 1 << 20, overlap: 0 };
-    const fn part(windows: Windows, n: usize) -> Windows {
+    const UNLIMITED: Windows = Windows { length: 1 << 20, overlap: 0 };
+    const fn divide(windows: Windows, n: usize) -> Windows {
         Windows { length: windows.length / n, overlap: windows.overlap / n }
     }
     [
-        (ALL, ALL),
+        (UNLIMITED, UNLIMITED),
         (ROWS, COLUMNS),
-        (part(ROWS, 2), part(COLUMNS, 2)),
-        (part(ROWS, 4), part(COLUMNS, 4)),
+        (divide(ROWS, 2), divide(COLUMNS, 2)),
+        (divide(ROWS, 4), divide(COLUMNS, 4)),
     ]
 };
-/// Places in [`SIZES`]: a frame as it is encoded, and the tiles that it is decoded in.
+/// Indices into [`SIZES`]: the whole frame, used for encoding, and the published size, used for decoding.
 const UNTILED: usize = 0;
 const PUBLISHED: usize = 1;
 
-/// What the rows and the columns of a tile of h×w decoded pixels count in the mean of tiles: the weight
-/// of a pixel is the product. Source: the reference's own, whose rows are off the middle by half of one.
+/// Returns the weights of the rows and of the columns of a tile of h×w decoded pixels. The weight of a pixel
+/// in the weighted mean is their product. Source: the reference implementation, whose Gaussian is half a
+/// row off-centre vertically.
 pub fn tile_weights(h: usize, w: usize) -> (Vec<f64>, Vec<f64>) {
     let gauss = |n: usize, middle: f64| {
         let size = (n * n) as f64;
@@ -51,23 +52,23 @@ pub fn tile_weights(h: usize, w: usize) -> (Vec<f64>, Vec<f64>) {
     (gauss(h, h as f64 / 2.0), gauss(w, (w - 1) as f64 / 2.0))
 }
 
-/// A part of a frame, in latents.
+/// Rows and columns of a tile in a frame, in latents.
 type Tile = (Range<usize>, Range<usize>);
 
-/// The tiles of a size of latents, and of what becomes of each.
+/// The tiles of a frame, and how to combine their results.
 pub(super) struct Tiles {
-    /// Of the latents, (h, w).
+    /// Size of the frame in latents, (h, w).
     latent: (usize, usize),
-    /// What a latent's side is long in the result.
+    /// Output values per latent along each side: 8 for decoding, 1 for encoding.
     scale: usize,
-    /// The place of their size in [`SIZES`].
+    /// Index of the tile size in [`SIZES`].
     level: usize,
     tiles: Vec<Tile>,
-    /// For each value of a plane of the result the sum of its tiles' weights, [h, w].
+    /// Sum of the tile weights for each value of an output plane, [scale·h, scale·w].
     sums: Vec<f32>,
 }
 
-/// A tile's place in the result, and its weights.
+/// Position of a tile in the output, and its weights.
 struct PlacedTile {
     top: usize,
     left: usize,
@@ -83,8 +84,7 @@ impl PlacedTile {
         Self { top, left, rows, columns }
     }
 
-    /// Adds to planes of `width` columns and `height` rows what `value(plane, y, x)` gives for a value of
-    /// the tile, weighted.
+    /// Adds the weighted tile `value(plane, y, x)` to planes of `height` rows and `width` columns.
     fn add(
         &self,
         out: &mut [f32],
@@ -102,12 +102,12 @@ impl PlacedTile {
 }
 
 impl Tiles {
-    /// For latents of size (h, w) to be decoded: of the published size.
+    /// Creates tiles of the published size for decoding latents of size (h, w).
     pub(super) fn for_decoding(latent: (usize, usize)) -> Self {
         Self::new(latent, LATENT, PUBLISHED)
     }
 
-    /// For frames to be encoded to latents of size (h, w): one.
+    /// Creates a single tile for encoding a frame to latents of size (h, w).
     pub(super) fn for_encoding(latent: (usize, usize)) -> Self {
         Self::new(latent, 1, UNTILED)
     }
@@ -128,7 +128,7 @@ impl Tiles {
         Self { latent, scale, level, tiles, sums }
     }
 
-    /// Latents [f, 4, h, w], together, to [f, 3, 8h, 8w] on the CPU.
+    /// Decodes latents [f, 4, h, w] to frames [f, 3, 8h, 8w] on the CPU.
     pub(super) fn decode(
         &self,
         latents: &Tensor,
@@ -143,7 +143,7 @@ impl Tiles {
         })
     }
 
-    /// Frames [f, 3, 8h, 8w], each for itself.
+    /// Encodes frames [f, 3, 8h, 8w] to [f, 4, h, w], each frame independently.
     pub(super) fn encode(
         &self,
         frames: &Tensor,
@@ -162,9 +162,10 @@ impl Tiles {
         Ok(Encoded { mean: half(0)?, std: half(channels)? })
     }
 
-    /// What `each` makes of the tiles, [n, c, scale·h, scale·w], put together on the CPU.
+    /// Returns the weighted mean of the tiles on the CPU. `each` returns a tile as
+    /// [n, c, scale·h, scale·w].
     fn blend(&self, each: impl Fn(&Tile) -> Result<Tensor>) -> Result<Tensor> {
-        // A mean would round it.
+        // The weighted mean of a single tile would only add rounding.
         if let (UNTILED, [tile]) = (self.level, &*self.tiles) {
             return each(tile)?.to_device(&Device::Cpu);
         }
@@ -186,8 +187,10 @@ impl Tiles {
         Tensor::from_vec(planes, (shape.0, shape.1, height, width), &Device::Cpu)
     }
 
-    /// The next smaller tiles, after an error that says that a device has no memory for these, with a
-    /// warning; any other error, or the last of these, is given back.
+    /// Returns smaller tiles and posts a warning if `error` is [`Error::DeviceMemory`].
+    ///
+    /// # Errors
+    /// Returns `error` if it is another error, or if these are the smallest tiles.
     pub(super) fn smaller(
         &self,
         error: Error,
@@ -202,16 +205,16 @@ impl Tiles {
         };
         let (h, w) = smaller.tile();
         control.sink.warning(format!(
-            "the device has no memory left for {what} as it should be done: it goes on in tiles of \
-             {}×{} pixels, whose values differ slightly; a smaller up-scale or max-pixels, or another \
-             device, avoids that",
+            "{what} does not fit into the device memory: continuing in tiles of {}×{} pixels, \
+             whose values differ slightly; to avoid this, use a smaller up-scale or max-pixels, or \
+             another device",
             w * LATENT,
             h * LATENT
         ));
         Ok(smaller)
     }
 
-    /// The largest tile, (h, w) in latents.
+    /// Returns the size of the largest tile, (h, w) in latents.
     pub(super) fn tile(&self) -> (usize, usize) {
         let sizes = self.tiles.iter().map(|(rows, columns)| (rows.len(), columns.len()));
         sizes.max().unwrap_or_default()

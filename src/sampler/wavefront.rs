@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The wavefront: every evaluation of the solver is a stage, which works on a window as soon as its
-//! frames are there. So window n is at evaluation 0 when window n − 1 is at evaluation 1, n − 2 at 2, …,
-//! and a clip of any length goes run_from memory of one size. The numbers are those of sampling the whole
-//! clip step by step: the solver updates each frame by itself, and a window needs of others only what
-//! its neighbours give for the same evaluation.
+//! The wavefront: runs all evaluations of a clip concurrently over its windows, so that a clip of any length
+//! is sampled in constant memory.
 //!
-//! Several devices have contiguous ranges of stages, and a thread each; batches of frames move from one
-//! to the next.
+//! Every evaluation of the solver is a stage. A stage evaluates a window as soon as all frames of that window
+//! arrive. Window n is at evaluation 0 while window n − 1 is at evaluation 1 and window n − 2 at evaluation 2:
+//! the active windows form a diagonal front that moves along the clip.
+//!
+//! The result equals that of sampling the whole clip step by step, bit for bit. The solver updates each
+//! frame independently, and a window depends on its neighbours only through the cross-fade of the same
+//! evaluation.
+//!
+//! With several devices, each device runs a contiguous range of stages on its own thread. Batches of frames
+//! move from each device to the next.
 
 use std::{
     panic::resume_unwind,
@@ -28,15 +33,15 @@ use super::{
 };
 use crate::engine::{ClipContext, Error};
 
-/// Batches that wait for a device that is busy.
-const WAITING: usize = 1;
+/// Batches that are queued for a busy device.
+const QUEUED: usize = 1;
 
-/// What comes after the last evaluation.
+/// Receives the sampled latents.
 pub trait LatentSink: Send + 'static {
-    /// Takes the next frames, without noise. Called on the last device's thread.
+    /// Takes the next sampled frames. Called on the thread of the last device.
     ///
     /// # Errors
-    /// Ends the run.
+    /// An error ends the run.
     fn take(&mut self, batch: Batch) -> Result<(), Error>;
 }
 
@@ -48,60 +53,62 @@ struct DeviceStages {
     control: Control,
 }
 
-/// Where batches go from a part.
-type Out<'a> = &'a mut dyn FnMut(Batch) -> Result<(), Error>;
+/// Takes the batches that leave the last stage of a device.
+type Output<'a> = &'a mut dyn FnMut(Batch) -> Result<(), Error>;
 
 impl DeviceStages {
-    fn take(&mut self, batch: Batch, out: Out) -> Result<(), Error> {
-        self.run_from(0, batch, out)
+    /// Runs the batch through all stages of the device as far as it fills windows.
+    fn push(&mut self, batch: Batch, output: Output) -> Result<(), Error> {
+        self.run_from(0, batch, output)
     }
 
-    /// Takes a batch run_from the stages from `number` on.
-    fn run_from(&mut self, number: usize, batch: Batch, out: Out) -> Result<(), Error> {
+    /// Runs a batch through the stages from `number` on.
+    fn run_from(&mut self, number: usize, batch: Batch, output: Output) -> Result<(), Error> {
         let Self { denoiser, stages, control, .. } = self;
         let Some(stage) = stages.get_mut(number) else {
-            return out(batch);
+            return output(batch);
         };
         control.check()?;
-        control.attempt("moving frames to a device", stage.take(batch, denoiser.device()))?;
+        control.attempt("copying latents to the device", stage.push(batch, denoiser.device()))?;
         while let Some(batch) =
             self.stages[number].step(&*self.denoiser, &self.params, &self.control)?
         {
-            self.run_from(number + 1, batch, out)?;
+            self.run_from(number + 1, batch, output)?;
         }
         Ok(())
     }
 
-    /// Takes all that comes, and gives itself back at the end.
-    fn receive_all(mut self, input: Receiver<Batch>, out: Out) -> (Self, Result<(), Error>) {
-        let result = input.into_iter().try_for_each(|batch| self.take(batch, &mut *out));
+    /// Runs all batches of `input` until the channel closes. Returns the stages for later use.
+    fn receive_all(mut self, input: Receiver<Batch>, output: Output) -> (Self, Result<(), Error>) {
+        let result = input.into_iter().try_for_each(|batch| self.push(batch, &mut *output));
         (self, result)
     }
 }
 
-/// A thread's part, how it ended, and from the last one the output.
+/// Result of a device's thread: its stages, the output if it is the last device, and the result of the run.
 type ThreadResult<T> = (DeviceStages, Option<T>, Result<(), Error>);
 
-/// Parts on their threads.
+/// The devices' threads and the channel to the first of them.
 struct Threads<T> {
     input: SyncSender<Batch>,
     threads: Vec<JoinHandle<ThreadResult<T>>>,
 }
 
-/// All evaluations of a clip.
+/// Samples a clip: runs all evaluations as a wavefront.
 pub struct Sampler<T: LatentSink> {
-    /// Unless they are on their threads.
+    /// Stages of each device. Empty while the threads own them.
     devices: Vec<DeviceStages>,
+    /// `None` while the thread of the last device owns it.
     output: Option<T>,
     threads: Option<Threads<T>>,
     control: Control,
 }
 
 impl<T: LatentSink> Sampler<T> {
-    /// Of a clip's evaluations, on at least one device.
+    /// Creates a sampler that runs `evaluations` on one device per denoiser.
     ///
     /// # Errors
-    /// [`Error::Setting`] without a device.
+    /// [`Error::Setting`] if `denoisers` is empty.
     pub fn new(
         denoisers: &[Arc<dyn Denoiser>],
         evaluations: &[Evaluation],
@@ -113,7 +120,7 @@ impl<T: LatentSink> Sampler<T> {
         Self::build((denoisers, &*slices), evaluations, params, Control::new(clip), output)
     }
 
-    /// As [`new`](Self::new), within a run. Each device works in slices of its own size.
+    /// As [`new`](Self::new), within a run and with the slices of each device.
     pub(super) fn build(
         (denoisers, slices): (&[Arc<dyn Denoiser>], &[Slices]),
         evaluations: &[Evaluation],
@@ -125,15 +132,15 @@ impl<T: LatentSink> Sampler<T> {
             return Err(Error::Setting {
                 setting: "device",
                 value: String::new(),
-                why: "there is none".into(),
-                instead: "name at least one, or use device=auto".into(),
+                why: "the list of devices is empty".into(),
+                instead: "use device=auto or at least one device".into(),
             });
         }
         let params = Arc::new(params);
         let windows = Windows::of_clip(params.interpolated);
         let count = evaluations.len();
         let devices = denoisers.len().min(count);
-        let part = |(number, denoiser): (usize, &Arc<dyn Denoiser>)| {
+        let device = |(number, denoiser): (usize, &Arc<dyn Denoiser>)| {
             let stages = stage_range(number, devices, count);
             let control = control.clone();
             control.set_slices(slices[number]);
@@ -144,17 +151,17 @@ impl<T: LatentSink> Sampler<T> {
                 control,
             }
         };
-        let devices = denoisers.iter().take(devices).enumerate().map(part).collect();
+        let devices = denoisers.iter().take(devices).enumerate().map(device).collect();
         Ok(Self { devices, output: Some(output), threads: None, control })
     }
 
-    /// Takes the clip's next frames. With several devices it may return before they have been worked on.
+    /// Takes the next frames of the clip. With several devices, may return before they are evaluated.
     ///
     /// # Errors
-    /// Those of any part of the run, which is lost then.
+    /// Any error of the run. The run cannot continue after an error.
     pub fn push(&mut self, batch: Batch) -> Result<(), Error> {
-        if let ([part], Some(output)) = (&mut *self.devices, &mut self.output) {
-            return part.take(batch, &mut |batch| output.take(batch));
+        if let ([device], Some(output)) = (&mut *self.devices, &mut self.output) {
+            return device.push(batch, &mut |batch| output.take(batch));
         }
         if self.threads.is_none() {
             self.start_threads()?;
@@ -163,7 +170,7 @@ impl<T: LatentSink> Sampler<T> {
         if sent { Ok(()) } else { self.wait().and(Err(Error::Cancelled)) }
     }
 
-    /// Waits until all that was pushed has been worked on.
+    /// Waits until all pushed frames are evaluated as far as they fill windows.
     ///
     /// # Errors
     /// As [`push`](Self::push).
@@ -174,10 +181,11 @@ impl<T: LatentSink> Sampler<T> {
         drop(input);
         let mut result = Ok(());
         for thread in threads {
-            let (part, output, ended) = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
-            self.devices.push(part);
+            let (device, output, ended) =
+                thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            self.devices.push(device);
             self.output = output;
-            // Who has lost the next device says only that it was cancelled.
+            // A device whose successor failed reports only `Cancelled`: prefer the successor's error.
             if ended.is_err() && matches!(result, Ok(()) | Err(Error::Cancelled)) {
                 result = ended;
             }
@@ -185,30 +193,30 @@ impl<T: LatentSink> Sampler<T> {
         result
     }
 
-    /// Frames of latents in flight at [`wait`](Self::wait), with what the solver remembers of them and
-    /// what waits for the next window.
+    /// Returns the frames of latents that all stages hold, after [`wait`](Self::wait): queued frames, their
+    /// history, and results that are kept for the overlap.
     pub fn latents(&self) -> usize {
-        self.devices.iter().flat_map(|part| &part.stages).map(Stage::latents).sum()
+        self.devices.iter().flat_map(|device| &device.stages).map(Stage::latents).sum()
     }
 
     fn start_threads(&mut self) -> Result<(), Error> {
-        let (input, mut receiver) = sync_channel(WAITING);
+        let (input, mut receiver) = sync_channel(QUEUED);
         let mut threads = Vec::new();
         let (Some(last), Some(mut output)) = (self.devices.pop(), self.output.take()) else {
             return Err(Error::Cancelled);
         };
-        for part in self.devices.drain(..) {
-            let (sender, next) = sync_channel(WAITING);
+        for device in self.devices.drain(..) {
+            let (sender, next) = sync_channel(QUEUED);
             let input = std::mem::replace(&mut receiver, next);
             threads.push(spawn(move || {
                 let mut send = |batch| sender.send(batch).map_err(|_| Error::Cancelled);
-                let (part, result) = part.receive_all(input, &mut send);
-                (part, None, result)
+                let (device, result) = device.receive_all(input, &mut send);
+                (device, None, result)
             })?);
         }
         threads.push(spawn(move || {
-            let (part, result) = last.receive_all(receiver, &mut |batch| output.take(batch));
-            (part, Some(output), result)
+            let (device, result) = last.receive_all(receiver, &mut |batch| output.take(batch));
+            (device, Some(output), result)
         })?);
         self.threads = Some(Threads { input, threads });
         Ok(())
@@ -220,7 +228,7 @@ fn spawn<T: LatentSink>(
 ) -> Result<JoinHandle<ThreadResult<T>>, Error> {
     let thread = thread::Builder::new().name("sampler".into()).spawn(work);
     thread.map_err(|error| Error::Compute {
-        what: "starting a device's thread".into(),
+        what: "starting the thread of a device".into(),
         why: error.to_string(),
     })
 }
@@ -231,7 +239,7 @@ impl<T: LatentSink> Drop for Sampler<T> {
         if let Some(Threads { input, threads }) = self.threads.take() {
             drop(input);
             for thread in threads {
-                // What it says was said, or nobody asks any more.
+                // The run is dropped: nobody waits for its result.
                 let _ = thread.join();
             }
         }
