@@ -18,14 +18,14 @@ use peak_alloc::PeakAlloc;
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// Keeps the tests of this file apart.
+/// Serialises the tests of this file.
 static EXCLUSIVE: Mutex<()> = Mutex::new(());
 
 fn noise(name: &str, shape: &[usize]) -> Tensor {
     synth::noise(name, shape, &Device::Cpu).unwrap()
 }
 
-/// The peak of `work`, as a multiple of what is said of it.
+/// Peak memory of `work` relative to the prediction.
 fn compare<T>(what: &str, predicted: usize, work: impl FnOnce() -> T) -> f64 {
     let before = MEMORY.current_usage();
     MEMORY.reset_peak_usage();
@@ -35,7 +35,7 @@ fn compare<T>(what: &str, predicted: usize, work: impl FnOnce() -> T) -> f64 {
     used as f64 / predicted as f64
 }
 
-/// The peak of an evaluation against the budget, in slices of so many pixels.
+/// Checks the predicted peak of an evaluation, for slices of each number of pixels.
 fn measure(frames: usize, h: usize, w: usize, branches: usize, slices: &[usize]) {
     let _exclusive = EXCLUSIVE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let config = Config { dim: 64, head_dim: 16, num_heads: 8, context_dim: 128, ..Config::full() };
@@ -60,7 +60,7 @@ fn measure(frames: usize, h: usize, w: usize, branches: usize, slices: &[usize])
 #[test]
 fn an_evaluation_uses_the_predicted_memory_for_any_slice_size() {
     measure(4, 34, 48, 1, &[1 << 15]);
-    // All frames of every level at a time; some of them; one at the first level, more at others.
+    // A slice holds all frames of every level; some of them; one on the first level, more on others.
     measure(9, 26, 40, 2, &[1 << 15, 1 << 12, 1 << 10]);
 }
 
@@ -76,7 +76,7 @@ fn the_published_size_fits_15_gib_in_the_default_slices() {
     assert!(smallest <= usual && usual <= 15.0 && usual < largest && largest <= 16.0);
 }
 
-/// A narrow autoencoder.
+/// A small autoencoder with synthetic weights.
 fn autoencoder() -> (vae::Config, Vae) {
     let config = vae::Config { block_out_channels: vec![32, 64, 64], layers_per_block: 2 };
     let weights = synth::weights("", DType::F32, &Device::Cpu);
