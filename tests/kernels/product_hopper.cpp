@@ -9,7 +9,8 @@
 
 template <class T> using Kernel = void (*)(Tiles, TensorMap, TensorMap, TensorMap, TensorMap, TensorMap);
 
-/// Width of the pixel tile: chosen for 3×3 convolutions; all other products treat pixels as rows.
+/// Runs a kernel with pixel tiles of width `tile_width`. For 3×3 convolutions, the tiles lie in frames
+/// of height × width; all other products treat the pixels of a frame as one row.
 template <class T, int OUTPUTS> void compare(const char *name, Kernel<T> kernel, const Case &of, int tile_width) {
     const Operands<T> operands(of);
     const Buffer<T> out(of.pixels() * of.outputs);
