@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Times a network with synthetic weights: a line of JSON for each run, with seconds, the peak of memory
-//! beyond the weights, and GFLOP/s (a multiplication and an addition are two operations).
+//! Measures a network with synthetic weights. Prints a line of JSON per run with seconds, peak
+//! memory in addition to the weights, and GFLOP/s (a multiplication and an addition count as two
+//! operations).
 //!
 //! ```text
 //! cargo run --release --features bench --example bench_networks -- --network unet --dim 64 --head-dim 16 \
@@ -45,7 +46,7 @@ enum Precision {
 struct Args {
     #[arg(long, value_enum)]
     network: Network,
-    /// Where it runs: the CPU, or this CUDA device.
+    /// Ordinal of the CUDA device; without it, the network runs on the CPU.
     #[arg(long)]
     cuda: Option<usize>,
     #[arg(long, value_enum, default_value = "f32")]
@@ -59,17 +60,19 @@ struct Args {
     /// Channels of the prompt's tokens.
     #[arg(long, default_value_t = 1024)]
     context_dim: usize,
-    /// Branches of guidance.
+    /// Guidance branches.
     #[arg(long, default_value_t = 1)]
     branches: usize,
+    /// Frames of the window or the batch.
     #[arg(long, default_value_t = 8)]
     frames: usize,
-    /// Of the latents; of the frames for vae-encode.
+    /// Height of the latents; of the frames for vae-encode.
     #[arg(long, default_value_t = 42)]
     height: usize,
-    /// See the height.
+    /// Width of the latents; of the frames for vae-encode.
     #[arg(long, default_value_t = 64)]
     width: usize,
+    /// Number of runs.
     #[arg(long, default_value_t = 3)]
     runs: usize,
 }
@@ -114,24 +117,25 @@ fn main() -> Result<()> {
             time(&args, &device, || vae.decode(&latents, &|| Ok(())))
         }
         Network::Text => {
-            let tower = TextEncoder::new(&text::Config::full(), weights())?;
+            let encoder = TextEncoder::new(&text::Config::full(), weights())?;
             let (tokens, _) = Tokenizer::default().encode("a good video");
-            time(&args, &device, || tower.forward(&[tokens], &|| Ok(())))
+            time(&args, &device, || encoder.forward(&[tokens], &|| Ok(())))
         }
     }
 }
 
+/// Runs the network and prints a line for each run.
 fn time<T>(args: &Args, device: &Device, mut run: impl FnMut() -> Result<T>) -> Result<()> {
     for _ in 0..args.runs {
         let (before, counted) = (MEMORY.current_usage(), ops::operations());
         MEMORY.reset_peak_usage();
         let start = Instant::now();
-        let made = run()?;
+        let output = run()?;
         device.synchronize()?;
         let seconds = start.elapsed().as_secs_f64();
-        drop(made);
+        drop(output);
         let operations = (ops::operations() - counted) as f64;
-        // What the host holds; a GPU's own memory is not in it.
+        // Host memory only.
         let peak = MEMORY.peak_usage().saturating_sub(before);
         let line = serde_json::json!({
             "network": format!("{:?}", args.network),

@@ -1,27 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The GStreamer plugin `venhance`: its element of the same name makes video larger and smoother.
+//! The GStreamer plugin `venhance`: its element of the same name raises the resolution and the
+//! frame rate of video.
 //!
 //! # Map of the crate
 //!
-//! Frames flow one way; a room imports only from rooms below it in the list.
+//! Frames flow one way. A module imports only from modules below it in the table.
 //!
 //! ```text
 //! buffers ─► element ─► [ Enhancer ] ─► element ─► buffers
 //!                             ▲ built by models
 //!                    sampler ─┤
-//!                       lite ─┘ implement engine's trait; networks implement sampler's
+//!                       lite ─┘ implement engine's trait; networks implement sampler's traits
 //! ```
 //!
-//! | room | knows | never knows |
+//! | module | knows | does not know |
 //! |---|---|---|
 //! | this file | the plugin's definition, this map | |
-//! | `element` | GStreamer: the element itself (`imp`: negotiation; `imp/stream`: the streaming thread; `imp/compute`: the compute thread; `imp/push`: the push task; `imp/flush`: flush and stop; `imp/model`: which model runs), `properties`, `caps`, clips (`clips`), timestamps (`timeline`), format conversion (`convert`), the `queue` between the threads, the `worker` that feeds the model, `progress` and latency, debug categories (`logging`) | tensors, networks |
-//! | [`models`] | all models and devices; chooses one and puts it together | GStreamer |
-//! | [`weights`] | files: the published models (`published`), model folders (`folder`), where files are (`locate`), the hub and its cache (`hub`), PyTorch files (`torch`, `pickle`), mapped files (`checkpoint`, `store`); tensor names and shapes (`keys`), synthetic weights (`synth`) | what tensors mean |
-//! | [`lite`] | the small embedded networks: upscaling (`resize`, `upscale`), optical flow (`flow`), frame interpolation (`synthesis`), buffer reuse (`pool`), network shapes (`network`) and weights (`weights`) | how they were trained: `examples/train_lite` |
-//! | [`networks`] | candle's tensors: text encoder (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, steps of a sampler |
-//! | [`sampler`] | latents: the sampler of the diffusion models, and the traits that it asks of networks | how a denoiser is built |
-//! | [`ops`] | devices: what candle lacks or does badly, for CPUs and, with the feature `cuda`, for NVIDIA GPUs (`cuda`: kernels, and how they are started) | models |
+//! | `element` | GStreamer: the element itself (`imp`: negotiation; `imp/stream`: the streaming thread; `imp/compute`: the compute thread; `imp/push`: the push task; `imp/flush`: flush and stop; `imp/model`: selection of the model), `properties`, `caps`, clips (`clips`), timestamps (`timeline`), format conversion (`convert`), the `queue` between the threads, the `worker` that feeds the model, `progress` and latency, debug categories (`logging`) | tensors, networks |
+//! | [`models`] | all models and devices; chooses a model and builds it | GStreamer |
+//! | [`weights`] | files: the published models (`published`), model folders (`folder`), search paths (`locate`), the hub and its cache (`hub`), PyTorch files (`torch`, `pickle`), mapped files (`checkpoint`, `store`); tensor names and shapes (`keys`), synthetic weights (`synth`) | the meaning of tensors |
+//! | [`lite`] | the small embedded networks: upscaling (`resize`, `upscale`), optical flow (`flow`), frame interpolation (`synthesis`), buffer reuse (`pool`), network shapes (`network`) and weights (`weights`) | their training, which is in `examples/train_lite` |
+//! | [`networks`] | candle tensors: text encoder (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, sampler steps |
+//! | [`sampler`] | latents: the sampler of the diffusion models, and the traits that it requires of networks | the structure of a denoiser |
+//! | [`ops`] | devices: operations that candle lacks or is slow at, for CPUs and, with the feature `cuda`, for NVIDIA GPUs (`cuda`: kernels and their launches) | models |
 //! | [`engine`] | the contract: plain data, and the trait that every model implements | everything else |
 #![deny(missing_docs)]
 
@@ -43,7 +44,7 @@ fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     element::register(plugin)
 }
 
-#[allow(missing_docs, reason = "the macro's items have none")]
+#[allow(missing_docs, reason = "the macro generates items without documentation")]
 mod plugin {
     use super::plugin_init;
 
@@ -52,7 +53,7 @@ mod plugin {
         env!("CARGO_PKG_DESCRIPTION"),
         plugin_init,
         concat!(env!("CARGO_PKG_VERSION"), "-", env!("COMMIT_ID")),
-        // The crate is MIT OR Apache-2.0; this is the one of the two that GStreamer knows by name.
+        // The crate is MIT OR Apache-2.0. GStreamer knows only the former by name.
         "MIT/X11",
         env!("CARGO_PKG_NAME"),
         env!("CARGO_PKG_NAME"),

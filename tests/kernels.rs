@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The CUDA kernels compute what they should: from their own source, on the CPU (tests/kernels/emulator.h).
+//! Tests the CUDA kernels on the CPU: compiles their sources against an emulator
+//! (tests/kernels/emulator.h).
 
 use std::{path::Path, process::Command};
 
 /// Compiles and runs the test of a file of kernels.
-fn passes(name: &str) {
+fn run_kernel_test(name: &str) {
     let dir = tempfile::tempdir().unwrap();
     let source =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels").join(format!("{name}.cpp"));
@@ -23,36 +24,36 @@ fn passes(name: &str) {
 }
 
 #[test]
-fn attention_is_softmax_written_out_for_any_tokens_and_keys() {
-    passes("attention");
+fn attention_matches_the_reference_for_any_number_of_tokens_and_keys() {
+    run_kernel_test("attention");
 }
 
 #[test]
-fn attention_for_hopper_is_softmax_written_out_for_any_tokens_and_keys() {
-    passes("attention_hopper");
+fn hopper_attention_matches_the_reference_for_any_number_of_tokens_and_keys() {
+    run_kernel_test("attention_hopper");
 }
 
 #[test]
-fn gates_are_exact_for_any_width() {
-    passes("gate");
+fn geglu_matches_the_reference_for_any_width() {
+    run_kernel_test("gate");
 }
 
 #[test]
-fn norms_measure_and_change_any_channels() {
-    passes("norm");
+fn norms_match_the_reference_for_any_number_of_channels() {
+    run_kernel_test("norm");
 }
 
 #[test]
-fn pixels_are_copied_run_by_run() {
-    passes("pixels");
+fn pixels_are_copied_for_any_length_and_alignment() {
+    run_kernel_test("pixels");
 }
 
 #[test]
-fn products_are_sums_written_out_for_any_sizes() {
-    passes("product");
+fn products_match_the_reference_for_any_size() {
+    run_kernel_test("product");
 }
 
 #[test]
-fn products_for_hopper_are_sums_written_out_for_any_sizes() {
-    passes("product_hopper");
+fn hopper_products_match_the_reference_for_any_size() {
+    run_kernel_test("product_hopper");
 }

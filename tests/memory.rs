@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is said of memory is what is used. Alone in its process: the allocator counts everything.
+//! Compares predicted with allocated memory. In a process of its own, because the allocator counts
+//! all allocations.
 
 use std::sync::Mutex;
 
@@ -17,26 +18,26 @@ use peak_alloc::PeakAlloc;
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// Keeps the tests of this file apart.
-static ONE: Mutex<()> = Mutex::new(());
+/// Serialises the tests of this file.
+static EXCLUSIVE: Mutex<()> = Mutex::new(());
 
 fn noise(name: &str, shape: &[usize]) -> Tensor {
     synth::noise(name, shape, &Device::Cpu).unwrap()
 }
 
-/// The peak of `work`, as a multiple of what is said of it.
-fn compare<T>(what: &str, said: usize, work: impl FnOnce() -> T) -> f64 {
+/// Peak memory of `work` relative to the prediction.
+fn compare<T>(what: &str, predicted: usize, work: impl FnOnce() -> T) -> f64 {
     let before = MEMORY.current_usage();
     MEMORY.reset_peak_usage();
     work();
     let used = MEMORY.peak_usage() - before;
-    eprintln!("{what}: {used} bytes used, {said} said");
-    used as f64 / said as f64
+    eprintln!("{what}: {used} bytes used, {predicted} predicted");
+    used as f64 / predicted as f64
 }
 
-/// The peak of an evaluation against the budget, in slices of so many pixels.
+/// Checks the predicted peak of an evaluation, for slices of each number of pixels.
 fn measure(frames: usize, h: usize, w: usize, branches: usize, slices: &[usize]) {
-    let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _exclusive = EXCLUSIVE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let config = Config { dim: 64, head_dim: 16, num_heads: 8, context_dim: 128, ..Config::full() };
     let weights = synth::weights("", DType::F32, &Device::Cpu);
     let denoiser = Denoiser::new(&config, weights).unwrap();
@@ -46,20 +47,20 @@ fn measure(frames: usize, h: usize, w: usize, branches: usize, slices: &[usize])
     let conditions = Conditions { t: 600.0, hint: &hint, t_hint: 199.0, s_cond: 8.0, mask: &mask };
     for pixels in slices {
         let slices = Slices::of_pixels(*pixels);
-        let said = peak_bytes(&config, frames, (h, w), branches, DType::F32, slices);
+        let predicted = peak_bytes(&config, frames, (h, w), branches, DType::F32, slices);
         let what = format!("{frames}x{h}x{w}, {branches} branches, slices of {pixels}");
         let mode = Mode { slices, ..Mode::default() };
         let contexts = vec![&context; branches];
         let evaluate = || denoiser.forward_in(mode, &x, &conditions, &contexts, &|| Ok(()));
-        let ratio = compare(&what, said, || evaluate().unwrap());
+        let ratio = compare(&what, predicted, || evaluate().unwrap());
         assert!((0.95..1.05).contains(&ratio), "{what}: {ratio}");
     }
 }
 
 #[test]
-fn an_evaluation_takes_the_memory_that_is_said_in_slices_of_any_size() {
+fn an_evaluation_uses_the_predicted_memory_for_any_slice_size() {
     measure(4, 34, 48, 1, &[1 << 15]);
-    // All frames of every level at a time; some of them; one at the first level, more at others.
+    // A slice holds all frames of every level; some of them; one on the first level, more on others.
     measure(9, 26, 40, 2, &[1 << 15, 1 << 12, 1 << 10]);
 }
 
@@ -75,7 +76,7 @@ fn the_published_size_fits_15_gib_in_the_default_slices() {
     assert!(smallest <= usual && usual <= 15.0 && usual < largest && largest <= 16.0);
 }
 
-/// A narrow autoencoder.
+/// A small autoencoder with synthetic weights.
 fn autoencoder() -> (vae::Config, Vae) {
     let config = vae::Config { block_out_channels: vec![32, 64, 64], layers_per_block: 2 };
     let weights = synth::weights("", DType::F32, &Device::Cpu);
@@ -84,25 +85,25 @@ fn autoencoder() -> (vae::Config, Vae) {
 }
 
 #[test]
-fn encoding_and_decoding_take_the_memory_that_is_said() {
+fn encoding_and_decoding_use_the_predicted_memory() {
     use gstvenhance::sampler::Autoencoder;
-    let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _exclusive = EXCLUSIVE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let (config, vae) = autoencoder();
     let check = &|| Ok(());
     let image = noise("image", &[1, 3, 240, 320]);
-    let said = vae::encode_bytes(&config, (30, 40));
+    let predicted = vae::encode_bytes(&config, (30, 40));
     let encode = || Autoencoder::encode(&vae, &image, Mode::default(), check).unwrap();
-    let ratio = compare("encoding", said, encode);
+    let ratio = compare("encoding", predicted, encode);
     assert!((0.95..1.05).contains(&ratio), "{ratio}");
 
     let latents = noise("latents", &[7, 4, 36, 48]);
-    // Of 144·192 decoded pixels: more than all frames, two and one.
+    // Decoded frames have 144·192 pixels: slices hold all frames, two, or one.
     for pixels in [1 << 18, 1 << 16, 1 << 11] {
         let slices = Slices::of_pixels(pixels);
-        let said = vae::decode_bytes(&config, 7, (36, 48), DType::F32, slices);
+        let predicted = vae::decode_bytes(&config, 7, (36, 48), DType::F32, slices);
         let mode = Mode { slices, ..Mode::default() };
         let decode = || Autoencoder::decode(&vae, &latents, mode, check).unwrap();
-        let ratio = compare(&format!("decoding in slices of {pixels}"), said, decode);
+        let ratio = compare(&format!("decoding in slices of {pixels}"), predicted, decode);
         assert!((0.95..1.05).contains(&ratio), "{pixels}: {ratio}");
     }
 }

@@ -55,9 +55,10 @@ impl Order {
     }
 }
 
-/// Multi-head attention softmax(q·kᵀ / √d)·v. q is [b, t, c], k and v are [b or 1, s, c], with c =
-/// heads · d; the result is [b, t, c]. With `causal`, a query attends to the keys up to its own
-/// position.
+/// Multi-head attention softmax(q·kᵀ / √d)·v, with d = c / heads.
+///
+/// q is [b, t, c], k and v are [b or 1, s, c]; the result is [b, t, c]. With `causal`, a query
+/// attends to the keys up to its own position.
 ///
 /// # Errors
 /// If shapes do not match.

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Attention on tensor cores against softmax written out, for sizes that do and do not fill its tiles.
+// Compares attention on tensor cores with a reference, for sizes that do and do not fill its
+// tiles.
 #include "attention.h"
 
 #include "../../src/ops/cuda/attention.cu"
 
 struct Kernel {
     const char *name;
-    // Of a block.
+    // Queries per block.
     int queries, keys, threads;
     void (*f16)(Attention<::f16>);
     void (*bf16)(Attention<::bf16>);
@@ -40,7 +41,7 @@ int main() {
     compare_both(LONG, {2, 40, 77, 2, true, 3});
     compare_both(LONG, {1, 1, 1, 1, false, 2});
     compare_both(LONG, {1, 257, 129, 1, false, 4});
-    // Scores of thousands.
+    // Scores in the thousands.
     compare_both(LONG, {1, 100, 150, 2, false, 60});
     compare_both(SHORT, {3, 32, 32, 2, false, 2});
     compare_both(SHORT, {3, 31, 31, 2, false, 2});
@@ -49,12 +50,12 @@ int main() {
     compare_both(MEDIUM, {2, 48, 48, 2, false, 2});
     compare_both(MEDIUM, {3, 43, 43, 2, false, 2});
     compare_both(MEDIUM, {2, 50, 100, 1, true, 60});
-    // Along the frames of pixels.
+    // Attention along the frames of pixels.
     compare_both(SHORT, {5, 31, 31, 2, false, 2, true});
     compare_both(SHORT, {3, 70, 40, 1, false, 60, true});
     compare_both(MEDIUM, {4, 43, 43, 3, false, 2, true});
     compare_both(MEDIUM, {1, 48, 48, 1, false, 2, true});
     compare_both(LONG, {3, 150, 200, 2, false, 2, true});
-    emulator::report("reads of shared memory that wait for a bank", emulator::conflicts, 0);
+    emulator::report("shared memory bank conflicts", emulator::conflicts, 0);
     return emulator::failed;
 }

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Attention as softmax written out, and what it is compared on.
+// Reference implementation of attention, and the inputs of its tests.
 #pragma once
 
 #include "emulator.h"
 
 struct Shape {
     int batch, tokens, keys, heads;
-    // Whether all batches see the same keys.
+    // Whether all batches share the keys.
     bool shared;
-    // Of a number of q and k at most.
+    // Maximum absolute value of q and k.
     float size;
-    // Whether a token of each batch follows the others', [tokens, batch, width]; then none are shared.
+    // Whether the layout is [tokens, batch, width]; keys are not shared then.
     bool interleaved = false;
 };
 
-/// Queries, keys and values of heads of 64 numbers, and room for what comes of them.
+/// Queries, keys and values with 64 channels per head, and the output.
 template <class T> struct Inputs {
     const Shape shape;
     const int width, key_batches;
@@ -28,13 +28,13 @@ template <class T> struct Inputs {
     size_t queries() const { return size_t(shape.batch) * shape.tokens * width; }
     size_t keys() const { return size_t(key_batches) * shape.keys * width; }
 
-    // Strides as the kernels take them.
+    // Strides as kernel arguments.
     int row() const { return shape.interleaved ? shape.batch * width : width; }
     int batch() const { return shape.interleaved ? width : shape.tokens * width; }
     int key_batch() const { return shape.shared ? 0 : shape.interleaved ? width : shape.keys * width; }
 
-    // The largest error of a query and head, in what rounding explains: each weight and the result are narrowed,
-    // scores are summed in f32.
+    // The largest error of a query and head relative to the rounding error: weights and result are
+    // rounded to T, scores are accumulated in f32.
     double error(int batch, int token, int head) const {
         const auto at = [&](const emulator::Buffer<T> &x, size_t row, int d) {
             return double(widen(x[row * width + head * 64 + d]));
@@ -70,7 +70,7 @@ template <class T> struct Inputs {
             }
             const double narrowed = emulator::ROUNDING<T> * (sizes + fabs(sum));
             const double summed = emulator::ROUNDING<float> * (16 + 8 * size) * sizes;
-            // Weights below the smallest normal number of f16 keep fewer digits.
+            // Weights below the smallest normal number of f16 have fewer digits.
             const double denormal = 1.0 / (1 << 25) * shape.keys / weight;
             const double difference = fabs(at(out, query, d) - sum);
             worst = max(worst, isnan(difference) ? INFINITY : difference / (narrowed + summed + denormal));

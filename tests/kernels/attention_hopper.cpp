@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Attention for Hopper against softmax written out, for sizes that do and do not fill its tiles.
+// Compares attention for Hopper with a reference, for sizes that do and do not fill its tiles.
 #include "hopper.h"
 
 #include "attention.h"
@@ -28,14 +28,14 @@ void compare_both(const Shape &shape) {
 
 int main() {
     compare_both({1, 192, 128, 1, false, 2});
-    // Stages are filled again and again.
+    // Enough keys to reuse every stage several times.
     compare_both({1, 70, 700, 1, false, 2});
     compare_both({1, 64, 4000, 1, false, 2});
     compare_both({2, 200, 300, 2, false, 2});
     compare_both({2, 70, 77, 2, true, 3});
     compare_both({1, 1, 1, 1, false, 2});
     compare_both({1, 257, 129, 1, false, 4});
-    // Scores of thousands.
+    // Scores in the thousands.
     compare_both({1, 100, 150, 2, false, 60});
     return emulator::failed;
 }

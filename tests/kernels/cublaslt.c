@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Stands in for cuBLASLt where no GPU is: computes small products in the host's memory, exactly as their layouts say,
-// and refuses what cuBLASLt would. For scripts/cuda-dry-run, which adds the functions that are not here: they do
-// nothing.
+// A mock cuBLASLt, for use without a GPU: computes small products in host memory according to
+// their layouts and rejects what cuBLASLt would reject. For scripts/cuda-dry-run, which generates
+// no-op stubs for all other functions.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -9,13 +9,13 @@
 #include <string.h>
 
 enum { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
-// Types of numbers and of sums, as cuBLASLt numbers them.
+// Values of cudaDataType_t and cublasComputeType_t.
 enum { F32 = 0, F16 = 2, BF16 = 14, SUMS_F32 = 68 };
-// Attributes of a product, and of a preference.
+// Attributes of a matmul descriptor, and of a preference.
 enum { TRANS_A = 3, TRANS_B = 4, EPILOGUE = 7, BIAS_POINTER = 8 };
 enum { MOST_WORKSPACE = 1, ALIGNMENT_A = 5, ALIGNMENT_D = 8 };
 enum { EPILOGUE_NONE = 1, EPILOGUE_BIAS = 4 };
-// Multiplications in a product that somebody looks at.
+// Multiplications up to which a product is computed.
 #define LOOKED_AT (1ull << 28)
 
 struct Product {
@@ -25,7 +25,7 @@ struct Product {
     const void *bias;
 };
 
-// Column-major.
+// A column-major matrix layout.
 struct Matrix {
     int type;
     uint64_t rows, columns;
@@ -37,7 +37,7 @@ struct Preference {
     uint32_t alignment;
 };
 
-// 64 bytes of the caller's.
+// The opaque 64 bytes of an algorithm, which the caller allocates.
 struct Algorithm {
     uint64_t workspace, alignment, rows, columns, steps, rest[3];
 };
@@ -118,7 +118,7 @@ int cublasLtMatmulPreferenceSetAttribute(struct Preference *preference, int name
     return SUCCESS;
 }
 
-// Whether the matrices make a product.
+// Whether the shapes of the matrices match.
 static int fits(const struct Product *product, const struct Matrix *a, const struct Matrix *b,
                 const struct Matrix *c, const struct Matrix *d) {
     const uint64_t rows = product->transposed_a ? a->columns : a->rows;
@@ -163,7 +163,7 @@ static float widen(uint16_t bits, int type) {
     return wide;
 }
 
-// To the nearest, of two the even one.
+// Rounds to nearest even.
 static uint16_t narrow(float wide, int type) {
     uint16_t bits;
     if (type == BF16) {
@@ -177,7 +177,7 @@ static uint16_t narrow(float wide, int type) {
     return bits;
 }
 
-// A number of a matrix, or of the transposed one.
+// An element of a matrix, or of its transpose.
 static float at(const uint16_t *values, const struct Matrix *matrix, int transposed, uint64_t row, uint64_t column) {
     const uint64_t place = transposed ? row * matrix->stride + column : column * matrix->stride + row;
     return widen(values[place], matrix->type);

@@ -1,15 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Stands in for the driver of one Hopper GPU, so that the code that starts kernels runs where there is no GPU: memory
-// is the host's, and what a driver would refuse is an error that says so. For scripts/cuda-dry-run, which adds the
-// functions that are not here: they do nothing. Kernels compute nothing, unless DRIVER_EMULATED says otherwise.
+// A mock CUDA driver with one Hopper GPU, so that host code which launches kernels runs without a
+// GPU. Device memory is host memory, and calls that a driver would reject report an error. For
+// scripts/cuda-dry-run, which generates no-op stubs for all other functions. Kernels compute
+// nothing, except with DRIVER_EMULATED.
 //
 // Environment:
-// DRIVER_CAPABILITY=X.Y  The device's compute capability instead of 9.0.
-// DRIVER_EMULATED=DIR    Libraries made of tests/kernels/emulated.cpp. What they have of kernels is computed, until the
-//                        first launch of one that they do not have: a network would take days.
-// DRIVER_LOG=FILE        A line for each launch: the kernel's name.
-// DRIVER_FAULT=WHAT:NAME Kernels whose name begins with NAME cannot be loaded (load), cannot be launched (launch), or
-//                        fail when they run, so that all later calls fail (run), or never end (hang).
+// DRIVER_CAPABILITY=X.Y
+//     Compute capability of the device instead of 9.0.
+// DRIVER_MIB=N
+//     Memory of the device in MiB instead of 80 GiB.
+// DRIVER_EMULATED=DIR
+//     Folder of libraries built from tests/kernels/emulated.cpp. Their kernels are computed until
+//     the first launch of a kernel that none of them has: emulating a network would take days.
+// DRIVER_LOG=FILE
+//     Appends the kernel's name for each launch.
+// DRIVER_FAULT=WHAT:NAME
+//     Makes kernels whose name begins with NAME fail to load (load), fail to launch (launch), fail
+//     while running, after which all calls fail (run), or never end (hang).
 
 // For memmem.
 #define _GNU_SOURCE
@@ -25,25 +32,25 @@
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NO_BINARY = 209, NOT_FOUND = 500 };
 enum { NOT_READY = 600, ILLEGAL_ADDRESS = 700, OUT_OF_RESOURCES = 701 };
-// Attributes of a device and of a kernel, by their numbers in cuda.h.
+// Attributes of a device and of a kernel, with their values in cuda.h.
 enum { MULTIPROCESSORS = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, MOST_SHARED = 97, MEMORY_POOLS = 115 };
 enum { DYNAMIC_SHARED = 8 };
-// Of a pool of memory.
+// Attributes of a memory pool.
 enum { RESERVED = 5, USED = 7, USED_HIGH = 8 };
 
 #define SHARED_BYTES 232448
-// What is larger is not copied, only given out: nobody looks at it.
+// Larger allocations are never read, so their contents are not copied.
 #define LOOKED_AT (1 << 20)
 
 typedef uint64_t Pointer;
 
 static size_t used, high;
-// The error that every call returns from now on.
+// The error that every call returns from now on, or 0.
 static int lost;
-// Whether a kernel runs that does not end.
+// Whether a kernel that never ends is running.
 static int hangs;
 
-// The device's memory: DRIVER_MIB in MiB, else 80 GiB.
+// Memory of the device: DRIVER_MIB in MiB, by default 80 GiB.
 static size_t total_bytes(void) {
     const char *mib = getenv("DRIVER_MIB");
     return (mib != NULL ? strtoull(mib, NULL, 10) : 80ull << 10) << 20;
@@ -54,7 +61,7 @@ static int refuse(const char *what, const char *name) {
     return INVALID_VALUE;
 }
 
-// Whether kernels whose name begins as this one's are to fail in a way.
+// Whether DRIVER_FAULT applies to a kernel in a given way.
 static int has_fault(const char *way, const char *name) {
     const char *fault = getenv("DRIVER_FAULT");
     const size_t length = strlen(way);
@@ -65,7 +72,7 @@ static int has_fault(const char *way, const char *name) {
     return strncmp(name, begin, strlen(begin)) == 0;
 }
 
-// Fresh pages are zeros, and take no memory before they are touched.
+// Fresh pages are zero and take no physical memory until they are touched.
 __attribute__((constructor)) static void map_what_is_large(void) {
     mallopt(M_MMAP_THRESHOLD, LOOKED_AT);
     mallopt(M_MMAP_MAX, 1 << 20);
@@ -104,7 +111,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
     return SUCCESS;
 }
 
-// Handles that only have to be there.
+// A non-null dummy handle.
 static int handle(void **to) {
     *to = &used;
     return SUCCESS;
@@ -145,7 +152,7 @@ int cuMemFreeAsync(Pointer pointer, void *stream) {
 }
 
 int cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t bytes, void *stream) {
-    // Kernels that are computed look at all of it.
+    // Emulated kernels read all data.
     if (bytes < LOOKED_AT || getenv("DRIVER_EMULATED") != NULL) {
         memcpy((void *)to, from, bytes);
     }
@@ -175,7 +182,7 @@ int cuMemGetInfo_v2(size_t *left, size_t *total) {
 }
 
 int cuMemPoolGetAttribute(void *pool, int attribute, uint64_t *value) {
-    // The pool keeps nothing.
+    // The pool does not cache freed memory.
     *value = attribute == USED || attribute == RESERVED ? used : high;
     return SUCCESS;
 }
@@ -205,12 +212,12 @@ static uint32_t number(const char *at) {
     return value;
 }
 
-// Where a fatbin has an image that the device can run: of its architecture, or of an earlier minor version.
+// Finds an image in a fatbin for the device's compute capability or an earlier minor version.
 static int find_image(struct Module *module, const char *fatbin) {
     uint64_t total;
     memcpy(&total, fatbin + 8, sizeof(total));
     uint32_t best = 0;
-    // A header of 16 bytes, then images, each behind a header that says how long both are.
+    // The format is a header of 16 bytes, then images, each with a header that holds both lengths.
     for (const char *at = fatbin + 16; at < fatbin + 16 + total;) {
         const uint32_t header = number(at + 4), size = number(at + 8), architecture = number(at + 28);
         const int fits = architecture / 10 == capability(0) && architecture % 10 <= capability(1);
@@ -238,7 +245,7 @@ int cuModuleLoadData(struct Module **to, const char *data) {
         fprintf(stderr, "the driver would refuse a fatbin without an image for the device\n");
         return NO_BINARY;
     }
-    // cudarc frees what it has loaded.
+    // cudarc frees the image that it has loaded.
     char *copy = malloc(module->size);
     module->bytes = memcpy(copy, module->bytes, module->size);
     const char *fault = getenv("DRIVER_FAULT");
@@ -251,7 +258,7 @@ int cuModuleLoadData(struct Module **to, const char *data) {
 
 int cuModuleGetFunction(struct Kernel **kernel, const struct Module *module, const char *name) {
     char entry[200];
-    // An image has a section of each kernel; its name ends with 0.
+    // An image has a section for each kernel, with a zero-terminated name.
     const int length = snprintf(entry, sizeof(entry), module->is_image ? ".text.%s" : ".entry %s(", name);
     if (!contains(module, entry, length + module->is_image)) {
         refuse("a kernel by the name", name);
@@ -271,7 +278,7 @@ int cuFuncSetAttribute(struct Kernel *kernel, int attribute, int value) {
     return value <= SHARED_BYTES ? SUCCESS : refuse("so much shared memory for blocks", kernel->name);
 }
 
-// What emulated.cpp has of a file's kernels; whether that is the one that is asked for.
+// Function of emulated.cpp that runs a kernel by name and returns whether it exists.
 typedef int Emulate(const char *name, const unsigned *grid, const unsigned *block, unsigned shared, void **arguments);
 
 static int emulate(const char *name, const unsigned *grid, const unsigned *block, unsigned shared, void **arguments) {
@@ -340,7 +347,7 @@ int cuLaunchKernel(struct Kernel *kernel, unsigned x, unsigned y, unsigned z, un
     return SUCCESS;
 }
 
-// As tests/kernels/hopper.h has it, which the emulated kernels take.
+// Layout in tests/kernels/hopper.h, as the emulated kernels expect it.
 struct TensorMap {
     const void *base;
     int columns, width, height, depth, tile_width, tile_height;
@@ -349,13 +356,13 @@ struct TensorMap {
 int cuTensorMapEncodeTiled(struct TensorMap *map, int type, uint32_t rank, void *address, const uint64_t *sizes,
                            const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave,
                            int swizzle, int promotion, int fill) {
-    // Of two bytes a number, in boxes as wide as the swizzle.
+    // Elements of two bytes, in boxes no wider than the swizzle.
     int fits = (uintptr_t)map % 64 == 0 && (uintptr_t)address % 16 == 0 && box[0] * 2 <= 128;
     for (uint32_t n = 0; n < rank; n += 1) {
         fits &= sizes[n] > 0 && sizes[n] <= 1ull << 32 && box[n] > 0 && box[n] <= 256 && steps[n] == 1;
         fits &= n + 1 == rank || (strides[n] % 16 == 0 && strides[n] < 1ull << 40);
     }
-    // Of four dimensions, from the innermost on.
+    // Four dimensions, innermost first.
     *map = (struct TensorMap){address, sizes[0], sizes[1], sizes[2], sizes[3], box[1], box[2]};
     return fits && rank == 4 ? SUCCESS : refuse("the map", "a tensor");
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// A file of kernels as a library that runs them by name, for driver.c. SOURCE is the file, KERNELS lists
-// ENTRY(name) for each of its kernels: scripts/cuda-dry-run defines both.
+// Compiles a kernel file to a library that runs its kernels by name, for driver.c.
+// scripts/cuda-dry-run defines SOURCE, the file, and KERNELS, a list of ENTRY(name) for each of
+// its kernels.
 #include "hopper.h"
 
 #include <utility>
@@ -28,7 +29,7 @@ const Entry entries[] = {KERNELS};
 
 } // namespace
 
-/// Runs a kernel, unless it is none of these: whether it is one.
+/// Runs a kernel by name. Returns false if the library does not have it.
 extern "C" __attribute__((visibility("default"))) int emulate(const char *name, const u32 *grid, const u32 *block,
                                                               u32 shared, void **arguments) {
     for (const Entry &entry : entries) {

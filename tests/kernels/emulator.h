@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Runs the CUDA kernels of src/ops/cuda on a CPU, from the same source, so that they can be proved where
-// there is no GPU. It stands for the part of device.cuh that EMULATED leaves out, and is unkind on purpose: a
-// warp runs as far as it can while others stand still, copies arrive as late as they may, fresh memory is
-// NaN, and around each array lies what nobody may touch.
+// Runs the CUDA kernels of src/ops/cuda on a CPU, from the same source, so that they can be tested
+// without a GPU. Replaces the part of device.cuh that EMULATED leaves out.
+//
+// The emulation is adversarial: a warp runs as far as possible before the others, copies complete
+// as late as allowed, fresh memory is NaN, and inaccessible pages surround each array.
 #pragma once
 
 #include <math.h>
@@ -41,7 +42,7 @@ struct bf16 {
     unsigned short bits;
 };
 
-// Of the thread that runs now.
+// Indices of the running thread.
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
@@ -53,7 +54,7 @@ namespace emulator {
     abort();
 }
 
-/// Numbers that begin as NaN, between pages that cannot be read or written.
+/// An array of elements that are initially NaN, between inaccessible pages.
 template <class T> class Buffer {
   public:
     explicit Buffer(size_t count, size_t alignment = 16) : count(count) {
@@ -98,7 +99,7 @@ template <class T> class Buffer {
         return byte >= begin && byte + bytes <= begin + count * sizeof(T);
     }
 
-    /// That what fills the first and last page has not been written.
+    /// Checks that the padding of the first and the last page has not been overwritten.
     void check() const {
         const auto *begin = reinterpret_cast<const unsigned char *>(first);
         const auto untouched = [](unsigned char byte) { return byte == 0xff; };
@@ -115,7 +116,7 @@ template <class T> class Buffer {
     size_t count;
 };
 
-/// 16 bytes under way; no source for zeros.
+/// A pending copy of 16 bytes; a null source means zeros.
 struct Copy {
     unsigned char *to;
     const void *from;
@@ -128,17 +129,17 @@ struct Thread {
     std::deque<std::vector<Copy>> groups;
 };
 
-/// Masks have a bit a lane.
+/// The masks have one bit per lane.
 struct Warp {
     u32 ready = 0;
     u32 at_barrier = 0;
-    /// Lanes that have come to the collective operation `what`, and what they gave it.
+    /// Lanes that have arrived at the collective operation `what`, and their operands.
     u32 arrived = 0;
     const char *what = nullptr;
     void *operands[32];
 };
 
-/// The block that runs now.
+/// The running block.
 struct Block {
     std::vector<Thread> threads;
     std::vector<Warp> warps;
@@ -151,13 +152,13 @@ struct Block {
 
 inline Block block;
 
-/// Rows for ldmatrix that wait for others of their matrix, since their banks are the same.
+/// Rows read by ldmatrix that conflict with another row of their matrix.
 inline size_t conflicts = 0;
 
 inline Warp &warp() { return block.warps[block.current / 32]; }
 inline u32 lane() { return block.current % 32; }
 
-/// A lane of the same warp, as long as one can run, else one of any warp.
+/// Selects the next thread: a lane of the same warp if one can run, else a lane of a random warp.
 inline size_t next() {
     size_t number = block.current / 32;
     if (block.warps[number].ready == 0) {
@@ -189,7 +190,7 @@ inline void resume(ucontext_t &from) {
 }
 
 inline void suspend() {
-    // Its own number is on its stack.
+    // The thread's own index is on its stack.
     const size_t own = block.current;
     resume(block.threads[own].context);
 }
@@ -207,7 +208,8 @@ inline void release_barrier() {
     }
 }
 
-/// The last lane that comes computes for all: `compute` gets what the 32 gave.
+/// A collective operation of a warp: the last lane to arrive calls `compute` with the operands of
+/// all 32.
 template <class Operands, class Compute> void together(const char *what, Operands &mine, Compute compute) {
     Warp &own = warp();
     if (own.arrived != 0 && strcmp(own.what, what) != 0) {
@@ -260,7 +262,7 @@ inline void run_block() {
     resume(block.outside);
 }
 
-/// As `kernel<<<grid, block, shared>>>`.
+/// Like `kernel<<<grid, block, shared>>>`.
 template <class Kernel> void launch(dim3 grid, dim3 threads, size_t shared_bytes, Kernel kernel) {
     if (threads.x * threads.y * threads.z > 1024 || shared_bytes > 227 * 1024 || grid.y > 65535 ||
         grid.z > 65535 || grid.x * grid.y * grid.z == 0) {
@@ -321,7 +323,7 @@ inline void load_matrices(u32 (&r)[4], const void *row, bool transposed) {
 inline void __syncthreads() {
     emulator::warp().at_barrier |= 1u << emulator::lane();
     emulator::release_barrier();
-    // Whoever came last waits its turn, too.
+    // The last thread to arrive is suspended as well.
     emulator::suspend();
 }
 
@@ -359,7 +361,7 @@ template <> inline f16 narrow<f16>(float x) {
     if (isnan(x)) {
         bits = 0x7fff;
     } else if (size < 65520) {
-        // The exponent of a normal number; a mantissa without or with more than its first bit carries over.
+        // The exponent of a normal number. Rounding the mantissa may carry over into the exponent.
         const int exponent = size == 0 ? -14 : max(ilogbf(size), -14);
         bits = ((exponent + 14) << 10) + lrintf(ldexpf(size, 10 - exponent));
     }
@@ -432,7 +434,7 @@ inline void copy_async(void *shared, const void *global, bool valid) {
     if (reinterpret_cast<uintptr_t>(global) % 16 != 0) {
         emulator::fail("copy_async from what is not aligned");
     }
-    // From now on nobody may count on what was there.
+    // The previous content is undefined from now on.
     memset(shared, 0xff, 16);
     auto *to = static_cast<unsigned char *>(shared);
     emulator::block.threads[emulator::block.current].begun.push_back({to, valid ? global : nullptr});
@@ -483,10 +485,10 @@ template <class T> T shuffle_xor(T value, int lanes) {
 
 #include "../../src/ops/cuda/device.cuh"
 
-// What tests share.
+// Helpers that the tests share.
 namespace emulator {
 
-/// Numbers between -size and size, the same for the same seed.
+/// Pseudo-random values in [centre - size, centre + size], deterministic for a seed.
 template <class T> Buffer<T> numbers(size_t count, u32 seed, float size = 1, float centre = 0) {
     Buffer<T> buffer(count);
     std::mt19937 random(seed);
@@ -497,7 +499,7 @@ template <class T> Buffer<T> numbers(size_t count, u32 seed, float size = 1, flo
     return buffer;
 }
 
-/// Half the distance of 1 to the next number: what rounding changes at most, relatively.
+/// Half the distance between 1 and the next number: the maximum relative rounding error.
 template <class T> constexpr double ROUNDING = 0;
 template <> inline constexpr double ROUNDING<f16> = 1.0 / (1 << 11);
 template <> inline constexpr double ROUNDING<bf16> = 1.0 / (1 << 8);
@@ -510,7 +512,7 @@ template <> inline constexpr const char *NAME<float> = "f32";
 
 inline bool failed = false;
 
-/// Says what was compared; an error that is too large, or NaN, makes the test fail.
+/// Reports a comparison. An error above the tolerance, or NaN, fails the test.
 inline void report(const char *what, double error, double allowed) {
     const bool fits = error <= allowed;
     printf("%-60s error %.2e of %.2e%s\n", what, error, allowed, fits ? "" : " TOO LARGE");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// The gate against its formula in double, for widths that do and do not fill 16 bytes.
+// Compares GEGLU with its formula in double precision, for widths that are and are not multiples
+// of 16 bytes.
 #include "emulator.h"
 
 #include "../../src/ops/cuda/gate.cu"

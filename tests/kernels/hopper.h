@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// The part of hopper.cuh that EMULATED leaves out, on a CPU. Products and copies of tiles happen as late as they
-// may: when somebody waits for them.
+// CPU emulation of the part of hopper.cuh that EMULATED leaves out. Products and copies of tiles
+// complete as late as possible: when a thread waits for them.
 #pragma once
 
 #include "emulator.h"
 
 typedef unsigned long long u64;
 
-/// Of [depth, height, width, columns] numbers of 16 bits, in tiles of tile_height × tile_width rows of 64
-/// columns.
+/// A tensor [depth, height, width, columns] of 16-bit elements, in tiles of tile_height ×
+/// tile_width rows of 64 columns.
 struct TensorMap {
     const void *base;
     int columns, width, height, depth;
@@ -24,7 +24,7 @@ struct Barrier {
 
 namespace emulator {
 
-/// A tile on its way.
+/// A pending copy of a tile.
 struct TileCopy {
     unsigned char *to;
     TensorMap map;
@@ -34,7 +34,7 @@ struct TileCopy {
 
 inline std::deque<TileCopy> tiles_under_way;
 
-/// Where the swizzle puts what would be at this address.
+/// Applies the 128-byte swizzle to an address.
 inline unsigned char *swizzled(unsigned char *at) {
     const uintptr_t address = reinterpret_cast<uintptr_t>(at);
     return reinterpret_cast<unsigned char *>(address ^ (address >> 7 & 7) << 4);
@@ -68,7 +68,7 @@ inline void finish(const TileCopy &copy) {
     end_phase(*copy.barrier);
 }
 
-/// Lets others run, of other warps as well.
+/// Lets other threads run, those of other warps included.
 inline void give_way() {
     const size_t own = block.current, count = block.warps.size();
     warp().ready |= 1u << lane();
@@ -80,7 +80,7 @@ inline void give_way() {
     resume(block.threads[own].context);
 }
 
-/// Four warps' operands for a product: a in registers or, as b, in shared memory.
+/// Operands of a warpgroup product: a in registers or, like b, in shared memory.
 struct WarpgroupProduct {
     float *d[128];
     const u32 *a[128];
@@ -90,14 +90,15 @@ struct WarpgroupProduct {
     float (*value)(unsigned short);
 };
 
-/// What four warps have come to.
+/// State of a warpgroup.
 struct Warpgroup {
     u32 arrived = 0;
     const char *what = nullptr;
     void *operands[128];
     std::vector<WarpgroupProduct> begun;
     std::deque<std::vector<WarpgroupProduct>> groups;
-    /// While a product is under way its d, by the first lane's, is here, and NaN where it belongs.
+    /// While a product is pending, its accumulators, keyed by the first lane's; the registers hold
+    /// NaN.
     std::vector<std::pair<float *, std::vector<float>>> sums;
 };
 
@@ -108,7 +109,7 @@ inline Warpgroup &warpgroup() {
     return warpgroups[block.current / 128];
 }
 
-/// As `together`, for four warps.
+/// Like `together`, for a warpgroup.
 template <class Operands, class Compute>
 void four_warps_together(const char *what, Operands &mine, Compute compute) {
     Warpgroup &own = warpgroup();
@@ -131,12 +132,12 @@ void four_warps_together(const char *what, Operands &mine, Compute compute) {
     warp().ready &= ~(1u << lane());
 }
 
-/// The address in a descriptor; what else it says is checked.
+/// Address in a descriptor. Checks the other fields.
 inline unsigned char *tile_of(u64 descriptor) {
     if (descriptor >> 32 != ((1024 >> 4) | 1ull << 30)) {
         fail("a tile that is no 128 bytes wide and swizzled");
     }
-    // An address has 18 bits there: where it lies in the window of shared memory.
+    // The descriptor holds 18 bits of the address, relative to the window of shared memory.
     const uintptr_t base = reinterpret_cast<uintptr_t>(block.shared->data());
     const uintptr_t low = (descriptor & 0x3fff) << 4;
     uintptr_t at = (base & ~uintptr_t(0x3ffff)) | low;
@@ -239,7 +240,8 @@ inline void commit_products() {
     });
 }
 
-/// Gives the threads what has come of their products, if nothing is under way for these sums any more.
+/// Writes the results of completed products to the threads' registers, if no other product on
+/// these accumulators is pending.
 inline void give_back(Warpgroup &own, const WarpgroupProduct &product) {
     const auto same = [&](const WarpgroupProduct &other) { return other.d[0] == product.d[0]; };
     const auto uses = [&](const auto &group) { return std::any_of(group.begin(), group.end(), same); };
@@ -283,7 +285,7 @@ inline void arrive(Barrier &barrier) {
     }
     barrier.missing -= 1;
     emulator::end_phase(barrier);
-    // Whoever waited for it may begin at once.
+    // A waiting thread may continue at once.
     emulator::give_way();
 }
 
@@ -293,7 +295,7 @@ inline void arrive_and_expect(Barrier &barrier, u32 bytes) {
 }
 
 inline void wait_for(Barrier &barrier, u32 parity) {
-    // The phase before the first one counts as one of parity 1.
+    // The phase before the first one has parity 1.
     for (size_t tries = 0; barrier.phase % 2 == parity % 2; tries += 1) {
         auto &tiles = emulator::tiles_under_way;
         const auto mine = [&](const emulator::TileCopy &copy) { return copy.barrier == &barrier; };
@@ -341,7 +343,7 @@ template <class T> void multiply_rows(float (&d)[32], const u32 (&a)[4], u64 b) 
 
 namespace emulator {
 
-/// Threads that have come to each named barrier.
+/// Threads that have arrived at each named barrier.
 struct Named {
     int arrived = 0;
     u32 phase = 0;

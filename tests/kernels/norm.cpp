@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Norms against sums in double, for channels that do and do not fill 16 bytes, of more and fewer threads.
+// Compares norms with sums in double precision, for channels that are and are not multiples of 16
+// bytes, and that exceed the number of threads or not.
 #include "emulator.h"
 
 #include "../../src/ops/cuda/norm.cu"
@@ -29,7 +30,7 @@ template <class... Values> void say(double error, double allowed, const char *fo
     emulator::report(what, error, allowed);
 }
 
-// The largest difference in units of what is allowed.
+// The largest error relative to the tolerance.
 struct Worst {
     double ratio = 0;
 
@@ -40,7 +41,7 @@ struct Worst {
 };
 
 template <class T> void moments(int frames, int pixels, int channels, int blocks, u32 threads) {
-    // Far from 0, where squares without a centre would leave no variance.
+    // Far from 0, where sums of squares that are not centred would lose the variance.
     const auto x = numbers<T>(size_t(frames) * pixels * channels, 5, 1, 50);
     const Buffer<float> partial(size_t(frames) * blocks * 2 * channels),
         moments(size_t(frames) * 2 * channels);
@@ -65,7 +66,7 @@ template <class T> void moments(int frames, int pixels, int channels, int blocks
             }
             const float *is = moments.data() + frame * 2 * channels + channel;
             worst.see(is[0], mean, 50 * 2 * ROUNDING<float>);
-            // Of sums of squares of at most 4.
+            // Relative to sums of squares of at most 4.
             worst.see(is[channels], variance, 4 * 10 * ROUNDING<float>);
         }
     }
@@ -155,7 +156,8 @@ template <class T> void layer(int rows, int width, u32 threads) {
 
 template <class T> void all() {
     moments<T>(2, 61, 320, 3, 240);
-    // Fewer pixels than blocks; threads left over; columns in several turns; no whole vectors.
+    // Fewer pixels than blocks; excess threads; several iterations over the columns; widths that
+    // are not multiples of 16 bytes.
     moments<T>(1, 3, 64, 4, 100);
     moments<T>(1, 9, 2560, 2, 96);
     moments<T>(2, 50, 37, 2, 256);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Copies of runs of bytes, in a launch of many: of any length, aligned or not.
+// Tests copies of several runs in one launch, for any length and alignment.
 #include "emulator.h"
 
 #include "../../src/ops/cuda/pixels.cu"
@@ -9,7 +9,8 @@ void compare(const std::vector<size_t> &before, size_t numbers, u32 blocks) {
     Runs runs = {};
     runs.bytes = numbers * sizeof(bf16);
     for (size_t n = 0; n < before.size(); n += 1) {
-        // So that the run begins after as many numbers, and what follows it is no memory.
+        // The run begins at an offset and ends at the end of the buffer, so that accesses beyond
+        // it fault.
         sources.push_back(emulator::numbers<bf16>(before[n] + numbers, n));
         targets.emplace_back(numbers, sizeof(bf16));
         runs.from[n] = reinterpret_cast<const unsigned char *>(sources[n].data() + before[n]);
@@ -29,7 +30,7 @@ void compare(const std::vector<size_t> &before, size_t numbers, u32 blocks) {
 
 int main() {
     compare({0, 8, 640}, 4 * 320, 1);
-    // More than the blocks copy at a time, and all runs that a launch can have.
+    // More bytes than all blocks copy per iteration, and the maximum of runs per launch.
     compare(std::vector<size_t>(RUNS, 16), 24 * 1024, 2);
     compare({0, 1, 3}, 37, 1);
     compare({5}, 1, 3);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Gathered products against convolutions and linear layers written out, for sizes that do and do not fill a
-// kernel's blocks.
+// Compares products with reference convolutions and linear layers, for sizes that do and do not
+// fill a kernel's blocks.
 #include "product.h"
 
 #include "../../src/ops/cuda/product.cu"
@@ -28,7 +28,7 @@ KERNELS(bf16)
 
 constexpr Kernel<float> WIDE = {"product", product_f32, 128, 256, 18432};
 
-/// As a kernel takes them, to write `out`, or to add to it what is there.
+/// Kernel arguments that write to `out`, or add to it in place.
 template <class T> Product<T> arguments(const Operands<T> &operands, const Case &of, const Buffer<T> &out) {
     const Buffer<T> &added = of.in_place ? out : operands.add;
     Product<T> all = {};
@@ -73,7 +73,7 @@ template <class T> void compare(const Kernel<T> &kernel, const Case &of) {
     report(kernel.name, operands, of, out);
 }
 
-/// Channels that are no multiples of 8.
+/// Numbers of channels that are not multiples of 8.
 const Case ANY_CHANNELS[] = {
     Case::image("3x3 of 3 channels", 2, 9, 11, 3, 0, 40),
     Case::image("3x3 of 4 channels, 3 outputs, a bias of each frame", 3, 8, 9, 4, 0, 3)
@@ -111,7 +111,7 @@ const Case ANY_OUTPUTS[] = {
         }),
 };
 
-/// Multiples of 4 outputs, and of 8 channels.
+/// Multiples of 4 outputs and of 8 channels.
 const Case USUAL[] = {
     Case::image("3x3 of 40 channels, 40 outputs", 2, 9, 10, 40, 0, 40),
     Case::image("3x3 of 24 + 40 channels, 8 outputs, added in place", 2, 9, 11, 24, 40, 8)
@@ -183,6 +183,6 @@ int main() {
         compare(Kernels<bf16>::MANY, of);
     }
     compare(Kernels<f16>::MANY, Case::image("3x3 of 320 channels, 160 outputs", 1, 9, 13, 320, 0, 160));
-    emulator::report("reads of shared memory that wait for a bank", emulator::conflicts, 0);
+    emulator::report("shared memory bank conflicts", emulator::conflicts, 0);
     return emulator::failed;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Convolutions and linear layers written out, and what they are compared on.
+// Reference implementation of convolutions and linear layers, and their test cases.
 #pragma once
 
 #include "emulator.h"
@@ -10,7 +10,7 @@ using emulator::Buffer;
 using emulator::numbers;
 using emulator::ROUNDING;
 
-/// What is computed: a linear layer of `width` rows as it stands.
+/// A test case; by default a linear layer over `width` rows.
 struct Case {
     const char *what;
     int outputs;
@@ -18,10 +18,10 @@ struct Case {
     int taps = 1, frames = 1, height = 1, width = 150;
     int stride = 1, top = 0, bottom = 0, left = 0, right = 0, times = 1, crop = 0;
     bool before = false, after = false;
-    /// 0 for none, 1 for one of all frames, `frames` for one of each.
+    /// Rows of the bias: 0 for none, 1 for all frames, or `frames`.
     int bias = 1;
     bool add = false;
-    /// `add` is where the output goes.
+    /// Whether `add` aliases the output.
     bool in_place = false;
     float scale = 1;
 
@@ -31,7 +31,7 @@ struct Case {
     int out_width() const { return taps == 9 ? (source_width() + left + right - 3) / stride + 1 : width; }
     size_t pixels() const { return size_t(frames) * out_height() * out_width(); }
     int total() const { return channels[0] + channels[1]; }
-    /// Numbers of a part.
+    /// Elements of a part.
     size_t input(int part) const { return size_t(frames) * height * width * channels[part]; }
 
     static Case linear(const char *what, int rows, int c0, int c1, int outputs) {
@@ -68,7 +68,7 @@ template <class T> struct Operands {
           add(numbers<T>(of.pixels() * of.outputs, 7, 5)) {}
 };
 
-/// A sum, and the sum of its terms' sizes.
+/// A sum, and the sum of the absolute values of its terms.
 struct Sum {
     double value = 0, size = 0;
 
@@ -78,13 +78,14 @@ struct Sum {
     }
 };
 
-/// One output, written out.
+/// Reference computation of one output.
 template <class T> struct Output {
     const Operands<T> &operands;
     const Case &of;
     int frame, y, x, output;
 
-    /// Adds what a tap reads at pixel (y, x) of a frame of `input`, a part or what is before or after it.
+    /// Adds the products of a tap with pixel (y, x) of a frame of `input`, which is a part or a
+    /// frame around the parts.
     void products(Sum &sum, int tap, const Buffer<T> &input, int part, int frame, int y, int x) const {
         const T *pixel = input.data() + ((size_t(frame) * of.height + y) * of.width + x) * of.channels[part];
         const T *weight = operands.weight.data() + (size_t(output) * of.taps + tap) * of.total();
@@ -141,7 +142,7 @@ template <class T> struct Output {
     }
 };
 
-/// Compares all of what a kernel has written, and says so.
+/// Compares the whole output of a kernel with the reference and reports the largest error.
 template <class T> void report(const char *kernel, const Operands<T> &operands, const Case &of, const Buffer<T> &out) {
     double worst = 0;
     for (size_t n = 0; n < out.size(); n += 1) {
@@ -149,7 +150,7 @@ template <class T> void report(const char *kernel, const Operands<T> &operands, 
         const int x = row % of.out_width(), y = row / of.out_width() % of.out_height();
         const int frame = row / of.out_width() / of.out_height();
         const Sum wanted = Output<T>{operands, of, frame, y, x, output}.all();
-        // Sums are rounded to f32 some times, the result once.
+        // Sums are rounded to f32 several times, the result once to T.
         const double rounding = ROUNDING<T> * fabs(wanted.value) + 16 * ROUNDING<float> * wanted.size;
         const double difference = fabs(widen(out[n]) - wanted.value) / (rounding + 1e-7);
         worst = max(worst, isnan(difference) ? INFINITY : difference);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// Products for Hopper against convolutions and linear layers written out, for sizes that do and do not fill a
-// block's pixels and steps.
+// Compares products for Hopper with reference convolutions and linear layers, for sizes that do
+// and do not fill a block's pixels and steps.
 #include "hopper.h"
 
 #include "product.h"
@@ -9,11 +9,12 @@
 
 template <class T> using Kernel = void (*)(Tiles, TensorMap, TensorMap, TensorMap, TensorMap, TensorMap);
 
-/// A convolution of frames of height × width has blocks of pixels of this width; all others, rows.
+/// Runs a kernel with pixel tiles of width `tile_width`. For 3×3 convolutions, the tiles lie in frames
+/// of height × width; all other products treat the pixels of a frame as one row.
 template <class T, int OUTPUTS> void compare(const char *name, Kernel<T> kernel, const Case &of, int tile_width) {
     const Operands<T> operands(of);
     const Buffer<T> out(of.pixels() * of.outputs);
-    // Only a kernel within frames asks where a pixel lies.
+    // Only 3×3 kernels depend on a pixel's coordinates.
     const int height = of.taps == 9 ? of.height : 1;
     const int width = of.taps == 9 ? of.width : of.height * of.width;
     const int tile_height = PIXELS / tile_width;
@@ -69,7 +70,7 @@ const Case END = Case::time("frames of 72 channels, 640 outputs, at the end", 2,
                          all.before = true;
                          all.bias = 0;
                      });
-// More steps than stages, twice around.
+// More steps than stages: two rounds.
 const Case ROWS = Case::linear("rows of 320 + 128 channels, 640 outputs", 150, 320, 128, 640)
                       .with([](Case &all) { all.add = true; });
 

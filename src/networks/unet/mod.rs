@@ -129,9 +129,7 @@ impl Denoiser {
             for n in 0..=config.num_res_blocks {
                 let vb = vb.pp("output_blocks").pp(decoder.len());
                 let Some(skip) = widths.pop() else {
-                    candle_core::bail!(
-                        "the UNet's decoder has more residual blocks than its encoder has skip connections"
-                    )
+                    candle_core::bail!("the UNet's decoder has more blocks than skip connections")
                 };
                 let out = config.dim * multiplier;
                 let attends = config.attends(level);

@@ -3,8 +3,7 @@
 // channels-last tensors. Input rows are gathered during the multiplication (implicit GEMM); no
 // im2col buffer is written.
 //
-// out[m, o] = scale · (sum of in(m, tap)[c] · weight[o, tap, c] over taps and channels) + bias[o]
-// + add[m, o]
+// out[m, o] = scale · (sum of in(m, tap)[c] · weight[o, tap, c] over taps and channels) + bias[o] + add[m, o]
 //
 // for each pixel m of each frame. A block computes a range of outputs of 128 pixels, in steps over
 // the channels.
