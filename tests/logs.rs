@@ -62,7 +62,7 @@ fn the_log_names_model_device_clips_with_the_reason_for_their_end_windows_and_st
     let mut lines = log.lines();
     // In this order, each in its category.
     for (category, text) in [
-        ("venhance", "Model v1 on cpu: model=v1 was asked for"),
+        ("venhance", "Model v1 on cpu: model=v1 is set"),
         ("venhance-weights", "unet.safetensors"),
         ("venhance-models", "Loading the denoiser on cpu as F32"),
         ("venhance", "Format: (32, 16) to (32, 16), 0 interpolated frames between two"),

@@ -82,7 +82,7 @@ pub trait Enhancer: Send {
     /// Starts a clip with frames of size `format.input`.
     ///
     /// # Errors
-    /// The model does not support `format`, or it has too little memory for it.
+    /// The model cannot start with `format`.
     fn start(&mut self, format: Format, clip: ClipContext) -> Result<(), Error>;
 
     /// As [`start`](Self::start), for a clip of which only the input frames from `first` on are pushed. A

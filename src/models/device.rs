@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a model can compute on.
+//! Parses and opens the devices of the property `device`, and reports why one is not usable.
 
 use std::fmt;
 
@@ -7,11 +7,11 @@ use candle_core::DType;
 
 use crate::{engine::Error, ops};
 
-/// A place to compute.
+/// A device to compute on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Device {
     Cpu,
-    /// A CUDA device by its ordinal.
+    /// A CUDA device and its ordinal.
     Cuda(usize),
 }
 
@@ -25,10 +25,11 @@ impl fmt::Display for Device {
 }
 
 impl Device {
-    /// The first CUDA device if there is one, else the CPU.
+    /// Returns the first CUDA device, or the CPU if the system has none.
     ///
     /// # Errors
-    /// [`Error::Setting`] if that CUDA device cannot be used: on a CPU the model would take days.
+    /// [`Error::Setting`] if the CUDA device is not usable. There is no fallback to the CPU, where a clip
+    /// would take days.
     pub(super) fn best() -> Result<Self, Error> {
         if ops::cuda_devices() == 0 {
             return Ok(Self::Cpu);
@@ -41,7 +42,7 @@ impl Device {
         })
     }
 
-    /// The type of numbers that networks have there.
+    /// Returns the data type of the networks on this device.
     pub(super) fn dtype(self) -> DType {
         match self {
             Self::Cpu => DType::F32,
@@ -49,15 +50,15 @@ impl Device {
         }
     }
 
-    /// Bytes of its memory that this process has or can have; `None` where that is not the limit, on a CPU, or
-    /// not known.
+    /// Returns the bytes of device memory that this process uses or can allocate, or `None` for a CPU or if
+    /// unknown.
     pub(super) fn memory(self) -> Option<usize> {
         let Self::Cuda(ordinal) = self else { return None };
         let memory = ops::device_memory(&ops::cuda_device(ordinal).ok()?)?;
         Some(memory.available + memory.used)
     }
 
-    /// The device to compute with.
+    /// Opens the device.
     pub(super) fn open(self) -> candle_core::Result<candle_core::Device> {
         match self {
             Self::Cpu => Ok(candle_core::Device::Cpu),
@@ -65,15 +66,15 @@ impl Device {
         }
     }
 
-    /// Reads "auto" (`None`), or a list of "cpu" and "cuda:N".
+    /// Parses "auto" (returned as `None`) or a comma-separated list of "cpu" and "cuda:N".
     ///
     /// # Errors
-    /// [`Error::Setting`] that names the part which is wrong, or the device which is not there.
+    /// [`Error::Setting`] that names the unknown or unusable device.
     pub(super) fn parse(text: &str) -> Result<Option<Vec<Self>>, Error> {
         if text.trim() == "auto" {
             return Ok(None);
         }
-        let wrong = |why: String, instead: &str| Error::Setting {
+        let unusable = |why: String, instead: &str| Error::Setting {
             setting: "device",
             value: text.into(),
             why,
@@ -86,20 +87,20 @@ impl Device {
                 match cuda_usable(ordinal) {
                     Ok(()) => Ok(Self::Cuda(ordinal)),
                     Err(why) => {
-                        Err(wrong(format!("{part} is not usable ({why})"), "use device=auto"))
+                        Err(unusable(format!("{part} is not usable ({why})"), "use device=auto"))
                     }
                 }
             }
-            _ => Err(wrong(
-                format!("“{part}” is no device"),
-                "use auto, cpu, cuda:0 or a list such as cuda:0,cuda:1",
+            _ => Err(unusable(
+                format!("unknown device “{part}”"),
+                "use auto, cpu, cuda:N or a comma-separated list",
             )),
         };
         text.split(',').map(|part| device(part.trim())).collect::<Result<_, _>>().map(Some)
     }
 }
 
-/// Whether a CUDA device answers; if not, why.
+/// Checks that a CUDA device can be opened. Returns the reason if not.
 pub(super) fn cuda_usable(ordinal: usize) -> Result<(), String> {
     if !candle_core::utils::cuda_is_available() {
         return Err("this plugin was built without CUDA".into());
@@ -112,17 +113,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_read_and_mistakes_are_named() {
+    fn an_unknown_device_is_an_error_that_lists_the_valid_values() {
         assert_eq!(Device::parse("auto"), Ok(None));
         assert_eq!(Device::parse("cpu"), Ok(Some(vec![Device::Cpu])));
         for text in ["", "gpu", "cuda", "cuda:", "cuda:x", "cpu,,cpu", "cuda:-1"] {
             let error = Device::parse(text).unwrap_err().to_string();
-            assert!(error.contains("is no device") && error.contains("cuda:0"), "{error}");
+            assert!(error.contains("unknown device") && error.contains("cuda:N"), "{error}");
         }
     }
 
     #[test]
-    fn a_cuda_device_that_is_not_there_is_an_error_that_says_so() {
+    fn a_missing_cuda_device_is_an_error_that_names_it() {
         let error = Device::parse("cuda:4095").unwrap_err().to_string();
         assert!(
             error.contains("cuda:4095 is not usable") && error.contains("device=auto"),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! VEnhancer, put together: files, networks on their devices, prompts, and the sampler.
+//! Builds VEnhancer: locates the files, loads the networks, encodes the prompts and creates the sampler.
 
 use std::sync::Arc;
 
@@ -25,20 +25,21 @@ use crate::{
     weights::{self, Checkpoint, Config, Files, Hub, Source, Version, keys::Keys},
 };
 
-/// What is asked of a diffusion model.
+/// A requested diffusion model with its devices and options.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Request {
     version: Version,
-    /// Each has a share of the evaluations. The first encodes, the last decodes.
+    /// Each device runs a share of the evaluations. The first one also encodes, the last one also decodes.
     devices: Vec<Device>,
     options: Options,
 }
 
 impl Request {
-    /// `None` for a model that is none. Without `devices`, the first CUDA device, else the CPU.
+    /// Creates a request, or returns `None` if `model` is not a diffusion model. Without `devices`, chooses
+    /// the first CUDA device, or the CPU if the system has none.
     ///
     /// # Errors
-    /// [`Error::Setting`] if there is a CUDA device that cannot be used.
+    /// [`Error::Setting`] if the CUDA device is not usable.
     pub(super) fn new(
         model: Model,
         devices: Option<&[Device]>,
@@ -71,7 +72,7 @@ impl Request {
         }
     }
 
-    /// The size (w, h) of a format's output by max-pixels.
+    /// Returns a function from max-pixels to the output size (w, h).
     fn output(&self, model: Model, format: &Format, scale: f64) -> impl Fn(u32) -> (usize, usize) {
         let (options, input) = (self.options.clone(), format.input);
         move |max_pixels| Options { max_pixels, ..options.clone() }.output_size(model, input, scale)
@@ -82,9 +83,9 @@ impl Request {
     }
 }
 
-/// The networks that serve any prompt.
+/// The networks, which do not depend on the prompts.
 pub(super) struct Networks {
-    /// What they were loaded from.
+    /// The files that they are loaded from.
     files: Files,
     devices: Vec<Device>,
     denoisers: Vec<Arc<Denoiser>>,
@@ -92,18 +93,18 @@ pub(super) struct Networks {
     decoder: Arc<Vae>,
 }
 
-/// What an error says of `what`, unless it comes of a cancellation.
+/// Converts a candle error of `what` into an [`Error`]: [`Error::Cancelled`] after a cancellation.
 fn failed(what: &str, cancel: &Cancel, error: &candle_core::Error) -> Error {
     cancel.check().err().unwrap_or_else(|| sampler::failed(what.into(), error))
 }
 
-/// Lets no device run kernels that compute something wrong on it; a warning says which.
+/// Checks the CUDA kernels on every device. A kernel with wrong results is disabled there, with a warning.
 fn check_kernels(devices: &[Device], loader: &mut Loader) -> Result<(), Error> {
     for device in devices {
         loader.cancel.check()?;
         let warnings = device.open().and_then(|device| ops::check_kernels(&device));
-        let warnings = warnings
-            .map_err(|error| failed("checking the GPU's kernels", loader.cancel, &error))?;
+        let warnings =
+            warnings.map_err(|error| failed("checking the CUDA kernels", loader.cancel, &error))?;
         warnings.into_iter().map(Note::Warning).for_each(&mut *loader.note);
     }
     Ok(())
@@ -132,14 +133,14 @@ impl Networks {
     }
 }
 
-/// Loads networks, until it is cancelled, and says how that goes.
+/// Loads networks with cancellation and notifications.
 struct Loader<'a> {
     cancel: &'a Cancel,
     note: &'a mut dyn FnMut(Note),
 }
 
 impl Loader<'_> {
-    /// One network.
+    /// Loads one network.
     fn load<T>(
         &mut self,
         name: &str,
@@ -161,10 +162,10 @@ impl Loader<'_> {
     }
 }
 
-/// Finds, loads and joins everything. Networks of `before` are used again where they are the same.
+/// Builds the model. Reuses the networks of `previous` if the files and devices are the same.
 pub(super) fn build(
     request: &Request,
-    before: Option<Networks>,
+    previous: Option<Networks>,
     cancel: &Cancel,
     note: &mut dyn FnMut(Note),
 ) -> Result<(Wavefront, Networks), Error> {
@@ -172,9 +173,9 @@ pub(super) fn build(
     let mut download = |progress| note(Note::Download(progress));
     let files = weights::locate(&request.source()?, *version, cancel, &mut download)?;
     let same = |networks: &Networks| networks.files == files && networks.devices == *devices;
-    let networks = match before.filter(same) {
+    let networks = match previous.filter(same) {
         Some(networks) => {
-            log::info(Area::Models, format_args!("The networks are still loaded"));
+            log::info(Area::Models, format_args!("Reusing the loaded networks"));
             networks
         }
         None => {
@@ -184,10 +185,10 @@ pub(super) fn build(
         }
     };
 
-    let tokens = read_prompts(request, &networks.files, &mut Loader { cancel, note })?;
+    let context = encode_prompts(request, &networks.files, &mut Loader { cancel, note })?;
     let prompted = |denoiser: &Arc<Denoiser>| {
-        let prompted = Prompted::new(denoiser.clone(), &tokens);
-        let prompted = prompted.map_err(|error| failed("reading the prompt", cancel, &error))?;
+        let prompted = Prompted::new(denoiser.clone(), &context);
+        let prompted = prompted.map_err(|error| failed("encoding the prompt", cancel, &error))?;
         Ok::<_, Error>(Arc::new(prompted) as Arc<dyn sampler::Denoiser>)
     };
     let models = Models {
@@ -199,16 +200,16 @@ pub(super) fn build(
     Ok((Wavefront::new(models, settings, Arc::new(Seeded(options.seed))), networks))
 }
 
-/// A model's devices, and how much memory each has in bytes, if that is known.
+/// Returns each device with its memory in bytes, if known.
 fn memory(devices: &[Device]) -> Vec<(Device, Option<usize>)> {
     devices.iter().map(|device| (*device, device.memory())).collect()
 }
 
-/// Compares what the model needs with what its devices have: for a format at a scale, or, before that is known,
-/// for the smallest output. Takes no weights.
+/// Checks that the devices have enough memory: for a format and scale, or for the smallest output if the format
+/// is not known yet. Loads no weights.
 ///
 /// # Errors
-/// [`Error::TooLittleMemory`]; [`Error::Weights`] if a folder's model is none.
+/// [`Error::TooLittleMemory`], or [`Error::Weights`] if the model folder is invalid.
 pub(super) fn check_memory(
     request: &Request,
     model: Model,
@@ -229,50 +230,53 @@ pub(super) fn check_memory(
     }
 }
 
-/// What a clip of `keys` frames takes, enlarged by `scale`, for people.
+/// Describes a run over a clip of `inputs` frames upscaled by `scale`, for users.
 pub(super) fn plan(
     request: &Request,
     model: Model,
     format: &Format,
     scale: f64,
-    keys: usize,
+    inputs: usize,
 ) -> Result<String, Error> {
     let config = weights::sizes(&request.source()?)?;
     let networks = &Sizes::new(&config, request.devices[0].dtype())?;
     let settings = &request.settings(&config);
     let run = Run { networks, settings, devices: &memory(&request.devices) };
     let memory = run.describe(format, request.output(model, format, scale));
-    Ok(format!("{}{memory}", Plan::new(settings, *format, keys)))
+    Ok(format!("{}{memory}", Plan::new(settings, *format, inputs)))
 }
 
 /// See [`super::resume_from`].
-pub(super) fn resume_from(request: &Request, interpolated: usize, key: usize) -> usize {
-    sampler::resume_from(&Settings::from(&request.options), interpolated, key)
+pub(super) fn resume_from(request: &Request, interpolated: usize, resume_point: usize) -> usize {
+    sampler::resume_from(&Settings::from(&request.options), interpolated, resume_point)
 }
 
-/// What the prompt and the negative prompt mean, [2, 77, c]. The text encoder is there for no longer.
-fn read_prompts(request: &Request, files: &Files, loader: &mut Loader) -> Result<Tensor, Error> {
+/// Encodes the prompt and the negative prompt to [2, 77, c]. The text encoder is loaded only for this call.
+fn encode_prompts(request: &Request, files: &Files, loader: &mut Loader) -> Result<Tensor, Error> {
     let tokenizer = Tokenizer::default();
     let mut tokens = |what: &str, text: &str| {
-        let (tokens, left_out) = tokenizer.encode(text);
-        if !left_out.is_empty() {
+        let (tokens, truncated) = tokenizer.encode(text);
+        if !truncated.is_empty() {
             (loader.note)(Note::Warning(format!(
-                "{what} is too long: the model does not see “{left_out}”"
+                "{what} is too long and was truncated: the model does not see “{truncated}”"
             )));
         }
         tokens
     };
     let Options { prompt, negative_prompt, .. } = &request.options;
     let tokens = [
-        tokens("prompt, with the text added to every one,", &format!("{prompt}{POSITIVE_PROMPT}")),
+        tokens(
+            "prompt, with the text that is appended to every prompt,",
+            &format!("{prompt}{POSITIVE_PROMPT}"),
+        ),
         tokens("negative-prompt", negative_prompt),
     ];
     let config = &files.config;
     let keys = config.text_keys()?;
-    let tower = loader.load("text encoder", &files.text, &keys, request.devices[0], |vb| {
+    let encoder = loader.load("text encoder", &files.text, &keys, request.devices[0], |vb| {
         TextEncoder::new(&config.text, vb)
     })?;
     let cancel = loader.cancel;
     let check = || cancel.check().map_err(candle_core::Error::wrap);
-    tower.forward(&tokens, &check).map_err(|error| failed("reading the prompt", cancel, &error))
+    encoder.forward(&tokens, &check).map_err(|error| failed("encoding the prompt", cancel, &error))
 }

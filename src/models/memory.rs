@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Whether a diffusion model fits its devices, before any weight is downloaded or loaded.
+//! Checks that a diffusion model fits the memory of its devices before any weights are downloaded or loaded.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ use crate::{
     weights::{Config, keys::Keys},
 };
 
-/// A model's networks by their sizes.
+/// The [`Footprint`] of a model, from the shapes of its tensors.
 pub(super) struct Sizes {
     config: Config,
     dtype: DType,
@@ -22,10 +22,10 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// Of networks whose activations have a type.
+    /// Computes the sizes of networks with activations of type `dtype`.
     ///
     /// # Errors
-    /// [`Error::Weights`] if no networks have these sizes.
+    /// [`Error::Weights`] if `config` is invalid.
     pub(super) fn new(config: &Config, dtype: DType) -> Result<Self, Error> {
         let count =
             |keys: &Keys| keys.values().map(|shape| shape.iter().product::<usize>()).sum::<usize>();
@@ -67,7 +67,7 @@ impl Footprint for Sizes {
     }
 }
 
-/// A run on a device for each part of its work, which has so much memory in bytes, if that is known.
+/// A run whose memory is checked. Each device has its memory in bytes, if known.
 pub(super) struct Run<'a> {
     pub(super) networks: &'a dyn Footprint,
     pub(super) settings: &'a Settings,
@@ -75,18 +75,24 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// What device `part` does for frames of size (w, h).
-    fn work(&self, (width, height): (usize, usize), interpolated: usize, part: usize) -> Work {
+    /// Returns the share of device number `device` for frames of size (w, h).
+    fn work(&self, (width, height): (usize, usize), interpolated: usize, device: usize) -> Work {
         let canvas = Canvas::new((height, width), self.settings.smallest);
-        Work::new(self.settings, &canvas, interpolated, (part, self.devices.len()))
+        Work::new(self.settings, &canvas, interpolated, (device, self.devices.len()))
     }
 
-    fn need(&self, size: (usize, usize), interpolated: usize, part: usize, slices: Slices) -> Need {
-        self.work(size, interpolated, part).need(self.networks, slices)
+    fn need(
+        &self,
+        size: (usize, usize),
+        interpolated: usize,
+        device: usize,
+        slices: Slices,
+    ) -> Need {
+        self.work(size, interpolated, device).need(self.networks, slices)
     }
 
-    /// The first device whose memory is less than what it needs at least and `reserve` bytes: its place, and
-    /// both numbers.
+    /// Returns the first device whose memory is smaller than the need in the smallest slices plus `reserve`
+    /// bytes: its index, the needed bytes and the available bytes.
     fn lacks(
         &self,
         size: (usize, usize),
@@ -94,32 +100,31 @@ impl Run<'_> {
         reserve: usize,
     ) -> Option<(usize, usize, usize)> {
         let devices = self.devices.iter().enumerate();
-        let mut lacks = devices.filter_map(|(part, (_, memory))| {
+        let mut lacks = devices.filter_map(|(device, (_, memory))| {
             let memory = (*memory)?;
-            let need = self.need(size, interpolated, part, Slices::SMALLEST).total() + reserve;
-            (need > memory).then_some((part, need, memory))
+            let need = self.need(size, interpolated, device, Slices::SMALLEST).total() + reserve;
+            (need > memory).then_some((device, need, memory))
         });
         lacks.next()
     }
 
-    /// Says what is wrong if no output whatever fits.
+    /// Checks that the smallest output fits.
     ///
     /// # Errors
     /// [`Error::TooLittleMemory`].
     pub(super) fn check_any(&self, model: &str) -> Result<(), Error> {
         let (height, width) = self.settings.smallest;
-        // With the shortest of the longest windows.
+        // The longest window depends on the number of interpolated frames: the one that needs least decides.
         let fits = |interpolated| self.lacks((width, height), interpolated, 0);
         let lacks: Option<Vec<_>> = (0..=MAX_MADE_FRAMES).map(fits).collect();
         let least = lacks.and_then(|all| all.into_iter().min_by_key(|(_, need, _)| *need));
-        least.map_or(Ok(()), |(part, needed, available)| {
+        least.map_or(Ok(()), |(device, needed, available)| {
             let what = format!("{model} for the smallest output, {width}×{height},");
-            Err(self.error(what, part, needed, available, NO_SIZE))
+            Err(self.error(what, device, needed, available, NO_SIZE))
         })
     }
 
-    /// Compares what a format needs with what the devices have. `output` gives the size (w, h) of the output
-    /// by max-pixels.
+    /// Checks that a format fits. `output` maps max-pixels to the output size (w, h).
     ///
     /// # Errors
     /// [`Error::TooLittleMemory`].
@@ -129,7 +134,7 @@ impl Run<'_> {
         format: &Format,
         output: impl Fn(u32) -> (usize, usize),
     ) -> Result<(), Error> {
-        let Some((part, needed, available)) = self.lacks(format.output, format.interpolated, 0)
+        let Some((device, needed, available)) = self.lacks(format.output, format.interpolated, 0)
         else {
             return Ok(());
         };
@@ -138,14 +143,14 @@ impl Run<'_> {
             Some(pixels) => format!("use max-pixels={pixels} or less, or another device"),
             None => NO_SIZE.into(),
         };
-        Err(self.error(what, part, needed, available, &instead))
+        Err(self.error(what, device, needed, available, &instead))
     }
 
-    /// The largest max-pixels, below what a format has, whose output fits, if any does.
+    /// Returns the largest max-pixels below the area of `format` whose output fits, or `None`.
     fn max_pixels(&self, format: &Format, output: impl Fn(u32) -> (usize, usize)) -> Option<u32> {
         let fits = |pixels| self.lacks(output(pixels), format.interpolated, RESERVE).is_none();
         let area = format.output.0 * format.output.1;
-        // What fits is never larger than what does not, but for the rounding of slices.
+        // Memory grows with the area, except for the rounding of slices: a binary search finds the limit.
         let (mut low, mut high) = (0, u32::try_from(area).unwrap_or(u32::MAX));
         while high - low > 1 {
             let middle = low + (high - low) / 2;
@@ -157,29 +162,29 @@ impl Run<'_> {
     fn error(
         &self,
         what: String,
-        part: usize,
+        device: usize,
         needed: usize,
         available: usize,
         instead: &str,
     ) -> Error {
         Error::TooLittleMemory {
             what,
-            device: self.devices[part].0.to_string(),
+            device: self.devices[device].0.to_string(),
             needed: gib(needed, f64::ceil),
             available: gib(available, f64::floor),
             instead: instead.into(),
         }
     }
 
-    /// What a format takes on each device, and in what slices, for people.
+    /// Describes the memory and slices of a format on each device, for users.
     pub(super) fn describe(
         &self,
         format: &Format,
         output: impl Fn(u32) -> (usize, usize),
     ) -> String {
         let mut text = String::new();
-        for (part, (device, memory)) in self.devices.iter().enumerate() {
-            let need = |slices| self.need(format.output, format.interpolated, part, slices);
+        for (n, (device, memory)) in self.devices.iter().enumerate() {
+            let need = |slices| self.need(format.output, format.interpolated, n, slices);
             let fits = |memory: usize| {
                 let peak = |slices| need(slices).total();
                 Slices::largest(memory.saturating_sub(RESERVE), peak).unwrap_or(Slices::SMALLEST)
@@ -190,12 +195,12 @@ impl Run<'_> {
                 [weights, latents, networks, need(slices).total()].map(|n| gib(n, f64::ceil));
             let _ = write!(
                 text,
-                "\nmemory of {device}: weights {weights}, latents {latents}, networks {networks}, together \
+                "\nmemory of {device}: weights {weights}, latents {latents}, networks {networks}, total \
                  {total}, in slices of {} pixels",
                 slices.pixels()
             );
             if let Some(memory) = memory {
-                let _ = write!(text, "; it has {}", gib(*memory, f64::floor));
+                let _ = write!(text, "; available {}", gib(*memory, f64::floor));
             }
         }
         if self.lacks(format.output, format.interpolated, 0).is_some() {
@@ -213,11 +218,10 @@ impl Run<'_> {
     }
 }
 
-/// What to do where the size is not what is wrong.
-const NO_SIZE: &str =
-    "no max-pixels makes it fit: use a smaller min-height, another device or model=lite";
+/// Advice if a smaller output does not help.
+const NO_SIZE: &str = "no max-pixels fits: use a smaller min-height, another device or model=lite";
 
-/// For people, rounded to hundredths.
+/// Formats bytes in GiB with two decimals.
 fn gib(bytes: usize, round: fn(f64) -> f64) -> String {
     format!("{:.2} GiB", round(bytes as f64 / f64::from(1 << 30) * 100.0) / 100.0)
 }
@@ -229,7 +233,7 @@ mod tests {
 
     const GIB: usize = 1 << 30;
 
-    /// What is decided for the published model on devices of so many bytes.
+    /// The published model on devices with given memory.
     struct Case {
         settings: Settings,
         networks: Sizes,
@@ -250,13 +254,13 @@ mod tests {
             Run { networks: &self.networks, settings: &self.settings, devices: &self.devices }
         }
 
-        /// Of the published example: 720×480, four times as large.
+        /// Checks the published example: 720×480, upscaled by 4.
         fn check(&self) -> Result<(), Error> {
             self.run().check("model v1", &format(output(2_621_440)), output)
         }
     }
 
-    /// The output's size by max-pixels.
+    /// Output size of the published example for a value of max-pixels.
     fn output(max_pixels: u32) -> (usize, usize) {
         let options = Options { max_pixels, ..Options::default() };
         options.output_size(Model::V1, (720, 480), 4.0)
@@ -266,7 +270,7 @@ mod tests {
         Format { input: (720, 480), output, interpolated: 2, alpha: false }
     }
 
-    /// The number after a text.
+    /// Parses the number that follows `part` in `text`.
     fn number_after(text: &str, part: &str) -> u32 {
         let rest = text.split(part).nth(1).unwrap_or_else(|| panic!("{part} is not in {text}"));
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
@@ -274,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_memory_is_an_error_with_both_numbers_and_the_largest_size_that_fits() {
+    fn too_little_memory_is_an_error_with_both_numbers_and_the_largest_max_pixels_that_fits() {
         assert_eq!(Case::new(&[16 * GIB]).check(), Ok(()));
         let case = Case::new(&[11 * GIB]);
         let text = case.check().unwrap_err().to_string();
@@ -291,56 +295,53 @@ mod tests {
     }
 
     #[test]
-    fn where_no_size_fits_the_error_names_none() {
+    fn the_error_suggests_no_max_pixels_if_none_fits() {
         let case = Case::new(&[6 * GIB]);
         let text = case.check().unwrap_err().to_string();
-        assert!(
-            text.contains("no max-pixels makes it fit") && text.contains("model=lite"),
-            "{text}"
-        );
+        assert!(text.contains("no max-pixels fits") && text.contains("model=lite"), "{text}");
         let text = case.run().check_any("model v1").unwrap_err().to_string();
         assert!(text.contains("smallest output, 1280×720, needs"), "{text}");
         assert_eq!(Case::new(&[11 * GIB]).run().check_any("model v1"), Ok(()));
     }
 
     #[test]
-    fn each_of_several_devices_has_to_hold_its_part() {
+    fn every_device_is_checked_for_its_share() {
         let text = Case::new(&[24 * GIB, 11 * GIB]).check().unwrap_err().to_string();
         assert!(text.contains("on cuda:1"), "{text}");
-        // The first encodes while it evaluates.
+        // The first device encodes while it evaluates.
         let text = Case::new(&[16 * GIB, 16 * GIB]).check().unwrap_err().to_string();
         assert!(text.contains("on cuda:0"), "{text}");
         assert_eq!(Case::new(&[24 * GIB, 16 * GIB]).check(), Ok(()));
     }
 
     #[test]
-    fn memory_that_is_not_known_decides_nothing() {
+    fn unknown_memory_passes_the_check() {
         let mut case = Case::new(&[0]);
         case.devices[0] = (Device::Cpu, None);
         assert_eq!(case.check(), Ok(()));
         let text = case.run().describe(&format((1982, 1320)), output);
         assert!(text.contains("memory of cpu") && text.contains("32768 pixels"), "{text}");
-        assert!(!text.contains("it has") && !text.contains("too little"), "{text}");
+        assert!(!text.contains("available") && !text.contains("too little"), "{text}");
     }
 
     #[test]
-    fn a_plan_says_what_is_needed_what_there_is_and_what_fits() {
+    fn a_plan_lists_needed_and_available_memory_and_the_largest_max_pixels() {
         let plan = |bytes| Case::new(&[bytes]).run().describe(&format((1982, 1320)), output);
         let text = plan(79 * GIB);
-        for part in ["memory of cuda:0: weights", "slices of 131072 pixels; it has 79.00 GiB"] {
+        for part in ["memory of cuda:0: weights", "slices of 131072 pixels; available 79.00 GiB"] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
         let text = plan(11 * GIB);
-        assert!(text.contains("2048 pixels; it has 11.00 GiB"), "{text}");
+        assert!(text.contains("2048 pixels; available 11.00 GiB"), "{text}");
         assert!(number_after(&text, "max-pixels that fits is ") > 1_000_000, "{text}");
     }
 
-    /// What a card of so many GB has for this process: its driver and a context take about 0.6 GiB.
+    /// Usable memory of a GPU of given GB: the driver and a CUDA context take about 0.6 GiB.
     fn usable(gigabytes: usize) -> usize {
         gigabytes * GIB - 600 * (1 << 20)
     }
 
-    /// The table of benches/RESULTS.md: `cargo test --lib table_of_cards -- --nocapture`.
+    /// Prints the table in benches/RESULTS.md: `cargo test --lib table_of_cards -- --nocapture`.
     #[test]
     fn table_of_cards() {
         let mut largest = Vec::new();
@@ -351,7 +352,7 @@ mod tests {
                 let peak = |slices| run.need(size, interpolated, 0, slices).total();
                 Slices::largest(usable(gigabytes) - RESERVE, peak)
             };
-            // Heights of 16:9, up to the area that max-pixels has at first.
+            // Heights of 16:9 frames, up to the default area of max-pixels.
             let heights = (720..=1212_usize).rev().step_by(2);
             let mut sizes = heights.map(|h| ((h * 16).div_ceil(9).next_multiple_of(2), h));
             let found = sizes.find_map(|size| Some((size, slices(size, 2)?)));
@@ -371,7 +372,7 @@ mod tests {
             largest.push(found.map_or(0, |((w, h), _)| w * h));
         }
         assert!(largest.is_sorted(), "{largest:?}");
-        // The whole range on 24 GB.
+        // 24 GB suffice for the default max-pixels.
         assert!(largest[4] >= 2154 * 1212, "{largest:?}");
     }
 }

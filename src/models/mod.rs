@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The one place where models are chosen and put together.
+//! Chooses and builds a model, so that the element knows neither devices nor weights.
 
 mod device;
 mod diffusion;
@@ -13,32 +13,32 @@ use crate::{
 use device::{Device, cuda_usable};
 use diffusion::{Networks, Request};
 
-/// The model that will run, and why this one.
+/// The chosen model and the reason for the choice.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
     /// The model.
     pub model: Model,
-    /// The reason, for people.
+    /// The reason, for users.
     pub reason: String,
-    /// What a diffusion model is built from.
+    /// Parameters of a diffusion model. `None` for `lite`.
     request: Option<Request>,
 }
 
 impl Choice {
-    /// The devices that it computes on, as in the property `device`.
+    /// Returns the devices in the syntax of the property `device`.
     pub fn devices(&self) -> String {
         self.request.as_ref().map_or_else(|| Device::Cpu.to_string(), Request::devices)
     }
 }
 
-/// Decides which model runs, by the options and the hardware alone: the same for every video.
+/// Chooses the model from the options and the hardware. The choice does not depend on the video.
 ///
 /// # Errors
-/// [`Error::Setting`] for a device that does not exist or that the model cannot use.
+/// [`Error::Setting`] for a device that does not exist or that the model does not support.
 pub fn choose(options: &Options) -> Result<Choice, Error> {
     let devices = Device::parse(&options.device)?;
     let (model, mut reason) = match options.model {
-        Some(model) => (model, format!("model={model} was asked for")),
+        Some(model) => (model, format!("model={model} is set")),
         None => match cuda_usable(0) {
             Ok(()) => (Model::V1, "model=auto: a CUDA device is usable".into()),
             Err(why) => (Model::Lite, format!("model=auto: no CUDA device is usable ({why})")),
@@ -49,30 +49,30 @@ pub fn choose(options: &Options) -> Result<Choice, Error> {
         return Err(Error::Setting {
             setting: "device",
             value: options.device.clone(),
-            why: "lite runs on the CPU only".into(),
+            why: "model lite runs on the CPU only".into(),
             instead: "use device=auto or device=cpu".into(),
         });
     }
     if request.as_ref().is_some_and(Request::is_on_cpu) {
-        reason += "; on a CPU the published model is far too slow for real use";
+        reason += "; on a CPU, the published weights are too slow for practical use";
     }
     Ok(Choice { model, reason, request })
 }
 
-/// What a model will do with a clip of `keys` frames that are enlarged by `scale`, what it needs, and what its
-/// devices have, for people. Takes no weights.
+/// Describes a run for users: a clip of `inputs` frames upscaled by `scale`, the memory it needs, and the
+/// memory of the devices. Loads no weights.
 ///
 /// # Errors
-/// [`Error::Weights`] if a folder's model is none.
-pub fn plan(choice: &Choice, format: Format, scale: f64, keys: usize) -> Result<String, Error> {
+/// [`Error::Weights`] if the model folder is invalid.
+pub fn plan(choice: &Choice, format: Format, scale: f64, inputs: usize) -> Result<String, Error> {
     let Choice { model, reason, request } = choice;
     let plan = match request {
-        Some(request) => diffusion::plan(request, *model, &format, scale, keys)?,
+        Some(request) => diffusion::plan(request, *model, &format, scale, inputs)?,
         None => {
             let Format { input, output, interpolated, .. } = format;
             format!(
                 "output: {} frames, {} per input frame\nsize: {}×{} to {}×{}",
-                keys + interpolated * keys.saturating_sub(1),
+                inputs + interpolated * inputs.saturating_sub(1),
                 interpolated + 1,
                 input.0,
                 input.1,
@@ -84,66 +84,67 @@ pub fn plan(choice: &Choice, format: Format, scale: f64, keys: usize) -> Result<
     Ok(format!("model: {model} ({reason})\n{plan}"))
 }
 
-/// Compares the memory that a model needs for frames that are enlarged by `scale` with what its devices have.
-/// Takes no weights.
+/// Checks that the devices have enough memory for frames upscaled by `scale`. Loads no weights.
 ///
 /// # Errors
-/// [`Error::TooLittleMemory`], with the largest max-pixels that fits; [`Error::Weights`] if a folder's model is
-/// none.
+/// [`Error::TooLittleMemory`] with the largest max-pixels that fits, or [`Error::Weights`] if the model folder
+/// is invalid.
 pub fn check_memory(choice: &Choice, format: &Format, scale: f64) -> Result<(), Error> {
     let check = |request| diffusion::check_memory(request, choice.model, Some((format, scale)));
     choice.request.as_ref().map_or(Ok(()), check)
 }
 
-/// The key frame that a run in the middle of a clip must begin with so that, from key frame `key` on, it
-/// gives what a run from the beginning gives; with `interpolated` frames between two. A run that begins with
-/// another is a good one as well, but not the same.
-pub fn resume_from(choice: &Choice, interpolated: usize, key: usize) -> usize {
+/// Returns the input frame from which a run must start so that its output from input frame `resume_point` on
+/// equals the output of a run over the whole clip. There are `interpolated` frames between two input frames.
+/// A run that starts elsewhere is of the same quality, but its frames differ.
+pub fn resume_from(choice: &Choice, interpolated: usize, resume_point: usize) -> usize {
     match &choice.request {
-        Some(request) => diffusion::resume_from(request, interpolated, key),
-        // `lite` makes a frame of its neighbours alone.
-        None => key.saturating_sub(1),
+        Some(request) => diffusion::resume_from(request, interpolated, resume_point),
+        // A frame of `lite` depends on the two neighbouring input frames only.
+        None => resume_point.saturating_sub(1),
     }
 }
 
-/// What there is to say while a model is loaded.
+/// A notification while a model is loaded.
 #[derive(Debug)]
 pub enum Note {
-    /// How far downloads have come.
+    /// Progress of the downloads.
     Download(weights::Progress),
-    /// How far the copy of a file has come: see [`weights::Checkpoint::open`].
+    /// Progress of the conversion of a file: see [`weights::Checkpoint::open`].
     Copy(weights::Progress),
-    /// Something that the user may not have wanted.
+    /// A problem that does not stop loading.
     Warning(String),
 }
 
-/// A model, ready to work.
+/// A loaded model.
 pub struct Loaded {
-    /// What it was built for.
+    /// The choice that it was built from.
     pub choice: Choice,
     /// The model.
     pub enhancer: Box<dyn Enhancer>,
-    /// What it shares with the next, if that has the same weights on the same devices.
+    /// Networks that the next model reuses if it has the same weights and devices.
     networks: Option<Networks>,
 }
 
 #[cfg(test)]
 impl Loaded {
-    /// Any enhancer in place of a model.
+    /// Wraps any enhancer, for tests.
     pub(crate) fn with_enhancer(choice: Choice, enhancer: Box<dyn Enhancer>) -> Self {
         Self { choice, enhancer, networks: None }
     }
 }
 
-/// Loads a model. May take minutes; `cancel` stops it. What was loaded `before` is used again as far as
-/// it serves, and is let go of before anything else is loaded.
+/// Loads a model. May take minutes; `cancel` stops it. Reuses the networks of `previous` if they have the same
+/// weights and devices. Otherwise frees them before loading.
 ///
 /// # Errors
-/// [`Error::TooLittleMemory`] if a device has too little for any output, [`Error::Weights`] if there are no
-/// weights, [`Error::DeviceMemory`] if a device has no memory for them, and [`Error::Cancelled`].
+/// - [`Error::TooLittleMemory`] if a device has too little memory for the smallest output.
+/// - [`Error::Weights`] if the weights are missing or invalid.
+/// - [`Error::DeviceMemory`] if the weights do not fit into device memory.
+/// - [`Error::Cancelled`].
 pub fn build(
     choice: &Choice,
-    before: Option<Loaded>,
+    previous: Option<Loaded>,
     cancel: &Cancel,
     note: &mut dyn FnMut(Note),
 ) -> Result<Loaded, Error> {
@@ -152,8 +153,8 @@ pub fn build(
         None => (Box::new(Lite::new()?), None),
         Some(request) => {
             diffusion::check_memory(request, choice.model, None)?;
-            let before = before.and_then(|before| before.networks);
-            let (wavefront, networks) = diffusion::build(request, before, cancel, note)?;
+            let previous = previous.and_then(|loaded| loaded.networks);
+            let (wavefront, networks) = diffusion::build(request, previous, cancel, note)?;
             (Box::new(wavefront), Some(networks))
         }
     };
