@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How the wavefront grows with devices, in simulated time: a device sleeps for as long as an evaluation
-//! is said to take, so that any machine can stand for any number of them.
+//! Measures how the throughput of the wavefront scales with the number of devices.
 //!
-//! Prints, for each number of devices, output frames a second in the middle of a stream, how many times
-//! those of one device that is, and the part of the time that the devices are busy, which is less where
-//! the line fills and empties. Decoding, which here costs the host alone, is on the last device's thread.
+//! The devices are simulated: an evaluation sleeps instead of computing, so the benchmark needs no GPU.
+//!
+//! Prints for each number of devices: output frames per second in the middle of a stream, the speedup over
+//! one device, and the utilization of the devices over the whole run, which includes filling and draining.
+//! The last device's thread also decodes; decoding is real work on the CPU.
 
 #[path = "../tests/toy/mod.rs"]
 mod toy;
@@ -24,18 +25,19 @@ use gstvenhance::{
     sampler::{Check, Conditions, Denoiser, Mode, Models, Seeded, Velocities, Wavefront},
 };
 
-/// What a frame of a window takes a device: long, beside the host's own work.
-const FRAME: Duration = Duration::from_millis(1);
-const KEYS: usize = 250;
-const MADE: usize = 2;
+/// Simulated time of an evaluation per frame of its window. Long compared with the work of the CPU.
+const TIME_PER_FRAME: Duration = Duration::from_millis(1);
+const INPUTS: usize = 250;
+const INTERPOLATED: usize = 2;
 
-/// One device: one evaluation at a time.
-struct Sleeper {
-    alone: Mutex<()>,
+/// A simulated device that runs one evaluation at a time.
+struct SimulatedDevice {
+    evaluating: Mutex<()>,
+    /// Total time of all evaluations in µs.
     busy: AtomicU64,
 }
 
-impl Denoiser for Sleeper {
+impl Denoiser for SimulatedDevice {
     fn device(&self) -> &Device {
         &Device::Cpu
     }
@@ -48,15 +50,15 @@ impl Denoiser for Sleeper {
         _: Mode,
         _: Check,
     ) -> Result<Velocities> {
-        let _alone = self.alone.lock().unwrap();
+        let _guard = self.evaluating.lock().unwrap();
         let start = Instant::now();
-        sleep(FRAME * x.dim(2)? as u32);
+        sleep(TIME_PER_FRAME * x.dim(2)? as u32);
         self.busy.fetch_add(start.elapsed().as_micros() as u64, Ordering::Relaxed);
         Ok(Velocities { conditional: x.clone(), unconditional: None })
     }
 }
 
-/// When each frame has left.
+/// Records when each output frame is delivered.
 #[derive(Default)]
 struct Times(Mutex<Vec<Instant>>);
 
@@ -69,30 +71,32 @@ impl Sink for Times {
 }
 
 fn main() {
-    println!("devices  frames/s  times  busy");
-    let mut one = None;
+    println!("devices  frames/s  speedup  busy");
+    let mut single = None;
     for devices in [1, 2, 4, 7, 14] {
-        let sleepers: Vec<_> = (0..devices)
-            .map(|_| Arc::new(Sleeper { alone: Mutex::default(), busy: AtomicU64::new(0) }))
+        let simulated: Vec<_> = (0..devices)
+            .map(|_| {
+                Arc::new(SimulatedDevice { evaluating: Mutex::default(), busy: AtomicU64::new(0) })
+            })
             .collect();
-        let denoisers = sleepers.iter().map(|each| each.clone() as Arc<dyn Denoiser>).collect();
+        let denoisers = simulated.iter().map(|each| each.clone() as Arc<dyn Denoiser>).collect();
         let models = Models { denoisers, ..toy::models(1) };
-        let (times, format) = (Arc::new(Times::default()), toy::format(MADE, false));
+        let (times, format) = (Arc::new(Times::default()), toy::format(INTERPOLATED, false));
         let clip = ClipContext { sink: times.clone(), cancel: Cancel::default() };
         let settings = toy::settings(Solver::Fast, 15);
         let mut enhancer = Wavefront::new(models, settings, Arc::new(Seeded(1)));
         enhancer.start(format, clip).unwrap();
         let start = Instant::now();
-        (0..KEYS).for_each(|n| enhancer.push(toy::picture(n, format.input)).unwrap());
+        (0..INPUTS).for_each(|n| enhancer.push(toy::picture(n, format.input)).unwrap());
         enhancer.finish().unwrap();
-        let whole = start.elapsed().as_secs_f64();
+        let elapsed = start.elapsed().as_secs_f64();
         let times = times.0.lock().unwrap();
-        // Without what fills and empties the line.
+        // The middle half: without filling and draining the wavefront.
         let (first, last) = (times.len() / 4, times.len() * 3 / 4);
         let rate = (last - first) as f64 / (times[last] - times[first]).as_secs_f64();
-        let busy: u64 = sleepers.iter().map(|each| each.busy.load(Ordering::Relaxed)).sum();
-        let busy = busy as f64 / 1e6 / devices as f64 / whole;
-        let ratio = rate / *one.get_or_insert(rate);
-        println!("{devices:7}  {rate:8.1}  {ratio:5.2}  {:3.0}%", busy * 100.0);
+        let busy: u64 = simulated.iter().map(|each| each.busy.load(Ordering::Relaxed)).sum();
+        let busy = busy as f64 / 1e6 / devices as f64 / elapsed;
+        let speedup = rate / *single.get_or_insert(rate);
+        println!("{devices:7}  {rate:8.1}  {speedup:7.2}  {:3.0}%", busy * 100.0);
     }
 }

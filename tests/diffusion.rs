@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `model=v1` and `model=v2` through the front door, with a tiny model in a folder.
+//! Runs `model=v1` and `model=v2` through the element, with a tiny model in a folder.
 
 mod common;
 #[path = "common/sink.rs"]
@@ -21,10 +21,10 @@ use sink::Record;
 use tiny_model::TinyModel;
 
 #[test]
-fn one_line_enhances_a_video() {
-    let room = TinyModel::new();
-    let (input, out) = (room.source(), room.path("out.mp4"));
-    let element = room.element("v2", "up-scale=3 min-height=0 target-fps=24");
+fn a_gst_launch_line_upscales_and_interpolates_a_video() {
+    let folder = TinyModel::new();
+    let (input, out) = (folder.source(), folder.path("out.mp4"));
+    let element = folder.element("v2", "up-scale=3 min-height=0 target-fps=24");
     let messages = run(&format!(
         "{input} ! {element} ! x264enc ! mp4mux ! filesink location={}",
         out.display()
@@ -43,7 +43,7 @@ fn one_line_enhances_a_video() {
     }
 }
 
-/// Frames of 8 bits, [h, w, 3], one after the other.
+/// Reads a file of RGB frames of 8 bits, [n, h, w, 3].
 fn frames(file: &Path, (width, height): (usize, usize)) -> Vec<Frame> {
     let bytes = std::fs::read(file).unwrap();
     let frame = |bytes: &[u8]| {
@@ -58,20 +58,21 @@ fn frames(file: &Path, (width, height): (usize, usize)) -> Vec<Frame> {
 }
 
 #[test]
-fn the_element_gives_what_the_library_gives_for_the_same_frames() {
-    let room = TinyModel::new();
-    let (input, raw) = (room.path("in.raw"), room.path("out.raw"));
+fn the_element_and_the_library_produce_the_same_frames() {
+    let folder = TinyModel::new();
+    let (input, raw) = (folder.path("in.raw"), folder.path("out.raw"));
     let (input, raw) = (input.display(), raw.display());
     let rgb = "video/x-raw,format=RGB";
     run(&format!(
         "{} ! videoconvert ! {rgb} ! tee name=t ! queue ! filesink location={input} t. ! queue ! {} ! {rgb} \
          ! filesink location={raw}",
-        room.source(),
-        room.element("v1", "up-scale=3 min-height=0 seed=7 solver=normal steps=3 prompt=a\\ ball")
+        folder.source(),
+        folder
+            .element("v1", "up-scale=3 min-height=0 seed=7 solver=normal steps=3 prompt=a\\ ball")
     ));
     let options = Options {
         model: Some(Model::V1),
-        model_dir: Some(room.path("model")),
+        model_dir: Some(folder.path("model")),
         seed: 7,
         solver: gstvenhance::engine::Solver::Normal,
         steps: 3,
@@ -84,20 +85,21 @@ fn the_element_gives_what_the_library_gives_for_the_same_frames() {
     let sink = Arc::new(Record::default());
     let format = Format { input: (36, 24), output: (108, 72), interpolated: 2, alpha: false };
     loaded.enhancer.start(format, sink::clip(&sink)).unwrap();
-    for frame in frames(&room.path("in.raw"), (36, 24)) {
+    for frame in frames(&folder.path("in.raw"), (36, 24)) {
         loaded.enhancer.push(frame).unwrap();
     }
     loaded.enhancer.finish().unwrap();
-    let (ours, theirs) = (sink.take(), frames(&room.path("out.raw"), (108, 72)));
-    assert_eq!((ours.len(), theirs.len()), (10, 10));
-    for (ours, theirs) in ours.iter().zip(&theirs) {
-        let off = ours.pixels().iter().zip(theirs.pixels()).map(|(a, b)| a.abs_diff(*b)).max();
-        // Of 8 bits.
-        assert!(off <= Some(257), "{off:?}");
+    let (library, element) = (sink.take(), frames(&folder.path("out.raw"), (108, 72)));
+    assert_eq!((library.len(), element.len()), (10, 10));
+    for (library, element) in library.iter().zip(&element) {
+        let pixels = library.pixels().iter().zip(element.pixels());
+        let error = pixels.map(|(a, b)| a.abs_diff(*b)).max();
+        // One step of 8 bits, because the file holds rounded values.
+        assert!(error <= Some(257), "{error:?}");
     }
 }
 
-/// The warnings of a pipeline that runs to its end.
+/// Runs a pipeline to its end and returns the text of its warnings.
 fn warnings(pipeline: &str) -> String {
     common::init();
     let pipeline = gst::parse::launch(pipeline).unwrap();
@@ -106,7 +108,9 @@ fn warnings(pipeline: &str) -> String {
     let mut text = String::new();
     loop {
         let timeout = gst::ClockTime::try_from(TIMEOUT).unwrap();
-        let message = bus.timed_pop(timeout).unwrap_or_else(|| panic!("the pipeline hangs"));
+        let message = bus
+            .timed_pop(timeout)
+            .unwrap_or_else(|| panic!("no message on the bus: the pipeline hangs"));
         match message.view() {
             gst::MessageView::Eos(_) => break,
             gst::MessageView::Error(error) => panic!("{error:?}"),
@@ -119,24 +123,27 @@ fn warnings(pipeline: &str) -> String {
 }
 
 #[test]
-fn what_is_not_done_as_asked_is_a_warning() {
-    let room = TinyModel::new();
-    let source = room.source();
-    let said = |properties: &str| {
-        let element = room.element("v2", &format!("solver=normal steps=1 {properties}"));
+fn a_changed_output_size_and_a_truncated_prompt_post_warnings() {
+    let folder = TinyModel::new();
+    let source = folder.source();
+    let warnings_with = |properties: &str| {
+        let element = folder.element("v2", &format!("solver=normal steps=1 {properties}"));
         warnings(&format!("{source} ! {element} ! fakesink"))
     };
-    assert_eq!(said("up-scale=3 min-height=72"), "");
-    let text = said("up-scale=1 min-height=72");
+    assert_eq!(warnings_with("up-scale=3 min-height=72"), "");
+    let text = warnings_with("up-scale=1 min-height=72");
     assert!(text.contains("min-height makes it 72"), "{text}");
-    let text = said("up-scale=4 min-height=0 max-pixels=3500");
+    let text = warnings_with("up-scale=4 min-height=0 max-pixels=3500");
     assert!(text.contains("height of 96; max-pixels makes it 48"), "{text}");
-    let text = said(&format!("min-height=0 negative-prompt=\"{}the end\"", "no cats, ".repeat(40)));
+    let text = warnings_with(&format!(
+        "min-height=0 negative-prompt=\"{}the end\"",
+        "no cats, ".repeat(40)
+    ));
     assert!(text.contains("negative-prompt is too long") && text.contains("the end"), "{text}");
 }
 
-/// Makes a safetensors file what PyTorch would have written instead.
-fn as_torch_file(path: &Path) {
+/// Replaces a safetensors file by a PyTorch file with the same tensors.
+fn convert_to_torch_file(path: &Path) {
     let tensors = candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
     let bytes = tensors.iter().map(|(name, tensor)| {
         let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -157,21 +164,21 @@ fn as_torch_file(path: &Path) {
 }
 
 #[test]
-fn a_pytorch_file_is_copied_once_and_that_is_on_the_bus() {
-    let room = TinyModel::with_model((16, 64), &[1, 2]);
-    as_torch_file(&room.path("model/text.safetensors"));
-    let copy = room.path("model/text.safetensors.f16.safetensors");
+fn a_pytorch_file_is_converted_once_with_progress_on_the_bus() {
+    let folder = TinyModel::with_model((16, 64), &[1, 2]);
+    convert_to_torch_file(&folder.path("model/text.safetensors"));
+    let copy = folder.path("model/text.safetensors.f16.safetensors");
     let pipeline = format!(
         "videotestsrc num-buffers=2 ! video/x-raw,width=32,height=16,framerate=8/1 ! {} ! fakesink",
-        room.element("v1", "up-scale=1 min-height=0 solver=normal steps=1")
+        folder.element("v1", "up-scale=1 min-height=0 solver=normal steps=1")
     );
     let copies = || {
         let messages =
             run(&pipeline).into_iter().filter(|message| message.has_name("venhance-copy"));
         messages.collect::<Vec<_>>()
     };
-    let said = copies();
-    let last = said.last().unwrap();
+    let messages = copies();
+    let last = messages.last().unwrap();
     assert_eq!(last.get::<String>("file").unwrap(), copy.display().to_string());
     let bytes: u64 = last.get("bytes").unwrap();
     assert_eq!(bytes, last.get::<u64>("total-bytes").unwrap());
@@ -180,13 +187,13 @@ fn a_pytorch_file_is_copied_once_and_that_is_on_the_bus() {
 }
 
 #[test]
-fn missing_weights_are_an_error_that_says_how_to_have_them() {
-    let room = TinyModel::new();
-    let folder = room.path("empty");
-    std::fs::create_dir(&folder).unwrap();
+fn missing_weights_are_an_error_that_says_how_to_get_them() {
+    let folder = TinyModel::new();
+    let empty = folder.path("empty");
+    std::fs::create_dir(&empty).unwrap();
     let (_, error) = try_run(&format!(
         "videotestsrc num-buffers=3 ! venhance model=v1 model-dir={} ! fakesink",
-        folder.display()
+        empty.display()
     ));
     let error = error.unwrap();
     let licence = "https://huggingface.co/stabilityai/stable-video-diffusion-img2vid";

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Networks and sampler against numbers that the real implementation has produced: every file in
-//! `$VENHANCE_FIXTURES` (default `tests/fixtures`, whose README says what is in them), whatever its
-//! name, by its metadata.
+//! Compares networks and sampler with the output of the reference implementation.
+//!
+//! Reads every file in `$VENHANCE_FIXTURES` (default: `tests/fixtures`, see the README there). The metadata of
+//! a file selects the comparison.
 
 mod golden;
 mod sampling;
@@ -23,8 +24,8 @@ use gstvenhance::{
 };
 use serde_json::Value;
 
-/// Prints past the test runner's capture.
-fn say(text: &str) {
+/// Prints to standard error without the capture of the test runner.
+fn print(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
@@ -33,18 +34,17 @@ fn tokenizer(name: &str, path: &Path, report: &mut Report) -> Result<()> {
     let tokenizer = Tokenizer::default();
     for case in cases.as_array().ok_or("no cases")? {
         let text = case["text"].as_str().ok_or("no text")?;
-        let theirs = usizes_of(&case["tokens"])?;
-        let ours: Vec<_> = tokenizer.encode(text).0.map(|token| token as usize).into();
+        let expected = usizes_of(&case["tokens"])?;
+        let actual: Vec<_> = tokenizer.encode(text).0.map(|token| token as usize).into();
         let what = format!("{name} {:?}", text.chars().take(24).collect::<String>());
-        report.error(&what, if ours == theirs { 0.0 } else { 1.0 }, 0.0);
+        report.error(&what, if actual == expected { 0.0 } else { 1.0 }, 0.0);
     }
     Ok(())
 }
 
-/// The full-size networks ask for the tensors of the published files, with their shapes; no weight is
-/// made.
+/// The full-size networks use the tensor names and shapes of the published files. Allocates no weights.
 #[test]
-fn full_size_networks_have_the_published_keys() {
+fn full_size_networks_have_the_tensors_of_the_published_files() {
     let published = |name: &str| -> Keys {
         let path = format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
         serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -55,7 +55,7 @@ fn full_size_networks_have_the_published_keys() {
     let vae = keys::keys(|vb| Vae::new(&vae::Config::full(), vb)).unwrap();
     keys::check(&vae, &published("svd_vae_keys.json")).unwrap();
     assert_eq!(vae.len(), 374);
-    // Nobody has published a list for the text encoder: by its description.
+    // There is no published list for the text encoder: these numbers follow from its architecture.
     let text = keys::keys(|vb| TextEncoder::new(&text::Config::full(), vb)).unwrap();
     assert_eq!(text.len(), 23 * 12 + 4);
     assert_eq!(text["transformer.resblocks.22.attn.in_proj_weight"], [3072, 1024]);
@@ -75,7 +75,7 @@ fn check(name: &str, path: &Path, report: &mut Report) -> Result<()> {
     }
 }
 
-/// The files of fixtures, in order.
+/// Returns the paths of all fixtures in order.
 fn fixtures() -> Vec<PathBuf> {
     let folder = std::env::var("VENHANCE_FIXTURES");
     let folder =
@@ -89,16 +89,16 @@ fn fixtures() -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_fixture_is_met() {
+fn networks_and_sampler_match_every_fixture() {
     let mut failed = 0;
-    let mut tell = |Comparison { what, error, tolerance }: &Comparison| {
-        // NaN does not hold.
-        let holds = error <= tolerance;
-        failed += usize::from(!holds);
-        let verdict = if holds { "ok" } else { "FAILED" };
-        say(&format!("{what}: {error:.2e} of {tolerance:.0e} {verdict}"));
+    let mut print_result = |Comparison { what, error, tolerance }: &Comparison| {
+        // False if the error is NaN.
+        let passed = error <= tolerance;
+        failed += usize::from(!passed);
+        let verdict = if passed { "ok" } else { "FAILED" };
+        print(&format!("{what}: error {error:.2e}, tolerance {tolerance:.0e}: {verdict}"));
     };
-    let mut report = Report::new(Device::Cpu, &mut tell);
+    let mut report = Report::new(Device::Cpu, &mut print_result);
     for path in fixtures() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let done = if name.ends_with(".safetensors") {
@@ -115,6 +115,6 @@ fn every_fixture_is_met() {
         done.unwrap_or_else(|error| panic!("{name}: {error}"));
     }
     let compared = report.compared;
-    assert!(compared > 0, "there are no fixtures");
-    assert_eq!(failed, 0, "of {compared} comparisons");
+    assert!(compared > 0, "no fixtures found");
+    assert_eq!(failed, 0, "failed of {compared} comparisons");
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Networks that cost nothing and yet depend on all that the real ones depend on.
-#![allow(dead_code, unused_imports, reason = "every test file uses a part of this")]
+//! Toy networks for fast sampler tests. Their output depends on everything that the real networks use.
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of this module")]
 
 #[path = "../common/sink.rs"]
 mod sink;
@@ -18,7 +18,8 @@ use gstvenhance::{
 
 pub use sink::{Discard, Record, clip};
 
-/// Mixes neighbours in the window, the window as a whole, the hint, the time and the prompt.
+/// A denoiser whose output depends on neighbouring frames, the mean of the window, the hint, the timestep and
+/// the prompt.
 pub struct ToyDenoiser;
 
 impl Denoiser for ToyDenoiser {
@@ -37,7 +38,7 @@ impl Denoiser for ToyDenoiser {
         check()?;
         let frames = x.dim(2)?;
         assert_eq!(conditions.mask.len(), frames);
-        let rolled = match frames {
+        let shifted = match frames {
             1 => x.clone(),
             _ => Tensor::cat(&[x.narrow(2, 1, frames - 1)?, x.narrow(2, 0, 1)?], 2)?,
         };
@@ -45,21 +46,22 @@ impl Denoiser for ToyDenoiser {
         let hints: Vec<_> = conditions
             .mask
             .iter()
-            .map(|key| match key {
-                Some(key) => conditions.hint.narrow(2, *key, 1)? * (conditions.t_hint / 300.0),
+            .map(|input| match input {
+                Some(input) => conditions.hint.narrow(2, *input, 1)? * (conditions.t_hint / 300.0),
                 None => conditions.hint.narrow(2, 0, 1)?.zeros_like(),
             })
             .collect::<Result<_>>()?;
         let hints = (Tensor::cat(&hints, 2)? * (0.1 * conditions.s_cond))?;
-        let same = ((x + (rolled.tanh()? * 0.3)?)?.broadcast_sub(&mean)? + hints)?;
+        let base = ((x + (shifted.tanh()? * 0.3)?)?.broadcast_sub(&mean)? + hints)?;
         Ok(Velocities {
-            conditional: (&same + 0.1)?,
-            unconditional: guided.then(|| same * 0.9).transpose()?,
+            conditional: (&base + 0.1)?,
+            unconditional: guided.then(|| base * 0.9).transpose()?,
         })
     }
 }
 
-/// Means of 8×8 pixels, and back; frames that are decoded together see each other.
+/// An autoencoder that averages 8×8 pixels and upsamples them again. Decoding adds the mean of the window, so
+/// that frames depend on each other.
 pub struct ToyAutoencoder;
 
 impl Autoencoder for ToyAutoencoder {
@@ -80,26 +82,27 @@ impl Autoencoder for ToyAutoencoder {
     }
 }
 
-/// Toys for so many devices.
+/// Toy networks for `devices` devices.
 pub fn models(devices: usize) -> Models {
     let vae = Arc::new(ToyAutoencoder);
     let denoiser: Arc<dyn Denoiser> = Arc::new(ToyDenoiser);
     Models { encoder: vae.clone(), denoisers: vec![denoiser; devices], decoder: vae }
 }
 
+/// Settings with the smallest canvas that the toy networks support.
 pub fn settings(solver: Solver, steps: u32) -> Settings {
     let guidance = Guidance { scale: 4.0, rescale: Guidance::RESCALE };
-    // Latents of 2×8.
+    // 2×8 latents.
     let smallest = (16, 64);
     Settings { solver, steps, guidance, smallest, ..Settings::from(&Options::default()) }
 }
 
-/// Small frames, a little larger when they leave.
+/// A format of small frames, upscaled by about 2.5.
 pub fn format(interpolated: usize, alpha: bool) -> Format {
     Format { input: (12, 5), output: (30, 12), interpolated, alpha }
 }
 
-/// A frame whose pixels differ, and from those of any other.
+/// A frame with pseudo-random pixels that differ for every `number`.
 pub fn picture(number: usize, (width, height): (usize, usize)) -> engine::Frame {
     let mut frame = engine::Frame::new(width, height).unwrap();
     for (n, value) in frame.pixels_mut().iter_mut().enumerate() {
