@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The wavefront gives, bit for bit, what sampling the whole clip step by step gives, on any number of
-//! devices, and reports what goes wrong.
+//! Tests the wavefront against a plain implementation that samples a whole clip step by step: the results are
+//! bit-identical on any number of devices. Also tests fallbacks, errors and cancellation.
 
 mod toy;
 
@@ -26,8 +26,8 @@ use gstvenhance::{
 use proptest::prelude::*;
 use toy::{Record, ToyAutoencoder, ToyDenoiser, clip, format, models, picture, settings};
 
-/// Windows as the reference makes them: for a whole clip, before it begins.
-fn chunks(total: usize, length: usize, overlap: usize) -> Vec<Range<usize>> {
+/// Computes the windows of a whole clip like the reference implementation.
+fn windows_of(total: usize, length: usize, overlap: usize) -> Vec<Range<usize>> {
     let longest = (1.33 * length as f64).round_ties_even() as usize;
     let (mut list, mut first) = (Vec::new(), 0);
     loop {
@@ -40,15 +40,15 @@ fn chunks(total: usize, length: usize, overlap: usize) -> Vec<Range<usize>> {
     }
 }
 
-/// Fades results of all windows into each other, in order.
-fn join(windows: &[Range<usize>], results: &[Vec<Tensor>]) -> Result<Vec<Tensor>> {
+/// Cross-fades the results of all windows in order.
+fn cross_fade_all(windows: &[Range<usize>], results: &[Vec<Tensor>]) -> Result<Vec<Tensor>> {
     let mut all: Vec<Tensor> = Vec::new();
     for (window, results) in windows.iter().zip(results) {
         let overlap = all.len() - window.start;
         for (t, result) in results.iter().enumerate() {
             if t < overlap {
-                let share = t as f64 / overlap as f64;
-                let faded = ((&all[window.start + t] * (1.0 - share))? + (result * share)?)?;
+                let weight = t as f64 / overlap as f64;
+                let faded = ((&all[window.start + t] * (1.0 - weight))? + (result * weight)?)?;
                 all[window.start + t] = faded;
             } else {
                 all.push(result.clone());
@@ -58,8 +58,8 @@ fn join(windows: &[Range<usize>], results: &[Vec<Tensor>]) -> Result<Vec<Tensor>
     Ok(all)
 }
 
-/// All x of a clip, step after step over all windows.
-fn sample(
+/// Samples a whole clip: runs each step over all windows before the next step.
+fn sample_whole_clip(
     mut x: Vec<Tensor>,
     hints: &[Tensor],
     settings: &Settings,
@@ -67,13 +67,13 @@ fn sample(
     noise: &dyn Noise,
 ) -> Result<Vec<Tensor>> {
     let (_, evaluations) = evaluations(&NoiseSchedule::default(), settings.solver, settings.steps);
-    let whole = |most: usize| most / (interpolated + 1) * (interpolated + 1) + 1;
-    let windows = chunks(x.len(), whole(31), whole(15));
+    let round_down = |most: usize| most / (interpolated + 1) * (interpolated + 1) + 1;
+    let windows = windows_of(x.len(), round_down(31), round_down(15));
     let hint = Tensor::cat(hints, 2)?;
     let mask: Vec<_> = (0..x.len())
         .map(|n| n.is_multiple_of(interpolated + 1).then_some(n / (interpolated + 1)))
         .collect();
-    let mut memory: Vec<Option<Tensor>> = vec![None; x.len()];
+    let mut history: Vec<Option<Tensor>> = vec![None; x.len()];
     for evaluation in &evaluations {
         let mut results = Vec::new();
         for window in &windows {
@@ -85,28 +85,33 @@ fn sample(
                 s_cond: settings.downscale_cond,
                 mask: &mask[window.clone()],
             };
-            let said =
+            let velocities =
                 ToyDenoiser.velocities(&input, &conditions, true, Mode::default(), &|| Ok(()))?;
-            let d = evaluation.denoised(&input, &settings.guidance.apply(said)?)?;
+            let d = evaluation.denoised(&input, &settings.guidance.apply(velocities)?)?;
             let split = (0..window.len()).map(|n| d.narrow(2, n, 1)?.contiguous());
             results.push(split.collect::<Result<_>>()?);
         }
-        for (n, d) in join(&windows, &results)?.iter().enumerate() {
+        for (n, d) in cross_fade_all(&windows, &results)?.iter().enumerate() {
             let (_, _, _, h, w) = d.dims5()?;
             let noise = noise.normal(Purpose::Step(evaluation.step), n, (h, w))?.unsqueeze(2)?;
-            let next = evaluation.advance(&x[n], d, memory[n].as_ref(), Some(&noise))?;
-            (x[n], memory[n]) = next;
+            let next = evaluation.advance(&x[n], d, history[n].as_ref(), Some(&noise))?;
+            (x[n], history[n]) = next;
         }
     }
     Ok(x)
 }
 
-/// The whole clip at once.
-fn whole(inputs: &[Frame], settings: &Settings, format: Format, noise: &dyn Noise) -> Vec<Frame> {
-    whole_video(inputs, settings, format, noise).unwrap()
+/// Processes a whole clip at once with the toy networks: the expected output of the wavefront.
+fn reference(
+    inputs: &[Frame],
+    settings: &Settings,
+    format: Format,
+    noise: &dyn Noise,
+) -> Vec<Frame> {
+    try_reference(inputs, settings, format, noise).unwrap()
 }
 
-fn whole_video(
+fn try_reference(
     inputs: &[Frame],
     settings: &Settings,
     format: Format,
@@ -128,8 +133,8 @@ fn whole_video(
             hints.push(schedule.diffuse(&latents, t_hint, &noise(Purpose::Hint)?)?.unsqueeze(2)?);
         }
     }
-    let latents = sample(x, &hints, settings, interpolated, noise)?;
-    let windows = chunks(latents.len(), 5, 2);
+    let latents = sample_whole_clip(x, &hints, settings, interpolated, noise)?;
+    let windows = windows_of(latents.len(), 5, 2);
     let (rows, columns) = sampler::tile_weights(canvas.padded.0, canvas.padded.1);
     let weights: Vec<_> =
         rows.iter().flat_map(|y| columns.iter().map(move |x| (y * x) as f32)).collect();
@@ -138,12 +143,12 @@ fn whole_video(
         let latents = Tensor::cat(&latents[window.clone()], 2)?.squeeze(0)?.transpose(0, 1)?;
         let latents = latents.contiguous()?;
         let frames = ToyAutoencoder.decode(&latents, Mode::default(), &|| Ok(()))?;
-        // A single tile.
+        // The canvas is a single tile; its weighted mean only adds rounding.
         let frames = frames.broadcast_mul(&weights)?.broadcast_div(&weights)?;
         (0..window.len()).map(|n| frames.narrow(0, n, 1)?.contiguous()).collect()
     };
     let results = windows.iter().map(decode).collect::<Result<Vec<_>>>()?;
-    let frames = join(&windows, &results)?;
+    let frames = cross_fade_all(&windows, &results)?;
     Ok(frames.iter().map(|frame| sampler::frame(frame, None, &canvas).unwrap()).collect())
 }
 
@@ -151,7 +156,7 @@ fn inputs(count: usize, format: Format) -> Vec<Frame> {
     (0..count).map(|n| picture(n, format.input)).collect()
 }
 
-/// The output of the wavefront for a clip, on some devices.
+/// Runs the wavefront over a clip on `devices` devices.
 fn stream(
     inputs: &[Frame],
     settings: &Settings,
@@ -181,28 +186,37 @@ fn cases(count: u32) -> ProptestConfig {
     ProptestConfig { cases: count, failure_persistence: None, ..ProptestConfig::default() }
 }
 
-fn same_as_whole((count, interpolated): (usize, usize), (solver, steps): (Solver, u32), seed: u64) {
+fn assert_equal_to_reference(
+    (count, interpolated): (usize, usize),
+    (solver, steps): (Solver, u32),
+    seed: u64,
+) {
     let (settings, format) = (settings(solver, steps), format(interpolated, false));
     let inputs = inputs(count, format);
-    let expected = whole(&inputs, &settings, format, &Seeded(seed));
+    let expected = reference(&inputs, &settings, format, &Seeded(seed));
     assert_eq!(expected.len(), count + interpolated * (count - 1));
-    // Toys that say only black or white would hide a difference.
-    let extreme = |value: &&u16| **value == 0 || **value == u16::MAX;
+    // Output that is all black or white would hide a difference.
+    let is_extreme = |value: &&u16| **value == 0 || **value == u16::MAX;
     for frame in &expected {
-        // A quarter is alpha.
-        assert!(frame.pixels().iter().filter(extreme).count() < frame.pixels().len() / 2);
+        // The alpha values, a quarter of all, are always extreme.
+        assert!(frame.pixels().iter().filter(is_extreme).count() < frame.pixels().len() / 2);
     }
     for devices in [1, 2, 5] {
-        let got = stream(&inputs, &settings, format, seed, devices);
-        assert_eq!(got.len(), expected.len());
-        for (n, (got, expected)) in got.iter().zip(&expected).enumerate() {
-            assert!(**got == *expected, "frame {n}, {devices} devices");
+        let actual = stream(&inputs, &settings, format, seed, devices);
+        assert_eq!(actual.len(), expected.len());
+        for (n, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
+            assert!(**actual == *expected, "frame {n}, {devices} devices");
         }
     }
 }
 
-/// What a run of the input frames from `first` on leaves.
-fn part(inputs: &[Frame], first: usize, settings: &Settings, format: Format) -> Vec<Arc<Frame>> {
+/// Runs the wavefront over the input frames from `first` on.
+fn stream_from(
+    inputs: &[Frame],
+    first: usize,
+    settings: &Settings,
+    format: Format,
+) -> Vec<Arc<Frame>> {
     let sink = Arc::new(Record::default());
     let mut enhancer = Wavefront::new(models(1), settings.clone(), Arc::new(Seeded(3)));
     enhancer.start_at(first, format, clip(&sink)).unwrap();
@@ -214,28 +228,32 @@ fn part(inputs: &[Frame], first: usize, settings: &Settings, format: Format) -> 
 }
 
 #[test]
-fn a_run_that_begins_in_the_middle_soon_gives_what_the_whole_gives() {
+fn a_run_from_resume_from_equals_the_whole_run_after_the_resume_point() {
     for interpolated in 0..=8 {
-        // All 14 steps once with an overlap longer than the stride, and once with another.
+        // All 14 steps, once with an overlap larger than the stride and once with a smaller one.
         let fast = (interpolated == 2 || interpolated == 3).then_some((Solver::Fast, 15));
         let solvers = [(Solver::Normal, 1), (Solver::Normal, 4), (Solver::Heun, 2)];
         for (solver, steps) in solvers.into_iter().chain(fast) {
             let (settings, format) = (settings(solver, steps), format(interpolated, false));
-            // The first input frame that does not need all before it, and one later.
-            let from = |input: usize| sampler::resume_from(&settings, interpolated, input);
-            let soonest = (0..).find(|&input| from(input) > 0).unwrap();
-            for (input, after) in [(soonest, 0), (soonest, 40), (2 * soonest + 7, 3)] {
-                let (first, inputs) = (from(input), inputs(input + 1 + after, format));
-                let (whole, part) =
-                    (part(&inputs, 0, &settings, format), part(&inputs, first, &settings, format));
-                let lacking = whole.len() - part.len();
-                assert_eq!(lacking, first * (interpolated + 1));
+            let from =
+                |resume_point: usize| sampler::resume_from(&settings, interpolated, resume_point);
+            // The first resume point that does not need the start of the clip, and a later one.
+            let earliest = (0..).find(|&resume_point| from(resume_point) > 0).unwrap();
+            for (resume_point, after) in [(earliest, 0), (earliest, 40), (2 * earliest + 7, 3)] {
+                let (first, inputs) =
+                    (from(resume_point), inputs(resume_point + 1 + after, format));
+                let (whole, part) = (
+                    stream_from(&inputs, 0, &settings, format),
+                    stream_from(&inputs, first, &settings, format),
+                );
+                let skipped = whole.len() - part.len();
+                assert_eq!(skipped, first * (interpolated + 1));
                 let same: Vec<_> =
-                    whole[lacking..].iter().zip(&part).map(|(a, b)| a == b).collect();
-                let wanted = input * (interpolated + 1) - lacking;
+                    whole[skipped..].iter().zip(&part).map(|(a, b)| a == b).collect();
+                let equal_from = resume_point * (interpolated + 1) - skipped;
                 assert!(same.contains(&false), "{interpolated}, {solver:?} {steps}");
                 assert!(
-                    same[wanted..].iter().all(|same| *same),
+                    same[equal_from..].iter().all(|same| *same),
                     "{interpolated}, {solver:?} {steps}"
                 );
             }
@@ -247,17 +265,17 @@ proptest! {
     #![proptest_config(cases(16))]
 
     #[test]
-    fn a_stream_equals_the_whole_clip_bit_for_bit_on_any_number_of_devices(
+    fn the_wavefront_is_bit_identical_to_the_reference_on_any_number_of_devices(
         count in prop_oneof![1..60usize, 1..=300usize],
         interpolated in 0..=8usize,
         solver in solvers(),
         seed: u64,
     ) {
-        same_as_whole((count, interpolated), solver, seed);
+        assert_equal_to_reference((count, interpolated), solver, seed);
     }
 }
 
-/// Frames as they leave the sampler.
+/// Collects the sampled latents.
 #[derive(Clone, Default)]
 struct Collect(Arc<Mutex<Vec<Tensor>>>);
 
@@ -276,19 +294,19 @@ proptest! {
     #![proptest_config(cases(12))]
 
     #[test]
-    fn latents_may_come_in_any_portions(
+    fn the_result_does_not_depend_on_the_batch_sizes(
         total in 1..400usize,
         interpolated in 0..=8usize,
         devices in prop_oneof![Just(1usize), Just(3)],
-        portions in prop::collection::vec(1..120usize, 1..5),
+        batches in prop::collection::vec(1..120usize, 1..5),
     ) {
         let settings = settings(Solver::Normal, 4);
         let noise = Arc::new(Seeded(5));
         let latent = |purpose, n| noise.normal(purpose, n, (2, 3)).unwrap().unsqueeze(2).unwrap();
         let x: Vec<_> = (0..total).map(|n| latent(Purpose::Start, n)).collect();
         let hints: Vec<_> = (0..total).step_by(interpolated + 1).map(|n| latent(Purpose::Hint, n)).collect();
-        let expected = sample(x.clone(), &hints, &settings, interpolated, &*noise).unwrap();
-        for portions in [&portions[..], &[1], &[total]] {
+        let expected = sample_whole_clip(x.clone(), &hints, &settings, interpolated, &*noise).unwrap();
+        for batches in [&batches[..], &[1], &[total]] {
             let (_, evaluations) =
                 evaluations(&NoiseSchedule::default(), settings.solver, settings.steps);
             let params = SamplerParams {
@@ -303,8 +321,8 @@ proptest! {
             let mut sampler =
                 Sampler::new(&denoisers, &evaluations, params, clip(&sink), output.clone()).unwrap();
             let mut first = 0;
-            for portion in portions.iter().cycle() {
-                let end = (first + portion).min(total);
+            for batch in batches.iter().cycle() {
+                let end = (first + batch).min(total);
                 let frame = |n: usize| {
                     let hint = n.is_multiple_of(interpolated + 1).then(|| hints[n / (interpolated + 1)].clone());
                     sampler::Frame::new(x[n].clone(), hint, None)
@@ -324,13 +342,13 @@ proptest! {
 }
 
 #[test]
-fn a_clip_of_no_frames_gives_none() {
-    let got = stream(&[], &settings(Solver::Fast, 15), format(2, false), 1, 2);
-    assert!(got.is_empty());
+fn an_empty_clip_has_no_output() {
+    let actual = stream(&[], &settings(Solver::Fast, 15), format(2, false), 1, 2);
+    assert!(actual.is_empty());
 }
 
 #[test]
-fn output_leaves_as_soon_as_the_lookahead_says_and_not_before() {
+fn the_lookahead_is_sufficient_and_minimal() {
     for (interpolated, steps) in [(0, 3), (2, 4), (3, 1), (4, 2), (8, 3)] {
         let (settings, format) = (settings(Solver::Normal, steps), format(interpolated, false));
         let ahead = lookahead(&settings, interpolated);
@@ -344,10 +362,10 @@ fn output_leaves_as_soon_as_the_lookahead_says_and_not_before() {
             if let Some(input) = n.checked_sub(ahead) {
                 assert!(
                     sink.count() > input * (interpolated + 1),
-                    "input frame {input} has not left"
+                    "input frame {input} is not delivered"
                 );
             }
-            // One frame less would not do for all.
+            // With one input frame less, some output must be missing.
             if let Some(input) = (n + 1).checked_sub(ahead) {
                 late += usize::from(sink.count() <= input * (interpolated + 1));
             }
@@ -357,7 +375,7 @@ fn output_leaves_as_soon_as_the_lookahead_says_and_not_before() {
 }
 
 #[test]
-fn frames_in_flight_are_those_that_are_said_however_long_the_clip() {
+fn frames_in_flight_match_the_plan_and_do_not_grow_with_the_clip() {
     for interpolated in 0..=8 {
         let (settings, format) = (settings(Solver::Fast, 15), format(interpolated, false));
         let plan = sampler::Plan::new(&settings, format, 600);
@@ -369,12 +387,12 @@ fn frames_in_flight_are_those_that_are_said_however_long_the_clip() {
             enhancer.push(picture(n, format.input)).unwrap();
             most = most.max(enhancer.latents().unwrap());
         }
-        let said = plan.latents();
+        let planned = plan.latents();
         assert!(
-            most <= said && said - most <= interpolated,
-            "{interpolated}: {most} in flight, {said} said"
+            most <= planned && planned - most <= interpolated,
+            "{interpolated}: {most} in flight, {planned} planned"
         );
-        // "about 700 frames of latents"
+        // Bounds that hold for every number of interpolated frames.
         assert!((550..=760).contains(&most), "{interpolated}: {most}");
         if interpolated == 2 {
             assert_eq!(plan.sampled_after(), 237);
@@ -383,7 +401,7 @@ fn frames_in_flight_are_those_that_are_said_however_long_the_clip() {
 }
 
 #[test]
-fn alpha_is_faded_between_key_frames_and_enlarged_and_colours_do_not_depend_on_it() {
+fn alpha_is_interpolated_and_resized_independently_of_the_colours() {
     let (settings, interpolated) = (settings(Solver::Normal, 2), 3);
     let flat = |alpha: u16| {
         let mut frame = picture(1, (12, 5));
@@ -403,14 +421,14 @@ fn alpha_is_faded_between_key_frames_and_enlarged_and_colours_do_not_depend_on_i
     }
 }
 
-/// A denoiser that fails, or gives what is not finite, when it is asked for one evaluation of a window.
+/// A denoiser that applies `fault` to the output of one evaluation.
 struct Faulty {
-    /// The time of that evaluation.
+    /// Timestep of that evaluation.
     timestep: f64,
     fault: fn(Tensor, Mode, Check) -> Result<Tensor>,
-    /// Evaluations of that step in the usual type.
+    /// Number of evaluations of that step in [`Precision::Usual`].
     usual: AtomicUsize,
-    /// All evaluations in the wide type.
+    /// Number of all evaluations in [`Precision::Wide`].
     wide: AtomicUsize,
 }
 
@@ -430,7 +448,7 @@ impl Faulty {
         enhancer.start(format, clip(&sink)).unwrap();
         let pushed = (0..40).try_for_each(|n| enhancer.push(picture(n, format.input)));
         let result = pushed.and_then(|()| enhancer.finish());
-        // Only the enhancer and this hold it: no thread is left.
+        // The enhancer is dropped: another reference would belong to a leaked thread.
         drop(enhancer);
         assert_eq!(Arc::strong_count(self), 1);
         (sink, result)
@@ -464,8 +482,8 @@ impl Denoiser for Faulty {
     }
 }
 
-/// One value of many is infinite.
-fn infinite(x: Tensor) -> Result<Tensor> {
+/// Replaces one value by infinity.
+fn with_infinity(x: Tensor) -> Result<Tensor> {
     let mut values = x.flatten_all()?.to_vec1::<f32>()?;
     let middle = values.len() / 2;
     values[middle] = f32::INFINITY;
@@ -473,60 +491,64 @@ fn infinite(x: Tensor) -> Result<Tensor> {
 }
 
 #[test]
-fn a_step_that_overflows_is_computed_in_the_wide_type_from_then_on() {
+fn a_step_that_overflows_uses_the_wide_type_from_then_on() {
     for devices in [1, 5] {
         let faulty = Faulty::new(6, |x, mode, _| match mode.precision {
-            Precision::Usual => infinite(x),
+            Precision::Usual => with_infinity(x),
             Precision::Wide => Ok(x),
         });
         let (sink, result) = faulty.run(devices);
         result.unwrap();
-        // 118 frames: seven windows, of which only the first is tried in the usual type.
+        // 118 frames are seven windows. Only the first one is evaluated in the usual type.
         let windows = Windows::of_clip(2).all(118).len();
         assert_eq!(faulty.wide.load(Ordering::Relaxed), windows);
         assert_eq!(faulty.usual.load(Ordering::Relaxed), 1);
         let inputs = inputs(40, format(2, false));
         let settings = settings(Solver::Fast, 15);
-        let expected = whole(&inputs, &settings, format(2, false), &Seeded(1));
+        let expected = reference(&inputs, &settings, format(2, false), &Seeded(1));
         assert!(sink.take().iter().map(|frame| &**frame).eq(&expected));
     }
 }
 
 #[test]
-fn what_is_not_finite_again_is_an_error_that_names_step_and_window() {
+fn infinity_in_the_wide_type_is_an_error_that_names_window_and_step() {
     for devices in [1, 5] {
-        let (sink, result) = Faulty::new(6, |x, _, _| infinite(x)).run(devices);
+        let (sink, result) = Faulty::new(6, |x, _, _| with_infinity(x)).run(devices);
         let error = result.unwrap_err();
         assert!(matches!(error, Error::NotFinite { .. }));
-        assert!(error.to_string().starts_with("window 0, step 6 gave values"), "{error}");
+        assert!(
+            error.to_string().starts_with("window 0, step 6 produced NaN or infinity"),
+            "{error}"
+        );
         assert_eq!(sink.count(), 0);
     }
 }
 
-/// Networks on a device that is soon full.
-struct Narrow {
-    /// The largest part of a usual slice, in sixteenths, that it has memory for.
+/// Toy networks on a device with little memory.
+struct SmallDevice {
+    /// The largest slice that fits, in sixteenths of a default slice.
     slice: usize,
-    /// The most latents that it can decode or encode at once.
+    /// The most latents that can be encoded or decoded in one call.
     latents: usize,
-    full: AtomicUsize,
+    /// Number of out-of-memory errors.
+    failures: AtomicUsize,
 }
 
-impl Narrow {
+impl SmallDevice {
     fn new(slice: usize, latents: usize) -> Arc<Self> {
-        Arc::new(Self { slice, latents, full: AtomicUsize::new(0) })
+        Arc::new(Self { slice, latents, failures: AtomicUsize::new(0) })
     }
 
     fn check(&self, mode: Mode, latents: usize) -> Result<()> {
         if mode.slices.share(16) <= self.slice && latents <= self.latents {
             return Ok(());
         }
-        self.full.fetch_add(1, Ordering::Relaxed);
+        self.failures.fetch_add(1, Ordering::Relaxed);
         let text = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
         Err(candle_core::Error::Cuda(text.into()).bt())
     }
 
-    /// What leaves of a few frames of 90×24 that become 360×96, 45×18 latents with the padding.
+    /// Runs four frames of 90×24, upscaled to 360×96: 48×18 latents with padding.
     fn run(models: sampler::Models) -> (Arc<Record>, std::result::Result<(), Error>) {
         let format = Format { input: (90, 24), output: (360, 96), interpolated: 2, alpha: false };
         let sink = Arc::new(Record::default());
@@ -539,7 +561,7 @@ impl Narrow {
     }
 }
 
-impl Denoiser for Narrow {
+impl Denoiser for SmallDevice {
     fn device(&self) -> &Device {
         &Device::Cpu
     }
@@ -557,7 +579,7 @@ impl Denoiser for Narrow {
     }
 }
 
-impl Autoencoder for Narrow {
+impl Autoencoder for SmallDevice {
     fn encode(&self, frames: &Tensor, mode: Mode, check: Check) -> Result<Encoded> {
         let (_, _, h, w) = frames.dims4()?;
         self.check(mode, h * w / LATENT.pow(2))?;
@@ -572,10 +594,10 @@ impl Autoencoder for Narrow {
 }
 
 #[test]
-fn a_device_without_memory_works_in_smaller_slices_from_then_on() {
-    let usual = Narrow::run(models(1)).0.take();
-    let (denoiser, vae) = (Narrow::new(4, 0), Narrow::new(2, usize::MAX));
-    let (sink, result) = Narrow::run(sampler::Models {
+fn a_device_that_runs_out_of_memory_uses_smaller_slices_from_then_on() {
+    let usual = SmallDevice::run(models(1)).0.take();
+    let (denoiser, vae) = (SmallDevice::new(4, 0), SmallDevice::new(2, usize::MAX));
+    let (sink, result) = SmallDevice::run(sampler::Models {
         encoder: vae.clone(),
         denoisers: vec![denoiser.clone()],
         decoder: vae.clone(),
@@ -583,14 +605,14 @@ fn a_device_without_memory_works_in_smaller_slices_from_then_on() {
     result.unwrap();
     assert_eq!(sink.take(), usual);
     assert!(sink.warnings.lock().unwrap().is_empty());
-    // Two halvings for two evaluations, three each for the encoder and the decoder.
-    let full = |narrow: &Narrow| narrow.full.load(Ordering::Relaxed);
-    assert_eq!((full(&denoiser), full(&vae)), (2, 6));
+    // The denoiser halves its slices twice in total, the encoder and the decoder three times each.
+    let failures = |device: &SmallDevice| device.failures.load(Ordering::Relaxed);
+    assert_eq!((failures(&denoiser), failures(&vae)), (2, 6));
 }
 
-/// A denoiser on a device that has so many bytes, where an evaluation takes as many as the pixels of a slice; it
-/// notes the slices that it works in.
+/// A denoiser whose peak memory is one byte per pixel of a slice. Records the slices that it is called with.
 struct Budgeted {
+    /// Available bytes.
     available: usize,
     pixels: Mutex<Vec<usize>>,
 }
@@ -601,7 +623,7 @@ impl Denoiser for Budgeted {
     }
 
     fn budget(&self, frames: usize, latent: (usize, usize), guided: bool) -> Option<Budget<'_>> {
-        // The longest window, whatever the clip's length.
+        // The longest window, for any clip length.
         assert_eq!((frames, latent, guided), (41, (18, 48), true));
         Some(Budget { available: self.available, peak: Box::new(|slices| slices.pixels()) })
     }
@@ -620,7 +642,7 @@ impl Denoiser for Budgeted {
 }
 
 #[test]
-fn a_clip_is_worked_on_in_the_largest_slices_that_its_device_has_memory_for() {
+fn the_denoiser_runs_in_the_largest_slices_that_fit_its_device() {
     let settings = settings(Solver::Normal, 2);
     let canvas = Canvas::new((96, 360), settings.smallest);
     let latents = Work::new(&settings, &canvas, 2, (0, 1)).latents();
@@ -631,24 +653,24 @@ fn a_clip_is_worked_on_in_the_largest_slices_that_its_device_has_memory_for() {
         let denoiser = Arc::new(Budgeted { available, pixels: Mutex::default() });
         let mut models = models(1);
         models.denoisers = vec![denoiser.clone()];
-        Narrow::run(models).1.unwrap();
+        SmallDevice::run(models).1.unwrap();
         assert_eq!(*denoiser.pixels.lock().unwrap(), [pixels; 2]);
     }
 }
 
 #[test]
-fn where_slices_do_not_help_tiles_become_smaller_with_a_warning() {
-    let usual = Narrow::run(models(1)).0.take();
-    // A quarter of a published tile.
-    let vae = Narrow::new(16, 18 * 32);
-    let mut narrow = models(1);
-    (narrow.encoder, narrow.decoder) = (vae.clone(), vae.clone());
-    let (sink, result) = Narrow::run(narrow);
+fn tiles_become_smaller_with_a_warning_if_the_smallest_slices_do_not_fit() {
+    let usual = SmallDevice::run(models(1)).0.take();
+    // A tile with a fourth of the sides of a published tile.
+    let vae = SmallDevice::new(16, 18 * 32);
+    let mut small = models(1);
+    (small.encoder, small.decoder) = (vae.clone(), vae.clone());
+    let (sink, result) = SmallDevice::run(small);
     result.unwrap();
-    // The toy knows no neighbours in a frame: only the mean over tiles is rounded.
+    // The toy autoencoder has no spatial context: only the weighted mean of tiles rounds differently.
     for (frame, usual) in sink.take().iter().zip(usual) {
-        let off = frame.pixels().iter().zip(usual.pixels()).map(|(a, b)| a.abs_diff(*b)).max();
-        assert!(off <= Some(1), "{off:?}");
+        let error = frame.pixels().iter().zip(usual.pixels()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(error <= Some(1), "{error:?}");
     }
     let warnings = sink.warnings.lock().unwrap();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
@@ -660,39 +682,39 @@ fn where_slices_do_not_help_tiles_become_smaller_with_a_warning() {
 }
 
 #[test]
-fn where_nothing_helps_the_error_says_what_was_tried_and_what_to_do() {
-    let error = |models| Narrow::run(models).1.unwrap_err();
-    let mut narrow = models(1);
-    narrow.denoisers = vec![Narrow::new(0, 0)];
-    let denoising = error(narrow);
-    let mut narrow = models(1);
-    narrow.decoder = Narrow::new(16, 18 * 32 - 1);
-    let decoding = error(narrow);
+fn an_out_of_memory_error_names_the_operation_and_the_remedy() {
+    let error = |models| SmallDevice::run(models).1.unwrap_err();
+    let mut small = models(1);
+    small.denoisers = vec![SmallDevice::new(0, 0)];
+    let denoising = error(small);
+    let mut small = models(1);
+    small.decoder = SmallDevice::new(16, 18 * 32 - 1);
+    let decoding = error(small);
     for (error, what) in [(denoising, "window 0, step 0"), (decoding, "decoding window 0")] {
         assert!(matches!(error, Error::DeviceMemory { .. }));
         let text = error.to_string();
-        for part in [what, "smallest slices", "no memory left", "OUT_OF_MEMORY", "max-pixels"] {
+        for part in [what, "smallest slices", "out of memory", "OUT_OF_MEMORY", "max-pixels"] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
     }
 }
 
 #[test]
-fn what_fails_on_one_of_several_devices_is_the_runs_error() {
+fn an_error_on_any_device_is_the_error_of_the_run() {
     for (devices, step) in [(1, 0), (2, 13), (5, 0), (5, 7), (5, 13)] {
-        let faulty = Faulty::new(step, |_, _, _| candle_core::bail!("the device is on fire"));
+        let faulty = Faulty::new(step, |_, _, _| candle_core::bail!("device failure"));
         let error = faulty.run(devices).1.unwrap_err().to_string();
-        let what = format!("window 0, step {step} failed: the device is on fire");
+        let what = format!("window 0, step {step} failed: device failure");
         assert!(error.starts_with(&what), "{error}");
     }
 }
 
 #[test]
-fn a_cancelled_run_ends_within_a_block_on_all_devices() {
+fn cancelling_ends_the_run_on_all_devices_and_the_next_clip_runs() {
     static REACHED: AtomicBool = AtomicBool::new(false);
     for devices in [1, 2, 5] {
         REACHED.store(false, Ordering::Relaxed);
-        // Stays in one evaluation until it is told to stop.
+        // Blocks in one evaluation until it is cancelled.
         let faulty = Faulty::new(3, |_, _, check| {
             REACHED.store(true, Ordering::Relaxed);
             loop {
@@ -717,7 +739,7 @@ fn a_cancelled_run_ends_within_a_block_on_all_devices() {
         let pushed = (0..200).try_for_each(|n| enhancer.push(picture(n, format.input)));
         assert_eq!(pushed.and_then(|()| enhancer.finish()), Err(Error::Cancelled));
         assert!(stopper.join().unwrap().elapsed() < Duration::from_secs(5));
-        // The next clip works.
+        // The next clip starts.
         enhancer.start(format, clip(&sink)).unwrap();
         enhancer.reset();
         drop(enhancer);
@@ -726,7 +748,7 @@ fn a_cancelled_run_ends_within_a_block_on_all_devices() {
 }
 
 #[test]
-fn progress_names_window_and_step() {
+fn progress_units_name_window_and_step() {
     let (sink, format) = (Arc::new(Record::default()), format(2, false));
     let mut enhancer = Wavefront::new(models(1), settings(Solver::Normal, 2), Arc::new(Seeded(1)));
     enhancer.start(format, clip(&sink)).unwrap();
@@ -739,7 +761,7 @@ fn progress_names_window_and_step() {
 }
 
 #[test]
-fn a_plan_says_what_the_published_example_takes_without_weights() {
+fn the_plan_of_the_published_example_matches_the_reference() {
     let output = engine::target_size((720, 480), 4.0, 720, 1280 * 2048);
     let interpolated = engine::interpolated_frames((24, 1), (8, 1));
     let format = Format { input: (720, 480), output, interpolated, alpha: false };
