@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! EncodedInput frames to the latents that sampling starts from: those of each output frame that shows a key
-//! frame, with noise of its own.
+//! Encodes each input frame once and derives from it the noisy latents that sampling starts from.
+//!
+//! An input frame and the interpolated frames after it start from the same encoded frame. Each of them
+//! draws its own noise.
 
 use std::{cell::Cell, sync::Arc};
 
@@ -124,6 +126,7 @@ impl Encode {
         Ok(frames)
     }
 
+    /// Returns the interpolated frames from the previous input frame to `input`, then `input`.
     fn frames_to(&self, input: &EncodedInput) -> Result<Vec<Frame>> {
         let EncodeParams { interpolated, .. } = self.params;
         let mut frames = Vec::new();

@@ -127,9 +127,9 @@ impl Wavefront {
         let control = Control::new(clip);
         let decoder = self.models.decoder.clone();
         let last = self.models.denoisers.len().saturating_sub(1);
-        let parts = self.models.denoisers.len().max(1);
+        let devices = self.models.denoisers.len().max(1);
         let latents =
-            Work::new(&self.settings, &canvas, format.interpolated, (last, parts)).latents();
+            Work::new(&self.settings, &canvas, format.interpolated, (last, devices)).latents();
         let decode = Decode::with_control(decoder, canvas.latent(), control.clone(), latents);
         let output = FrameOutput { decode, canvas, control: control.clone() };
         let noise = Arc::new(OffsetNoise {
