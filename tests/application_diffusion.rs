@@ -142,7 +142,7 @@ fn the_application_says_what_it_would_do() {
     let model = TinyModel::new();
     let options = "in.mp4 --plan --model v1 --model-dir model --up-scale 3 --min-height 0";
     let plan = enhance(&model, &options.split(' ').collect::<Vec<_>>());
-    for part in ["10 frames", "36×24 to 108×72, padded to 128×80", "14 a window", "GiB"] {
+    for part in ["10 frames", "36×24 to 108×72, padded to 128×80", "14 per window", "GiB"] {
         assert!(plan.contains(part), "{part} is not in {plan}");
     }
 }
