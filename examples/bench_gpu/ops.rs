@@ -6,14 +6,14 @@ use candle_core::{DType, Device, Result, Tensor, cuda::WrapErr};
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use gstvenhance::{
     ops::{
-        Conv2d, GroupNorm, LayerNorm, Linear, Moments, Shape, TimeConv, attention, geglu,
-        operations,
+        Conv2d, GroupNorm, LayerNorm, Linear, Moments, Shape, TimeConv, attention,
+        attention_along_first, geglu, operations,
     },
     weights::synth,
 };
 use serde_json::json;
 
-use super::{Args, Findings, parity::DOWN};
+use super::{Args, Findings, Products, parity::DOWN};
 
 /// Inputs that take turns, so that they come from memory and not from the cache of the run before.
 const INPUTS: usize = 3;
@@ -77,6 +77,14 @@ impl Cases<'_> {
         Ok(())
     }
 
+    /// Queries, keys and values [frames, pixels, c].
+    fn attention_along_time(&mut self, name: &'static str, pixels: usize, c: usize) -> Result<()> {
+        let shape = [FRAMES, pixels, c];
+        let (k, v) = (self.noise("k", &shape)?, self.noise("v", &shape)?);
+        self.add(name, &shape, move |q| attention_along_first(q, &k, &v, c / 64));
+        Ok(())
+    }
+
     fn linear(&mut self, name: &'static str, [t, inputs, outputs]: [usize; 3]) -> Result<()> {
         let bias = self.weight("linear.bias", &[outputs])?;
         let layer = Linear::new(self.weight("linear.weight", &[outputs, inputs])?, Some(bias))?;
@@ -130,8 +138,7 @@ impl Cases<'_> {
         cases.attention("attention in a frame, 320", [1, t0, t0, 320])?;
         cases.attention("attention in a frame, 640", [1, t1, t1, 640])?;
         cases.attention("attention to the prompt, 320", [1, t0, 77, 320])?;
-        let pixels = PIXELS.min(t0);
-        cases.attention("attention along time, 320", [pixels, FRAMES, FRAMES, 320])?;
+        cases.attention_along_time("attention along time, 320", PIXELS.min(t0), 320)?;
         cases.linear("linear, 320 to 320", [t0, 320, 320])?;
         cases.linear("linear, 320 to 2560", [t0, 320, 2560])?;
         cases.linear("linear, 1280 to 320", [t0, 1280, 320])?;
@@ -161,7 +168,11 @@ pub fn run(args: &Args, device: &Device, findings: &mut Findings) -> Result<()> 
                 let mut figure = figure;
                 figure["ms"] = json!(times.ms);
                 figure["floor_ms"] = json!(times.floor_ms);
-                figure["kernels"] = json!(if args.portable { "portable" } else { "best" });
+                figure["kernels"] = json!(match (args.portable, args.products) {
+                    (true, _) => "portable",
+                    (_, Products::Cublaslt) => "cuBLASLt",
+                    _ => "best",
+                });
                 findings.print(&figure);
             }
             Err(error) => findings.failed(figure, error),
