@@ -127,6 +127,7 @@ impl Address {
 
     /// The largest power of two that divides the address, at most 256, the alignment of
     /// allocations.
+    #[cfg(feature = "bench")]
     pub(super) fn alignment(self) -> u32 {
         1 << self.0.trailing_zeros().min(8)
     }
