@@ -82,7 +82,7 @@ impl Compiler {
                 &fs::read_to_string(&file).map_err(|why| format!("reading {file}: {why}"))?;
         }
 
-        // Beside each fatbin is what it was made of.
+        // A copy of its inputs lies beside each fatbin.
         let (fatbin, stamp) = (folder.join(name).with_extension("fatbin"), folder.join(name));
         if fatbin.exists() && fs::read_to_string(&stamp).is_ok_and(|before| before == made_of) {
             return Ok(());
@@ -93,7 +93,7 @@ impl Compiler {
     }
 }
 
-/// What a program prints; what it says of errors if it fails.
+/// Returns the standard output of a program, or its standard error if it fails.
 fn run(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|error| error.to_string())?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

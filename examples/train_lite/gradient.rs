@@ -133,7 +133,7 @@ impl CustomOp2 for Chain {
 /// The layers of a chain, prepared for its backward pass.
 struct Backward<'a> {
     channels: &'a [usize],
-    /// Each layer by itself.
+    /// The layers one by one.
     forward: Vec<ConvChain>,
     /// The transposed convolution of each layer: a convolution with the mirrored kernel, in and out swapped.
     transposed: Vec<ConvChain>,
