@@ -18,8 +18,7 @@ fn main() {
     }
 }
 
-/// Cargo runs this script, and so compiles the plugin, again when one of these has changed: what the plugin is made
-/// of, and the commit. Without that, Cargo would do so for any file of the package, tests and documents included.
+/// Cargo reruns this script when a listed file changes. Without this list, any file of the package would trigger it.
 fn watch() {
     let files = ["build.rs", "build", "Cargo.toml", "Cargo.lock", "src"].map(String::from);
     let git = ["HEAD", "logs/HEAD"].map(|file| git_path(file).unwrap_or_default());
@@ -29,7 +28,7 @@ fn watch() {
     }
 }
 
-/// Where git keeps one of its files, also for a worktree; `None` outside of a repository.
+/// Path of a file in the git folder, also in a worktree. `None` outside of a repository.
 fn git_path(file: &str) -> Option<String> {
     let output = Command::new("git").args(["rev-parse", "--git-path", file]).output().ok()?;
     let path = String::from_utf8(output.stdout).ok()?;

@@ -23,7 +23,7 @@ const FILES: [(&str, bool); 7] = [
     ("pixels", false),
 ];
 
-/// Makes `NAME.fatbin` of every `NAME.cu`, in Cargo's output folder. What is up to date stays.
+/// Compiles every `NAME.cu` to `NAME.fatbin` in OUT_DIR; up-to-date files are skipped.
 pub fn compile() -> Result<(), String> {
     let compiler = Compiler::find()?;
     let folder = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
@@ -70,7 +70,7 @@ impl Compiler {
                 PORTABLE.map(|one| format!("--generate-code=arch=compute_{one},code=sm_{one}"));
             arguments.extend(codes);
         }
-        let mut made_of = format!("{}\n{}\n", self.version, arguments.join(" "));
+        let mut fingerprint = format!("{}\n{}\n", self.version, arguments.join(" "));
         for header in headers {
             arguments.extend(["-include".into(), format!("{FOLDER}/{header}")]);
         }
@@ -78,18 +78,18 @@ impl Compiler {
         for file in
             headers.iter().map(|header| format!("{FOLDER}/{header}")).chain([source.clone()])
         {
-            made_of +=
+            fingerprint +=
                 &fs::read_to_string(&file).map_err(|why| format!("reading {file}: {why}"))?;
         }
 
         // A copy of its inputs lies beside each fatbin.
         let (fatbin, stamp) = (folder.join(name).with_extension("fatbin"), folder.join(name));
-        if fatbin.exists() && fs::read_to_string(&stamp).is_ok_and(|before| before == made_of) {
+        if fatbin.exists() && fs::read_to_string(&stamp).is_ok_and(|before| before == fingerprint) {
             return Ok(());
         }
         run(Command::new(&self.program).args(arguments).arg("-o").arg(&fatbin).arg(&source))
             .map_err(|why| format!("compiling {source} with {}: {why}", self.program.display()))?;
-        fs::write(&stamp, made_of).map_err(|why| format!("writing {}: {why}", stamp.display()))
+        fs::write(&stamp, fingerprint).map_err(|why| format!("writing {}: {why}", stamp.display()))
     }
 }
 
