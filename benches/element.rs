@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a frame of the input costs in the element, beside GStreamer's own `videoconvert ! videoscale`.
+//! Measures the element's cost per input frame, compared with `videoconvert ! videoscale`.
 //!
-//! Output is always 1280×720 I420. "own" enlarges nothing: what is left is the element's way through
-//! 16-bit R'G'B' and its queue.
+//! Output is always 1280×720 I420. "own" keeps the size: it measures the conversion to 16-bit R'G'B'
+//! and back, and the queue.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ fn bench(c: &mut Criterion) {
         ("own, 720p", "venhance up-scale=1 target-fps=0/1", (1280, 720), 1),
         ("lite, 360p to 720p", "venhance model=lite up-scale=2 target-fps=0/1", (640, 360), 1),
         (
-            "lite, 360p to 720p, and one made",
+            "lite, 360p to 720p, one interpolated frame",
             "venhance model=lite up-scale=2 target-fps=60",
             (640, 360),
             2,
@@ -49,7 +49,7 @@ fn bench(c: &mut Criterion) {
                         pushed += 1;
                         harness.push(frame).unwrap();
                     }
-                    // Nothing is made before the first frame.
+                    // No interpolated frame precedes the first input frame.
                     while pulled < outputs * pushed - (outputs - 1) {
                         harness.pull().unwrap();
                         pulled += 1;
@@ -64,7 +64,7 @@ fn bench(c: &mut Criterion) {
     group.finish();
 }
 
-/// A texture, so far to the right.
+/// A texture shifted right by `shift` pixels.
 fn picture(info: &gst_video::VideoInfo, shift: usize) -> gst::Buffer {
     let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
     let width = info.width() as usize;

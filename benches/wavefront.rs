@@ -22,7 +22,7 @@ use std::{
 use candle_core::{Device, Result, Tensor};
 use gstvenhance::{
     engine::{self, Cancel, ClipContext, Enhancer, Error, Progress, Sink, Solver},
-    sampler::{Check, Conditions, Denoiser, Mode, Models, Seeded, Velocities, Wavefront},
+    sampler::{Check, Conditions, Denoiser, DiffusionEnhancer, Mode, Models, Seeded, Velocities},
 };
 
 /// Simulated time of an evaluation per frame of its window. Long compared with the work of the CPU.
@@ -83,8 +83,8 @@ fn main() {
         let models = Models { denoisers, ..toy::models(1) };
         let (times, format) = (Arc::new(Times::default()), toy::format(INTERPOLATED, false));
         let clip = ClipContext { sink: times.clone(), cancel: Cancel::default() };
-        let settings = toy::settings(Solver::Fast, 15);
-        let mut enhancer = Wavefront::new(models, settings, Arc::new(Seeded(1)));
+        let params = toy::params(Solver::Fast, 15);
+        let mut enhancer = DiffusionEnhancer::new(models, params, Arc::new(Seeded(1)));
         enhancer.start(format, clip).unwrap();
         let start = Instant::now();
         (0..INPUTS).for_each(|n| enhancer.push(toy::picture(n, format.input)).unwrap());

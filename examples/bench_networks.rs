@@ -15,7 +15,7 @@ use clap::{Parser, ValueEnum};
 use gstvenhance::{
     networks::{
         text::{self, TextEncoder, Tokenizer},
-        unet::{self, Denoiser},
+        unet::{self, UNet},
         vae::{self, Vae},
     },
     ops,
@@ -96,7 +96,7 @@ fn main() -> Result<()> {
                 context_dim: args.context_dim,
                 ..unet::Config::full()
             };
-            let denoiser = Denoiser::new(&config, weights())?;
+            let denoiser = UNet::new(&config, weights())?;
             let x = noise("x", &[1, 4, f, h, w])?;
             let hint = noise("hint", &[1, 4, f.div_ceil(3), h, w])?;
             let mask: Vec<_> = (0..f).map(|n| n.is_multiple_of(3).then_some(n / 3)).collect();

@@ -10,10 +10,10 @@ use candle_core::{DType, Device};
 use gstvenhance::{
     engine::{Enhancer, Solver},
     networks::{
-        unet::{Config, Denoiser, Prompted},
+        unet::{Config, Prompted, UNet},
         vae::{self, Vae},
     },
-    sampler::{Models, Plan, Seeded, Wavefront},
+    sampler::{DiffusionEnhancer, Models, Plan, Seeded},
     weights::synth,
 };
 use peak_alloc::PeakAlloc;
@@ -33,7 +33,7 @@ fn tiny() -> Models {
         dim_mult: vec![1, 1],
         ..Config::full()
     };
-    let denoiser = Denoiser::new(&config, weights("unet.")).unwrap();
+    let denoiser = UNet::new(&config, weights("unet.")).unwrap();
     let tokens = synth::noise("prompts", &[2, 77, config.context_dim][..], device).unwrap();
     let denoiser = Arc::new(Prompted::new(Arc::new(denoiser), &tokens).unwrap());
     let config = vae::Config { block_out_channels: vec![32; 4], layers_per_block: 1 };
@@ -43,10 +43,10 @@ fn tiny() -> Models {
 
 #[test]
 fn memory_stays_flat_over_six_hundred_frames() {
-    let (settings, format) = (toy::settings(Solver::Normal, 2), toy::format(2, false));
-    let plan = Plan::new(&settings, format, 200);
+    let (params, format) = (toy::params(Solver::Normal, 2), toy::format(2, false));
+    let plan = Plan::new(&params, format, 200);
     assert_eq!(plan.frames(), 598);
-    let mut enhancer = Wavefront::new(tiny(), settings, Arc::new(Seeded(1)));
+    let mut enhancer = DiffusionEnhancer::new(tiny(), params, Arc::new(Seeded(1)));
     enhancer.start(format, toy::clip(&Arc::new(toy::Discard))).unwrap();
     // Held between two frames, and the peak, in each quarter.
     let mut quarters = [(0, 0); 4];

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use candle_core::{DType, Device, Tensor};
 use gstvenhance::{
     networks::{
-        unet::{Config, Denoiser, peak_bytes},
+        unet::{Config, UNet, peak_bytes},
         vae::{self, Vae},
     },
     sampler::{Conditions, Mode, Slices},
@@ -40,7 +40,7 @@ fn measure(frames: usize, h: usize, w: usize, branches: usize, slices: &[usize])
     let _exclusive = EXCLUSIVE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let config = Config { dim: 64, head_dim: 16, num_heads: 8, context_dim: 128, ..Config::full() };
     let weights = synth::weights("", DType::F32, &Device::Cpu);
-    let denoiser = Denoiser::new(&config, weights).unwrap();
+    let denoiser = UNet::new(&config, weights).unwrap();
     let (x, hint) = (noise("x", &[1, 4, frames, h, w]), noise("hint", &[1, 4, frames, h, w]));
     let context = denoiser.context(&noise("context", &[1, 77, 128])).unwrap();
     let mask: Vec<_> = (0..frames).map(Some).collect();

@@ -17,14 +17,14 @@ use candle_core::{Device, Result, Tensor};
 use gstvenhance::{
     engine::{self, Cancel, ClipContext, Enhancer, Error, Format, Frame, Solver},
     sampler::{
-        self, Autoencoder, Batch, Budget, Canvas, Check, Conditions, Denoiser, Encoded, LATENT,
-        LatentSink, Mode, Noise, NoiseSchedule, Precision, Purpose, RESERVE, START, Sampler,
-        SamplerParams, Seeded, Settings, Velocities, Wavefront, Windows, Work, evaluations,
-        lookahead,
+        self, Autoencoder, Batch, Budget, Canvas, Check, ClipParams, Conditions, Denoiser,
+        DiffusionEnhancer, Encoded, LATENT, LatentSink, Mode, Noise, NoiseSchedule, Precision,
+        Purpose, RESERVE, START, Sampler, SamplerParams, Seeded, Velocities, Windows, Work,
+        evaluations, lookahead,
     },
 };
 use proptest::prelude::*;
-use toy::{Record, ToyAutoencoder, ToyDenoiser, clip, format, models, picture, settings};
+use toy::{Record, ToyAutoencoder, ToyDenoiser, clip, format, models, params, picture};
 
 /// Computes the windows of a whole clip like the reference implementation.
 fn windows_of(total: usize, length: usize, overlap: usize) -> Vec<Range<usize>> {
@@ -62,11 +62,11 @@ fn cross_fade_all(windows: &[Range<usize>], results: &[Vec<Tensor>]) -> Result<V
 fn sample_whole_clip(
     mut x: Vec<Tensor>,
     hints: &[Tensor],
-    settings: &Settings,
+    params: &SamplerParams,
     interpolated: usize,
     noise: &dyn Noise,
 ) -> Result<Vec<Tensor>> {
-    let (_, evaluations) = evaluations(&NoiseSchedule::default(), settings.solver, settings.steps);
+    let (_, evaluations) = evaluations(&NoiseSchedule::default(), params.solver, params.steps);
     let round_down = |most: usize| most / (interpolated + 1) * (interpolated + 1) + 1;
     let windows = windows_of(x.len(), round_down(31), round_down(15));
     let hint = Tensor::cat(hints, 2)?;
@@ -81,13 +81,13 @@ fn sample_whole_clip(
             let conditions = Conditions {
                 t: evaluation.timestep as f64,
                 hint: &hint,
-                t_hint: f64::from(settings.noise_aug) - 1.0,
-                s_cond: settings.downscale_cond,
+                t_hint: f64::from(params.noise_aug) - 1.0,
+                s_cond: params.downscale_cond,
                 mask: &mask[window.clone()],
             };
             let velocities =
                 ToyDenoiser.velocities(&input, &conditions, true, Mode::default(), &|| Ok(()))?;
-            let d = evaluation.denoised(&input, &settings.guidance.apply(velocities)?)?;
+            let d = evaluation.denoised(&input, &params.guidance.apply(velocities)?)?;
             let split = (0..window.len()).map(|n| d.narrow(2, n, 1)?.contiguous());
             results.push(split.collect::<Result<_>>()?);
         }
@@ -104,22 +104,22 @@ fn sample_whole_clip(
 /// Processes a whole clip at once with the toy networks: the expected output of the wavefront.
 fn reference(
     inputs: &[Frame],
-    settings: &Settings,
+    params: &SamplerParams,
     format: Format,
     noise: &dyn Noise,
 ) -> Vec<Frame> {
-    try_reference(inputs, settings, format, noise).unwrap()
+    try_reference(inputs, params, format, noise).unwrap()
 }
 
 fn try_reference(
     inputs: &[Frame],
-    settings: &Settings,
+    params: &SamplerParams,
     format: Format,
     noise: &dyn Noise,
 ) -> Result<Vec<Frame>> {
     let (schedule, interpolated) = (NoiseSchedule::default(), format.interpolated);
-    let (start, _) = evaluations(&schedule, settings.solver, settings.steps);
-    let canvas = Canvas::new((format.output.1, format.output.0), settings.smallest);
+    let (start, _) = evaluations(&schedule, params.solver, params.steps);
+    let canvas = Canvas::new((format.output.1, format.output.0), params.smallest);
     let (mut x, mut hints) = (Vec::new(), Vec::new());
     for n in 0..inputs.len() + interpolated * (inputs.len() - 1) {
         let image = sampler::fit(&sampler::planes(&inputs[n / (interpolated + 1)])?, &canvas)?;
@@ -129,11 +129,11 @@ fn try_reference(
         let noised = schedule.diffuse(&latents, START, &noise(Purpose::Start)?)?;
         x.push((noised * start)?.unsqueeze(2)?);
         if n.is_multiple_of(interpolated + 1) {
-            let t_hint = settings.noise_aug as usize - 1;
+            let t_hint = params.noise_aug as usize - 1;
             hints.push(schedule.diffuse(&latents, t_hint, &noise(Purpose::Hint)?)?.unsqueeze(2)?);
         }
     }
-    let latents = sample_whole_clip(x, &hints, settings, interpolated, noise)?;
+    let latents = sample_whole_clip(x, &hints, params, interpolated, noise)?;
     let windows = windows_of(latents.len(), 5, 2);
     let (rows, columns) = sampler::tile_weights(canvas.padded.0, canvas.padded.1);
     let weights: Vec<_> =
@@ -159,13 +159,14 @@ fn inputs(count: usize, format: Format) -> Vec<Frame> {
 /// Runs the wavefront over a clip on `devices` devices.
 fn stream(
     inputs: &[Frame],
-    settings: &Settings,
+    params: &SamplerParams,
     format: Format,
     seed: u64,
     devices: usize,
 ) -> Vec<Arc<Frame>> {
     let sink = Arc::new(Record::default());
-    let mut enhancer = Wavefront::new(models(devices), settings.clone(), Arc::new(Seeded(seed)));
+    let mut enhancer =
+        DiffusionEnhancer::new(models(devices), params.clone(), Arc::new(Seeded(seed)));
     enhancer.start(format, clip(&sink)).unwrap();
     for input in inputs {
         enhancer.push(input.clone()).unwrap();
@@ -191,9 +192,9 @@ fn assert_equal_to_reference(
     (solver, steps): (Solver, u32),
     seed: u64,
 ) {
-    let (settings, format) = (settings(solver, steps), format(interpolated, false));
+    let (params, format) = (params(solver, steps), format(interpolated, false));
     let inputs = inputs(count, format);
-    let expected = reference(&inputs, &settings, format, &Seeded(seed));
+    let expected = reference(&inputs, &params, format, &Seeded(seed));
     assert_eq!(expected.len(), count + interpolated * (count - 1));
     // Output that is all black or white would hide a difference.
     let is_extreme = |value: &&u16| **value == 0 || **value == u16::MAX;
@@ -202,7 +203,7 @@ fn assert_equal_to_reference(
         assert!(frame.pixels().iter().filter(is_extreme).count() < frame.pixels().len() / 2);
     }
     for devices in [1, 2, 5] {
-        let actual = stream(&inputs, &settings, format, seed, devices);
+        let actual = stream(&inputs, &params, format, seed, devices);
         assert_eq!(actual.len(), expected.len());
         for (n, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
             assert!(**actual == *expected, "frame {n}, {devices} devices");
@@ -214,11 +215,11 @@ fn assert_equal_to_reference(
 fn stream_from(
     inputs: &[Frame],
     first: usize,
-    settings: &Settings,
+    params: &SamplerParams,
     format: Format,
 ) -> Vec<Arc<Frame>> {
     let sink = Arc::new(Record::default());
-    let mut enhancer = Wavefront::new(models(1), settings.clone(), Arc::new(Seeded(3)));
+    let mut enhancer = DiffusionEnhancer::new(models(1), params.clone(), Arc::new(Seeded(3)));
     enhancer.start_at(first, format, clip(&sink)).unwrap();
     for input in &inputs[first..] {
         enhancer.push(input.clone()).unwrap();
@@ -234,17 +235,17 @@ fn a_run_from_resume_from_equals_the_whole_run_after_the_resume_point() {
         let fast = (interpolated == 2 || interpolated == 3).then_some((Solver::Fast, 15));
         let solvers = [(Solver::Normal, 1), (Solver::Normal, 4), (Solver::Heun, 2)];
         for (solver, steps) in solvers.into_iter().chain(fast) {
-            let (settings, format) = (settings(solver, steps), format(interpolated, false));
+            let (params, format) = (params(solver, steps), format(interpolated, false));
             let from =
-                |resume_point: usize| sampler::resume_from(&settings, interpolated, resume_point);
+                |resume_point: usize| sampler::resume_from(&params, interpolated, resume_point);
             // The first resume point that does not need the start of the clip, and a later one.
             let earliest = (0..).find(|&resume_point| from(resume_point) > 0).unwrap();
             for (resume_point, after) in [(earliest, 0), (earliest, 40), (2 * earliest + 7, 3)] {
                 let (first, inputs) =
                     (from(resume_point), inputs(resume_point + 1 + after, format));
                 let (whole, part) = (
-                    stream_from(&inputs, 0, &settings, format),
-                    stream_from(&inputs, first, &settings, format),
+                    stream_from(&inputs, 0, &params, format),
+                    stream_from(&inputs, first, &params, format),
                 );
                 let skipped = whole.len() - part.len();
                 assert_eq!(skipped, first * (interpolated + 1));
@@ -300,22 +301,17 @@ proptest! {
         devices in prop_oneof![Just(1usize), Just(3)],
         batches in prop::collection::vec(1..120usize, 1..5),
     ) {
-        let settings = settings(Solver::Normal, 4);
+        let params = params(Solver::Normal, 4);
         let noise = Arc::new(Seeded(5));
         let latent = |purpose, n| noise.normal(purpose, n, (2, 3)).unwrap().unsqueeze(2).unwrap();
         let x: Vec<_> = (0..total).map(|n| latent(Purpose::Start, n)).collect();
         let hints: Vec<_> = (0..total).step_by(interpolated + 1).map(|n| latent(Purpose::Hint, n)).collect();
-        let expected = sample_whole_clip(x.clone(), &hints, &settings, interpolated, &*noise).unwrap();
+        let expected = sample_whole_clip(x.clone(), &hints, &params, interpolated, &*noise).unwrap();
         for batches in [&batches[..], &[1], &[total]] {
             let (_, evaluations) =
-                evaluations(&NoiseSchedule::default(), settings.solver, settings.steps);
-            let params = SamplerParams {
-                guidance: settings.guidance,
-                t_hint: settings.noise_aug as usize - 1,
-                s_cond: settings.downscale_cond,
-                interpolated,
-                noise: noise.clone(),
-            };
+                evaluations(&NoiseSchedule::default(), params.solver, params.steps);
+            let params =
+                ClipParams { sampler: params.clone(), interpolated, noise: noise.clone() };
             let (output, sink) = (Collect::default(), Arc::new(Record::default()));
             let denoisers = models(devices).denoisers;
             let mut sampler =
@@ -343,17 +339,17 @@ proptest! {
 
 #[test]
 fn an_empty_clip_has_no_output() {
-    let actual = stream(&[], &settings(Solver::Fast, 15), format(2, false), 1, 2);
+    let actual = stream(&[], &params(Solver::Fast, 15), format(2, false), 1, 2);
     assert!(actual.is_empty());
 }
 
 #[test]
 fn the_lookahead_is_sufficient_and_minimal() {
     for (interpolated, steps) in [(0, 3), (2, 4), (3, 1), (4, 2), (8, 3)] {
-        let (settings, format) = (settings(Solver::Normal, steps), format(interpolated, false));
-        let ahead = lookahead(&settings, interpolated);
+        let (params, format) = (params(Solver::Normal, steps), format(interpolated, false));
+        let ahead = lookahead(&params, interpolated);
         let sink = Arc::new(Record::default());
-        let mut enhancer = Wavefront::new(models(1), settings, Arc::new(Seeded(1)));
+        let mut enhancer = DiffusionEnhancer::new(models(1), params, Arc::new(Seeded(1)));
         assert_eq!(enhancer.lookahead(&format), ahead);
         enhancer.start(format, clip(&sink)).unwrap();
         let mut late = 0;
@@ -377,10 +373,10 @@ fn the_lookahead_is_sufficient_and_minimal() {
 #[test]
 fn frames_in_flight_match_the_plan_and_do_not_grow_with_the_clip() {
     for interpolated in 0..=8 {
-        let (settings, format) = (settings(Solver::Fast, 15), format(interpolated, false));
-        let plan = sampler::Plan::new(&settings, format, 600);
+        let (params, format) = (params(Solver::Fast, 15), format(interpolated, false));
+        let plan = sampler::Plan::new(&params, format, 600);
         let sink = Arc::new(Record::default());
-        let mut enhancer = Wavefront::new(models(1), settings, Arc::new(Seeded(1)));
+        let mut enhancer = DiffusionEnhancer::new(models(1), params, Arc::new(Seeded(1)));
         enhancer.start(format, clip(&sink)).unwrap();
         let mut most = 0;
         for n in 0..700 / (interpolated + 1) {
@@ -402,14 +398,14 @@ fn frames_in_flight_match_the_plan_and_do_not_grow_with_the_clip() {
 
 #[test]
 fn alpha_is_interpolated_and_resized_independently_of_the_colours() {
-    let (settings, interpolated) = (settings(Solver::Normal, 2), 3);
+    let (params, interpolated) = (params(Solver::Normal, 2), 3);
     let flat = |alpha: u16| {
         let mut frame = picture(1, (12, 5));
         frame.pixels_mut().chunks_exact_mut(4).for_each(|pixel| pixel[3] = alpha);
         frame
     };
     let inputs = [flat(0), flat(40_000), flat(u16::MAX)];
-    let run = |alpha| stream(&inputs, &settings, format(interpolated, alpha), 3, 1);
+    let run = |alpha| stream(&inputs, &params, format(interpolated, alpha), 3, 1);
     let (with, without) = (run(true), run(false));
     let expected = [0, 10_000, 20_000, 30_000, 40_000, 46_384, 52_768, 59_151, u16::MAX];
     for ((with, without), expected) in with.iter().zip(&without).zip(expected) {
@@ -426,9 +422,9 @@ struct Faulty {
     /// Timestep of that evaluation.
     timestep: f64,
     fault: fn(Tensor, Mode, Check) -> Result<Tensor>,
-    /// Number of evaluations of that step in [`Precision::Usual`].
+    /// Number of evaluations of that step in [`Precision::Native`].
     usual: AtomicUsize,
-    /// Number of all evaluations in [`Precision::Wide`].
+    /// Number of all evaluations in [`Precision::Bf16`].
     wide: AtomicUsize,
 }
 
@@ -443,8 +439,8 @@ impl Faulty {
         let (sink, format) = (Arc::new(Record::default()), format(2, false));
         let mut models = models(1);
         models.denoisers = vec![self.clone() as Arc<dyn Denoiser>; devices];
-        let settings = settings(Solver::Fast, 15);
-        let mut enhancer = Wavefront::new(models, settings, Arc::new(Seeded(1)));
+        let params = params(Solver::Fast, 15);
+        let mut enhancer = DiffusionEnhancer::new(models, params, Arc::new(Seeded(1)));
         enhancer.start(format, clip(&sink)).unwrap();
         let pushed = (0..40).try_for_each(|n| enhancer.push(picture(n, format.input)));
         let result = pushed.and_then(|()| enhancer.finish());
@@ -469,11 +465,11 @@ impl Denoiser for Faulty {
         check: Check,
     ) -> Result<Velocities> {
         let mut velocities = ToyDenoiser.velocities(x, conditions, guided, mode, check)?;
-        if mode.precision == Precision::Wide {
+        if mode.precision == Precision::Bf16 {
             self.wide.fetch_add(1, Ordering::Relaxed);
         }
         if conditions.t == self.timestep {
-            if mode.precision == Precision::Usual {
+            if mode.precision == Precision::Native {
                 self.usual.fetch_add(1, Ordering::Relaxed);
             }
             velocities.conditional = (self.fault)(velocities.conditional, mode, check)?;
@@ -494,8 +490,8 @@ fn with_infinity(x: Tensor) -> Result<Tensor> {
 fn a_step_that_overflows_uses_the_wide_type_from_then_on() {
     for devices in [1, 5] {
         let faulty = Faulty::new(6, |x, mode, _| match mode.precision {
-            Precision::Usual => with_infinity(x),
-            Precision::Wide => Ok(x),
+            Precision::Native => with_infinity(x),
+            Precision::Bf16 => Ok(x),
         });
         let (sink, result) = faulty.run(devices);
         result.unwrap();
@@ -504,8 +500,8 @@ fn a_step_that_overflows_uses_the_wide_type_from_then_on() {
         assert_eq!(faulty.wide.load(Ordering::Relaxed), windows);
         assert_eq!(faulty.usual.load(Ordering::Relaxed), 1);
         let inputs = inputs(40, format(2, false));
-        let settings = settings(Solver::Fast, 15);
-        let expected = reference(&inputs, &settings, format(2, false), &Seeded(1));
+        let params = params(Solver::Fast, 15);
+        let expected = reference(&inputs, &params, format(2, false), &Seeded(1));
         assert!(sink.take().iter().map(|frame| &**frame).eq(&expected));
     }
 }
@@ -552,8 +548,8 @@ impl SmallDevice {
     fn run(models: sampler::Models) -> (Arc<Record>, std::result::Result<(), Error>) {
         let format = Format { input: (90, 24), output: (360, 96), interpolated: 2, alpha: false };
         let sink = Arc::new(Record::default());
-        let settings = settings(Solver::Normal, 2);
-        let mut enhancer = Wavefront::new(models, settings, Arc::new(Seeded(1)));
+        let params = params(Solver::Normal, 2);
+        let mut enhancer = DiffusionEnhancer::new(models, params, Arc::new(Seeded(1)));
         enhancer.start(format, clip(&sink)).unwrap();
         let pushed = (0..4).try_for_each(|n| enhancer.push(picture(n, format.input)));
         let result = pushed.and_then(|()| enhancer.finish());
@@ -643,9 +639,9 @@ impl Denoiser for Budgeted {
 
 #[test]
 fn the_denoiser_runs_in_the_largest_slices_that_fit_its_device() {
-    let settings = settings(Solver::Normal, 2);
-    let canvas = Canvas::new((96, 360), settings.smallest);
-    let latents = Work::new(&settings, &canvas, 2, (0, 1)).latents();
+    let params = params(Solver::Normal, 2);
+    let canvas = Canvas::new((96, 360), params.smallest);
+    let latents = Work::new(&params, &canvas, 2, (0, 1)).latents();
     for (beyond, pixels) in
         [(1 << 20, 1 << 17), (1 << 15, 1 << 15), ((1 << 15) - 1, 1 << 14), (0, 1 << 11)]
     {
@@ -725,7 +721,8 @@ fn cancelling_ends_the_run_on_all_devices_and_the_next_clip_runs() {
         let (sink, format) = (Arc::new(Record::default()), format(2, false));
         let mut models = models(1);
         models.denoisers = vec![faulty.clone() as Arc<dyn Denoiser>; devices];
-        let mut enhancer = Wavefront::new(models, settings(Solver::Fast, 15), Arc::new(Seeded(1)));
+        let mut enhancer =
+            DiffusionEnhancer::new(models, params(Solver::Fast, 15), Arc::new(Seeded(1)));
         let cancel = Cancel::default();
         enhancer.start(format, ClipContext { sink: sink.clone(), cancel: cancel.clone() }).unwrap();
         let stop = cancel.clone();
@@ -750,7 +747,8 @@ fn cancelling_ends_the_run_on_all_devices_and_the_next_clip_runs() {
 #[test]
 fn progress_units_name_window_and_step() {
     let (sink, format) = (Arc::new(Record::default()), format(2, false));
-    let mut enhancer = Wavefront::new(models(1), settings(Solver::Normal, 2), Arc::new(Seeded(1)));
+    let mut enhancer =
+        DiffusionEnhancer::new(models(1), params(Solver::Normal, 2), Arc::new(Seeded(1)));
     enhancer.start(format, clip(&sink)).unwrap();
     (0..15).for_each(|n| enhancer.push(picture(n, format.input)).unwrap());
     enhancer.finish().unwrap();
@@ -765,8 +763,8 @@ fn the_plan_of_the_published_example_matches_the_reference() {
     let output = engine::target_size((720, 480), 4.0, 720, 1280 * 2048);
     let interpolated = engine::interpolated_frames((24, 1), (8, 1));
     let format = Format { input: (720, 480), output, interpolated, alpha: false };
-    let settings = Settings::from(&engine::Options::default());
-    let plan = sampler::Plan::new(&settings, format, 49);
+    let params = SamplerParams::from(&engine::Options::default());
+    let plan = sampler::Plan::new(&params, format, 49);
     let text = plan.to_string();
     eprintln!("{text}");
     for part in [

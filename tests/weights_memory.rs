@@ -12,7 +12,7 @@ use gstvenhance::{
     engine::Cancel,
     networks::{
         text,
-        unet::{self, Denoiser},
+        unet::{self, UNet},
         vae,
     },
     weights::{Checkpoint, Config, Source, Version, keys::Keys, locate, synthesize},
@@ -104,7 +104,7 @@ fn a_denoiser_loads_with_less_than_a_sixteenth_above_its_own_size() {
     let (denoiser, excess) = excess(|| {
         let weights =
             files.unet.open(&keys, DType::F16, &Device::Cpu, &cancel, &mut |_| ()).unwrap();
-        Denoiser::new(&files.config.unet, weights).unwrap()
+        UNet::new(&files.config.unet, weights).unwrap()
     });
     let size = MEMORY.current_usage() - before;
     drop(denoiser);

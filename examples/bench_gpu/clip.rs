@@ -13,15 +13,16 @@ use candle_core::{Device, Error as Failure, Result};
 use gstvenhance::{
     engine::{Cancel, ClipContext, Enhancer, Error, Format, Frame, Options, Progress, Sink},
     ops,
-    sampler::{Models, Seeded, Settings, Wavefront},
+    sampler::{DiffusionEnhancer, Models, SamplerParams, Seeded},
 };
 use serde_json::json;
 
 use super::{Args, Findings, model};
 
-/// Key frames, and frames made between two: 61 in all.
-const KEYS: usize = 21;
-const MADE: usize = 2;
+/// Input frames; with the interpolated frames, 61 output frames.
+const INPUT_FRAMES: usize = 21;
+/// Interpolated frames between two input frames.
+const INTERPOLATED: usize = 2;
 
 #[derive(Default)]
 struct Count {
@@ -59,22 +60,22 @@ fn picture(number: usize, (width, height): (usize, usize)) -> std::result::Resul
 pub fn run(args: &Args, device: &Device, findings: &mut Findings) -> Result<()> {
     let output = (args.size[1], args.size[0]);
     let input = (output.0 / 4, output.1 / 4);
-    let format = Format { input, output, interpolated: MADE, alpha: false };
+    let format = Format { input, output, interpolated: INTERPOLATED, alpha: false };
     let autoencoder = Arc::new(model::autoencoder(device)?);
     let models = Models {
         encoder: autoencoder.clone(),
         denoisers: vec![Arc::new(model::denoiser(device)?)],
         decoder: autoencoder,
     };
-    let settings = Settings::from(&Options::default());
-    let mut enhancer = Wavefront::new(models, settings, Arc::new(Seeded(1)));
+    let settings = SamplerParams::from(&Options::default());
+    let mut enhancer = DiffusionEnhancer::new(models, settings, Arc::new(Seeded(1)));
     let sink = Arc::new(Count::default());
     ops::memory(device)?;
     let start = Instant::now();
     let mut run = || {
         let clip = ClipContext { sink: sink.clone(), cancel: Cancel::default() };
         enhancer.start(format, clip)?;
-        (0..KEYS).try_for_each(|n| enhancer.push(picture(n, input)?))?;
+        (0..INPUT_FRAMES).try_for_each(|n| enhancer.push(picture(n, input)?))?;
         enhancer.finish()
     };
     run().map_err(Failure::wrap)?;

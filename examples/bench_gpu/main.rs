@@ -63,19 +63,19 @@ struct Args {
     /// `fixtures`: the folder with the fixtures.
     #[arg(long, default_value = "tests/fixtures")]
     fixtures: PathBuf,
-    /// Pixels in a slice of frames, in place of what the device's memory suggests.
+    /// Pixels per slice; by default chosen from the device's memory.
     #[arg(long)]
     slices: Option<usize>,
-    /// Use only the kernels that run on every device.
+    /// Use only the portable kernels.
     #[arg(long)]
     portable: bool,
-    /// What computes linear layers of f16 and bf16.
-    #[arg(long, value_enum, default_value = "ours")]
+    /// Implementation of f16 and bf16 linear layers.
+    #[arg(long, value_enum, default_value = "kernels")]
     products: Products,
-    /// Dense f16 products of the device in TFLOP/s, from which floors are computed.
+    /// Dense f16 throughput of the device in TFLOP/s, for computing lower bounds.
     #[arg(long, default_value_t = 790.0)]
     tflops: f64,
-    /// Memory bandwidth of the device in TB/s, likewise.
+    /// Memory bandwidth of the device in TB/s, for computing lower bounds.
     #[arg(long, default_value_t = 4.8)]
     bandwidth: f64,
     /// `memory`: GiB that are left free.
@@ -95,17 +95,17 @@ impl Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Products {
-    Ours,
+    Kernels,
     Cublaslt,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Compares every operation with its CPU side.
+    /// Compares every operation with its CPU implementation.
     Parity,
-    /// Compares the networks with the numbers of the real implementation, in a folder of fixtures.
+    /// Compares the networks with outputs of the reference implementation, from a folder of fixtures.
     Fixtures,
-    /// Times single operations, under the names that torch_ops.py has for them.
+    /// Times single operations, with the names of torch_ops.py.
     Ops,
     /// Peak memory of the longest window while the rest of the device is taken; before parts that fill the device.
     Memory,

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The full-size networks, with weights made of their names.
+//! The full-size networks, with synthetic weights.
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 use gstvenhance::{
     networks::{
-        unet::{self, Denoiser, Prompted},
+        unet::{self, Prompted, UNet},
         vae::{self, Vae},
     },
     weights::synth,
@@ -14,7 +14,7 @@ use gstvenhance::{
 
 pub fn denoiser(device: &Device) -> Result<Prompted> {
     let config = unet::Config::full();
-    let denoiser = Denoiser::new(&config, synth::weights("", DType::F16, device))?;
+    let denoiser = UNet::new(&config, synth::weights("", DType::F16, device))?;
     let tokens = synth::noise("tokens", &[2, 77, config.context_dim], device)?;
     Prompted::new(Arc::new(denoiser), &tokens)
 }
@@ -23,7 +23,7 @@ pub fn autoencoder(device: &Device) -> Result<Vae> {
     Vae::new(&vae::Config::full(), synth::weights("", DType::F16, device))
 }
 
-/// A window of latents, the latents of its key frames, and which they are: every third is one.
+/// A window of latents, the latents of its input frames, and the mask: every third frame is an input frame.
 pub struct Window {
     pub x: Tensor,
     pub hint: Tensor,

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, cuda::WrapErr};
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use gstvenhance::{
     ops::{
-        Conv2d, GroupNorm, LayerNorm, Linear, Moments, Shape, TimeConv, attention,
+        Conv2d, ConvConfig, GroupNorm, LayerNorm, Linear, Moments, TimeConv, attention,
         attention_along_first, geglu, operations,
     },
     weights::synth,
@@ -98,7 +98,7 @@ impl Cases<'_> {
         name: &'static str,
         (h, w): (usize, usize),
         c: usize,
-        shape: Shape,
+        shape: ConvConfig,
     ) -> Result<()> {
         let bias = self.weight("conv.bias", &[c])?;
         let conv = Conv2d::new(self.weight("conv.weight", &[c, c, 3, 3])?, bias, shape)?;
@@ -143,11 +143,11 @@ impl Cases<'_> {
         cases.linear("linear, 320 to 2560", [t0, 320, 2560])?;
         cases.linear("linear, 1280 to 320", [t0, 1280, 320])?;
         cases.linear("linear, 640 to 640", [t1, 640, 640])?;
-        cases.convolution("convolution, 320 to 320", (h, w), 320, Shape::SAME)?;
-        cases.convolution("convolution, 640 to 640", half, 640, Shape::SAME)?;
-        cases.convolution("convolution, 1280 to 1280", quarter, 1280, Shape::SAME)?;
+        cases.convolution("convolution, 320 to 320", (h, w), 320, ConvConfig::SAME)?;
+        cases.convolution("convolution, 640 to 640", half, 640, ConvConfig::SAME)?;
+        cases.convolution("convolution, 1280 to 1280", quarter, 1280, ConvConfig::SAME)?;
         cases.convolution("convolution to half the size, 320", (h, w), 320, DOWN)?;
-        cases.convolution("convolution to twice the size, 640", half, 640, Shape::DOUBLE)?;
+        cases.convolution("convolution to twice the size, 640", half, 640, ConvConfig::UPSAMPLE)?;
         cases.time_convolution("convolution along time, 320", (h, w), 320)?;
         cases.norms((h, w), 320)?;
         cases.add("gate, 1280", &[1, t0, 2560], geglu);

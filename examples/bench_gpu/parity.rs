@@ -7,7 +7,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use gstvenhance::{
     ops::{
-        Conv2d, GroupNorm, LayerNorm, Linear, Moments, Shape, TimeConv, attention,
+        Conv2d, ConvConfig, GroupNorm, LayerNorm, Linear, Moments, TimeConv, attention,
         attention_along_first, gather_pixels, geglu, scatter_pixels,
     },
     weights::synth,
@@ -50,26 +50,30 @@ const CASES: [(&str, &str, Operation); 50] = [
         x.attention([40, 31, 31, 40], 320)
     }),
     ("temporal-attention", "pixels of 2 slices", Inputs::pixels),
-    ("convolution", "320 to 320", |x| x.convolution(&[320], 320, (22, 20), Shape::SAME)),
-    ("convolution", "two parts", |x| x.convolution(&[320, 320], 640, (22, 20), Shape::SAME)),
+    ("convolution", "320 to 320", |x| x.convolution(&[320], 320, (22, 20), ConvConfig::SAME)),
+    ("convolution", "two parts", |x| x.convolution(&[320, 320], 640, (22, 20), ConvConfig::SAME)),
     ("convolution", "1280 to 1280, 11×13", |x| {
-        x.convolution(&[1280], 1280, (11, 13), Shape::SAME)
+        x.convolution(&[1280], 1280, (11, 13), ConvConfig::SAME)
     }),
-    ("convolution", "320 to 320, 1×1", |x| x.convolution(&[320], 320, (1, 1), Shape::SAME)),
-    ("convolution", "320 to 320, level 0", |x| x.convolution(&[320], 320, x.latent, Shape::SAME)),
+    ("convolution", "320 to 320, 1×1", |x| x.convolution(&[320], 320, (1, 1), ConvConfig::SAME)),
+    ("convolution", "320 to 320, level 0", |x| {
+        x.convolution(&[320], 320, x.latent, ConvConfig::SAME)
+    }),
     ("convolution", "autoencoder, 128 to 256", |x| {
-        x.convolution(&[128], 256, (22, 20), Shape::SAME)
+        x.convolution(&[128], 256, (22, 20), ConvConfig::SAME)
     }),
     ("convolution", "autoencoder, 128 to 128, 67×65", |x| {
-        x.convolution(&[128], 128, (67, 65), Shape::SAME)
+        x.convolution(&[128], 128, (67, 65), ConvConfig::SAME)
     }),
-    ("convolution", "4 to 320", |x| x.convolution(&[4], 320, (22, 20), Shape::SAME)),
-    ("convolution", "320 to 4", |x| x.convolution(&[320], 4, (22, 20), Shape::SAME)),
+    ("convolution", "4 to 320", |x| x.convolution(&[4], 320, (22, 20), ConvConfig::SAME)),
+    ("convolution", "320 to 4", |x| x.convolution(&[320], 4, (22, 20), ConvConfig::SAME)),
     ("resampling", "to half the size", |x| x.convolution(&[320], 320, (22, 20), DOWN)),
     ("resampling", "to half the size, odd", |x| x.convolution(&[320], 320, (23, 17), DOWN)),
-    ("resampling", "to twice the size", |x| x.convolution(&[320], 320, (22, 20), Shape::DOUBLE)),
+    ("resampling", "to twice the size", |x| {
+        x.convolution(&[320], 320, (22, 20), ConvConfig::UPSAMPLE)
+    }),
     ("resampling", "to twice the size, cropped", |x| {
-        x.convolution(&[320], 320, (13, 9), Shape { crop: 1, ..Shape::DOUBLE })
+        x.convolution(&[320], 320, (13, 9), ConvConfig { crop: 1, ..ConvConfig::UPSAMPLE })
     }),
     ("temporal-convolution", "3 frames among others", |x| x.time_convolution(320, (9, 17))),
     ("temporal-convolution", "3 frames of 1×1", |x| x.time_convolution(640, (1, 1))),
@@ -109,8 +113,8 @@ const CASES: [(&str, &str, Operation); 50] = [
 ];
 
 /// The denoiser's convolution to half the size.
-pub const DOWN: Shape =
-    Shape { top: 2, bottom: 2, left: 1, right: 1, stride: 2, double: false, crop: 0 };
+pub const DOWN: ConvConfig =
+    ConvConfig { top: 2, bottom: 2, left: 1, right: 1, stride: 2, upsample: false, crop: 0 };
 
 /// Allowed errors: inputs, outputs and intermediate results are rounded to the type.
 const TYPES: [(DType, f64); 3] = [(DType::F32, 1e-5), (DType::F16, 1.5e-3), (DType::BF16, 1.2e-2)];
@@ -194,7 +198,7 @@ impl Inputs {
         channels: &[usize],
         outputs: usize,
         (h, w): (usize, usize),
-        shape: Shape,
+        shape: ConvConfig,
     ) -> Result<Tensor> {
         let inputs = channels.iter().sum();
         let weight = self.weight("conv.weight", &[outputs, inputs, 3, 3])?;
@@ -253,7 +257,7 @@ pub fn run(args: &Args, device: &Device, findings: &mut Findings) -> Result<()> 
             let run = |device: &Device| {
                 operation(&Inputs { device: device.clone(), dtype, latent: args.latent() })
             };
-            let error = run(device).and_then(|ours| relative(&ours, &run(&Device::Cpu)?));
+            let error = run(device).and_then(|actual| relative(&actual, &run(&Device::Cpu)?));
             match error {
                 Ok(error) => findings.compare(figure, error, allowed),
                 Err(error) => findings.failed(figure, error),

@@ -62,7 +62,8 @@ pub fn time(args: &Args, device: &Device, findings: &mut Findings) -> Result<()>
     let slices = slices(args, &denoiser, &window)?;
     for run in 0..=args.runs {
         let before = ops::operations();
-        let (seconds, made) = seconds(device, || evaluate(&denoiser, &window, slices, &|| Ok(())))?;
+        let (seconds, output) =
+            seconds(device, || evaluate(&denoiser, &window, slices, &|| Ok(())))?;
         let operations = (ops::operations() - before) as f64;
         let rms = |x: &Tensor| x.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>();
         let memory = ops::memory(device)?;
@@ -77,27 +78,27 @@ pub fn time(args: &Args, device: &Device, findings: &mut Findings) -> Result<()>
             "tflop_per_second": operations / seconds / 1e12,
             "floor_seconds": operations / args.tflops / 1e12,
             "peak_gib": gib(memory.most),
-            "rms": rms(&made.conditional)?,
+            "rms": rms(&output.conditional)?,
         }));
     }
-    let (whole, (made, records)) =
+    let (whole, (output, records)) =
         seconds(device, || ops::record(|| evaluate(&denoiser, &window, slices, &|| Ok(()))))?;
     split(&records, whole, args, findings);
-    let made = tensors(made)?;
+    let output = tensors(output)?;
     if let Some(path) = &args.save {
-        candle_core::safetensors::save(&made, path)?;
+        candle_core::safetensors::save(&output, path)?;
     }
     if let Some(path) = &args.compare {
-        compare(&made, path, findings)?;
+        compare(&output, path, findings)?;
     }
     Ok(())
 }
 
 /// Both branches by name, on the CPU.
-fn tensors(made: Velocities) -> Result<HashMap<&'static str, Tensor>> {
+fn tensors(output: Velocities) -> Result<HashMap<&'static str, Tensor>> {
     let mut tensors = HashMap::new();
-    tensors.insert("conditional", made.conditional.to_device(&Device::Cpu)?);
-    if let Some(unconditional) = made.unconditional {
+    tensors.insert("conditional", output.conditional.to_device(&Device::Cpu)?);
+    if let Some(unconditional) = output.unconditional {
         tensors.insert("unconditional", unconditional.to_device(&Device::Cpu)?);
     }
     Ok(tensors)
@@ -105,27 +106,27 @@ fn tensors(made: Velocities) -> Result<HashMap<&'static str, Tensor>> {
 
 /// Compares velocities with those that another run, with other kernels or slices, has saved.
 fn compare(
-    made: &HashMap<&'static str, Tensor>,
+    output: &HashMap<&'static str, Tensor>,
     path: &Path,
     findings: &mut Findings,
 ) -> Result<()> {
     let saved = candle_core::safetensors::load(path, &Device::Cpu)?;
-    for (name, ours) in made {
-        let Some(theirs) = saved.get(*name) else {
+    for (name, actual) in output {
+        let Some(expected) = saved.get(*name) else {
             candle_core::bail!("{} holds no {name} velocities", path.display());
         };
-        if ours.dims() != theirs.dims() {
+        if actual.dims() != expected.dims() {
             candle_core::bail!(
                 "{} holds velocities of {:?}, these are {:?}",
                 path.display(),
-                theirs.dims(),
-                ours.dims()
+                expected.dims(),
+                actual.dims()
             );
         }
-        let largest = (ours - theirs)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        let largest = (actual - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
         let figure =
             json!({ "what": "compared with saved velocities", "case": name, "largest": largest });
-        findings.compare(figure, relative(ours, theirs)?, SAME);
+        findings.compare(figure, relative(actual, expected)?, SAME);
     }
     Ok(())
 }
@@ -235,13 +236,13 @@ pub fn autoencoder(args: &Args, device: &Device, findings: &mut Findings) -> Res
         };
     }
     sampling *= EVALUATIONS as f64;
-    let keys = PUBLISHED.div_ceil(3) as f64;
-    let whole = sampling + keys * encoding + passes as f64 * decoding;
+    let inputs = PUBLISHED.div_ceil(3) as f64;
+    let whole = sampling + inputs * encoding + passes as f64 * decoding;
     findings.print(&json!({
         "what": "estimate for the published example: 145 frames",
         "windows": windows.iter().map(|window| window.len()).collect::<Vec<_>>(),
         "sampling_seconds": sampling,
-        "encoding_seconds": keys * encoding,
+        "encoding_seconds": inputs * encoding,
         "decoding_seconds": passes as f64 * decoding,
         "minutes": whole / 60.0,
     }));

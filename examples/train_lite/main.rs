@@ -85,8 +85,8 @@ fn train(part: &str, steps: usize, args: &Args, device: &Device) -> Result<()> {
 fn export(args: &Args) -> Result<()> {
     let mut tensors = HashMap::new();
     let mut metadata = HashMap::from([
-        ("made by".to_string(), "examples/train_lite of gst-plugin-venhance".to_string()),
-        ("data".into(), "dead leaves in layered motion, made by the same program".into()),
+        ("created by".to_string(), "examples/train_lite of gst-plugin-venhance".to_string()),
+        ("data".into(), "dead leaves in layered motion, drawn by the same program".into()),
         ("seed".into(), args.seed.to_string()),
     ]);
     let networks = UPSCALERS.map(|upscaler| upscaler.network);

@@ -10,7 +10,9 @@ use gst_video::{
 use once_cell::sync::Lazy;
 
 use super::properties::Settings;
-use crate::engine::{MAX_MADE_FRAMES, Model, interpolated_frames, scaled_side, unscaled_sides};
+use crate::engine::{
+    MAX_INTERPOLATED_FRAMES, Model, interpolated_frames, scaled_side, unscaled_sides,
+};
 
 /// The formats that decoders produce and encoders take.
 const FORMATS: [VideoFormat; 22] = [
@@ -174,7 +176,7 @@ fn output_rate(settings: &Settings, fps: gst::Fraction) -> gst::Fraction {
 
 /// The input rates for which [`output_rate`] is `fps`.
 fn input_rates(settings: &Settings, fps: gst::Fraction) -> Vec<gst::Fraction> {
-    let mut rates: Vec<_> = (1..=MAX_MADE_FRAMES as i32 + 1)
+    let mut rates: Vec<_> = (1..=MAX_INTERPOLATED_FRAMES as i32 + 1)
         .filter_map(|parts| Some(gst::Fraction::new(fps.numer(), fps.denom().checked_mul(parts)?)))
         .filter(|&input| output_rate(settings, input) == fps)
         .collect();

@@ -9,7 +9,7 @@ use std::sync::{
 /// An error of a model. Each message states what was tried, why it failed, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The [`Cancel`] token is set. A [`Sink`](super::Sink) returns this error only after that.
+    /// Somebody cancelled: the [`Cancel`] token is set, or the [`Sink`](super::Sink) takes no more frames.
     #[error("cancelled")]
     Cancelled,
     /// An unusable setting.
@@ -91,10 +91,10 @@ pub enum Error {
         /// Message of the device or library.
         why: String,
     },
-    /// A network produced NaN or infinity, also in the wider type.
+    /// A network produced NaN or infinity, also in bf16.
     #[error(
-        "{what} produced NaN or infinity, even in bf16; the weights may be corrupt: download them again, \
-         or use another model"
+        "{what} produced NaN or infinity, even in bf16; check the files in model-dir, set the environment variable \
+         VENHANCE_KERNELS=portable, or use model=lite"
     )]
     NotFinite {
         /// The operation.
@@ -107,7 +107,10 @@ pub enum Error {
         what: String,
     },
     /// Failure to resize a frame.
-    #[error("resizing a frame from {from:?} to {to:?} failed: {why}; please report this")]
+    #[error(
+        "resizing a frame from {}×{} to {}×{} failed: {why}; please report this",
+        from.0, from.1, to.0, to.1
+    )]
     Resize {
         /// Width and height of the input in pixels.
         from: (usize, usize),

@@ -2,8 +2,8 @@
 //! Defines the interface between the element and every model, independent of GStreamer and tensors.
 //!
 //! A model turns the N *input frames* of a *clip* into N + k·(N−1) output frames: every input frame,
-//! upscaled, with k *interpolated frames* between two of them. A clip is a run of frames without a scene
-//! change. The model takes one frame at a time and delivers output from any thread. It may hold output back
+//! upscaled, with k *interpolated frames* between two of them. A clip is a run of
+//! consecutive frames: nothing is interpolated across its ends. It may contain scene cuts. The model takes one frame at a time and delivers output from any thread. It may hold output back
 //! for as many input frames as its [lookahead](Enhancer::lookahead).
 
 mod error;
@@ -15,7 +15,10 @@ mod rules;
 pub use error::{Cancel, Error};
 pub use frame::Frame;
 pub use options::{Model, NEGATIVE_PROMPT, Options, POSITIVE_PROMPT, Solver};
-pub use rules::{MAX_MADE_FRAMES, interpolated_frames, scaled_side, target_size, unscaled_sides};
+pub use rules::{
+    MAX_INTERPOLATED_FRAMES, interpolated_frames, output_frames, scaled_side, target_size,
+    unscaled_sides,
+};
 
 use std::{sync::Arc, time::Duration};
 

@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 
 /// The most interpolated frames between two input frames: nine times the frame rate.
-pub const MAX_MADE_FRAMES: usize = 8;
+pub const MAX_INTERPOLATED_FRAMES: usize = 8;
 
 /// Returns a scaled side in pixels: floor(side·scale/2)·2, at least 2. Scale 1 returns `side` unchanged.
 ///
@@ -84,7 +84,12 @@ pub fn interpolated_frames(target: (u32, u32), input: (u32, u32)) -> usize {
         std::cmp::Ordering::Equal => whole % 2 == 1,
         std::cmp::Ordering::Greater => true,
     };
-    (whole + u64::from(up)).saturating_sub(1).min(MAX_MADE_FRAMES as u64) as usize
+    (whole + u64::from(up)).saturating_sub(1).min(MAX_INTERPOLATED_FRAMES as u64) as usize
+}
+
+/// Returns the number of output frames of a clip of `inputs` input frames: N + k·(N−1).
+pub fn output_frames(inputs: usize, interpolated: usize) -> usize {
+    inputs + interpolated * inputs.saturating_sub(1)
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reuses buffers from frame to frame: mapping and zeroing fresh memory costs time.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::{
     engine::{Error, Frame},
@@ -21,15 +23,15 @@ pub(super) struct FramePool {
 impl FramePool {
     /// Calls `work` with a scratch buffer of the pool.
     pub(super) fn with_scratch<R>(&self, work: impl FnOnce(&mut Scratch) -> R) -> R {
-        let mut scratch = lock(&self.scratch).pop().unwrap_or_default();
+        let mut scratch = self.scratch.lock().pop().unwrap_or_default();
         let result = work(&mut scratch);
-        lock(&self.scratch).push(scratch);
+        self.scratch.lock().push(scratch);
         result
     }
 
     /// A frame of this size (w, h) with undefined pixels: a free one, or a new one.
     pub(super) fn frame(&self, (width, height): (usize, usize)) -> Result<Frame, Error> {
-        let mut frames = lock(&self.frames);
+        let mut frames = self.frames.lock();
         let fits = |frame: &Frame| (frame.width(), frame.height()) == (width, height);
         let free = frames.iter().position(|frame| Arc::strong_count(frame) == 1 && fits(frame));
         match free.and_then(|at| Arc::into_inner(frames.swap_remove(at))) {
@@ -41,12 +43,7 @@ impl FramePool {
     /// Shares a frame. The pool reuses its memory when all other references are gone.
     pub(super) fn share(&self, frame: Frame) -> Arc<Frame> {
         let frame = Arc::new(frame);
-        lock(&self.frames).push(frame.clone());
+        self.frames.lock().push(frame.clone());
         frame
     }
-}
-
-/// No code panics while it holds one of the locks, so poisoning is ignored.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

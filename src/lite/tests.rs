@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::engine::{Cancel, Sink};
+use crate::engine::{Cancel, Sink, output_frames};
 
 /// Collects the output.
 #[derive(Default)]
@@ -71,7 +71,7 @@ fn n_frames_give_n_plus_k_times_n_minus_1_frames_and_flat_frames_fade_linearly()
             let brightness = |n: usize| 0.2 + 0.1 * n as f32;
             let frames = (0..length).map(|n| image((14, 11), |_, _| brightness(n))).collect();
             let output = enhance(frames, format);
-            assert_eq!(output.len(), length + interpolated * length.saturating_sub(1));
+            assert_eq!(output.len(), output_frames(length, interpolated));
             for (n, frame) in output.iter().enumerate() {
                 let expected = 0.2 + 0.1 * n as f32 / (interpolated + 1) as f32;
                 assert_eq!((frame.width(), frame.height()), format.output);

@@ -80,15 +80,17 @@ impl Device {
             why,
             instead: instead.into(),
         };
+        let instead = match candle_core::utils::cuda_is_available() {
+            true => "use device=auto",
+            false => "build the plugin with the feature cuda, or use device=auto",
+        };
         let device = |part: &str| match part.split_once(':') {
             None if part == "cpu" => Ok(Self::Cpu),
             Some(("cuda", ordinal)) if ordinal.parse::<usize>().is_ok() => {
                 let ordinal = ordinal.parse().unwrap_or_default();
                 match cuda_usable(ordinal) {
                     Ok(()) => Ok(Self::Cuda(ordinal)),
-                    Err(why) => {
-                        Err(unusable(format!("{part} is not usable ({why})"), "use device=auto"))
-                    }
+                    Err(why) => Err(unusable(format!("{part} is not usable ({why})"), instead)),
                 }
             }
             _ => Err(unusable(

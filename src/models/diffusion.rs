@@ -8,7 +8,7 @@ use candle_nn::VarBuilder;
 
 use super::{
     Device, Note,
-    memory::{Run, Sizes},
+    memory::{MemoryCheck, Sizes},
 };
 use crate::{
     engine::{
@@ -17,11 +17,11 @@ use crate::{
     },
     networks::{
         text::{TextEncoder, Tokenizer},
-        unet::{Denoiser, Prompted},
+        unet::{Prompted, UNet},
         vae::Vae,
     },
     ops,
-    sampler::{self, Models, Plan, Seeded, Settings, Wavefront},
+    sampler::{self, DiffusionEnhancer, Models, Plan, SamplerParams, Seeded},
     weights::{self, Checkpoint, Config, Files, Hub, Source, Version, keys::Keys},
 };
 
@@ -78,8 +78,8 @@ impl Request {
         move |max_pixels| Options { max_pixels, ..options.clone() }.output_size(model, input, scale)
     }
 
-    fn settings(&self, config: &Config) -> Settings {
-        Settings { smallest: config.min_padded, ..Settings::from(&self.options) }
+    fn params(&self, config: &Config) -> SamplerParams {
+        SamplerParams { smallest: config.min_padded, ..SamplerParams::from(&self.options) }
     }
 }
 
@@ -88,7 +88,7 @@ pub(super) struct Networks {
     /// The files that they are loaded from.
     files: Files,
     devices: Vec<Device>,
-    denoisers: Vec<Arc<Denoiser>>,
+    denoisers: Vec<Arc<UNet>>,
     encoder: Arc<Vae>,
     decoder: Arc<Vae>,
 }
@@ -116,7 +116,7 @@ impl Networks {
         let denoiser = |device: &Device| {
             let keys = config.unet_keys()?;
             loader.load("denoiser", &files.unet, &keys, *device, |vb| {
-                Denoiser::new(&config.unet, vb).map(Arc::new)
+                UNet::new(&config.unet, vb).map(Arc::new)
             })
         };
         let denoisers = devices.iter().map(denoiser).collect::<Result<_, _>>()?;
@@ -168,7 +168,7 @@ pub(super) fn build(
     previous: Option<Networks>,
     cancel: &Cancel,
     note: &mut dyn FnMut(Note),
-) -> Result<(Wavefront, Networks), Error> {
+) -> Result<(DiffusionEnhancer, Networks), Error> {
     let Request { version, devices, options } = request;
     let mut download = |progress| note(Note::Download(progress));
     let files = weights::locate(&request.source()?, *version, cancel, &mut download)?;
@@ -186,7 +186,7 @@ pub(super) fn build(
     };
 
     let context = encode_prompts(request, &networks.files, &mut Loader { cancel, note })?;
-    let prompted = |denoiser: &Arc<Denoiser>| {
+    let prompted = |denoiser: &Arc<UNet>| {
         let prompted = Prompted::new(denoiser.clone(), &context);
         let prompted = prompted.map_err(|error| failed("encoding the prompt", cancel, &error))?;
         Ok::<_, Error>(Arc::new(prompted) as Arc<dyn sampler::Denoiser>)
@@ -196,8 +196,8 @@ pub(super) fn build(
         denoisers: networks.denoisers.iter().map(prompted).collect::<Result<_, _>>()?,
         decoder: networks.decoder.clone(),
     };
-    let settings = request.settings(&networks.files.config);
-    Ok((Wavefront::new(models, settings, Arc::new(Seeded(options.seed))), networks))
+    let params = request.params(&networks.files.config);
+    Ok((DiffusionEnhancer::new(models, params, Arc::new(Seeded(options.seed))), networks))
 }
 
 /// Returns each device with its memory in bytes, if known.
@@ -221,12 +221,12 @@ pub(super) fn check_memory(
     }
     let config = weights::sizes(&request.source()?)?;
     let networks = &Sizes::new(&config, request.devices[0].dtype())?;
-    let settings = &request.settings(&config);
-    let run = Run { networks, settings, devices: &devices };
+    let params = &request.params(&config);
+    let check = MemoryCheck { networks, params, devices: &devices };
     let name = format!("model {model}");
     match format {
-        Some((format, scale)) => run.check(&name, format, request.output(model, format, scale)),
-        None => run.check_any(&name),
+        Some((format, scale)) => check.check(&name, format, request.output(model, format, scale)),
+        None => check.check_any(&name),
     }
 }
 
@@ -240,15 +240,15 @@ pub(super) fn plan(
 ) -> Result<String, Error> {
     let config = weights::sizes(&request.source()?)?;
     let networks = &Sizes::new(&config, request.devices[0].dtype())?;
-    let settings = &request.settings(&config);
-    let run = Run { networks, settings, devices: &memory(&request.devices) };
-    let memory = run.describe(format, request.output(model, format, scale));
-    Ok(format!("{}{memory}", Plan::new(settings, *format, inputs)))
+    let params = &request.params(&config);
+    let check = MemoryCheck { networks, params, devices: &memory(&request.devices) };
+    let memory = check.describe(format, request.output(model, format, scale));
+    Ok(format!("{}{memory}", Plan::new(params, *format, inputs)))
 }
 
 /// See [`super::resume_from`].
 pub(super) fn resume_from(request: &Request, interpolated: usize, resume_point: usize) -> usize {
-    sampler::resume_from(&Settings::from(&request.options), interpolated, resume_point)
+    sampler::resume_from(&SamplerParams::from(&request.options), interpolated, resume_point)
 }
 
 /// Encodes the prompt and the negative prompt to [2, 77, c]. The text encoder is loaded only for this call.
@@ -258,7 +258,7 @@ fn encode_prompts(request: &Request, files: &Files, loader: &mut Loader) -> Resu
         let (tokens, truncated) = tokenizer.encode(text);
         if !truncated.is_empty() {
             (loader.note)(Note::Warning(format!(
-                "{what} is too long and was truncated: the model does not see “{truncated}”"
+                "{what} exceeds 77 tokens: the model does not see “{truncated}”; shorten it"
             )));
         }
         tokens
@@ -266,7 +266,7 @@ fn encode_prompts(request: &Request, files: &Files, loader: &mut Loader) -> Resu
     let Options { prompt, negative_prompt, .. } = &request.options;
     let tokens = [
         tokens(
-            "prompt, with the text that is appended to every prompt,",
+            "prompt, with the text that is appended to it,",
             &format!("{prompt}{POSITIVE_PROMPT}"),
         ),
         tokens("negative-prompt", negative_prompt),

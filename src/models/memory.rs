@@ -7,9 +7,9 @@ use candle_core::DType;
 
 use super::Device;
 use crate::{
-    engine::{Error, Format, MAX_MADE_FRAMES},
+    engine::{Error, Format, MAX_INTERPOLATED_FRAMES},
     networks::{unet, vae},
-    sampler::{Canvas, Footprint, Need, RESERVE, Settings, Slices, Work},
+    sampler::{Canvas, Footprint, Need, RESERVE, SamplerParams, Slices, Work},
     weights::{Config, keys::Keys},
 };
 
@@ -67,18 +67,18 @@ impl Footprint for Sizes {
     }
 }
 
-/// A run whose memory is checked. Each device has its memory in bytes, if known.
-pub(super) struct Run<'a> {
+/// Checks the memory of a run. Each device has its memory in bytes, if known.
+pub(super) struct MemoryCheck<'a> {
     pub(super) networks: &'a dyn Footprint,
-    pub(super) settings: &'a Settings,
+    pub(super) params: &'a SamplerParams,
     pub(super) devices: &'a [(Device, Option<usize>)],
 }
 
-impl Run<'_> {
+impl MemoryCheck<'_> {
     /// Returns the share of device number `device` for frames of size (w, h).
     fn work(&self, (width, height): (usize, usize), interpolated: usize, device: usize) -> Work {
-        let canvas = Canvas::new((height, width), self.settings.smallest);
-        Work::new(self.settings, &canvas, interpolated, (device, self.devices.len()))
+        let canvas = Canvas::new((height, width), self.params.smallest);
+        Work::new(self.params, &canvas, interpolated, (device, self.devices.len()))
     }
 
     fn need(
@@ -113,10 +113,10 @@ impl Run<'_> {
     /// # Errors
     /// [`Error::TooLittleMemory`].
     pub(super) fn check_any(&self, model: &str) -> Result<(), Error> {
-        let (height, width) = self.settings.smallest;
+        let (height, width) = self.params.smallest;
         // The longest window depends on the number of interpolated frames: the one that needs least decides.
         let fits = |interpolated| self.lacks((width, height), interpolated, 0);
-        let lacks: Option<Vec<_>> = (0..=MAX_MADE_FRAMES).map(fits).collect();
+        let lacks: Option<Vec<_>> = (0..=MAX_INTERPOLATED_FRAMES).map(fits).collect();
         let least = lacks.and_then(|all| all.into_iter().min_by_key(|(_, need, _)| *need));
         least.map_or(Ok(()), |(device, needed, available)| {
             let what = format!("{model} for the smallest output, {width}×{height},");
@@ -235,7 +235,7 @@ mod tests {
 
     /// The published model on devices with given memory.
     struct Case {
-        settings: Settings,
+        params: SamplerParams,
         networks: Sizes,
         devices: Vec<(Device, Option<usize>)>,
     }
@@ -244,19 +244,19 @@ mod tests {
         fn new(memory: &[usize]) -> Self {
             let devices = memory.iter().enumerate();
             Self {
-                settings: Settings::from(&Options::default()),
+                params: SamplerParams::from(&Options::default()),
                 networks: Sizes::new(&Config::full(), DType::F16).unwrap(),
                 devices: devices.map(|(n, bytes)| (Device::Cuda(n), Some(*bytes))).collect(),
             }
         }
 
-        fn run(&self) -> Run<'_> {
-            Run { networks: &self.networks, settings: &self.settings, devices: &self.devices }
+        fn checks(&self) -> MemoryCheck<'_> {
+            MemoryCheck { networks: &self.networks, params: &self.params, devices: &self.devices }
         }
 
         /// Checks the published example: 720×480, upscaled by 4.
         fn check(&self) -> Result<(), Error> {
-            self.run().check("model v1", &format(output(2_621_440)), output)
+            self.checks().check("model v1", &format(output(2_621_440)), output)
         }
     }
 
@@ -288,7 +288,7 @@ mod tests {
             assert!(text.contains(part), "{part} is not in {text}");
         }
         let pixels = number_after(&text, "max-pixels=");
-        let fits = |pixels| case.run().lacks(output(pixels), 2, RESERVE).is_none();
+        let fits = |pixels| case.checks().lacks(output(pixels), 2, RESERVE).is_none();
         assert!(fits(pixels) && !fits(pixels + 1), "{text}");
         let (w, h) = output(pixels);
         assert!(w * h <= pixels as usize, "{text}");
@@ -299,9 +299,9 @@ mod tests {
         let case = Case::new(&[6 * GIB]);
         let text = case.check().unwrap_err().to_string();
         assert!(text.contains("no max-pixels fits") && text.contains("model=lite"), "{text}");
-        let text = case.run().check_any("model v1").unwrap_err().to_string();
+        let text = case.checks().check_any("model v1").unwrap_err().to_string();
         assert!(text.contains("smallest output, 1280×720, needs"), "{text}");
-        assert_eq!(Case::new(&[11 * GIB]).run().check_any("model v1"), Ok(()));
+        assert_eq!(Case::new(&[11 * GIB]).checks().check_any("model v1"), Ok(()));
     }
 
     #[test]
@@ -319,14 +319,14 @@ mod tests {
         let mut case = Case::new(&[0]);
         case.devices[0] = (Device::Cpu, None);
         assert_eq!(case.check(), Ok(()));
-        let text = case.run().describe(&format((1982, 1320)), output);
+        let text = case.checks().describe(&format((1982, 1320)), output);
         assert!(text.contains("memory of cpu") && text.contains("32768 pixels"), "{text}");
         assert!(!text.contains("available") && !text.contains("too little"), "{text}");
     }
 
     #[test]
     fn a_plan_lists_needed_and_available_memory_and_the_largest_max_pixels() {
-        let plan = |bytes| Case::new(&[bytes]).run().describe(&format((1982, 1320)), output);
+        let plan = |bytes| Case::new(&[bytes]).checks().describe(&format((1982, 1320)), output);
         let text = plan(79 * GIB);
         for part in ["memory of cuda:0: weights", "slices of 131072 pixels; available 79.00 GiB"] {
             assert!(text.contains(part), "{part} is not in {text}");
@@ -347,9 +347,9 @@ mod tests {
         let mut largest = Vec::new();
         for gigabytes in [8, 10, 12, 16, 24, 80] {
             let case = Case::new(&[usable(gigabytes)]);
-            let run = case.run();
+            let check = case.checks();
             let slices = |size, interpolated| {
-                let peak = |slices| run.need(size, interpolated, 0, slices).total();
+                let peak = |slices| check.need(size, interpolated, 0, slices).total();
                 Slices::largest(usable(gigabytes) - RESERVE, peak)
             };
             // Heights of 16:9 frames, up to the default area of max-pixels.
@@ -358,7 +358,7 @@ mod tests {
             let found = sizes.find_map(|size| Some((size, slices(size, 2)?)));
             match found {
                 Some(((w, h), slices)) => {
-                    let Need { weights, latents, networks } = run.need((w, h), 2, 0, slices);
+                    let Need { weights, latents, networks } = check.need((w, h), 2, 0, slices);
                     println!(
                         "| {gigabytes} | {w}×{h} | {} | {} | {} | {} |",
                         slices.pixels(),

@@ -6,7 +6,7 @@ mod diffusion;
 mod memory;
 
 use crate::{
-    engine::{Cancel, Enhancer, Error, Format, Model, Options},
+    engine::{self, Cancel, Enhancer, Error, Format, Model, Options},
     lite::Lite,
     weights,
 };
@@ -20,6 +20,8 @@ pub struct Choice {
     pub model: Model,
     /// The reason, for users.
     pub reason: String,
+    /// A problem with the choice that the user should know of.
+    pub warning: Option<String>,
     /// Parameters of a diffusion model. `None` for `lite`.
     request: Option<Request>,
 }
@@ -37,7 +39,7 @@ impl Choice {
 /// [`Error::Setting`] for a device that does not exist or that the model does not support.
 pub fn choose(options: &Options) -> Result<Choice, Error> {
     let devices = Device::parse(&options.device)?;
-    let (model, mut reason) = match options.model {
+    let (model, reason) = match options.model {
         Some(model) => (model, format!("model={model} is set")),
         None => match cuda_usable(0) {
             Ok(()) => (Model::V1, "model=auto: a CUDA device is usable".into()),
@@ -53,10 +55,17 @@ pub fn choose(options: &Options) -> Result<Choice, Error> {
             instead: "use device=auto or device=cpu".into(),
         });
     }
-    if request.as_ref().is_some_and(Request::is_on_cpu) {
-        reason += "; on a CPU, the published weights are too slow for practical use";
-    }
-    Ok(Choice { model, reason, request })
+    let warning = request.as_ref().filter(|request| request.is_on_cpu()).map(|_| {
+        let why = match cuda_usable(0) {
+            Ok(()) => format!("device={} is set", options.device),
+            Err(why) => why,
+        };
+        format!(
+            "model {model} runs on the CPU ({why}); with the published weights, a clip can take days: use a GPU, or \
+             model=lite"
+        )
+    });
+    Ok(Choice { model, reason, warning, request })
 }
 
 /// Describes a run for users: a clip of `inputs` frames upscaled by `scale`, the memory it needs, and the
@@ -65,14 +74,14 @@ pub fn choose(options: &Options) -> Result<Choice, Error> {
 /// # Errors
 /// [`Error::Weights`] if the model folder is invalid.
 pub fn plan(choice: &Choice, format: Format, scale: f64, inputs: usize) -> Result<String, Error> {
-    let Choice { model, reason, request } = choice;
+    let Choice { model, reason, request, .. } = choice;
     let plan = match request {
         Some(request) => diffusion::plan(request, *model, &format, scale, inputs)?,
         None => {
             let Format { input, output, interpolated, .. } = format;
             format!(
                 "output: {} frames, {} per input frame\nsize: {}×{} to {}×{}",
-                inputs + interpolated * inputs.saturating_sub(1),
+                engine::output_frames(inputs, interpolated),
                 interpolated + 1,
                 input.0,
                 input.1,

@@ -4,7 +4,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::ops::{Conv2d, GroupNorm, LayerNorm, Linear, Shape, TimeConv};
+use crate::ops::{Conv2d, ConvConfig, GroupNorm, LayerNorm, Linear, TimeConv};
 
 /// A linear layer with bias; the weight is [outputs, inputs].
 pub(super) fn linear(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Linear> {
@@ -30,9 +30,14 @@ pub(super) fn pointwise(
 }
 
 /// A 3×3 convolution with bias; the weight is [outputs, inputs, 3, 3].
-pub(super) fn conv(vb: VarBuilder, inputs: usize, outputs: usize, shape: Shape) -> Result<Conv2d> {
+pub(super) fn conv(
+    vb: VarBuilder,
+    inputs: usize,
+    outputs: usize,
+    config: ConvConfig,
+) -> Result<Conv2d> {
     let weight = vb.get((outputs, inputs, 3, 3), "weight")?;
-    Conv2d::new(weight, vb.get(outputs, "bias")?, shape)
+    Conv2d::new(weight, vb.get(outputs, "bias")?, config)
 }
 
 /// A convolution over three frames; the weight is [outputs, inputs, 3, 1, 1]. The output is

@@ -10,10 +10,10 @@
 
 mod frame_batch;
 mod layers;
+mod peak_memory;
 mod residual;
 pub mod text;
 pub mod unet;
 pub mod vae;
-mod walk;
 
 pub use crate::sampler::Check;

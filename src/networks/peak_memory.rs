@@ -63,21 +63,21 @@ impl Input {
 
 /// Bytes of live tensors, and their maximum so far.
 #[derive(Debug, Default)]
-pub(super) struct Walk {
+pub(super) struct PeakMemory {
     live: usize,
     pub peak: usize,
 }
 
-impl Walk {
+impl PeakMemory {
     /// Records a temporary allocation of `bytes`.
-    pub fn touch(&mut self, bytes: usize) {
+    pub fn record_temporary(&mut self, bytes: usize) {
         self.peak = self.peak.max(self.live + bytes);
     }
 
     /// Allocates `bytes`.
-    pub fn keep(&mut self, bytes: usize) {
+    pub fn allocate(&mut self, bytes: usize) {
         self.live += bytes;
-        self.touch(0);
+        self.record_temporary(0);
     }
 
     /// Frees `bytes`.
@@ -90,9 +90,9 @@ impl Walk {
     pub fn map(&mut self, scale: &Scale, inputs: &[Input], out: usize, working: usize) {
         let freed: usize = inputs.iter().map(|input| input.freed()).sum();
         for slice in scale.slices() {
-            self.touch(working * slice);
+            self.record_temporary(working * slice);
             self.free(freed * slice);
-            self.keep(out * slice);
+            self.allocate(out * slice);
         }
     }
 
@@ -108,10 +108,10 @@ impl Walk {
     /// A convolution along the frames. `normed` tells whether the slices are normalised first.
     pub fn time_conv(&mut self, scale: &Scale, input: Input, normed: bool) {
         let (channels, slices) = (input.channels, scale.slices().collect::<Vec<_>>());
-        let norm = |walk: &mut Self, slice: usize| {
+        let norm = |memory: &mut Self, slice: usize| {
             if normed {
-                walk.keep(channels * slice);
-                walk.free(input.freed() * slice);
+                memory.allocate(channels * slice);
+                memory.free(input.freed() * slice);
             }
         };
         let done = if normed { channels } else { input.freed() };
@@ -120,7 +120,7 @@ impl Walk {
         let mut before = 0;
         for slice in &slices {
             rest.next().inspect(|slice| norm(self, **slice));
-            self.keep(channels * slice);
+            self.allocate(channels * slice);
             self.free(done * before);
             before = *slice;
         }
@@ -145,7 +145,7 @@ impl Walk {
             let mut rest = count;
             while rest > 0 {
                 let part = rest.min(to.full - pending);
-                self.keep(part * frame);
+                self.allocate(part * frame);
                 (pending, tensors, rest) = (pending + part, tensors + 1, rest - part);
                 if pending == to.full {
                     self.join(pending * frame, tensors);
@@ -160,7 +160,7 @@ impl Walk {
     /// Concatenates tensors of `bytes` in total.
     fn join(&mut self, bytes: usize, tensors: usize) {
         if tensors > 1 {
-            self.touch(bytes);
+            self.record_temporary(bytes);
         }
     }
 }

@@ -19,7 +19,7 @@ use super::{
     residual::{Residual, TemporalResidual},
 };
 use crate::{
-    ops::{self, Conv2d, GroupNorm, Linear, Moments, Queue, Shape, TimeConv, attention},
+    ops::{self, Conv2d, ConvConfig, GroupNorm, Linear, Moments, Throttle, TimeConv, attention},
     sampler::{Autoencoder, Budget, Encoded, Mode, Precision, Slices},
 };
 
@@ -115,9 +115,9 @@ impl Attention {
 fn residual(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Residual> {
     Ok(Residual {
         norm1: layers::group_norm(vb.pp("norm1"), inputs, EPSILON)?,
-        conv1: layers::conv(vb.pp("conv1"), inputs, outputs, Shape::SAME)?,
+        conv1: layers::conv(vb.pp("conv1"), inputs, outputs, ConvConfig::SAME)?,
         norm2: layers::group_norm(vb.pp("norm2"), outputs, EPSILON)?,
-        conv2: layers::conv(vb.pp("conv2"), outputs, outputs, Shape::SAME)?,
+        conv2: layers::conv(vb.pp("conv2"), outputs, outputs, ConvConfig::SAME)?,
         skip: match inputs == outputs {
             true => None,
             false => Some(layers::pointwise(vb.pp("conv_shortcut"), inputs, outputs, 2)?),
@@ -138,11 +138,18 @@ struct Encoder {
 impl Encoder {
     fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
         /// Pads zeros on the right and at the bottom only.
-        const DOWN: Shape =
-            Shape { top: 0, bottom: 1, left: 0, right: 1, stride: 2, double: false, crop: 0 };
+        const DOWN: ConvConfig = ConvConfig {
+            top: 0,
+            bottom: 1,
+            left: 0,
+            right: 1,
+            stride: 2,
+            upsample: false,
+            crop: 0,
+        };
         let (quant, vb) = (vb.pp("quant_conv"), vb.pp("encoder"));
         let mut width = config.block_out_channels[0];
-        let conv_in = layers::conv(vb.pp("conv_in"), COLOURS, width, Shape::SAME)?;
+        let conv_in = layers::conv(vb.pp("conv_in"), COLOURS, width, ConvConfig::SAME)?;
         let count = config.block_out_channels.len();
         let levels = config.block_out_channels.iter().enumerate().map(|(level, &out)| {
             let vb = vb.pp("down_blocks").pp(level);
@@ -166,7 +173,7 @@ impl Encoder {
                 residual(middle.pp("resnets").pp("1"), width, width)?,
             ),
             norm: layers::group_norm(vb.pp("conv_norm_out"), width, EPSILON)?,
-            conv_out: layers::conv(vb.pp("conv_out"), width, 2 * LATENTS, Shape::SAME)?,
+            conv_out: layers::conv(vb.pp("conv_out"), width, 2 * LATENTS, ConvConfig::SAME)?,
             quant: layers::pointwise(quant, 2 * LATENTS, 2 * LATENTS, 2)?,
         })
     }
@@ -243,7 +250,7 @@ impl Decoder {
         let mut width = config.innermost();
         let middle = vb.pp("mid_block");
         let count = config.block_out_channels.len();
-        let conv_in = layers::conv(vb.pp("conv_in"), LATENTS, width, Shape::SAME)?;
+        let conv_in = layers::conv(vb.pp("conv_in"), LATENTS, width, ConvConfig::SAME)?;
         let blocks = (0..config.layers_per_block)
             .map(|n| Block::new(middle.pp("resnets").pp(n), width, width));
         let blocks = blocks.collect::<Result<_>>()?;
@@ -256,7 +263,7 @@ impl Decoder {
             });
             let blocks = blocks.collect::<Result<_>>()?;
             let up = vb.pp("upsamplers").pp("0").pp("conv");
-            let up = (level + 1 < count).then(|| layers::conv(up, out, out, Shape::DOUBLE));
+            let up = (level + 1 < count).then(|| layers::conv(up, out, out, ConvConfig::UPSAMPLE));
             Ok((blocks, up.transpose()?))
         });
         let levels = levels.collect::<Result<_>>()?;
@@ -267,7 +274,7 @@ impl Decoder {
             attention,
             levels,
             norm: layers::group_norm(vb.pp("conv_norm_out"), width, EPSILON)?,
-            conv_out: layers::conv(vb.pp("conv_out"), width, COLOURS, Shape::SAME)?,
+            conv_out: layers::conv(vb.pp("conv_out"), width, COLOURS, ConvConfig::SAME)?,
             time_conv_out: layers::time_conv(vb.pp("time_conv_out"), COLOURS, COLOURS, 1.0)?,
         })
     }
@@ -339,8 +346,8 @@ impl Vae {
     }
 
     fn encode_in(&self, slices: Slices, frames: &Tensor, check: Check) -> Result<Posterior> {
-        let queue = Queue::new(&self.device);
-        let check: Check = &|| queue.step().and_then(|()| check());
+        let throttle = Throttle::new(&self.device);
+        let check: Check = &|| throttle.step().and_then(|()| check());
         let frames = FrameBatch::new(&self.channels_last(frames, ENCODER)?, slices)?;
         let moments = frames.map(|slice| self.encoder.forward(&slice, check))?.frames()?;
         let moments = moments.permute((0, 3, 1, 2))?.to_dtype(DType::F32)?;
@@ -357,11 +364,11 @@ impl Vae {
     }
 
     fn decode_in(&self, mode: Mode, latents: &Tensor, check: Check) -> Result<Tensor> {
-        let queue = Queue::new(&self.device);
-        let check: Check = &|| queue.step().and_then(|()| check());
+        let throttle = Throttle::new(&self.device);
+        let check: Check = &|| throttle.step().and_then(|()| check());
         let dtype = match mode.precision {
-            Precision::Usual => self.dtype,
-            Precision::Wide => DType::BF16,
+            Precision::Native => self.dtype,
+            Precision::Bf16 => DType::BF16,
         };
         let latents = self.channels_last(latents, dtype)?;
         let frames = self.decoder.forward(&latents, mode.slices, check)?;
@@ -447,7 +454,7 @@ mod tests {
 
     #[test]
     fn wide_decoding_agrees_within_bf16_precision_and_encoding_stays_f32() {
-        let mode = Mode { precision: Precision::Wide, ..Mode::default() };
+        let mode = Mode { precision: Precision::Bf16, ..Mode::default() };
         let [mean, std, decoded] = Tiny::new().differences(mode, 3, (2, 2));
         assert_eq!((mean, std), (0.0, 0.0));
         assert!((1e-4..0.1).contains(&decoded), "{decoded}");

@@ -18,7 +18,7 @@ const BLOCK: usize = 768;
 
 /// Padding, stride and resampling of a 3×3 convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
+pub struct ConvConfig {
     /// Rows of zeros above the input.
     pub top: usize,
     /// Rows of zeros below the input.
@@ -30,17 +30,17 @@ pub struct Shape {
     /// 1 or 2, in both directions.
     pub stride: usize,
     /// Upsamples the input by 2 in both directions, nearest neighbour, before the convolution.
-    pub double: bool,
+    pub upsample: bool,
     /// Rows to crop at the top and at the bottom, after upsampling.
     pub crop: usize,
 }
 
-impl Shape {
+impl ConvConfig {
     /// Keeps the size of the input.
     pub const SAME: Self =
-        Self { top: 1, bottom: 1, left: 1, right: 1, stride: 1, double: false, crop: 0 };
+        Self { top: 1, bottom: 1, left: 1, right: 1, stride: 1, upsample: false, crop: 0 };
     /// Doubles the size of the input.
-    pub const DOUBLE: Self = Self { double: true, ..Self::SAME };
+    pub const UPSAMPLE: Self = Self { upsample: true, ..Self::SAME };
 
     /// Output height and width for an input of size (h, w).
     pub fn output(&self, (h, w): (usize, usize)) -> (usize, usize) {
@@ -51,7 +51,7 @@ impl Shape {
 
     /// Height and width of the input after upsampling and cropping, without padding.
     pub(super) fn source(&self, (h, w): (usize, usize)) -> (usize, usize) {
-        let times = if self.double { 2 } else { 1 };
+        let times = if self.upsample { 2 } else { 1 };
         ((h * times).saturating_sub(2 * self.crop), w * times)
     }
 
@@ -64,7 +64,7 @@ impl Shape {
         first: usize,
         (rows, width): (usize, usize),
     ) -> Vec<f32> {
-        let times = if self.double { 2 } else { 1 };
+        let times = if self.upsample { 2 } else { 1 };
         let (source_h, source_w) = self.source((h, w));
         let mut patch = vec![0.0; self.stride * self.stride * rows * width * c];
         for (n, row) in patch.chunks_exact_mut(width * c).enumerate() {
@@ -99,7 +99,7 @@ pub struct Conv2d {
     bias: Tensor,
     inputs: usize,
     outputs: usize,
-    shape: Shape,
+    config: ConvConfig,
 }
 
 /// Converts the weight [out, in, ..] of a convolution to the layout of its device. GPU kernels
@@ -120,14 +120,14 @@ impl Conv2d {
     ///
     /// # Errors
     /// If the weight has another shape.
-    pub fn new(weight: Tensor, bias: Tensor, shape: Shape) -> Result<Self> {
+    pub fn new(weight: Tensor, bias: Tensor, config: ConvConfig) -> Result<Self> {
         let (outputs, inputs, _, _) = weight.dims4()?;
-        Ok(Self { weight: Weight::new(for_device(weight)?), bias, inputs, outputs, shape })
+        Ok(Self { weight: Weight::new(for_device(weight)?), bias, inputs, outputs, config })
     }
 
     /// Output height and width for an input of size (h, w).
     pub fn output(&self, size: (usize, usize)) -> (usize, usize) {
-        self.shape.output(size)
+        self.config.output(size)
     }
 
     /// Convolves frames [n, h, w, c]. The channels may be split over several tensors, `parts`.
@@ -146,12 +146,12 @@ impl Conv2d {
             None => self.bias.to_dtype(parts[0].dtype())?,
         };
         let (n, h, w, _) = parts[0].dims4()?;
-        let (out_h, out_w) = self.shape.output((h, w));
+        let (out_h, out_w) = self.config.output((h, w));
         super::count(n * out_h * out_w, self.outputs, 9 * self.inputs);
         #[cfg(feature = "cuda")]
         if parts[0].device().is_cuda() {
             let weight = self.weight.to_dtype(parts[0].dtype())?;
-            return cuda::conv(parts, &weight, &bias, add, &self.shape);
+            return cuda::conv(parts, &weight, &bias, add, &self.config);
         }
         self.on_cpu(parts, &bias, add)
     }
@@ -159,7 +159,7 @@ impl Conv2d {
     fn on_cpu(&self, parts: &[&Tensor], bias: &Tensor, add: Option<&Tensor>) -> Result<Tensor> {
         let (n, h, w, _) = parts[0].dims4()?;
         let (out, total) = (self.outputs, self.inputs);
-        let (out_h, out_w) = self.shape.output((h, w));
+        let (out_h, out_w) = self.config.output((h, w));
         let weight = Host::new(&self.weight.tensor)?;
         let weight = weight.values()?;
         let hosts = parts.iter().map(|part| Host::new(part)).collect::<Result<Vec<_>>>()?;
@@ -169,8 +169,8 @@ impl Conv2d {
             candle_core::bail!("a convolution has {total} input channels, got {widths:?}");
         }
 
-        // Padding on each side that a kernel margines into, in output pixels.
-        let margin = 2 / self.shape.stride;
+        // Extra rows and columns that the kernel reads beyond the output, in output pixels.
+        let margin = 2 / self.config.stride;
         let width = out_w + margin;
         let rows =
             (BLOCK / width).min((n * out_h).div_ceil(2 * rayon::current_num_threads())).max(1);
@@ -185,10 +185,10 @@ impl Conv2d {
                 let mut first = 0;
                 for (input, &c) in inputs.iter().zip(&widths) {
                     let input = &input[frame * h * w * c..][..h * w * c];
-                    let patch = self.shape.patch(input, (h, w, c), y, (rows + margin, width));
+                    let patch = self.config.patch(input, (h, w, c), y, (rows + margin, width));
                     for tap in 0..9 {
                         let a = Matrix {
-                            values: &patch[self.shape.tap(tap, rows + margin, width) * c..],
+                            values: &patch[self.config.tap(tap, rows + margin, width) * c..],
                             row: c,
                             column: 1,
                         };
@@ -314,10 +314,10 @@ mod tests {
         bias: &Tensor,
         add: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let Shape { top, bottom, left, right, stride, double, crop } = conv.shape;
+        let ConvConfig { top, bottom, left, right, stride, upsample, crop } = conv.config;
         let mut x = Tensor::cat(parts, D::Minus1)?.permute((0, 3, 1, 2))?.contiguous()?;
         let (_, _, h, w) = x.dims4()?;
-        if double {
+        if upsample {
             x = x.upsample_nearest2d(2 * h, 2 * w)?;
         }
         x = x.narrow(2, crop, x.dim(2)? - 2 * crop)?;
@@ -351,14 +351,21 @@ mod tests {
 
     #[test]
     fn conv2d_matches_candle() -> Result<()> {
-        let down =
-            Shape { top: 2, bottom: 2, left: 1, right: 1, stride: 2, double: false, crop: 0 };
-        let uneven = Shape { top: 0, left: 0, ..down };
-        let up = Shape { crop: 1, ..Shape::DOUBLE };
-        for shape in [Shape::SAME, Shape::DOUBLE, down, uneven, up] {
-            let conv = Conv2d::new(numbers(&[8, 5, 3, 3])?, numbers(&[8])?, shape)?;
+        let down = ConvConfig {
+            top: 2,
+            bottom: 2,
+            left: 1,
+            right: 1,
+            stride: 2,
+            upsample: false,
+            crop: 0,
+        };
+        let uneven = ConvConfig { top: 0, left: 0, ..down };
+        let up = ConvConfig { crop: 1, ..ConvConfig::UPSAMPLE };
+        for config in [ConvConfig::SAME, ConvConfig::UPSAMPLE, down, uneven, up] {
+            let conv = Conv2d::new(numbers(&[8, 5, 3, 3])?, numbers(&[8])?, config)?;
             let (x, skip) = (numbers(&[2, 10, 12, 3])?, numbers(&[2, 10, 12, 2])?);
-            let (h, w) = shape.output((10, 12));
+            let (h, w) = config.output((10, 12));
             let (bias, add) = (numbers(&[2, 8])?, numbers(&[2, h, w, 8])?);
             for add in [None, Some(&add)] {
                 let parts = [&x, &skip];

@@ -19,7 +19,7 @@ mod linear;
 mod math;
 mod matrix;
 mod norm;
-mod queue;
+mod throttle;
 mod tokens;
 mod weight;
 
@@ -44,7 +44,7 @@ fn count(m: usize, n: usize, k: usize) {
 
 pub use attention::{attention, attention_along_first};
 pub use chain::{ConvChain, LEAKY_SLOPE, Scratch, band_rows};
-pub use conv::{Conv2d, Shape, TimeConv};
+pub use conv::{Conv2d, ConvConfig, TimeConv};
 #[cfg(all(feature = "cuda", feature = "bench"))]
 pub use cuda::{
     Memory, ProductBackend, Record, memory, record, use_portable_kernels, use_products,
@@ -52,7 +52,7 @@ pub use cuda::{
 pub use failure::{Failure, failure};
 pub use linear::{LayerNorm, Linear, geglu, gelu};
 pub use norm::{Affine, GroupNorm, Moments};
-pub use queue::Queue;
+pub use throttle::Throttle;
 pub use tokens::{gather_pixels, scatter_pixels};
 
 /// Copies a tensor to a device. A tensor that is already there is shared, not copied.

@@ -14,17 +14,17 @@ use {
 #[cfg(feature = "cuda")]
 const MAX_PENDING: usize = 2;
 
-/// The blocks of a network that are pending on their device. On a CPU there are none.
+/// Limits the pending blocks of a network. Does nothing on a CPU.
 #[derive(Debug)]
-pub struct Queue {
+pub struct Throttle {
     device: Device,
     /// Events at the end of each pending block.
     #[cfg(feature = "cuda")]
     ends: RefCell<VecDeque<CudaEvent>>,
 }
 
-impl Queue {
-    /// An empty queue.
+impl Throttle {
+    /// Creates a throttle without pending blocks.
     pub fn new(device: &Device) -> Self {
         Self {
             device: device.clone(),

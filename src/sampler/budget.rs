@@ -6,11 +6,9 @@ use std::ops::Range;
 use super::{
     decode::FRAMES,
     geometry::Canvas,
+    params::SamplerParams,
     plan::{frames_in_flight, hints_in_flight},
-    schedule::NoiseSchedule,
     slices::Slices,
-    solver::evaluations,
-    stream::Settings,
     tiles::Tiles,
     windows::Windows,
 };
@@ -84,18 +82,17 @@ impl Work {
     /// Describes the share of device number `device` of `devices`, for frames on `canvas` with
     /// `interpolated` frames between two input frames.
     pub fn new(
-        settings: &Settings,
+        params: &SamplerParams,
         canvas: &Canvas,
         interpolated: usize,
         (device, devices): (usize, usize),
     ) -> Self {
-        let evaluations =
-            evaluations(&NoiseSchedule::default(), settings.solver, settings.steps).1.len();
+        let evaluations = params.evaluations();
         Self {
             latent: canvas.latent(),
             windows: Windows::of_clip(interpolated),
             interpolated,
-            guided: settings.guidance.guided(),
+            guided: params.guidance.guided(),
             stages: stage_range(device, devices.min(evaluations), evaluations),
             evaluations,
         }
@@ -189,10 +186,10 @@ mod tests {
 
     #[test]
     fn a_device_needs_memory_for_its_share_only() {
-        let settings = Settings::from(&Options::default());
+        let params = SamplerParams::from(&Options::default());
         let canvas = Canvas::new((720, 1280), Canvas::SMALLEST);
         let need = |device, devices| {
-            let work = Work::new(&settings, &canvas, 2, (device, devices));
+            let work = Work::new(&params, &canvas, 2, (device, devices));
             let Need { weights, networks, .. } = work.need(&DigitFootprint, Slices::default());
             (weights, networks)
         };
@@ -206,10 +203,9 @@ mod tests {
 
     #[test]
     fn the_latents_of_all_devices_sum_to_those_of_one() {
-        let settings = Settings::from(&Options::default());
+        let params = SamplerParams::from(&Options::default());
         let canvas = Canvas::new((720, 1280), Canvas::SMALLEST);
-        let latents =
-            |device, devices| Work::new(&settings, &canvas, 2, (device, devices)).latents();
+        let latents = |device, devices| Work::new(&params, &canvas, 2, (device, devices)).latents();
         let frame = 4 * 90 * 160 * F32;
         let common = (COPIES * 41 + 237_usize.div_ceil(3)) * frame;
         let sum: usize = (0..7).map(|device| latents(device, 7) - common).sum();

@@ -107,11 +107,11 @@ impl Control {
 
     /// Runs a network, reports its progress under the name `what`, and returns its output.
     ///
-    /// If the output contains NaN or infinity, runs the network once more in [`Precision::Wide`] and
+    /// If the output contains NaN or infinity, runs the network once more in [`Precision::Bf16`] and
     /// leaves `precision` at that: a step that overflows f16 in one window usually does so in the next.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] if the output is not finite in [`Precision::Wide`] either,
+    /// [`Error::NotFinite`] if the output is not finite in [`Precision::Bf16`] either,
     /// [`Error::Cancelled`], and errors of the network.
     pub(super) fn evaluate<const N: usize>(
         &self,
@@ -141,7 +141,7 @@ impl Control {
                 self.sink.progress(Progress { unit: what.to_string(), took: start.elapsed() });
                 return Ok(tensors);
             }
-            if precision.replace(Precision::Wide) == Precision::Wide {
+            if precision.replace(Precision::Bf16) == Precision::Bf16 {
                 return Err(Error::NotFinite { what: what.to_string() });
             }
             overflowed = true;

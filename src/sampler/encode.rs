@@ -12,14 +12,15 @@ use super::{
     control::Control,
     geometry::Canvas,
     model::{Autoencoder, Encoded, Precision},
-    noise::{Noise, Purpose},
+    noise::Purpose,
+    params::ClipParams,
     picture,
     schedule::{NoiseSchedule, START},
     slices::Slices,
     stage::Frame,
     tiles::Tiles,
 };
-use crate::engine::Error;
+use crate::engine::{Error, output_frames};
 
 /// An encoded input frame. The last one is kept for the interpolated frames that follow it.
 #[derive(Debug, Clone)]
@@ -30,15 +31,12 @@ struct EncodedInput {
 
 /// Parameters that are the same for all frames of a clip.
 pub(super) struct EncodeParams {
+    pub(super) clip: Arc<ClipParams>,
     pub(super) canvas: Canvas,
-    pub(super) interpolated: usize,
     pub(super) schedule: NoiseSchedule,
     /// s = σ/α of the first step. Sampling starts from the diffused latents times s, as in the reference
     /// implementation.
     pub(super) start: f64,
-    /// Timestep of the noise in the hint: `noise-aug` − 1.
-    pub(super) t_hint: usize,
-    pub(super) noise: Arc<dyn Noise>,
 }
 
 impl EncodeParams {
@@ -51,13 +49,16 @@ impl EncodeParams {
         alpha: Option<Tensor>,
     ) -> Result<Frame> {
         let noise = |purpose| {
-            let noise = self.noise.normal(purpose, index, self.canvas.latent())?;
+            let noise = self.clip.noise.normal(purpose, index, self.canvas.latent())?;
             noise.to_device(encoded.mean.device())
         };
         let latents = encoded.sample(&noise(Purpose::Encode)?)?;
         let x = (self.schedule.diffuse(&latents, START, &noise(Purpose::Start)?)? * self.start)?;
         let hint = match is_input {
-            true => Some(self.schedule.diffuse(&latents, self.t_hint, &noise(Purpose::Hint)?)?),
+            true => {
+                let t_hint = self.clip.sampler.t_hint();
+                Some(self.schedule.diffuse(&latents, t_hint, &noise(Purpose::Hint)?)?)
+            }
             false => None,
         };
         let hint = hint.map(|hint| hint.unsqueeze(2)).transpose()?;
@@ -90,10 +91,7 @@ impl Encode {
 
     /// Returns the number of output frames so far.
     pub(super) fn output_frames(&self) -> usize {
-        match self.inputs {
-            0 => 0,
-            inputs => (inputs - 1) * (self.params.interpolated + 1) + 1,
-        }
+        output_frames(self.inputs, self.params.clip.interpolated)
     }
 
     /// Encodes the next input frame, planes [3, h, w] of any size. Returns the interpolated frames between
@@ -128,7 +126,7 @@ impl Encode {
 
     /// Returns the interpolated frames from the previous input frame to `input`, then `input`.
     fn frames_to(&self, input: &EncodedInput) -> Result<Vec<Frame>> {
-        let EncodeParams { interpolated, .. } = self.params;
+        let interpolated = self.params.clip.interpolated;
         let mut frames = Vec::new();
         if let Some(previous) = &self.previous {
             for n in 1..=interpolated {

@@ -19,9 +19,9 @@ pub type Check<'a> = &'a dyn Fn() -> Result<()>;
 pub enum Precision {
     /// The data type of the weights.
     #[default]
-    Usual,
-    /// bf16, which has the range of f32. Used after an evaluation overflowed in the usual type.
-    Wide,
+    Native,
+    /// bf16, which has the range of f32. Used after an evaluation overflowed in that type.
+    Bf16,
 }
 
 /// Precision and slice size of one evaluation.

@@ -7,13 +7,11 @@ use super::{
     decode::FRAMES,
     geometry::Canvas,
     model::COLOURS,
-    schedule::NoiseSchedule,
-    solver::evaluations,
-    stream::Settings,
+    params::SamplerParams,
     tiles::{COLUMNS, ROWS},
     windows::Windows,
 };
-use crate::engine::Format;
+use crate::engine::{Format, output_frames};
 
 /// Returns how many items must arrive before item `index` leaves the last of `stages` stages.
 fn needed(windows: Windows, stages: usize, index: usize) -> usize {
@@ -33,9 +31,9 @@ pub(super) fn hints_in_flight(windows: Windows, evaluations: usize, interpolated
 
 /// Returns the lookahead: how many input frames after a given one must be pushed before all output frames
 /// up to and including that input frame are delivered.
-pub fn lookahead(settings: &Settings, interpolated: usize) -> usize {
+pub fn lookahead(params: &SamplerParams, interpolated: usize) -> usize {
     let windows = Windows::of_clip(interpolated);
-    let stages = evaluations(&NoiseSchedule::default(), settings.solver, settings.steps).1.len();
+    let stages = params.evaluations();
     let after = |input: usize| {
         let needed = needed_to_decode(windows, stages, input * (interpolated + 1));
         (needed - 1).div_ceil(interpolated + 1) - input
@@ -61,9 +59,9 @@ fn first_equal_at_last(windows: Windows, equal: usize) -> usize {
 /// Returns the input frame from which a run must start so that its output from input frame `resume_point` on
 /// equals the output of a run over the whole clip. Returns the latest such input frame that is known without
 /// the length of the clip.
-pub fn resume_from(settings: &Settings, interpolated: usize, resume_point: usize) -> usize {
+pub fn resume_from(params: &SamplerParams, interpolated: usize, resume_point: usize) -> usize {
     let windows = Windows::of_clip(interpolated);
-    let stages = evaluations(&NoiseSchedule::default(), settings.solver, settings.steps).1.len();
+    let stages = params.evaluations();
     let sampled = (1..stages).fold(0, |equal, _| first_equal(windows, equal));
     let equal = first_equal_at_last(FRAMES, first_equal_at_last(windows, sampled));
     // At multiples of the period, a window of a stage and a window of the decoder begin with an input frame.
@@ -89,17 +87,15 @@ pub struct Plan {
 
 impl Plan {
     /// Creates the plan of a clip of `inputs` input frames.
-    pub fn new(settings: &Settings, format: Format, inputs: usize) -> Self {
+    pub fn new(params: &SamplerParams, format: Format, inputs: usize) -> Self {
         let (width, height) = format.output;
         Self {
             format,
-            canvas: Canvas::new((height, width), settings.smallest),
-            frames: inputs + format.interpolated * inputs.saturating_sub(1),
+            canvas: Canvas::new((height, width), params.smallest),
+            frames: output_frames(inputs, format.interpolated),
             windows: Windows::of_clip(format.interpolated),
-            evaluations: evaluations(&NoiseSchedule::default(), settings.solver, settings.steps)
-                .1
-                .len(),
-            lookahead: lookahead(settings, format.interpolated),
+            evaluations: params.evaluations(),
+            lookahead: lookahead(params, format.interpolated),
         }
     }
 

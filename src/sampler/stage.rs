@@ -4,16 +4,16 @@
 //! Frames enter a stage before its evaluation and leave it after the solver's update. Between the two, the
 //! stage cross-fades the network's results of overlapping windows.
 
-use std::{cell::Cell, sync::Arc};
+use std::cell::Cell;
 
 use candle_core::{Device, Tensor};
 
 use super::{
     control::Control,
     geometry::mask,
-    guidance::Guidance,
     model::{Conditions, Denoiser, Precision},
-    noise::{Noise, Purpose},
+    noise::Purpose,
+    params::ClipParams,
     solver::Evaluation,
     windows::{Sliding, Windows},
 };
@@ -74,26 +74,11 @@ pub struct Batch {
     pub ended: bool,
 }
 
-/// Parameters that all evaluations of a clip share.
-#[derive(Debug, Clone)]
-pub struct SamplerParams {
-    /// Scale and rescale factor of classifier-free guidance.
-    pub guidance: Guidance,
-    /// Timestep of the noise in the hint, see [`Conditions::t_hint`].
-    pub t_hint: usize,
-    /// Downscale factor of the input, see [`Conditions::s_cond`].
-    pub s_cond: f64,
-    /// Interpolated frames between two input frames.
-    pub interpolated: usize,
-    /// Noise of the solver steps.
-    pub noise: Arc<dyn Noise>,
-}
-
 /// One evaluation of the network for all windows of a clip.
 #[derive(Debug)]
 pub(super) struct Stage {
     evaluation: Evaluation,
-    /// [`Precision::Wide`] once a window overflowed in this stage.
+    /// [`Precision::Bf16`] once a window overflowed in this stage.
     precision: Cell<Precision>,
     frames: Sliding<Frame>,
     non_final_windows: usize,
@@ -127,7 +112,7 @@ impl Stage {
     pub(super) fn step(
         &mut self,
         denoiser: &dyn Denoiser,
-        params: &SamplerParams,
+        params: &ClipParams,
         control: &Control,
     ) -> Result<Option<Batch>, Error> {
         let Some(window) = self.frames.window(self.non_final_windows, self.ended) else {
@@ -153,7 +138,7 @@ impl Stage {
         what: &str,
         count: usize,
         denoiser: &dyn Denoiser,
-        params: &SamplerParams,
+        params: &ClipParams,
         control: &Control,
     ) -> Result<Vec<Tensor>, Error> {
         let frames = || self.frames.items().iter().take(count);
@@ -167,14 +152,15 @@ impl Stage {
             let conditions = Conditions {
                 t: self.evaluation.timestep as f64,
                 hint: &Tensor::cat(&hint, 2)?,
-                t_hint: params.t_hint as f64,
-                s_cond: params.s_cond,
+                t_hint: params.sampler.t_hint() as f64,
+                s_cond: params.sampler.downscale_cond,
                 mask: &mask,
             };
             let input = self.evaluation.input(&x)?;
-            let guided = params.guidance.guided();
+            let guidance = &params.sampler.guidance;
+            let guided = guidance.guided();
             let velocities = denoiser.velocities(&input, &conditions, guided, mode, check)?;
-            let velocity = params.guidance.apply(velocities)?;
+            let velocity = guidance.apply(velocities)?;
             Ok([self.evaluation.denoised(&input, &velocity)?])
         })?;
         // Copy, so that a frame does not keep the storage of the whole window alive.
@@ -190,7 +176,7 @@ impl Stage {
         last: bool,
         first: usize,
         device: &Device,
-        params: &SamplerParams,
+        params: &ClipParams,
     ) -> candle_core::Result<Vec<Frame>> {
         let mut done = Vec::new();
         let evaluation = &self.evaluation;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Connects the encoder to the sampler for one clip and derives their parameters from the settings.
+//! Connects the encoder to the sampler for one clip and chooses their slices.
 
 use std::sync::Arc;
 
@@ -10,47 +10,16 @@ use super::{
     control::Control,
     encode::{Encode, EncodeParams},
     geometry::Canvas,
-    guidance::Guidance,
     model::{Autoencoder, Denoiser},
-    noise::Noise,
+    params::ClipParams,
     schedule::NoiseSchedule,
     slices::Slices,
     solver::evaluations,
-    stage::{Batch, SamplerParams},
+    stage::Batch,
     wavefront::{LatentSink, Sampler},
     windows::Windows,
 };
-use crate::engine::{ClipContext, Error, Options, Solver};
-
-/// User settings of the sampler.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
-    /// Solver.
-    pub solver: Solver,
-    /// Number of solver steps.
-    pub steps: u32,
-    /// Scale and rescale factor of classifier-free guidance.
-    pub guidance: Guidance,
-    /// Noise augmentation of the hint, 0–300: the hint has the noise of timestep `noise_aug` − 1.
-    pub noise_aug: u32,
-    /// The downscale factor that the network is conditioned on.
-    pub downscale_cond: f64,
-    /// The smallest padded size, (h, w) in pixels.
-    pub smallest: (usize, usize),
-}
-
-impl From<&Options> for Settings {
-    fn from(options: &Options) -> Self {
-        Self {
-            solver: options.solver,
-            steps: options.steps,
-            guidance: Guidance { scale: options.guidance_scale, rescale: Guidance::RESCALE },
-            noise_aug: options.noise_aug,
-            downscale_cond: f64::from(options.downscale_cond),
-            smallest: Canvas::SMALLEST,
-        }
-    }
-}
+use crate::engine::{ClipContext, Error};
 
 /// The networks of a run.
 #[derive(Clone)]
@@ -65,11 +34,12 @@ pub struct Models {
 
 impl Models {
     /// Returns the slices of each denoiser, chosen by the memory of its device.
-    fn slices(&self, settings: &Settings, canvas: &Canvas, interpolated: usize) -> Vec<Slices> {
+    fn slices(&self, params: &ClipParams, canvas: &Canvas) -> Vec<Slices> {
+        let ClipParams { sampler, interpolated, .. } = params;
         let devices = self.denoisers.len();
-        let guided = settings.guidance.guided();
+        let guided = sampler.guidance.guided();
         let choose = |(device, denoiser): (usize, &Arc<dyn Denoiser>)| {
-            let work = Work::new(settings, canvas, interpolated, (device, devices));
+            let work = Work::new(sampler, canvas, *interpolated, (device, devices));
             let Some(budget) = denoiser.budget(work.frames(), canvas.latent(), guided) else {
                 return Slices::default();
             };
@@ -91,54 +61,38 @@ pub struct Stream<T: LatentSink> {
 }
 
 impl<T: LatentSink> Stream<T> {
-    /// Creates the stream for frames on `canvas` with `interpolated` frames between two input frames.
+    /// Creates the stream for frames on `canvas`.
     ///
     /// # Errors
     /// [`Error::Setting`] if `models` has no denoiser.
     pub fn new(
         models: &Models,
-        settings: &Settings,
-        noise: Arc<dyn Noise>,
-        (canvas, interpolated): (Canvas, usize),
+        params: ClipParams,
+        canvas: Canvas,
         clip: ClipContext,
         output: T,
     ) -> Result<Self, Error> {
-        Self::with_control(
-            models,
-            settings,
-            noise,
-            (canvas, interpolated),
-            Control::new(clip),
-            output,
-        )
+        Self::with_control(models, params, canvas, Control::new(clip), output)
     }
 
     /// As [`new`](Self::new), within a run.
     pub(super) fn with_control(
         models: &Models,
-        settings: &Settings,
-        noise: Arc<dyn Noise>,
-        (canvas, interpolated): (Canvas, usize),
+        params: ClipParams,
+        canvas: Canvas,
         control: Control,
         output: T,
     ) -> Result<Self, Error> {
+        let params = Arc::new(params);
         let schedule = NoiseSchedule::default();
-        let (start, evaluations) = evaluations(&schedule, settings.solver, settings.steps);
-        // noise-aug counts timesteps: 1 is timestep 0. The schedule has no timestep without noise, so 0 is
-        // timestep 0 as well.
-        let t_hint = settings.noise_aug.saturating_sub(1) as usize;
-        let windows = Windows::of_clip(interpolated);
-        let params = SamplerParams {
-            guidance: settings.guidance,
-            t_hint,
-            s_cond: settings.downscale_cond,
-            interpolated,
-            noise: noise.clone(),
-        };
-        let slices = models.slices(settings, &canvas, interpolated);
+        let (start, evaluations) =
+            evaluations(&schedule, params.sampler.solver, params.sampler.steps);
+        let windows = Windows::of_clip(params.interpolated);
+        let slices = models.slices(&params, &canvas);
         let devices = (&*models.denoisers, &*slices);
-        let sampler = Sampler::build(devices, &evaluations, params, control.clone(), output)?;
-        let encode_params = EncodeParams { canvas, interpolated, schedule, start, t_hint, noise };
+        let sampler =
+            Sampler::build(devices, &evaluations, params.clone(), control.clone(), output)?;
+        let encode_params = EncodeParams { clip: params, canvas, schedule, start };
         let encode = Encode::new(models.encoder.clone(), encode_params, control);
         Ok(Self { encode, sampler, windows })
     }

@@ -26,9 +26,10 @@ use super::{
     budget::stage_range,
     control::Control,
     model::Denoiser,
+    params::ClipParams,
     slices::Slices,
     solver::Evaluation,
-    stage::{Batch, SamplerParams, Stage},
+    stage::{Batch, Stage},
     windows::Windows,
 };
 use crate::engine::{ClipContext, Error};
@@ -49,7 +50,7 @@ pub trait LatentSink: Send + 'static {
 struct DeviceStages {
     denoiser: Arc<dyn Denoiser>,
     stages: Vec<Stage>,
-    params: Arc<SamplerParams>,
+    params: Arc<ClipParams>,
     control: Control,
 }
 
@@ -112,19 +113,25 @@ impl<T: LatentSink> Sampler<T> {
     pub fn new(
         denoisers: &[Arc<dyn Denoiser>],
         evaluations: &[Evaluation],
-        params: SamplerParams,
+        params: ClipParams,
         clip: ClipContext,
         output: T,
     ) -> Result<Self, Error> {
         let slices = vec![Slices::default(); denoisers.len()];
-        Self::build((denoisers, &*slices), evaluations, params, Control::new(clip), output)
+        Self::build(
+            (denoisers, &*slices),
+            evaluations,
+            Arc::new(params),
+            Control::new(clip),
+            output,
+        )
     }
 
     /// As [`new`](Self::new), within a run and with the slices of each device.
     pub(super) fn build(
         (denoisers, slices): (&[Arc<dyn Denoiser>], &[Slices]),
         evaluations: &[Evaluation],
-        params: SamplerParams,
+        params: Arc<ClipParams>,
         control: Control,
         output: T,
     ) -> Result<Self, Error> {
@@ -136,7 +143,6 @@ impl<T: LatentSink> Sampler<T> {
                 instead: "use device=auto or at least one device".into(),
             });
         }
-        let params = Arc::new(params);
         let windows = Windows::of_clip(params.interpolated);
         let count = evaluations.len();
         let devices = denoisers.len().min(count);
@@ -167,7 +173,11 @@ impl<T: LatentSink> Sampler<T> {
             self.start_threads()?;
         }
         let sent = self.threads.as_ref().is_some_and(|threads| threads.input.send(batch).is_ok());
-        if sent { Ok(()) } else { self.wait().and(Err(Error::Cancelled)) }
+        if sent {
+            return Ok(());
+        }
+        self.wait()?;
+        Err(Error::Internal { what: "the thread of a device ended early".into() })
     }
 
     /// Waits until all pushed frames are evaluated as far as they fill windows.
@@ -203,7 +213,7 @@ impl<T: LatentSink> Sampler<T> {
         let (input, mut receiver) = sync_channel(QUEUED);
         let mut threads = Vec::new();
         let (Some(last), Some(mut output)) = (self.devices.pop(), self.output.take()) else {
-            return Err(Error::Cancelled);
+            return Err(Error::Internal { what: "a sampler without devices".into() });
         };
         for device in self.devices.drain(..) {
             let (sender, next) = sync_channel(QUEUED);

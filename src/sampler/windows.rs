@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Splits a sequence of unknown length into overlapping windows and cross-fades their results.
+//! Splits a sequence of unknown length into overlapping windows.
 //!
-//! Three users: the stages (windows of a clip's frames), [`Decode`](super::Decode) (windows of 5 frames)
-//! and the tiles of the autoencoder (rows and columns of an image).
+//! [`Sliding`] also cross-fades their results, for the stages (windows of a clip's frames) and for
+//! [`Decode`](super::Decode) (windows of 5 frames). The tiles of the autoencoder use only [`Windows`].
 
 use std::{collections::VecDeque, ops::Range};
 
@@ -153,7 +153,7 @@ impl<T> Sliding<T> {
         let count = if last { results.len() } else { stride + 1 };
         self.overlap_results = if last { Vec::new() } else { results[stride..].to_vec() };
         results.truncate(count);
-        // The previous window has already delivered the first item.
+        // The previous window has already delivered its first overlapping item, see the struct's doc.
         let done = usize::from(self.number > 0);
         for (item, result) in self.items.iter_mut().zip(results).skip(done) {
             each(item, result)?;

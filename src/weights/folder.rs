@@ -15,7 +15,7 @@ use crate::{
     engine::Error,
     networks::{
         text::{self, TextEncoder},
-        unet::{self, Denoiser},
+        unet::{self, UNet},
         vae::{self, Vae},
     },
 };
@@ -62,7 +62,7 @@ impl Config {
     /// # Errors
     /// [`Error::Weights`] if the sizes are inconsistent.
     pub fn unet_keys(&self) -> Result<Keys, Error> {
-        keys::keys(|vb| Denoiser::new(&self.unet, vb)).map_err(|error| invalid("unet", error))
+        keys::keys(|vb| UNet::new(&self.unet, vb)).map_err(|error| invalid("unet", error))
     }
 
     /// The tensors of the autoencoder.

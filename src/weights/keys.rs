@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The names and shapes of the tensors of a network, and the comparison with those of a file.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use parking_lot::Mutex;
 
 /// Names and shapes of tensors.
 pub type Keys = BTreeMap<String, Vec<usize>>;
@@ -22,7 +20,7 @@ const LISTED: usize = 10;
 pub fn keys<T>(build: impl FnOnce(VarBuilder) -> Result<T>) -> Result<Keys> {
     let recorder = Recorder::default();
     build(VarBuilder::from_backend(Box::new(recorder.clone()), DType::F32, Device::Cpu))?;
-    let keys = recorder.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let keys = recorder.0.lock();
     Ok(keys.clone())
 }
 
@@ -68,7 +66,7 @@ impl SimpleBackend for Recorder {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor> {
-        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = self.0.lock();
         if keys.insert(name.to_owned(), shape.dims().to_vec()).is_some() {
             candle_core::bail!("{name} is requested twice");
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The networks against numbers that the real implementation has produced: read from a file of fixtures, computed
-//! anew on any device and in every type of numbers. For the tests, and for bench_gpu on machines that have no source.
+//! Compares networks with outputs of the reference implementation, on any device and data type. Used by the tests and
+//! by bench_gpu.
 
 use std::{collections::HashMap, path::Path};
 
@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use gstvenhance::{
     networks::{
         text::{self, TextEncoder, Tokenizer},
-        unet::{self, Denoiser},
+        unet::{self, UNet},
         vae::{self, Vae},
     },
     sampler::Conditions,
@@ -22,7 +22,7 @@ use serde_json::Value;
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// One file: tensors, and what they are about.
+/// A fixture: tensors and metadata.
 pub struct Fixture {
     pub tensors: HashMap<String, Tensor>,
     metadata: HashMap<String, String>,
@@ -54,18 +54,18 @@ impl Fixture {
     }
 }
 
-/// One number of ours beside one of theirs.
+/// The error of one comparison and its tolerance.
 pub struct Comparison<'a> {
     pub what: &'a str,
     pub error: f64,
     pub tolerance: f64,
 }
 
-/// What has been compared.
+/// Runs comparisons and counts them.
 pub struct Report<'a> {
-    /// Where networks run.
+    /// Device of the networks.
     pub device: Device,
-    /// Is told of every comparison.
+    /// Called for every comparison.
     tell: &'a mut dyn FnMut(&Comparison),
     pub compared: usize,
 }
@@ -83,12 +83,12 @@ impl<'a> Report<'a> {
     pub fn tensor(
         &mut self,
         what: &str,
-        ours: &Tensor,
-        theirs: &Tensor,
+        actual: &Tensor,
+        expected: &Tensor,
         tolerance: f64,
     ) -> Result<()> {
-        assert_eq!(ours.dims(), theirs.dims(), "{what}");
-        self.error(what, relative(ours, theirs)?, tolerance);
+        assert_eq!(actual.dims(), expected.dims(), "{what}");
+        self.error(what, relative(actual, expected)?, tolerance);
         Ok(())
     }
 }
@@ -102,10 +102,10 @@ fn relative(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(difference / norm(&mut b.iter().copied()))
 }
 
-/// The types of numbers that a network may have.
+/// The data types of a network.
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
-/// How far a network with these tensors may be from the real one, which computed in f32.
+/// Returns the allowed error of a network with these tensors, relative to the reference in f32.
 ///
 /// A number that is rounded to a type of p significant bits moves by 0.42·2⁻ᵖ of itself: the root mean
 /// square over numbers whose logarithms are spread evenly. With each matrix of a network at most four
@@ -159,12 +159,12 @@ fn denoise(
         .iter()
         .map(|key| key.as_u64().map(|key| key as usize))
         .collect();
-    let keys = mask.iter().flatten().max().ok_or("no key frame")? + 1;
+    let inputs = mask.iter().flatten().max().ok_or("no input frame")? + 1;
     let noise = |name: &str, shape: &[usize]| synth::noise(&format!("{tag}.{name}"), shape, device);
     let x = noise("x", &[1, 4, frames, h, w])?;
-    let hint = noise("hint", &[1, 4, keys, h, w])?;
+    let hint = noise("hint", &[1, 4, inputs, h, w])?;
     let tokens = noise("context", &[1, 77, config.context_dim])?;
-    let denoiser = Denoiser::new(config, synth::weights("", dtype, device))?;
+    let denoiser = UNet::new(config, synth::weights("", dtype, device))?;
     let conditions = Conditions {
         t: fixture.number("t")?,
         hint: &hint,
@@ -178,11 +178,11 @@ fn denoise(
 
 fn unet(name: &str, fixture: &Fixture, report: &mut Report) -> Result<()> {
     let config = unet_config(&fixture.json("config")?)?;
-    let theirs = fixture.tensor("out")?;
-    let keys = keys::keys(|vb| Denoiser::new(&config, vb))?;
+    let expected = fixture.tensor("out")?;
+    let keys = keys::keys(|vb| UNet::new(&config, vb))?;
     for dtype in DTYPES {
-        let ours = denoise(fixture, &config, dtype, &report.device)?;
-        report.tensor(&format!("{name} {dtype:?}"), &ours, theirs, tolerance(dtype, &keys))?;
+        let actual = denoise(fixture, &config, dtype, &report.device)?;
+        report.tensor(&format!("{name} {dtype:?}"), &actual, expected, tolerance(dtype, &keys))?;
     }
     Ok(())
 }
@@ -203,15 +203,15 @@ fn vae(name: &str, fixture: &Fixture, report: &mut Report) -> Result<()> {
     for dtype in DTYPES {
         let vae = Vae::new(&config, synth::weights("", dtype, device))?;
         let posterior = vae.encode(&image, &|| Ok(()))?;
-        let ours = [
+        let actual = [
             ("mean", posterior.mean),
             ("logvar", posterior.logvar),
             ("decoded", vae.decode(&latent, &|| Ok(()))?),
         ];
-        for (what, ours) in ours {
-            let theirs = fixture.tensor(what)?;
+        for (what, actual) in actual {
+            let expected = fixture.tensor(what)?;
             let what = format!("{name} {what} {dtype:?}");
-            report.tensor(&what, &ours, theirs, tolerance(dtype, &keys))?;
+            report.tensor(&what, &actual, expected, tolerance(dtype, &keys))?;
         }
     }
     Ok(())
@@ -229,17 +229,17 @@ fn clip_text(name: &str, fixture: &Fixture, report: &mut Report) -> Result<()> {
     let prompts = prompts.as_array().ok_or("no prompts")?.iter();
     let tokens: Vec<_> =
         prompts.map(|prompt| tokenizer.encode(prompt.as_str().unwrap_or_default()).0).collect();
-    let theirs = fixture.tensor("tokens")?.to_vec2::<i64>()?;
-    for (ours, theirs) in tokens.iter().zip(&theirs) {
-        let same = ours.iter().zip(theirs).all(|(a, b)| i64::from(*a) == *b);
+    let expected = fixture.tensor("tokens")?.to_vec2::<i64>()?;
+    for (actual, expected) in tokens.iter().zip(&expected) {
+        let same = actual.iter().zip(expected).all(|(a, b)| i64::from(*a) == *b);
         report.error(&format!("{name} tokens"), if same { 0.0 } else { 1.0 }, 0.0);
     }
     let keys = keys::keys(|vb| TextEncoder::new(&config, vb))?;
     for dtype in DTYPES {
         let tower = TextEncoder::new(&config, synth::weights("", dtype, &report.device))?;
-        let ours = tower.forward(&tokens, &|| Ok(()))?;
+        let actual = tower.forward(&tokens, &|| Ok(()))?;
         let what = format!("{name} {dtype:?}");
-        report.tensor(&what, &ours, fixture.tensor("out")?, tolerance(dtype, &keys))?;
+        report.tensor(&what, &actual, fixture.tensor("out")?, tolerance(dtype, &keys))?;
     }
     Ok(())
 }

@@ -22,8 +22,8 @@ use gstvenhance::{
         vae::{self, Vae},
     },
     sampler::{
-        Batch, Canvas, Check, Conditions, Decode, Denoiser, Frame, Guidance, LatentSink, Mode,
-        Models, Noise, NoiseSchedule, Purpose, Sampler, SamplerParams, Settings, Stream,
+        Batch, Canvas, Check, ClipParams, Conditions, Decode, Denoiser, Frame, Guidance,
+        LatentSink, Mode, Models, Noise, NoiseSchedule, Purpose, Sampler, SamplerParams, Stream,
         Velocities, Windows, cross_fade, evaluations, mask, tile_weights, timesteps,
     },
     weights::synth,
@@ -186,7 +186,9 @@ fn sample(tag: &str, config: &Value) -> Outcome<Tensor> {
         index: Box::new(|_, frame| frame),
         cache: Mutex::default(),
     });
-    let params = SamplerParams { guidance, t_hint: 0, s_cond: 0.0, interpolated, noise };
+    // The toy denoiser ignores the conditions.
+    let sampler = SamplerParams { guidance, ..SamplerParams::from(&Options::default()) };
+    let params = ClipParams { sampler, interpolated, noise };
     let output = Collect::default();
     let toy: Arc<dyn Denoiser> = Arc::new(toy);
     let mut sampler = Sampler::new(&[toy], &evaluations, params, clip(), output.clone())?;
@@ -427,7 +429,7 @@ fn models(fixture: &Fixture) -> Outcome<Models> {
         tokens.push(row.try_into().map_err(|_| "not 77 tokens")?);
     }
     let contexts = encoder.forward(&tokens, &|| Ok(()))?;
-    let denoiser = unet::Denoiser::new(&unet_config(&fixture.json("unet")?)?, weights("unet")?)?;
+    let denoiser = unet::UNet::new(&unet_config(&fixture.json("unet")?)?, weights("unet")?)?;
     let config = fixture.json("vae")?;
     let config = vae::Config {
         block_out_channels: usizes_of(&config["block_out_channels"])?,
@@ -449,7 +451,7 @@ pub fn pipeline(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<(
     let frames = inputs + interpolated * (inputs - 1);
     let (smallest, tag) = (pair("min_padded")?, fixture.text("tag")?);
     let canvas = Canvas::new(pair("target")?, smallest);
-    let settings = Settings {
+    let sampler = SamplerParams {
         solver: solver("", fixture.text("solver_mode")?)?,
         steps: fixture.number("steps")?,
         guidance: Guidance {
@@ -477,8 +479,8 @@ pub fn pipeline(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<(
     };
     let (models, output) = (models(fixture)?, Collect::default());
     let noise = Arc::new(noise);
-    let mut stream =
-        Stream::new(&models, &settings, noise, (canvas, interpolated), clip(), output.clone())?;
+    let params = ClipParams { sampler, interpolated, noise };
+    let mut stream = Stream::new(&models, params, canvas, clip(), output.clone())?;
     let mut decode = Decode::new(models.decoder.clone(), canvas.latent(), clip());
     let (mut latents, mut images) = (Vec::new(), Vec::new());
     let (h, w) = pair("input")?;

@@ -12,7 +12,7 @@ use gstvenhance::{
     engine::{self, Format, Options, Solver},
     sampler::{
         Autoencoder, Check, Conditions, Denoiser, Encoded, Guidance, LATENT, Mode, Models,
-        Settings, Velocities,
+        SamplerParams, Velocities,
     },
 };
 
@@ -89,12 +89,12 @@ pub fn models(devices: usize) -> Models {
     Models { encoder: vae.clone(), denoisers: vec![denoiser; devices], decoder: vae }
 }
 
-/// Settings with the smallest canvas that the toy networks support.
-pub fn settings(solver: Solver, steps: u32) -> Settings {
+/// SamplerParams with the smallest canvas that the toy networks support.
+pub fn params(solver: Solver, steps: u32) -> SamplerParams {
     let guidance = Guidance { scale: 4.0, rescale: Guidance::RESCALE };
     // 2×8 latents.
     let smallest = (16, 64);
-    Settings { solver, steps, guidance, smallest, ..Settings::from(&Options::default()) }
+    SamplerParams { solver, steps, guidance, smallest, ..SamplerParams::from(&Options::default()) }
 }
 
 /// A format of small frames, upscaled by about 2.5.

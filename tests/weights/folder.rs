@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use candle_core::{DType, Device};
 use gstvenhance::{
     engine::{Cancel, Error},
-    networks::{text::TextEncoder, unet::Denoiser, vae::Vae},
+    networks::{text::TextEncoder, unet::UNet, vae::Vae},
     weights::{Checkpoint, Config, Files, Source, Version, keys::Keys, locate, synth, synthesize},
 };
 
@@ -45,7 +45,7 @@ fn a_folder_with_a_config_is_a_model_of_those_sizes() {
     let expected = synth::weight("unet.time_embed.0.bias", 128, DType::F32, &Device::Cpu).unwrap();
     let found = unet.get(128, "time_embed.0.bias").unwrap();
     assert_eq!(found.to_vec1::<f32>().unwrap(), expected.to_vec1::<f32>().unwrap());
-    Denoiser::new(&config.unet, unet).unwrap();
+    UNet::new(&config.unet, unet).unwrap();
     Vae::new(&config.vae, open(&files.vae, config.vae_keys().unwrap())).unwrap();
     TextEncoder::new(&config.text, open(&files.text, config.text_keys().unwrap())).unwrap();
     // The file of one network does not fit another.

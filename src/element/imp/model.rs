@@ -14,7 +14,7 @@ use crate::{
 impl VEnhance {
     /// Posts and logs which model runs, where, and why.
     pub(super) fn announce(&self, choice: &Choice) {
-        let Choice { model, reason, .. } = choice;
+        let Choice { model, reason, warning, .. } = choice;
         gst::info!(CAT, imp = self, "Model {model} on {}: {reason}", choice.devices());
         self.settings.lock().active_model = (*model).into();
         self.obj().notify("active-model");
@@ -24,6 +24,9 @@ impl VEnhance {
                 .field("reason", reason)
                 .build(),
         );
+        if let Some(warning) = warning {
+            gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{warning}"));
+        }
     }
 
     /// See [`crate::VEnhance::plan`].
@@ -85,8 +88,8 @@ impl VEnhance {
             self,
             gst::StreamError::Format,
             (
-                "up-scale={scale} asks for a height of {height}; {property} makes it {}; set \
-                 {property}=0 to remove this limit",
+                "the output is {} pixels high, not {height} as up-scale={scale} asks, because of {property}; set \
+                 {property}=0 to remove the limit",
                 output.height()
             )
         );

@@ -3,9 +3,9 @@
 
 use candle_core::DType;
 
-use super::{Config, encoder::DOWN, transformer::tokens_at_a_time};
+use super::{config::Config, encoder::DOWN, transformer::tokens_at_a_time};
 use crate::{
-    networks::walk::{Input, Scale, Walk},
+    networks::peak_memory::{Input, PeakMemory, Scale},
     sampler::Slices,
 };
 
@@ -19,14 +19,14 @@ struct Evaluation<'a> {
     frames: usize,
     dtype: DType,
     slices: Slices,
-    walk: Walk,
+    memory: PeakMemory,
 }
 
 impl Evaluation<'_> {
     fn residual(&mut self, level: usize, inputs: &[Input], out: usize) {
         let scale = &self.scales[level];
-        self.walk.residual(scale, inputs, out);
-        self.walk.temporal_residual(scale, out, TEMPORAL);
+        self.memory.residual(scale, inputs, out);
+        self.memory.temporal_residual(scale, out, TEMPORAL);
     }
 
     /// Attention within frames, once for each guidance branch.
@@ -35,7 +35,7 @@ impl Evaluation<'_> {
         // the output.
         let working = (14 + branches) * channels;
         let input = [Input::taken(channels)];
-        self.walk.map(&self.scales[level], &input, branches * channels, working);
+        self.memory.map(&self.scales[level], &input, branches * channels, working);
     }
 
     /// Attention along the frames, in place.
@@ -43,7 +43,7 @@ impl Evaluation<'_> {
         let frame = self.scales[level].frame;
         let tokens = self.slices.share(tokens_at_a_time(self.dtype, inner));
         let pixels = (tokens / self.frames).max(1) * self.dtype.size_in_bytes();
-        self.walk.touch(pixels.min(frame) * self.frames * (channels + 14 * inner));
+        self.memory.record_temporary(pixels.min(frame) * self.frames * (channels + 14 * inner));
     }
 
     /// A residual block with its attention. Returns the output width.
@@ -69,16 +69,16 @@ impl Evaluation<'_> {
 
     /// Adds a ControlNet output to a tensor of the UNet, slice by slice.
     fn add(&mut self, level: usize, channels: usize) {
-        self.walk.touch(channels * self.scales[level].slice());
+        self.memory.record_temporary(channels * self.scales[level].slice());
     }
 
     /// The first two blocks. The first block's output stays allocated; the second block runs once
     /// for each guidance branch.
     fn begin(&mut self, branches: usize) {
         let dim = self.config.dim;
-        self.walk.keep(dim * self.scales[0].clip());
+        self.memory.allocate(dim * self.scales[0].clip());
         // Single frames are concatenated to slices.
-        self.walk.touch(dim * self.scales[0].slice());
+        self.memory.record_temporary(dim * self.scales[0].slice());
         self.temporal(0, dim, self.config.num_heads * self.config.head_dim);
         let out = self.width(0);
         self.residual(0, &[Input { channels: dim, taken: false }], out);
@@ -124,7 +124,7 @@ impl Evaluation<'_> {
 
     /// A convolution to another level.
     fn rescale(&mut self, from: usize, to: usize, input: Input) {
-        self.walk.rescale(&self.scales[from], &self.scales[to], input);
+        self.memory.rescale(&self.scales[from], &self.scales[to], input);
     }
 
     /// From the middle block to the output. `first_taken` is false while another guidance branch
@@ -143,11 +143,11 @@ impl Evaluation<'_> {
             }
         }
         let latents = self.config.latents;
-        self.walk.map(&self.scales[0], &[Input::taken(channels)], latents, channels + latents);
+        self.memory.map(&self.scales[0], &[Input::taken(channels)], latents, channels + latents);
     }
 }
 
-/// Peak bytes of [`Denoiser::forward_in`](super::Denoiser::forward_in), in addition to the
+/// Peak bytes of [`UNet::forward_in`](super::UNet::forward_in), in addition to the
 /// weights, for a window of `frames` latents of size (h, w), with `branches` guidance branches and
 /// activations of type `dtype`.
 pub fn peak_bytes(
@@ -165,27 +165,27 @@ pub fn peak_bytes(
     let scale =
         |(size, times): (&_, &usize)| Scale::new(frames, *size, dtype, slices.of_width(*times));
     let scales = sizes.iter().zip(&config.dim_mult).map(scale).collect();
-    let walk = Walk::default();
-    let mut evaluation = Evaluation { config, scales, frames, dtype, slices, walk };
+    let memory = PeakMemory::default();
+    let mut evaluation = Evaluation { config, scales, frames, dtype, slices, memory };
     let clip = evaluation.scales[0].clip();
     // Latents of the window and of the input frames, channels last.
-    evaluation.walk.keep(2 * config.latents * clip);
+    evaluation.memory.allocate(2 * config.latents * clip);
     evaluation.begin(branches);
     evaluation.begin(branches);
     evaluation.add(0, config.dim);
     // The ControlNet's first output has been added to the first skip connection.
-    evaluation.walk.free(config.dim * clip);
+    evaluation.memory.free(config.dim * clip);
     let (last, middle) = (evaluation.last(), evaluation.width(evaluation.last()));
     for branch in 1..=branches {
         let skips = evaluation.down(true);
         evaluation.down(false);
         // The output of the ControlNet's middle block has been added to the UNet's.
         let middle = middle * evaluation.scales[last].clip();
-        evaluation.walk.free(middle);
+        evaluation.memory.free(middle);
         evaluation.up(skips, branch == branches);
         let output = config.latents * clip;
-        evaluation.walk.free(output);
-        evaluation.walk.keep(output / dtype.size_in_bytes() * DType::F32.size_in_bytes());
+        evaluation.memory.free(output);
+        evaluation.memory.allocate(output / dtype.size_in_bytes() * DType::F32.size_in_bytes());
     }
-    evaluation.walk.peak
+    evaluation.memory.peak
 }

@@ -6,14 +6,15 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{
-    Config, TimeEmbedding,
+    config::Config,
     encoder::Encoder,
     resnet::Embedding,
+    time_embedding::TimeEmbedding,
     transformer::{Context, SpatialTransformer},
 };
 use crate::{
     networks::{Check, frame_batch::FrameBatch, layers},
-    ops::{Conv2d, Linear, Shape},
+    ops::{Conv2d, ConvConfig, Linear},
     sampler::{Conditions, Slices},
 };
 
@@ -43,7 +44,7 @@ impl ControlNet {
             time: TimeEmbedding::new(vb.pp("time_embed"), dim)?,
             hint_time: layers::linear(vb_f32.pp("hint_time_zero_linear"), 4 * dim, 4 * dim)?,
             scale: TimeEmbedding::new(vb.pp("scale_cond"), dim)?,
-            hint: layers::conv(vb.pp("input_hint_block"), config.latents, dim, Shape::SAME)?,
+            hint: layers::conv(vb.pp("input_hint_block"), config.latents, dim, ConvConfig::SAME)?,
             zero_convs,
             middle_out: layers::pointwise(vb.pp("middle_block_out").pp("0"), width, width, 2)?,
             encoder,

@@ -6,20 +6,20 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{
-    Config,
+    config::Config,
     resnet::{Embedding, ResBlock},
     transformer::{Context, SpatialTransformer, TemporalTransformer},
 };
 use crate::{
     networks::{Check, frame_batch::FrameBatch, layers},
-    ops::{Conv2d, Shape},
+    ops::{Conv2d, ConvConfig},
     sampler::Slices,
 };
 
 /// Downsamples by 2. Two rows of zeros above and below, as in the published model; the decoder
 /// crops the two rows that upsampling then has in excess.
-pub(super) const DOWN: Shape =
-    Shape { top: 2, bottom: 2, left: 1, right: 1, stride: 2, double: false, crop: 0 };
+pub(super) const DOWN: ConvConfig =
+    ConvConfig { top: 2, bottom: 2, left: 1, right: 1, stride: 2, upsample: false, crop: 0 };
 
 /// A residual block, followed by spatial and temporal attention where the level has them.
 #[derive(Debug)]
@@ -136,7 +136,7 @@ impl Encoder {
         let mut widths = vec![width];
         let mut blocks = Vec::new();
         let first = input.pp("0");
-        let conv = layers::conv(first.pp("0"), config.latents, width, Shape::SAME)?;
+        let conv = layers::conv(first.pp("0"), config.latents, width, ConvConfig::SAME)?;
         let temporal = TemporalTransformer::new(first.pp("1"), width, inner, heads)?;
         for (level, multiplier) in config.dim_mult.iter().enumerate() {
             for _ in 0..config.num_res_blocks {

@@ -3,102 +3,39 @@
 //! frames.
 
 mod budget;
-mod control;
+mod config;
+mod control_net;
 mod encoder;
 mod prompted;
 mod resnet;
+mod time_embedding;
 mod transformer;
 
 use std::iter::repeat_n;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use serde::{Deserialize, Serialize};
 
 pub use budget::peak_bytes;
+pub use config::Config;
 pub use prompted::Prompted;
 pub use transformer::Context;
 
 use self::{
-    control::ControlNet,
+    control_net::ControlNet,
     encoder::{Encoder, Stage},
     resnet::Embedding,
-    transformer::sinusoid,
+    time_embedding::TimeEmbedding,
 };
 use super::{Check, frame_batch::FrameBatch, layers};
 use crate::{
-    ops::{self, Conv2d, GroupNorm, Linear, Queue, Shape},
+    ops::{self, Conv2d, ConvConfig, GroupNorm, Throttle},
     sampler::{Conditions, Mode, Precision},
 };
 
-/// Dimensions of a denoiser.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Channels of the latents.
-    pub latents: usize,
-    /// Channels of the first level.
-    pub dim: usize,
-    /// Channels of an attention head.
-    pub head_dim: usize,
-    /// Heads of the first temporal attention.
-    pub num_heads: usize,
-    /// Channels of the text encoder's tokens.
-    pub context_dim: usize,
-    /// Residual blocks of each encoder level. A decoder level has one more.
-    pub num_res_blocks: usize,
-    /// Channels of each level, in multiples of `dim`. All levels but the last have attention.
-    pub dim_mult: Vec<usize>,
-}
-
-impl Config {
-    /// The published model.
-    pub fn full() -> Self {
-        Self {
-            latents: 4,
-            dim: 320,
-            head_dim: 64,
-            num_heads: 8,
-            context_dim: 1024,
-            num_res_blocks: 2,
-            dim_mult: vec![1, 2, 4, 4],
-        }
-    }
-
-    /// Whether a level has attention.
-    fn attends(&self, level: usize) -> bool {
-        level + 1 < self.dim_mult.len()
-    }
-}
-
-/// Time embedding: a sinusoidal embedding [1, d] and a two-layer network, to [1, 4d].
-#[derive(Debug)]
-struct TimeEmbedding {
-    linear1: Linear,
-    linear2: Linear,
-    dim: usize,
-}
-
-impl TimeEmbedding {
-    fn new(vb: VarBuilder, dim: usize) -> Result<Self> {
-        // Always f32: the layers are small, and every residual block depends on their output.
-        let vb = vb.to_dtype(DType::F32);
-        Ok(Self {
-            linear1: layers::linear(vb.pp("0"), dim, 4 * dim)?,
-            linear2: layers::linear(vb.pp("2"), 4 * dim, 4 * dim)?,
-            dim,
-        })
-    }
-
-    fn forward(&self, t: f64, device: &Device) -> Result<Tensor> {
-        let x = self.linear1.forward(&[&sinusoid(t, self.dim, device)?], None)?;
-        self.linear2.forward(&[&x.silu()?], None)
-    }
-}
-
 /// The UNet with its ControlNet.
 #[derive(Debug)]
-pub struct Denoiser {
+pub struct UNet {
     config: Config,
     time: TimeEmbedding,
     encoder: Encoder,
@@ -112,14 +49,14 @@ pub struct Denoiser {
     device: Device,
 }
 
-impl Denoiser {
+impl UNet {
     /// Loads a checkpoint; the published model has 2180 tensors.
     ///
     /// # Errors
     /// If a tensor is missing or has an unexpected shape.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         /// Upsamples by 2, then crops the first and the last row, which [`encoder::DOWN`] adds.
-        const UP: Shape = Shape { crop: 1, ..Shape::DOUBLE };
+        const UP: ConvConfig = ConvConfig { crop: 1, ..ConvConfig::UPSAMPLE };
         let mut attentions = 0;
         let encoder = Encoder::new(&vb, config, &mut attentions)?;
         let mut widths = encoder.widths.clone();
@@ -153,7 +90,7 @@ impl Denoiser {
             encoder,
             decoder,
             norm: layers::group_norm(vb.pp("out").pp("0"), width, 1e-5)?,
-            out: layers::conv(vb.pp("out").pp("2"), width, config.latents, Shape::SAME)?,
+            out: layers::conv(vb.pp("out").pp("2"), width, config.latents, ConvConfig::SAME)?,
             control: ControlNet::new(vb.pp("VideoControlNet"), config, &mut attentions)?,
             dtype: vb.dtype(),
             device: vb.device().clone(),
@@ -203,8 +140,8 @@ impl Denoiser {
         check: Check,
     ) -> Result<Vec<Tensor>> {
         let dtype = match precision {
-            Precision::Usual => self.dtype,
-            Precision::Wide => DType::BF16,
+            Precision::Native => self.dtype,
+            Precision::Bf16 => DType::BF16,
         };
         let (_, _, frames, _, _) = x.dims5()?;
         if conditions.mask.len() != frames {
@@ -213,8 +150,8 @@ impl Denoiser {
                 conditions.mask.len()
             );
         }
-        let queue = Queue::new(&self.device);
-        let check: Check = &|| queue.step().and_then(|()| check());
+        let throttle = Throttle::new(&self.device);
+        let check: Check = &|| throttle.step().and_then(|()| check());
         let x = self.channels_last(x, dtype)?;
         let time = self.time.forward(conditions.t, &self.device)?;
         let embedding = Embedding::new(&time, vec![0; frames], dtype)?;

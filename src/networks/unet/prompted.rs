@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{Context, Denoiser, peak_bytes};
+use super::{Context, UNet, peak_bytes};
 use crate::{
     ops,
     sampler::{self, Budget, Check, Conditions, Mode, Velocities},
@@ -15,7 +15,7 @@ use crate::{
 /// A denoiser with the cross-attention keys and values of its two prompts.
 #[derive(Debug)]
 pub struct Prompted {
-    denoiser: Arc<Denoiser>,
+    denoiser: Arc<UNet>,
     prompt: Context,
     negative: Context,
 }
@@ -25,7 +25,7 @@ impl Prompted {
     ///
     /// # Errors
     /// If `tokens` has another shape.
-    pub fn new(denoiser: Arc<Denoiser>, tokens: &Tensor) -> Result<Self> {
+    pub fn new(denoiser: Arc<UNet>, tokens: &Tensor) -> Result<Self> {
         let context = |n| denoiser.context(&tokens.narrow(0, n, 1)?);
         Ok(Self { prompt: context(0)?, negative: context(1)?, denoiser })
     }
@@ -37,7 +37,7 @@ impl sampler::Denoiser for Prompted {
     }
 
     fn budget(&self, frames: usize, latent: (usize, usize), guided: bool) -> Option<Budget<'_>> {
-        let Denoiser { config, dtype, device, .. } = &*self.denoiser;
+        let UNet { config, dtype, device, .. } = &*self.denoiser;
         let available = ops::device_memory(device)?.available;
         let branches = if guided { 2 } else { 1 };
         let peak = move |slices| peak_bytes(config, frames, latent, branches, *dtype, slices);
@@ -86,7 +86,7 @@ mod tests {
             dim_mult: vec![1, 2],
             ..Config::full()
         };
-        let denoiser = Denoiser::new(&config, synth::weights("", DType::F32, device)).unwrap();
+        let denoiser = UNet::new(&config, synth::weights("", DType::F32, device)).unwrap();
         Prompted::new(Arc::new(denoiser), &noise("prompts", &[2, 77, 16])).unwrap()
     }
 
@@ -109,25 +109,25 @@ mod tests {
             let mode = Mode { slices, ..Mode::default() };
             prompted.velocities(&x, &conditions, true, mode, &|| Ok(())).unwrap()
         };
-        let usual = run(Slices::default());
+        let native = run(Slices::default());
         // Frames have 18·24 pixels. On the first level a slice holds all frames, 4, 2 or 1; with
         // one pixel a slice holds one frame on every level.
         for pixels in [Slices::LARGEST.pixels(), 4 * 18 * 24, 2 * 18 * 24, 1] {
             let slices = Slices::of_pixels(pixels);
             let actual = run(slices);
             let pairs = [
-                (actual.conditional, &usual.conditional),
-                (actual.unconditional.unwrap(), usual.unconditional.as_ref().unwrap()),
+                (actual.conditional, &native.conditional),
+                (actual.unconditional.unwrap(), native.unconditional.as_ref().unwrap()),
             ];
-            for (actual, usual) in pairs {
-                let relative = (norm(&(&actual - usual).unwrap()) / norm(usual)).sqrt();
+            for (actual, native) in pairs {
+                let relative = (norm(&(&actual - native).unwrap()) / norm(native)).sqrt();
                 assert!(relative < 1e-5, "{slices:?}: {relative}");
             }
         }
     }
 
     #[test]
-    fn wide_evaluation_agrees_within_bf16_precision() {
+    fn evaluation_in_bf16_agrees_with_native_precision() {
         let (x, hint) = (noise("x", &[1, 4, 5, 4, 8]), noise("hint", &[1, 4, 2, 4, 8]));
         let mask = [Some(0), None, None, None, Some(1)];
         let conditions =
@@ -137,18 +137,18 @@ mod tests {
             let mode = Mode { precision, ..Mode::default() };
             prompted.velocities(&x, &conditions, guided, mode, &|| Ok(())).unwrap()
         };
-        let (usual, wide) = (run(Precision::Usual, true), run(Precision::Wide, true));
+        let (native, bf16) = (run(Precision::Native, true), run(Precision::Bf16, true));
         let pairs = [
-            (usual.conditional.clone(), wide.conditional),
-            (usual.unconditional.unwrap(), wide.unconditional.unwrap()),
+            (native.conditional.clone(), bf16.conditional),
+            (native.unconditional.unwrap(), bf16.unconditional.unwrap()),
         ];
-        for (usual, wide) in pairs {
-            assert_eq!(wide.dtype(), DType::F32);
-            let relative = (norm(&(&usual - &wide).unwrap()) / norm(&usual)).sqrt();
+        for (native, bf16) in pairs {
+            assert_eq!(bf16.dtype(), DType::F32);
+            let relative = (norm(&(&native - &bf16).unwrap()) / norm(&native)).sqrt();
             assert!((1e-4..0.1).contains(&relative), "{relative}");
         }
-        let unguided = run(Precision::Usual, false);
+        let unguided = run(Precision::Native, false);
         assert!(unguided.unconditional.is_none());
-        assert_eq!(norm(&(unguided.conditional - usual.conditional).unwrap()), 0.0);
+        assert_eq!(norm(&(unguided.conditional - native.conditional).unwrap()), 0.0);
     }
 }

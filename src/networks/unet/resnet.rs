@@ -11,7 +11,7 @@ use crate::{
         layers,
         residual::{Residual, TemporalResidual},
     },
-    ops::{Linear, Shape},
+    ops::{ConvConfig, Linear},
 };
 
 const EPSILON: f64 = 1e-5;
@@ -53,9 +53,9 @@ impl ResBlock {
         let (first, second) = (vb.pp("in_layers"), vb.pp("out_layers"));
         let spatial = Residual {
             norm1: layers::group_norm(first.pp("0"), inputs, EPSILON)?,
-            conv1: layers::conv(first.pp("2"), inputs, outputs, Shape::SAME)?,
+            conv1: layers::conv(first.pp("2"), inputs, outputs, ConvConfig::SAME)?,
             norm2: layers::group_norm(second.pp("0"), outputs, EPSILON)?,
-            conv2: layers::conv(second.pp("3"), outputs, outputs, Shape::SAME)?,
+            conv2: layers::conv(second.pp("3"), outputs, outputs, ConvConfig::SAME)?,
             skip: match inputs == outputs {
                 true => None,
                 false => Some(layers::pointwise(vb.pp("skip_connection"), inputs, outputs, 2)?),

@@ -229,14 +229,3 @@ impl TemporalTransformer {
         self.proj_out.forward(&[&self.block.feed_forward(&tokens)?], Some(x))
     }
 }
-
-/// Sinusoidal embedding of `t`, [1, d], f32: angles tᵢ = t·10000^(−i/half) with half = d/2; all
-/// cosines, then all sines.
-pub(super) fn sinusoid(t: f64, d: usize, device: &candle_core::Device) -> Result<Tensor> {
-    let half = d / 2;
-    let angles: Vec<f32> =
-        (0..half).map(|i| t as f32 * 10_000_f64.powf(-(i as f64) / half as f64) as f32).collect();
-    let values: Vec<f32> =
-        angles.iter().map(|a| a.cos()).chain(angles.iter().map(|a| a.sin())).collect();
-    Tensor::from_vec(values, (1, d), device)?.to_dtype(DType::F32)
-}

@@ -10,7 +10,7 @@ use candle_core::DType;
 
 use super::{COLOURS, Config, ENCODER, LATENTS};
 use crate::{
-    networks::walk::{Input, Scale, Walk},
+    networks::peak_memory::{Input, PeakMemory, Scale},
     sampler::{LATENT, Slices},
 };
 
@@ -21,8 +21,8 @@ const TEMPORAL: usize = 2;
 /// queries, keys, values, attention result and output.
 const ATTENTION: usize = 6;
 
-fn attention(walk: &mut Walk, scale: &Scale, channels: usize) {
-    walk.map(scale, &[Input::taken(channels)], channels, ATTENTION * channels);
+fn attention(memory: &mut PeakMemory, scale: &Scale, channels: usize) {
+    memory.map(scale, &[Input::taken(channels)], channels, ATTENTION * channels);
 }
 
 /// Peak bytes of encoding one frame with latents of size (h, w), in addition to the weights.
@@ -31,28 +31,28 @@ pub fn encode_bytes(config: &Config, (h, w): (usize, usize)) -> usize {
         let size = ((h * LATENT) >> level, (w * LATENT) >> level);
         Scale::new(1, size, ENCODER, Slices::default())
     };
-    let mut walk = Walk::default();
+    let mut memory = PeakMemory::default();
     let mut channels = config.block_out_channels[0];
     let mut current = scale(0);
     // The channels-last copy of the frame stays allocated.
-    walk.keep((COLOURS + channels) * current.clip());
+    memory.allocate((COLOURS + channels) * current.clip());
     for (level, &out) in config.block_out_channels.iter().enumerate() {
         for _ in 0..config.layers_per_block {
-            walk.residual(&current, &[Input::taken(channels)], out);
+            memory.residual(&current, &[Input::taken(channels)], out);
             channels = out;
         }
         if level + 1 < config.block_out_channels.len() {
             let next = scale(level as u32 + 1);
-            walk.rescale(&current, &next, Input::taken(channels));
+            memory.rescale(&current, &next, Input::taken(channels));
             current = next;
         }
     }
     let input = [Input::taken(channels)];
-    walk.residual(&current, &input, channels);
-    attention(&mut walk, &current, channels);
-    walk.residual(&current, &input, channels);
-    walk.map(&current, &input, channels, channels);
-    walk.peak
+    memory.residual(&current, &input, channels);
+    attention(&mut memory, &current, channels);
+    memory.residual(&current, &input, channels);
+    memory.map(&current, &input, channels, channels);
+    memory.peak
 }
 
 /// Peak bytes of decoding `frames` latents of size (h, w) as one batch, in addition to the
@@ -66,38 +66,38 @@ pub fn decode_bytes(
 ) -> usize {
     let sizes = successors(Some(latent), |(h, w)| Some((2 * h, 2 * w)));
     let mut scales = sizes.map(|size| Scale::new(frames, size, dtype, slices));
-    let mut walk = Walk::default();
-    let block = |walk: &mut Walk, scale: &Scale, channels, out| {
-        walk.residual(scale, &[Input::taken(channels)], out);
-        walk.temporal_residual(scale, out, TEMPORAL);
+    let mut memory = PeakMemory::default();
+    let block = |memory: &mut PeakMemory, scale: &Scale, channels, out| {
+        memory.residual(scale, &[Input::taken(channels)], out);
+        memory.temporal_residual(scale, out, TEMPORAL);
     };
     let mut channels = config.innermost();
     let Some(mut current) = scales.next() else { return 0 };
     // The latents stay allocated; their slices are freed.
-    walk.keep(2 * LATENTS * current.clip());
-    walk.map(&current, &[Input::taken(LATENTS)], channels, channels);
+    memory.allocate(2 * LATENTS * current.clip());
+    memory.map(&current, &[Input::taken(LATENTS)], channels, channels);
     for n in 0..config.layers_per_block {
         if n == 1 {
-            attention(&mut walk, &current, channels);
+            attention(&mut memory, &current, channels);
         }
-        block(&mut walk, &current, channels, channels);
+        block(&mut memory, &current, channels, channels);
     }
     for (level, &out) in config.block_out_channels.iter().rev().enumerate() {
         for _ in 0..=config.layers_per_block {
-            block(&mut walk, &current, channels, out);
+            block(&mut memory, &current, channels, out);
             channels = out;
         }
         if level + 1 < config.block_out_channels.len()
             && let Some(next) = scales.next()
         {
-            walk.rescale(&current, &next, Input::taken(channels));
+            memory.rescale(&current, &next, Input::taken(channels));
             current = next;
         }
     }
-    walk.map(&current, &[Input::taken(channels)], COLOURS, channels + COLOURS);
-    walk.time_conv(&current, Input::taken(COLOURS), false);
+    memory.map(&current, &[Input::taken(channels)], COLOURS, channels + COLOURS);
+    memory.time_conv(&current, Input::taken(COLOURS), false);
     // The frames are concatenated, permuted to channels first and converted to f32.
     let values = COLOURS * current.clip();
-    walk.touch(values + values / dtype.size_in_bytes() * DType::F32.size_in_bytes());
-    walk.peak
+    memory.record_temporary(values + values / dtype.size_in_bytes() * DType::F32.size_in_bytes());
+    memory.peak
 }

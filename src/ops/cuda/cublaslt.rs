@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Linear layers through cuBLASLt, to be measured beside the kernels.
 
-use std::{
-    collections::HashMap,
-    ffi::c_void,
-    ptr,
-    sync::{Arc, Mutex},
-};
+use std::{collections::HashMap, ffi::c_void, ptr, sync::Arc};
 
 use candle_core::{CudaDevice, DType, Error, Result, Tensor, cuda::WrapErr};
 use cudarc::{
@@ -20,10 +15,11 @@ use cudarc::{
     driver::{CudaSlice, CudaStream, DevicePtr},
 };
 use once_cell::sync::Lazy;
+use parking_lot::Mutex;
 
 use super::{
     launch::{Address, unwritten},
-    product::{Operands, Product},
+    operands::{Operands, Product},
     record::timed,
 };
 
@@ -36,7 +32,7 @@ struct Library {
     stream: Arc<CudaStream>,
     /// Products use it one after the other: they are on one stream.
     workspace: CudaSlice<u8>,
-    /// The algorithms that the library's heuristics gave.
+    /// Algorithms chosen by the library's heuristics.
     algorithms: Mutex<HashMap<Layer, sys::cublasLtMatmulAlgo_t>>,
 }
 
@@ -45,7 +41,7 @@ unsafe impl Send for Library {}
 // SAFETY: likewise.
 unsafe impl Sync for Library {}
 
-/// What an algorithm is chosen by.
+/// Key of the algorithm cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Layer {
     dtype: DType,
@@ -62,7 +58,7 @@ struct Object<T: Copy>(T, unsafe fn(T) -> std::result::Result<(), CublasError>);
 
 impl<T: Copy> Drop for Object<T> {
     fn drop(&mut self) {
-        // SAFETY: it was created, and nothing else frees it.
+        // SAFETY: the object is valid, and nothing else frees it.
         let freed = unsafe { self.1(self.0) };
         debug_assert_eq!(freed, Ok(()));
     }
@@ -74,7 +70,7 @@ struct Description {
     product: Object<sys::cublasLtMatmulDesc_t>,
     weight: Object<sys::cublasLtMatrixLayout_t>,
     x: Object<sys::cublasLtMatrixLayout_t>,
-    /// Of what is added as well.
+    /// Layout of the output and of `add`.
     out: Object<sys::cublasLtMatrixLayout_t>,
 }
 
@@ -126,7 +122,7 @@ impl Library {
         let stream = device.cuda_stream();
         let ordinal = stream.context().ordinal();
         stream.context().bind_to_thread().w()?;
-        let mut libraries = LIBRARIES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut libraries = LIBRARIES.lock();
         if let Some(library) = libraries.get(&ordinal) {
             return Ok(library.clone());
         }
@@ -146,8 +142,7 @@ impl Library {
         layer: &Layer,
         description: &Description,
     ) -> Result<sys::cublasLtMatmulAlgo_t> {
-        let mut algorithms =
-            self.algorithms.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut algorithms = self.algorithms.lock();
         if let Some(algorithm) = algorithms.get(layer) {
             return Ok(*algorithm);
         }
@@ -169,7 +164,7 @@ impl Library {
         ] {
             set(name, ptr::from_ref(&layer.alignment).cast(), size_of::<u32>())?;
         }
-        // SAFETY: all of these live.
+        // SAFETY: all handles are valid until the call returns.
         let found = unsafe {
             result::get_matmul_algo_heuristic(
                 self.handle,
@@ -187,7 +182,7 @@ impl Library {
     }
 }
 
-/// As the preference takes it.
+/// `WORKSPACE` in the type of the preference attribute.
 static WORKSPACE_BYTES: u64 = WORKSPACE as u64;
 
 /// Whether cuBLASLt can compute this: rows of one tensor, in a type for tensor cores.
@@ -204,8 +199,8 @@ pub(super) fn run(operands: &Operands, product: &Product, shape: Vec<usize>) -> 
     let library = Library::of(parts[0].device().as_cuda_device()?)?;
     let rows = parts[0].elem_count() / inputs;
     // SAFETY: the product writes all of it.
-    let made = unsafe { unwritten(shape, parts[0])? };
-    let (x, weight, out) = (Address::of(parts[0])?, Address::of(weight)?, Address::of(&made)?);
+    let output = unsafe { unwritten(shape, parts[0])? };
+    let (x, weight, out) = (Address::of(parts[0])?, Address::of(weight)?, Address::of(&output)?);
     let (bias_at, add_at) = (Address::of_some(bias)?, Address::of_some(add)?);
     let all = [x, weight, out, bias_at, add_at];
     let layer = Layer {
@@ -221,8 +216,8 @@ pub(super) fn run(operands: &Operands, product: &Product, shape: Vec<usize>) -> 
     let (one, added) = (1.0_f32, if add.is_some() { 1.0_f32 } else { 0.0 });
     let mut multiplied = Ok(());
     let multiply = || {
-        // SAFETY: the tensors live until this is launched, and have the sizes that their layouts say; what is
-        // not added is not read.
+        // SAFETY: the tensors live until the launch and have the sizes of their layouts; `add` is read only if it is
+        // present.
         multiplied = unsafe {
             result::matmul(
                 library.handle,
@@ -247,5 +242,5 @@ pub(super) fn run(operands: &Operands, product: &Product, shape: Vec<usize>) -> 
     };
     timed(&library.stream, operands.work(product), multiply).w()?;
     multiplied.map_err(|error| Error::wrap(error).context(format!("{layer:?}")))?;
-    Ok(made)
+    Ok(output)
 }

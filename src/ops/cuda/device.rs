@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Opens CUDA devices, once per process, and reports their memory.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::collections::HashMap;
 
 use candle_core::{Device, Result, Tensor, cuda::WrapErr};
 use cudarc::driver::{CudaContext, result, sys};
 use once_cell::sync::Lazy;
+use parking_lot::Mutex;
 
 use super::{architectures::PORTABLE, kernel_set::portable_forced};
 use crate::ops::DeviceMemory;
@@ -19,7 +20,7 @@ static DEVICES: Lazy<Mutex<HashMap<usize, Device>>> = Lazy::new(Mutex::default);
 /// If there is no such device or no driver, if the build has no kernels for the device, or if the
 /// environment variable VENHANCE_KERNELS has an unknown value.
 pub fn open(ordinal: usize) -> Result<Device> {
-    let mut devices = DEVICES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut devices = DEVICES.lock();
     if let Some(device) = devices.get(&ordinal) {
         return Ok(device.clone());
     }
@@ -51,8 +52,7 @@ fn check_supported(context: &CudaContext) -> Result<()> {
     }
     let images = PORTABLE.map(|image| format!("{}.{}", image / 10, image % 10)).join(", ");
     candle_core::bail!(
-        "{} has compute capability {major}.{minor}, and this build has kernels for {images}; use another GPU, \
-         model=lite, or a build for this one",
+        "{} has compute capability {major}.{minor}; this plugin supports {images}; use another GPU or model=lite",
         context.name().w()?
     )
 }
@@ -89,13 +89,13 @@ pub(crate) fn copy_between(x: &Tensor, device: &Device) -> Result<Tensor> {
 
 /// Bytes that [`has_room`] leaves free: the peak of an evaluation of the longest window at full
 /// size.
-const EVALUATION: u64 = 12 << 30;
+const EVALUATION: usize = 12 << 30;
 
-/// Whether a device has memory for an optional cache of `bytes`.
+/// Whether a device has memory for an optional cache of `bytes`. Does not wait for pending work, whose memory
+/// counts as used.
 pub(crate) fn has_room(device: &Device, bytes: usize) -> Result<bool> {
-    let context = device.as_cuda_device()?.cuda_stream().context().clone();
-    let (free, _) = context.mem_get_info().w()?;
-    Ok(free as u64 >= EVALUATION + bytes as u64)
+    let stream = device.as_cuda_device()?.cuda_stream();
+    Ok(memory_of(stream.context())?.available >= EVALUATION + bytes)
 }
 
 /// Memory of a device, in bytes.
@@ -150,7 +150,10 @@ pub(crate) fn device_memory(device: &Device) -> Result<DeviceMemory> {
     // Memory is freed in stream order, so pending work has to end first.
     device.synchronize()?;
     let stream = device.as_cuda_device()?.cuda_stream();
-    let context = stream.context();
+    memory_of(stream.context())
+}
+
+fn memory_of(context: &CudaContext) -> Result<DeviceMemory> {
     let (free, _) = context.mem_get_info().w()?;
     if !context.has_async_alloc() {
         return Ok(DeviceMemory { available: free, used: 0 });

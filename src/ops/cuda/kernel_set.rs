@@ -6,13 +6,14 @@ use std::{
     collections::HashSet,
     fmt,
     sync::{
-        Mutex, OnceLock,
+        OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use candle_core::{CudaDevice, Result, cuda::WrapErr};
 use once_cell::sync::Lazy;
+use parking_lot::Mutex;
 
 use super::architectures::HOPPER;
 
@@ -74,7 +75,7 @@ static REJECTED: Lazy<Mutex<HashSet<(usize, Family)>>> = Lazy::new(Mutex::defaul
 
 /// Makes a device run a family's operations on the portable kernels from now on.
 pub(super) fn reject(ordinal: usize, family: Family) {
-    REJECTED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert((ordinal, family));
+    REJECTED.lock().insert((ordinal, family));
 }
 
 thread_local! {
@@ -106,6 +107,6 @@ pub(super) fn uses_hopper(device: &CudaDevice, family: Family) -> Result<bool> {
         return Ok(false);
     }
     let ordinal = device.cuda_stream().context().ordinal();
-    let rejected = REJECTED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let rejected = REJECTED.lock();
     Ok(!rejected.contains(&(ordinal, family)))
 }

@@ -5,10 +5,7 @@
 //! [`architectures`](super::architectures). The plugin embeds the fatbins. When a device needs the
 //! first kernel of a file, its driver loads the matching image; nothing is compiled at run time.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use candle_core::{
     CudaDevice, DType, Result, Shape, Storage, Tensor,
@@ -22,6 +19,7 @@ use cudarc::{
     nvrtc::Ptx,
 };
 use once_cell::sync::Lazy;
+use parking_lot::Mutex;
 
 use super::record::{Work, timed};
 
@@ -54,12 +52,12 @@ impl Source {
         let stream = device.cuda_stream();
         let context = stream.context();
         context.bind_to_thread().w()?;
-        let mut functions = FUNCTIONS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut functions = FUNCTIONS.lock();
         let key = (context.ordinal(), name);
         if let Some(function) = functions.get(&key) {
             return Ok(Kernel { function: function.clone(), stream, shared });
         }
-        let mut modules = MODULES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut modules = MODULES.lock();
         let module = match modules.get(&(key.0, self.name)) {
             Some(module) => module.clone(),
             None => {

@@ -17,6 +17,7 @@ mod gate;
 mod kernel_set;
 mod launch;
 mod norm;
+mod operands;
 mod pixels;
 mod product;
 mod product_hopper;

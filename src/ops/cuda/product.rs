@@ -6,16 +6,15 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Result, Tensor};
-use cudarc::driver::DeviceRepr;
 
 #[cfg(feature = "bench")]
 use super::cublaslt;
 use super::{
     launch::{Address, Source, fatbin, int, suffix, unwritten},
+    operands::{Operands, Product},
     product_hopper,
-    record::Work,
 };
-use crate::ops::conv::Shape;
+use crate::ops::conv::ConvConfig;
 
 pub(super) const SOURCE: Source = Source { name: "product", fatbin: fatbin!("product") };
 
@@ -37,83 +36,6 @@ static CUBLASLT: AtomicBool = AtomicBool::new(false);
 #[cfg(feature = "bench")]
 pub fn use_products(backend: ProductBackend) {
     CUBLASLT.store(backend == ProductBackend::CublasLt, Ordering::Relaxed);
-}
-
-/// Kernel arguments; the layout matches product.cu.
-#[repr(C)]
-pub(super) struct Product {
-    parts: [Address; 2],
-    before: Address,
-    after: Address,
-    weight: Address,
-    bias: Address,
-    add: Address,
-    out: Address,
-    channels: [i32; 2],
-    pub(super) frames: i32,
-    pub(super) height: i32,
-    pub(super) width: i32,
-    pub(super) out_height: i32,
-    pub(super) out_width: i32,
-    outputs: i32,
-    pub(super) taps: i32,
-    stride: i32,
-    top: i32,
-    left: i32,
-    times: i32,
-    crop: i32,
-    source_height: i32,
-    source_width: i32,
-    pub(super) bias_frames: i32,
-    pub(super) scale: f32,
-}
-
-// SAFETY: plain values in the order of the kernels' struct.
-unsafe impl DeviceRepr for Product {}
-
-impl Product {
-    /// A linear layer; sizes and addresses are filled in later.
-    const ROWS: Self = Self {
-        parts: [Address::NULL; 2],
-        before: Address::NULL,
-        after: Address::NULL,
-        weight: Address::NULL,
-        bias: Address::NULL,
-        add: Address::NULL,
-        out: Address::NULL,
-        channels: [0; 2],
-        frames: 1,
-        height: 1,
-        width: 1,
-        out_height: 1,
-        out_width: 1,
-        outputs: 0,
-        taps: 1,
-        stride: 1,
-        top: 0,
-        left: 0,
-        times: 1,
-        crop: 0,
-        source_height: 1,
-        source_width: 1,
-        bias_frames: 1,
-        scale: 1.0,
-    };
-
-    /// A linear layer over rows.
-    fn of_rows(rows: usize) -> Result<Self> {
-        let width = int(rows)?;
-        Ok(Self { width, out_width: width, source_width: width, ..Self::ROWS })
-    }
-
-    /// Whether output pixels correspond to input pixels: stride 1, no upsampling, no cropping,
-    /// symmetric padding.
-    pub(super) fn is_of_same_size(&self) -> bool {
-        let (zeros, sizes) = ((self.top, self.left), (self.height, self.width));
-        (self.stride, self.times, self.crop) == (1, 1, 0)
-            && sizes == (self.out_height, self.out_width)
-            && zeros == if self.taps == 9 { (1, 1) } else { (0, 0) }
-    }
 }
 
 /// A kernel for a number of outputs.
@@ -154,26 +76,6 @@ impl Variant {
     }
 }
 
-/// Operands of a product. `weight` is [out, taps, in], `bias` [1 or frames, out], `add` has the
-/// shape of the output.
-#[derive(Clone, Copy)]
-pub(super) struct Operands<'a> {
-    pub(super) kind: &'static str,
-    pub(super) parts: &'a [&'a Tensor],
-    pub(super) weight: &'a Tensor,
-    pub(super) bias: Option<&'a Tensor>,
-    pub(super) add: Option<&'a Tensor>,
-}
-
-impl Operands<'_> {
-    /// Work of multiplying every pixel with all weights.
-    pub(super) fn work(&self, product: &Product) -> Work {
-        let pixels =
-            product.frames as usize * product.out_height as usize * product.out_width as usize;
-        Work::product(self.kind, 2 * pixels * self.weight.elem_count())
-    }
-}
-
 /// Computes a product. `shape` is the shape of the output, whose last dimension is the number of
 /// outputs. `around` holds the frames before and after the input, for convolutions along the
 /// frames.
@@ -198,7 +100,7 @@ fn run(
     if add.is_some_and(|add| add.elem_count() != rows * outputs) {
         candle_core::bail!("cannot add a tensor {add:?} to an output [{rows}, {outputs}]");
     }
-    // In a wide evaluation, activations have another type than weights.
+    // In a bf16 evaluation, activations have another type than weights.
     let of_type = |x: &Tensor| x.to_dtype(dtype)?.contiguous();
     let weight = of_type(weight)?;
     let (bias, add) = (bias.map(of_type).transpose()?, add.map(of_type).transpose()?);
@@ -248,12 +150,12 @@ pub(crate) fn conv(
     weight: &Tensor,
     bias: &Tensor,
     add: Option<&Tensor>,
-    shape: &Shape,
+    config: &ConvConfig,
 ) -> Result<Tensor> {
     let (n, h, w, _) = parts[0].dims4()?;
     let outputs = weight.dim(0)?;
-    let (out_h, out_w) = shape.output((h, w));
-    let (source_h, source_w) = shape.source((h, w));
+    let (out_h, out_w) = config.output((h, w));
+    let (source_h, source_w) = config.source((h, w));
     let product = Product {
         frames: int(n)?,
         height: int(h)?,
@@ -261,11 +163,11 @@ pub(crate) fn conv(
         out_height: int(out_h)?,
         out_width: int(out_w)?,
         taps: 9,
-        stride: int(shape.stride)?,
-        top: int(shape.top)?,
-        left: int(shape.left)?,
-        times: if shape.double { 2 } else { 1 },
-        crop: int(shape.crop)?,
+        stride: int(config.stride)?,
+        top: int(config.top)?,
+        left: int(config.left)?,
+        times: if config.upsample { 2 } else { 1 },
+        crop: int(config.crop)?,
         source_height: int(source_h)?,
         source_width: int(source_w)?,
         bias_frames: int(bias.elem_count() / outputs)?,

@@ -8,7 +8,7 @@ use cudarc::driver::DeviceRepr;
 use super::{
     kernel_set::{Family, uses_hopper},
     launch::{Address, Source, fatbin, int, suffix, unwritten},
-    product::{Operands, Product},
+    operands::{Operands, Product},
     tiles::{TensorMap, Tile},
 };
 

@@ -3,11 +3,12 @@
 
 #[cfg(feature = "bench")]
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 #[cfg(feature = "bench")]
 use candle_core::{Result, cuda::WrapErr};
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, sys::CUevent_flags::CU_EVENT_DEFAULT};
+use parking_lot::Mutex;
 
 /// Work of a launch: its kind, floating-point operations, and bytes read and written.
 #[derive(Debug, Clone, Copy)]
@@ -50,8 +51,8 @@ type Launch = (Work, CudaEvent, CudaEvent);
 /// Launches so far, while recording; else `None`.
 static LAUNCHES: Mutex<Option<Vec<Launch>>> = Mutex::new(None);
 
-fn launches() -> std::sync::MutexGuard<'static, Option<Vec<Launch>>> {
-    LAUNCHES.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+fn launches() -> parking_lot::MutexGuard<'static, Option<Vec<Launch>>> {
+    LAUNCHES.lock()
 }
 
 /// Runs `launch`. While recording, records an event before and after it.

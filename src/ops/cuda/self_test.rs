@@ -7,19 +7,19 @@
 
 use std::{
     collections::BTreeSet,
-    sync::Mutex,
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use candle_core::{DType, Device, Error, Result, Tensor, cuda::WrapErr};
+use parking_lot::Mutex;
 
 use super::{
     attention::attention,
     kernel_set::{Family, KernelSet, is_hopper, portable_forced, reject, with_kernels},
     product::{conv, linear, time_conv},
 };
-use crate::ops::{Failure, attention::Order, conv::Shape, failure};
+use crate::ops::{Failure, attention::Order, conv::ConvConfig, failure};
 
 /// Makes the inputs of an operation, and runs it.
 type Operation = fn(&Inputs) -> Result<Tensor>;
@@ -49,14 +49,14 @@ const PRODUCTS: [(&str, Operation); 9] = [
     ("a convolution along time of 128 outputs", |x| x.time_conv([3, 5, 7], 64, 128, [false; 2])),
 ];
 
-/// What inputs are made with.
+/// Creates the inputs of one operation.
 struct Inputs<'a> {
     device: &'a Device,
     dtype: DType,
 }
 
 impl Inputs<'_> {
-    /// Numbers between -size and size, others for another seed.
+    /// Pseudo-random numbers in [−size, size).
     fn numbers(&self, shape: &[usize], seed: u32, size: f32) -> Result<Tensor> {
         let mut state = seed;
         // The linear congruential generator of Numerical Recipes; its high bits are random enough.
@@ -103,7 +103,7 @@ impl Inputs<'_> {
         let bias = self.numbers(&[if more { frames[0] } else { 1 }, outputs], 8, 5.0)?;
         let add = more.then(|| self.parts(&frames, &[outputs])).transpose()?;
         let (parts, add) = (parts.iter().collect::<Vec<_>>(), add.as_ref().map(|add| &add[0]));
-        conv(&parts, &weight, &bias, add, &Shape::SAME)
+        conv(&parts, &weight, &bias, add, &ConvConfig::SAME)
     }
 
     /// Frames of [n, h, w], with one before and one after them where `around` says so.
@@ -130,7 +130,7 @@ impl Inputs<'_> {
         (20..).zip(channels).map(part).collect()
     }
 
-    /// Half the distance from 1 to the next number: what rounding changes at most, relatively.
+    /// Largest relative rounding error: half the distance from 1 to the next number.
     fn rounding(&self) -> f32 {
         match self.dtype {
             DType::BF16 => 1.0 / (1 << 8) as f32,
@@ -138,9 +138,9 @@ impl Inputs<'_> {
         }
     }
 
-    /// How far two results may be apart, as a part of the largest value. Each is rounded once, to half a distance;
-    /// so are the weights of an average of values that are not larger than it. The rest is for sums in f32, and for
-    /// an average that stays below the largest value.
+    /// Allowed difference of two results, relative to the largest value. Both results are rounded once. In
+    /// attention, so are the weights of the average. The rest is for sums in f32, and for averages that are
+    /// smaller than the largest value.
     fn allowed(&self, family: Family) -> f32 {
         self.rounding()
             * match family {
@@ -149,15 +149,16 @@ impl Inputs<'_> {
             }
     }
 
-    /// Waits until the device has done everything so far. Kernels that wait for each other for ever are an error; copying
-    /// their result would take as long.
+    /// Waits for pending work. A kernel that hangs is an error after [`LONGEST`].
     fn wait(&self) -> Result<()> {
         let end = self.device.as_cuda_device()?.cuda_stream().record_event(None).w()?;
         let start = Instant::now();
         while !end.try_is_complete().w()? {
             if start.elapsed() > LONGEST {
-                // What a driver says that ends such kernels itself.
-                return Err(Error::wrap("CUDA_ERROR_LAUNCH_TIMEOUT: a kernel does not end"));
+                // The driver's name for this error where it has a watchdog.
+                return Err(Error::wrap(
+                    "CUDA_ERROR_LAUNCH_TIMEOUT: a kernel did not finish within 10 s",
+                ));
             }
             sleep(Duration::from_micros(100));
         }
@@ -172,18 +173,18 @@ impl Inputs<'_> {
     }
 }
 
-/// How long a kernel of the test may take; all of them together take milliseconds.
+/// Time limit of one kernel. All kernels together normally take milliseconds.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// The largest difference, as a part of the largest value of `b`.
+/// Returns the largest difference, relative to the largest value of `b`.
 fn difference(a: &[f32], b: &[f32]) -> f32 {
-    // A NaN stays one.
+    // Keeps NaN.
     let largest = |x: f32, y: f32| if x >= y || x.is_nan() { x } else { y };
     let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, largest);
     apart / b.iter().map(|b| b.abs()).fold(0.0, largest)
 }
 
-/// What is wrong with the kernels of a family, if something is.
+/// Returns the first fault of a family, or `None`.
 fn fault(
     device: &Device,
     family: Family,
@@ -203,7 +204,7 @@ fn fault(
             let (difference, allowed) = (difference(&hopper, &portable), inputs.allowed(family));
             if difference.is_nan() || difference > allowed {
                 return Ok(Some(format!(
-                    "{what} in {dtype:?} differs by {difference:.1e} of the largest value, {allowed:.1e} is allowed"
+                    "{what} in {dtype:?}: relative error {difference:.1e}, allowed {allowed:.1e}"
                 )));
             }
         }
@@ -213,12 +214,12 @@ fn fault(
 
 /// See [`crate::ops::check_kernels`].
 pub fn check_kernels(device: &Device) -> Result<Vec<String>> {
-    /// The ordinals of the devices where that has been done. Whoever comes meanwhile waits.
+    /// Ordinals of checked devices. The lock is held during a check, so other callers wait.
     static CHECKED: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
     let cuda = device.as_cuda_device()?;
     let stream = cuda.cuda_stream();
     let context = stream.context();
-    let mut checked = CHECKED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut checked = CHECKED.lock();
     if portable_forced()? || !is_hopper(cuda)? || checked.contains(&context.ordinal()) {
         return Ok(Vec::new());
     }
@@ -227,8 +228,8 @@ pub fn check_kernels(device: &Device) -> Result<Vec<String>> {
         if let Some(reason) = fault(device, family, operations)? {
             reject(context.ordinal(), family);
             warnings.push(format!(
-                "cuda:{} ({}) runs {family} on portable kernels, which are slower: the kernels for Hopper failed their \
-                 test: {reason}",
+                "cuda:{} ({}): the Hopper kernels for {family} failed their self-test ({reason}); slower portable \
+                 kernels run instead; please report this",
                 context.ordinal(),
                 context.name().w()?
             ));

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The diffusion models as an [`Enhancer`]: frames in, frames out, one clip after another.
+
+use std::sync::Arc;
+
+use super::{
+    budget::Work,
+    control::Control,
+    decode::Decode,
+    geometry::Canvas,
+    noise::{Noise, OffsetNoise},
+    params::{ClipParams, SamplerParams},
+    picture,
+    plan::lookahead,
+    stage::Batch,
+    stream::{Models, Stream},
+    wavefront::LatentSink,
+};
+use crate::engine::{self, ClipContext, Enhancer, Error, Format};
+
+/// Decodes sampled latents, crops and rounds the frames, and passes them to the sink.
+struct FrameOutput {
+    decode: Decode,
+    canvas: Canvas,
+    control: Control,
+}
+
+impl LatentSink for FrameOutput {
+    fn take(&mut self, batch: Batch) -> Result<(), Error> {
+        let Self { decode, canvas, control } = self;
+        let latents = batch.frames.into_iter().map(|frame| (frame.x, frame.alpha));
+        decode.push(latents, batch.ended, |planes, alpha| {
+            let frame = picture::frame(&planes, alpha.as_ref(), canvas)?;
+            control.sink.frame(Arc::new(frame))
+        })
+    }
+}
+
+/// The clip in progress.
+struct Run {
+    format: Format,
+    stream: Stream<FrameOutput>,
+}
+
+/// A diffusion model as an [`Enhancer`]: networks, sampler params and noise source.
+pub struct DiffusionEnhancer {
+    models: Models,
+    params: SamplerParams,
+    noise: Arc<dyn Noise>,
+    run: Option<Run>,
+}
+
+impl DiffusionEnhancer {
+    /// Creates the enhancer. The denoisers of `models` already contain the encoded prompts.
+    pub fn new(models: Models, params: SamplerParams, noise: Arc<dyn Noise>) -> Self {
+        Self { models, params, noise, run: None }
+    }
+
+    /// Returns the number of frames of latents in flight: see [`Sampler::latents`].
+    ///
+    /// # Errors
+    /// Any error of the run.
+    pub fn latents(&mut self) -> Result<usize, Error> {
+        let Some(Run { stream, .. }) = &mut self.run else {
+            return Ok(0);
+        };
+        stream.sampler().wait()?;
+        Ok(stream.sampler().latents())
+    }
+
+    /// Starts a clip whose first frame is input frame `first` of the whole clip.
+    fn begin(&mut self, first: usize, format: Format, clip: ClipContext) -> Result<(), Error> {
+        self.run = None;
+        let (width, height) = format.output;
+        let canvas = Canvas::new((height, width), self.params.smallest);
+        let control = Control::new(clip);
+        let decoder = self.models.decoder.clone();
+        let last = self.models.denoisers.len().saturating_sub(1);
+        let devices = self.models.denoisers.len().max(1);
+        let latents =
+            Work::new(&self.params, &canvas, format.interpolated, (last, devices)).latents();
+        let decode = Decode::with_control(decoder, canvas.latent(), control.clone(), latents);
+        let output = FrameOutput { decode, canvas, control: control.clone() };
+        let noise = Arc::new(OffsetNoise {
+            inner: self.noise.clone(),
+            first: first * (format.interpolated + 1),
+        });
+        let params =
+            ClipParams { sampler: self.params.clone(), interpolated: format.interpolated, noise };
+        let stream = Stream::with_control(&self.models, params, canvas, control, output)?;
+        self.run = Some(Run { format, stream });
+        Ok(())
+    }
+
+    /// Calls `work` with the run. An error ends the run.
+    fn with_run(
+        &mut self,
+        work: impl FnOnce(&Format, &mut Stream<FrameOutput>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let Run { format, stream } = self.run.as_mut().ok_or_else(|| Error::Internal {
+            what: "a frame or the end of a clip without a start".into(),
+        })?;
+        let result = work(format, stream);
+        if result.is_err() {
+            self.run = None;
+        }
+        result
+    }
+}
+
+impl Enhancer for DiffusionEnhancer {
+    fn lookahead(&self, format: &Format) -> usize {
+        lookahead(&self.params, format.interpolated)
+    }
+
+    fn start(&mut self, format: Format, clip: ClipContext) -> Result<(), Error> {
+        self.begin(0, format, clip)
+    }
+
+    fn start_at(&mut self, first: usize, format: Format, clip: ClipContext) -> Result<(), Error> {
+        self.begin(first, format, clip)
+    }
+
+    fn push(&mut self, frame: engine::Frame) -> Result<(), Error> {
+        self.with_run(|format, stream| {
+            let failed = |error: candle_core::Error| Error::Compute {
+                what: "reading a frame".into(),
+                why: error.to_string(),
+            };
+            let planes = picture::planes(&frame).map_err(failed)?;
+            let alpha = format.alpha.then(|| picture::alpha(&frame)).transpose();
+            stream.push(&planes, alpha.map_err(failed)?)
+        })
+    }
+
+    fn finish(&mut self) -> Result<(), Error> {
+        self.with_run(|_, stream| stream.finish())?;
+        self.run = None;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.run = None;
+    }
+}
