@@ -128,7 +128,7 @@ fn main() -> Result<ExitCode> {
     let device = cuda_device(args.device)?;
     use_portable_kernels(args.portable);
     use_products(match args.products {
-        Products::Ours => ProductBackend::Kernels,
+        Products::Kernels => ProductBackend::Kernels,
         Products::Cublaslt => ProductBackend::CublasLt,
     });
     let mut findings = Findings::default();
