@@ -15,7 +15,7 @@ use std::{
 
 use candle_core::{Device, Result, Tensor};
 use gstvenhance::{
-    engine::{self, Cancel, ClipContext, Enhancer, Error, Format, Frame, Solver},
+    engine::{self, Cancel, ClipContext, ColourFix, Enhancer, Error, Format, Frame, Solver},
     sampler::{
         self, Autoencoder, Batch, Budget, Canvas, Check, ClipParams, Conditions, Denoiser,
         DiffusionEnhancer, Encoded, LATENT, LatentSink, Mode, Noise, NoiseSchedule, Precision,
@@ -149,7 +149,22 @@ fn try_reference(
     };
     let results = windows.iter().map(decode).collect::<Result<Vec<_>>>()?;
     let frames = cross_fade_all(&windows, &results)?;
-    Ok(frames.iter().map(|frame| sampler::frame(frame, None, &canvas).unwrap()).collect())
+    frames.iter().map(|frame| crop_and_round(frame, &canvas)).collect()
+}
+
+/// Crops planes [1, 3, H, W] to an opaque 16-bit frame.
+fn crop_and_round(planes: &Tensor, canvas: &Canvas) -> Result<Frame> {
+    let ((top, left), (h, w)) = (canvas.origin, canvas.target);
+    let planes = planes.squeeze(0)?.narrow(1, top, h)?.narrow(2, left, w)?.to_vec3::<f32>()?;
+    let mut frame = Frame::new(w, h).unwrap();
+    for (n, pixel) in frame.pixels_mut().chunks_exact_mut(4).enumerate() {
+        for (colour, out) in pixel[..3].iter_mut().enumerate() {
+            let value = planes[colour][n / w][n % w];
+            *out = ((value + 1.0) * (f32::from(u16::MAX) / 2.0)).round() as u16;
+        }
+        pixel[3] = u16::MAX;
+    }
+    Ok(frame)
 }
 
 fn inputs(count: usize, format: Format) -> Vec<Frame> {
@@ -321,7 +336,7 @@ proptest! {
                 let end = (first + batch).min(total);
                 let frame = |n: usize| {
                     let hint = n.is_multiple_of(interpolated + 1).then(|| hints[n / (interpolated + 1)].clone());
-                    sampler::Frame::new(x[n].clone(), hint, None)
+                    sampler::Frame::new(x[n].clone(), hint)
                 };
                 let non_final_windows = Windows::of_clip(interpolated).non_final_windows(end);
                 let frames = (first..end).map(frame).collect();
@@ -394,6 +409,78 @@ fn frames_in_flight_match_the_plan_and_do_not_grow_with_the_clip() {
             assert_eq!(plan.sampled_after(), 237);
         }
     }
+}
+
+/// An autoencoder that darkens, tints and reduces the contrast of what it decodes.
+struct ShiftingAutoencoder;
+
+impl Autoencoder for ShiftingAutoencoder {
+    fn encode(&self, frames: &Tensor, mode: Mode, check: Check) -> Result<Encoded> {
+        ToyAutoencoder.encode(frames, mode, check)
+    }
+
+    fn decode(&self, latents: &Tensor, mode: Mode, check: Check) -> Result<Tensor> {
+        let shift = Tensor::from_vec(vec![-0.2_f32, 0.1, -0.3], (1, 3, 1, 1), &Device::Cpu)?;
+        (ToyAutoencoder.decode(latents, mode, check)? * 0.15)?.broadcast_add(&shift)
+    }
+}
+
+/// The mean of each colour in 0–1 of the left and of the right quarter of a frame.
+fn means(frame: &Frame) -> Vec<f64> {
+    let quarter = |right: bool, colour: usize| {
+        let (w, h) = (frame.width(), frame.height());
+        let values =
+            (0..w * h).filter(move |n| if right { n % w >= w / 4 * 3 } else { n % w < w / 4 });
+        let sum: f64 = values.map(|n| f64::from(frame.pixels()[n * 4 + colour])).sum();
+        sum / (h * w / 4) as f64 / f64::from(u16::MAX)
+    };
+    (0..6).map(|n| quarter(n >= 3, n % 3)).collect()
+}
+
+#[test]
+fn the_colour_fix_restores_colours_that_the_decoder_shifts() {
+    // The left half is bluish, the right half reddish, and the whole gets darker from frame to frame.
+    let format = Format { input: (64, 32), output: (128, 64), interpolated: 2, alpha: false };
+    let input = |n: usize| {
+        let mut frame = Frame::new(64, 32).unwrap();
+        for (at, pixel) in frame.pixels_mut().chunks_exact_mut(4).enumerate() {
+            let colour =
+                if at % 64 < 32 { [20_000, 30_000, 50_000] } else { [52_000, 30_000, 15_000] };
+            let texture = (at * 7919 % 97) as u16 * 20;
+            let dark = n as u16 * 2000;
+            (0..3).for_each(|c| pixel[c] = colour[c] + texture - dark);
+            pixel[3] = u16::MAX;
+        }
+        frame
+    };
+    let inputs: Vec<_> = (0..3).map(input).collect();
+    let run = |colour_fix| {
+        let mut models = models(1);
+        models.decoder = Arc::new(ShiftingAutoencoder);
+        let params = SamplerParams { colour_fix, ..params(Solver::Normal, 2) };
+        let mut enhancer = DiffusionEnhancer::new(models, params, Arc::new(Seeded(1)));
+        let sink = Arc::new(Record::default());
+        enhancer.start(format, clip(&sink)).unwrap();
+        inputs.iter().for_each(|frame| enhancer.push(frame.clone()).unwrap());
+        enhancer.finish().unwrap();
+        let frames = sink.take();
+        assert_eq!(frames.len(), 7);
+        let error = |(n, frame): (usize, &Frame)| {
+            let (before, part) = (means(&inputs[n / 3]), (n % 3) as f64 / 3.0);
+            let after = means(&inputs[(n / 3 + 1).min(2)]);
+            let expected = before.iter().zip(after).map(|(a, b)| a * (1.0 - part) + b * part);
+            let errors = means(frame).into_iter().zip(expected).map(|(a, b)| (a - b).abs());
+            errors.fold(0.0, f64::max)
+        };
+        frames.iter().map(|frame| &**frame).enumerate().map(error).fold(0.0, f64::max)
+    };
+    let (none, mean, wavelet) =
+        (run(ColourFix::None), run(ColourFix::Mean), run(ColourFix::Wavelet));
+    assert!(none > 0.15, "{none}");
+    // The mean of the frame is right, but not that of each side, where contrast is lost.
+    assert!(mean < none / 1.5, "{mean}");
+    // What is left is the low-frequency part of the generated detail.
+    assert!(wavelet < 0.03, "{wavelet}");
 }
 
 #[test]

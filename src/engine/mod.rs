@@ -14,7 +14,7 @@ mod rules;
 
 pub use error::{Cancel, Error};
 pub use frame::Frame;
-pub use options::{Model, NEGATIVE_PROMPT, Options, POSITIVE_PROMPT, Solver};
+pub use options::{ColourFix, Model, NEGATIVE_PROMPT, Options, POSITIVE_PROMPT, Solver};
 pub use rules::{
     MAX_INTERPOLATED_FRAMES, interpolated_frames, output_frames, scaled_side, target_size,
     unscaled_sides,

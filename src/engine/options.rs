@@ -47,6 +47,17 @@ pub enum Solver {
     Heun,
 }
 
+/// How the diffusion models keep the colours of the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ColourFix {
+    /// Leaves the colours as the model makes them, like the reference implementation.
+    None,
+    /// Takes the low frequencies from the input: keeps colours and brightness everywhere in the frame.
+    Wavelet,
+    /// Takes the mean of each colour from the input.
+    Mean,
+}
+
 /// The options of a model, besides the [`Format`](super::Format) of a clip.
 ///
 /// They have the names of the element's properties.
@@ -68,6 +79,8 @@ pub struct Options {
     pub prompt: String,
     /// Negative prompt: what the video must not look like.
     pub negative_prompt: String,
+    /// How the colours of the input are kept.
+    pub colour_fix: ColourFix,
     /// Seed of all noise.
     pub seed: u64,
     /// Minimum output height of the diffusion models, in pixels.
@@ -101,6 +114,7 @@ impl Default for Options {
             downscale_cond: 8,
             prompt: "a good video".into(),
             negative_prompt: NEGATIVE_PROMPT.into(),
+            colour_fix: ColourFix::Wavelet,
             seed: 666,
             min_height: 720,
             max_pixels: 2_621_440,

@@ -18,14 +18,11 @@ use crate::engine::Error;
 /// Windows of frames that are decoded in one call. Source: the reference implementation.
 pub const FRAMES: Windows = Windows { length: 5, overlap: 2 };
 
-/// A frame to decode: its latents [1, 4, 1, h, w] and its alpha plane.
-pub(super) type Latents = (Tensor, Option<Tensor>);
-
 /// Decodes latents [1, 4, 1, h, w] to frames [1, 3, 8h, 8w].
 pub struct Decode {
     autoencoder: Arc<dyn Autoencoder>,
     tiles: Tiles,
-    frames: Sliding<Latents>,
+    frames: Sliding<Tensor>,
     precision: Cell<Precision>,
     control: Control,
 }
@@ -59,16 +56,16 @@ impl Decode {
         self.control.set_slices(budget.map_or_else(Slices::default, |b| b.slices(others)));
     }
 
-    /// Takes the next latents, each [1, 4, 1, h, w] with its alpha plane. `ended` marks the end of the
+    /// Takes the next latents, each [1, 4, 1, h, w]. `ended` marks the end of the
     /// clip. Calls `out` in order with every frame that is final.
     ///
     /// # Errors
     /// Errors of the network and of `out`.
     pub fn push(
         &mut self,
-        latents: impl IntoIterator<Item = (Tensor, Option<Tensor>)>,
+        latents: impl IntoIterator<Item = Tensor>,
         ended: bool,
-        mut out: impl FnMut(Tensor, Option<Tensor>) -> Result<(), Error>,
+        mut out: impl FnMut(Tensor) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.frames.extend(latents);
         let non_final_windows =
@@ -79,8 +76,9 @@ impl Decode {
             let items = || self.frames.items().iter().take(window.len());
             let decoded = loop {
                 let decoded = self.control.evaluate(&what, &self.precision, |mode, check| {
-                    let latents: Vec<_> = items().map(|(latents, _)| latents).collect();
-                    let latents = Tensor::cat(&latents, 2)?.squeeze(0)?.transpose(0, 1)?;
+                    let latents = Tensor::cat(&items().collect::<Vec<_>>(), 2)?
+                        .squeeze(0)?
+                        .transpose(0, 1)?;
                     Ok([self.tiles.decode(&latents, &*self.autoencoder, mode, check)?])
                 });
                 match decoded {
@@ -96,16 +94,13 @@ impl Decode {
             let split = self.control.attempt(&what, split.collect())?;
             drop(decoded);
             let mut done = Vec::new();
-            let closed = self.frames.finish_window(
-                split,
-                number >= non_final_windows,
-                |(_, alpha), frame| {
-                    done.push((frame, alpha.take()));
+            let closed =
+                self.frames.finish_window(split, number >= non_final_windows, |_, frame| {
+                    done.push(frame);
                     Ok(())
-                },
-            );
+                });
             self.control.attempt(&what, closed)?;
-            done.into_iter().try_for_each(|(frame, alpha)| out(frame, alpha))?;
+            done.into_iter().try_for_each(&mut out)?;
         }
         Ok(())
     }

@@ -14,20 +14,12 @@ use super::{
     model::{Autoencoder, Encoded, Precision},
     noise::Purpose,
     params::ClipParams,
-    picture,
     schedule::{NoiseSchedule, START},
     slices::Slices,
     stage::Frame,
     tiles::Tiles,
 };
 use crate::engine::{Error, output_frames};
-
-/// An encoded input frame. The last one is kept for the interpolated frames that follow it.
-#[derive(Debug, Clone)]
-struct EncodedInput {
-    encoded: Encoded,
-    alpha: Option<Tensor>,
-}
 
 /// Parameters that are the same for all frames of a clip.
 pub(super) struct EncodeParams {
@@ -41,13 +33,7 @@ pub(super) struct EncodeParams {
 
 impl EncodeParams {
     /// Returns output frame `index` with noise, starting from the input frame `encoded`.
-    fn frame(
-        &self,
-        encoded: &Encoded,
-        index: usize,
-        is_input: bool,
-        alpha: Option<Tensor>,
-    ) -> Result<Frame> {
+    fn frame(&self, encoded: &Encoded, index: usize, is_input: bool) -> Result<Frame> {
         let noise = |purpose| {
             let noise = self.clip.noise.normal(purpose, index, self.canvas.latent())?;
             noise.to_device(encoded.mean.device())
@@ -62,7 +48,7 @@ impl EncodeParams {
             false => None,
         };
         let hint = hint.map(|hint| hint.unsqueeze(2)).transpose()?;
-        Ok(Frame::new(x.unsqueeze(2)?, hint, alpha))
+        Ok(Frame::new(x.unsqueeze(2)?, hint))
     }
 }
 
@@ -73,7 +59,8 @@ pub(super) struct Encode {
     params: EncodeParams,
     /// Number of input frames so far.
     inputs: usize,
-    previous: Option<EncodedInput>,
+    /// The last input frame, for the interpolated frames that follow it.
+    previous: Option<Encoded>,
     precision: Cell<Precision>,
     control: Control,
 }
@@ -94,19 +81,13 @@ impl Encode {
         output_frames(self.inputs, self.params.clip.interpolated)
     }
 
-    /// Encodes the next input frame, planes [3, h, w] of any size. Returns the interpolated frames between
-    /// the previous input frame and this one, then this one.
-    pub(super) fn push(
-        &mut self,
-        planes: &Tensor,
-        alpha: Option<Tensor>,
-    ) -> std::result::Result<Vec<Frame>, Error> {
-        let number = self.inputs;
-        let what = format!("encoding input frame {number}");
-        let image = self.control.attempt(&what, picture::fit(planes, &self.params.canvas))?;
+    /// Encodes the next input frame, an image [1, 3, H, W] of the padded size. Returns the interpolated frames
+    /// between the previous input frame and this one, then this one.
+    pub(super) fn push(&mut self, image: &Tensor) -> std::result::Result<Vec<Frame>, Error> {
+        let what = format!("encoding input frame {}", self.inputs);
         let encoded = loop {
             let encoded = self.control.evaluate(&what, &self.precision, |mode, check| {
-                let encoded = self.tiles.encode(&image, &*self.autoencoder, mode, check)?;
+                let encoded = self.tiles.encode(image, &*self.autoencoder, mode, check)?;
                 Ok([encoded.mean, encoded.std])
             });
             match encoded {
@@ -117,31 +98,24 @@ impl Encode {
                 }
             }
         };
-        let input = EncodedInput { encoded, alpha };
-        let frames = self.control.attempt(&what, self.frames_to(&input))?;
+        let frames = self.control.attempt(&what, self.frames_to(&encoded))?;
         self.inputs += 1;
-        self.previous = Some(input);
+        self.previous = Some(encoded);
         Ok(frames)
     }
 
     /// Returns the interpolated frames from the previous input frame to `input`, then `input`.
-    fn frames_to(&self, input: &EncodedInput) -> Result<Vec<Frame>> {
+    fn frames_to(&self, input: &Encoded) -> Result<Vec<Frame>> {
         let interpolated = self.params.clip.interpolated;
         let mut frames = Vec::new();
         if let Some(previous) = &self.previous {
             for n in 1..=interpolated {
-                let alpha = match (&previous.alpha, &input.alpha) {
-                    (Some(a), Some(b)) => {
-                        Some(picture::blend_alpha(a, b, n as f64 / (interpolated + 1) as f64)?)
-                    }
-                    _ => None,
-                };
                 let index = (self.inputs - 1) * (interpolated + 1) + n;
-                frames.push(self.params.frame(&previous.encoded, index, false, alpha)?);
+                frames.push(self.params.frame(previous, index, false)?);
             }
         }
         let index = self.inputs * (interpolated + 1);
-        frames.push(self.params.frame(&input.encoded, index, true, input.alpha.clone())?);
+        frames.push(self.params.frame(input, index, true)?);
         Ok(frames)
     }
 }

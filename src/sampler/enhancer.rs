@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The diffusion models as an [`Enhancer`]: frames in, frames out, one clip after another.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    mpsc::{Sender, channel},
+};
 
 use super::{
+    alpha::AlphaPlane,
     budget::Work,
+    colour::LowFrequencies,
     control::Control,
     decode::Decode,
+    finish::{Finish, SideData},
     geometry::Canvas,
     noise::{Noise, OffsetNoise},
     params::{ClipParams, SamplerParams},
@@ -16,22 +22,21 @@ use super::{
     stream::{Models, Stream},
     wavefront::LatentSink,
 };
-use crate::engine::{self, ClipContext, Enhancer, Error, Format};
+use crate::engine::{self, ClipContext, ColourFix, Enhancer, Error, Format};
 
-/// Decodes sampled latents, crops and rounds the frames, and passes them to the sink.
+/// Decodes sampled latents and passes finished frames to the sink.
 struct FrameOutput {
     decode: Decode,
-    canvas: Canvas,
+    finish: Finish,
     control: Control,
 }
 
 impl LatentSink for FrameOutput {
     fn take(&mut self, batch: Batch) -> Result<(), Error> {
-        let Self { decode, canvas, control } = self;
-        let latents = batch.frames.into_iter().map(|frame| (frame.x, frame.alpha));
-        decode.push(latents, batch.ended, |planes, alpha| {
-            let frame = picture::frame(&planes, alpha.as_ref(), canvas)?;
-            control.sink.frame(Arc::new(frame))
+        let Self { decode, finish, control } = self;
+        let latents = batch.frames.into_iter().map(|frame| frame.x);
+        decode.push(latents, batch.ended, |image| {
+            finish.push(&image, |frame| control.sink.frame(Arc::new(frame)))
         })
     }
 }
@@ -39,7 +44,32 @@ impl LatentSink for FrameOutput {
 /// The clip in progress.
 struct Run {
     format: Format,
+    canvas: Canvas,
     stream: Stream<FrameOutput>,
+    /// To [`Finish`].
+    side_data: Sender<SideData>,
+}
+
+impl Run {
+    fn push(&mut self, frame: &engine::Frame, colour_fix: ColourFix) -> Result<(), Error> {
+        let failed = |error: candle_core::Error| Error::Compute {
+            what: "reading an input frame".into(),
+            why: error.to_string(),
+        };
+        let image = picture::planes(frame).and_then(|planes| picture::fit(&planes, &self.canvas));
+        let image = image.map_err(failed)?;
+        let colours = match colour_fix {
+            ColourFix::None => None,
+            _ => {
+                let planes = image.flatten_all().and_then(|image| image.to_vec1::<f32>());
+                LowFrequencies::of(colour_fix, &planes.map_err(failed)?, &self.canvas)
+            }
+        };
+        let alpha = self.format.alpha.then(|| AlphaPlane::of(frame));
+        // Nobody receives after an error, which `push` returns.
+        let _ = self.side_data.send(SideData { alpha, colours });
+        self.stream.push(&image)
+    }
 }
 
 /// A diffusion model as an [`Enhancer`]: networks, sampler params and noise source.
@@ -80,7 +110,9 @@ impl DiffusionEnhancer {
         let latents =
             Work::new(&self.params, &canvas, format.interpolated, (last, devices)).latents();
         let decode = Decode::with_control(decoder, canvas.latent(), control.clone(), latents);
-        let output = FrameOutput { decode, canvas, control: control.clone() };
+        let (side_data, inputs) = channel();
+        let finish = Finish::new(canvas, self.params.colour_fix, format.interpolated, inputs);
+        let output = FrameOutput { decode, finish, control: control.clone() };
         let noise = Arc::new(OffsetNoise {
             inner: self.noise.clone(),
             first: first * (format.interpolated + 1),
@@ -88,19 +120,16 @@ impl DiffusionEnhancer {
         let params =
             ClipParams { sampler: self.params.clone(), interpolated: format.interpolated, noise };
         let stream = Stream::with_control(&self.models, params, canvas, control, output)?;
-        self.run = Some(Run { format, stream });
+        self.run = Some(Run { format, canvas, stream, side_data });
         Ok(())
     }
 
     /// Calls `work` with the run. An error ends the run.
-    fn with_run(
-        &mut self,
-        work: impl FnOnce(&Format, &mut Stream<FrameOutput>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let Run { format, stream } = self.run.as_mut().ok_or_else(|| Error::Internal {
+    fn with_run(&mut self, work: impl FnOnce(&mut Run) -> Result<(), Error>) -> Result<(), Error> {
+        let run = self.run.as_mut().ok_or_else(|| Error::Internal {
             what: "a frame or the end of a clip without a start".into(),
         })?;
-        let result = work(format, stream);
+        let result = work(run);
         if result.is_err() {
             self.run = None;
         }
@@ -122,19 +151,12 @@ impl Enhancer for DiffusionEnhancer {
     }
 
     fn push(&mut self, frame: engine::Frame) -> Result<(), Error> {
-        self.with_run(|format, stream| {
-            let failed = |error: candle_core::Error| Error::Compute {
-                what: "reading a frame".into(),
-                why: error.to_string(),
-            };
-            let planes = picture::planes(&frame).map_err(failed)?;
-            let alpha = format.alpha.then(|| picture::alpha(&frame)).transpose();
-            stream.push(&planes, alpha.map_err(failed)?)
-        })
+        let colour_fix = self.params.colour_fix;
+        self.with_run(|run| run.push(&frame, colour_fix))
     }
 
     fn finish(&mut self) -> Result<(), Error> {
-        self.with_run(|_, stream| stream.finish())?;
+        self.with_run(|run| run.stream.finish())?;
         self.run = None;
         Ok(())
     }

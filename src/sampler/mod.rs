@@ -25,11 +25,14 @@
 //! | What is the wavefront? | `wavefront` |
 //! | How many frames does a run hold? | `plan` (lookahead, resume point), `budget` (bytes) |
 
+mod alpha;
 mod budget;
+mod colour;
 mod control;
 mod decode;
 mod encode;
 mod enhancer;
+mod finish;
 mod geometry;
 mod guidance;
 mod model;
@@ -57,7 +60,7 @@ pub use model::{
 };
 pub use noise::{Noise, Purpose, Seeded};
 pub use params::{ClipParams, SamplerParams};
-pub use picture::{fit, frame, planes};
+pub use picture::{fit, planes};
 pub use plan::{Plan, lookahead, resume_from};
 pub use schedule::{NoiseSchedule, START, timesteps};
 pub use slices::{Budget, RESERVE, Slices};

@@ -7,7 +7,7 @@ use super::{
     geometry::Canvas, guidance::Guidance, noise::Noise, schedule::NoiseSchedule,
     solver::evaluations,
 };
-use crate::engine::{Options, Solver};
+use crate::engine::{ColourFix, Options, Solver};
 
 /// User settings of the sampler.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +22,8 @@ pub struct SamplerParams {
     pub noise_aug: u32,
     /// The downscale factor that the network is conditioned on.
     pub downscale_cond: f64,
+    /// How the colours of the input are kept.
+    pub colour_fix: ColourFix,
     /// The smallest padded size, (h, w) in pixels.
     pub smallest: (usize, usize),
 }
@@ -48,6 +50,7 @@ impl From<&Options> for SamplerParams {
             guidance: Guidance { scale: options.guidance_scale, rescale: Guidance::RESCALE },
             noise_aug: options.noise_aug,
             downscale_cond: f64::from(options.downscale_cond),
+            colour_fix: options.colour_fix,
             smallest: Canvas::SMALLEST,
         }
     }

@@ -118,8 +118,9 @@ impl Plan {
     /// Returns the bytes of decoded frames in host memory.
     fn decoded(&self) -> usize {
         let (height, width) = self.canvas.padded;
-        // A window, the copy of each of its frames, and the results kept for the overlap.
-        let frames = 2 * FRAMES.longest() + FRAMES.overlap;
+        // A window, the copy of each of its frames, the results kept for the overlap, and the frames that wait for the
+        // next input frame.
+        let frames = 2 * FRAMES.longest() + FRAMES.overlap + self.format.interpolated;
         frames * COLOURS * height * width * size_of::<f32>()
     }
 }

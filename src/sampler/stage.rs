@@ -35,14 +35,12 @@ pub struct Frame {
     /// For an input frame: its latents diffused to the timestep `t_hint`, shaped like `x`. `None` for an
     /// interpolated frame.
     pub hint: Option<Tensor>,
-    /// The alpha plane at input size, u16 as pairs of bytes: [h, 2w].
-    pub alpha: Option<Tensor>,
 }
 
 impl Frame {
     /// Creates a frame before its first evaluation.
-    pub fn new(x: Tensor, hint: Option<Tensor>, alpha: Option<Tensor>) -> Self {
-        Self { x, history: None, hint, alpha }
+    pub fn new(x: Tensor, hint: Option<Tensor>) -> Self {
+        Self { x, history: None, hint }
     }
 
     /// Returns the memory of `x` and the history, in frames of latents.
@@ -58,7 +56,6 @@ impl Frame {
             x: ops::to_device(&self.x, device)?,
             history: moved(&self.history)?,
             hint: moved(&self.hint)?,
-            alpha: self.alpha.clone(),
         })
     }
 }
@@ -193,7 +190,7 @@ impl Stage {
             let history = frame.history.take();
             let (x, history) =
                 evaluation.advance(&frame.x, &d, history.as_ref(), noise.as_ref())?;
-            done.push(Frame { x, history, hint: frame.hint.clone(), alpha: frame.alpha.take() });
+            done.push(Frame { x, history, hint: frame.hint.clone() });
             Ok(())
         })?;
         Ok(done)

@@ -97,12 +97,12 @@ impl<T: LatentSink> Stream<T> {
         Ok(Self { encode, sampler, windows })
     }
 
-    /// Takes the next input frame: planes [3, h, w] in \[−1, 1\], f32, and optionally its alpha plane.
+    /// Takes the next input frame, resized and padded as by [`fit`](super::fit): [1, 3, H, W] in \[−1, 1\], f32.
     ///
     /// # Errors
     /// Any error of the run. The run cannot continue after an error.
-    pub fn push(&mut self, planes: &Tensor, alpha: Option<Tensor>) -> Result<(), Error> {
-        let frames = self.encode.push(planes, alpha)?;
+    pub fn push(&mut self, image: &Tensor) -> Result<(), Error> {
+        let frames = self.encode.push(image)?;
         let non_final_windows = self.windows.non_final_windows(self.encode.output_frames());
         self.sampler.push(Batch { frames, non_final_windows, ended: false })
     }

@@ -15,7 +15,7 @@ use std::{
 
 use candle_core::{DType, Device, Result, Tensor};
 use gstvenhance::{
-    engine::{self, ClipContext, Options, Solver, interpolated_frames, target_size},
+    engine::{self, ClipContext, ColourFix, Options, Solver, interpolated_frames, target_size},
     networks::{
         text::{self, TextEncoder},
         unet::{self, Prompted},
@@ -24,7 +24,7 @@ use gstvenhance::{
     sampler::{
         Batch, Canvas, Check, ClipParams, Conditions, Decode, Denoiser, Frame, Guidance,
         LatentSink, Mode, Models, Noise, NoiseSchedule, Purpose, Sampler, SamplerParams, Stream,
-        Velocities, Windows, cross_fade, evaluations, mask, tile_weights, timesteps,
+        Velocities, Windows, cross_fade, evaluations, fit, mask, tile_weights, timesteps,
     },
     weights::synth,
 };
@@ -198,11 +198,7 @@ fn sample(tag: &str, config: &Value) -> Outcome<Tensor> {
         let hint = n.is_multiple_of(interpolated + 1).then(|| x.clone());
         let non_final_windows = Windows::of_clip(interpolated).non_final_windows(n + 1);
         let ended = n + 1 == frames;
-        sampler.push(Batch {
-            frames: vec![Frame::new(x, hint, None)],
-            non_final_windows,
-            ended,
-        })?;
+        sampler.push(Batch { frames: vec![Frame::new(x, hint)], non_final_windows, ended })?;
     }
     Ok(Tensor::cat(&output.latents(), 2)?)
 }
@@ -398,7 +394,7 @@ pub fn tiled_decode(name: &str, fixture: &Fixture, report: &mut Report) -> Outco
     let mut frames = Vec::new();
     for n in 0..f {
         let latent = latents.narrow(2, n, 1)?;
-        decode.push([(latent, None)], n + 1 == f, |frame, _| {
+        decode.push([latent], n + 1 == f, |frame| {
             let kept = frame.index_select(&rows, 2).and_then(|f| f.index_select(&columns, 3));
             frames.push(kept.unwrap());
             Ok(())
@@ -460,6 +456,7 @@ pub fn pipeline(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<(
         },
         noise_aug: fixture.number("noise_aug")?,
         downscale_cond: fixture.number("s_cond")?,
+        colour_fix: ColourFix::None,
         smallest,
     };
     let prefix = tag.to_owned();
@@ -488,13 +485,12 @@ pub fn pipeline(name: &str, fixture: &Fixture, report: &mut Report) -> Outcome<(
     let video = (synth::noise(&format!("{tag}.video"), &shape[..], &Device::Cpu)? * 0.5)?;
     for n in 0..=inputs {
         match n < inputs {
-            true => stream.push(&video.get(n)?, None)?,
+            true => stream.push(&fit(&video.get(n)?, &canvas)?)?,
             false => stream.finish()?,
         }
         let done = output.latents();
         latents.extend(done.iter().cloned());
-        let done = done.into_iter().map(|latent| (latent, None));
-        decode.push(done, n == inputs, |image, _| {
+        decode.push(done, n == inputs, |image| {
             images.push(image);
             Ok(())
         })?;

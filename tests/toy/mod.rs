@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 use gstvenhance::{
-    engine::{self, Format, Options, Solver},
+    engine::{self, ColourFix, Format, Options, Solver},
     sampler::{
         Autoencoder, Check, Conditions, Denoiser, Encoded, Guidance, LATENT, Mode, Models,
         SamplerParams, Velocities,
@@ -94,7 +94,14 @@ pub fn params(solver: Solver, steps: u32) -> SamplerParams {
     let guidance = Guidance { scale: 4.0, rescale: Guidance::RESCALE };
     // 2×8 latents.
     let smallest = (16, 64);
-    SamplerParams { solver, steps, guidance, smallest, ..SamplerParams::from(&Options::default()) }
+    SamplerParams {
+        solver,
+        steps,
+        guidance,
+        smallest,
+        colour_fix: ColourFix::None,
+        ..SamplerParams::from(&Options::default())
+    }
 }
 
 /// A format of small frames, upscaled by about 2.5.
