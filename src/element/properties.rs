@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use gst::{glib, prelude::*};
 use once_cell::sync::Lazy;
 
-use super::{Model, Solver};
+use super::{ColourFix, Model, Solver};
 use crate::engine::Options;
 
 /// The values of the properties.
@@ -151,6 +151,11 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             "Index of the first input frame in its clip, if the clip began before (v1, v2). The frame \
              gets the same noise as in a run over the whole clip.",
         ),
+        glib::ParamSpecEnum::builder_with_default("colour-fix", ColourFix::from(options.colour_fix))
+            .nick("Colour fix")
+            .blurb("How the colours of the input are kept (v1, v2). none is the reference's behaviour.")
+            .mutable_ready()
+            .build(),
         glib::ParamSpecUInt64::builder("seed")
             .nick("Seed")
             .blurb("Seed of the random noise (v1, v2).")
@@ -213,6 +218,7 @@ impl Settings {
                 options.negative_prompt = get::<Option<String>>(value).unwrap_or_default()
             }
             "first-frame" => self.first_frame = get(value),
+            "colour-fix" => options.colour_fix = get::<ColourFix>(value).into(),
             "seed" => options.seed = get(value),
             "min-height" => options.min_height = get(value),
             "max-pixels" => options.max_pixels = get(value),
@@ -240,6 +246,7 @@ impl Settings {
             "prompt" => options.prompt.to_value(),
             "negative-prompt" => options.negative_prompt.to_value(),
             "first-frame" => self.first_frame.to_value(),
+            "colour-fix" => ColourFix::from(options.colour_fix).to_value(),
             "seed" => options.seed.to_value(),
             "min-height" => options.min_height.to_value(),
             "max-pixels" => options.max_pixels.to_value(),
