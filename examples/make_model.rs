@@ -11,8 +11,8 @@ use std::{path::PathBuf, process::ExitCode};
 use candle_core::DType;
 use clap::{Parser, ValueEnum};
 use gstvenhance::{
+    models::{Config, synthesize},
     networks::{text, unet, vae},
-    weights::{Config, synthesize},
 };
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -17,8 +17,8 @@
 //! |---|---|---|
 //! | this file | the plugin's definition, this map | |
 //! | `element` | GStreamer: the element itself (`imp`: negotiation; `imp/stream`: the streaming thread; `imp/compute`: the compute thread; `imp/push`: the push task; `imp/flush`: flush and stop; `imp/model`: selection of the model), `properties`, `caps`, clips (`clips`), timestamps (`timeline`), format conversion (`convert`), the `queue` between the threads, the `worker` that feeds the model, `progress` and latency, debug categories (`logging`) | tensors, networks |
-//! | [`models`] | all models and devices; chooses a model and builds it | GStreamer |
-//! | [`weights`] | files: the published models (`published`), model folders (`folder`), search paths (`locate`), the hub and its cache (`hub`), PyTorch files (`torch`, `pickle`), mapped files (`checkpoint`, `store`); tensor names and shapes (`keys`), synthetic weights (`synth`) | the meaning of tensors |
+//! | [`models`] | all models and devices; chooses a model and builds it from its `files`, with the layer sizes in its `config` | GStreamer |
+//! | [`weights`] | files: the published models (`published`), search paths (`locate`), the hub and its cache (`hub`), PyTorch files (`torch`, `archive`, `pickle`), mapped files (`checkpoint`, `store`); tensor names and shapes (`keys`), synthetic weights (`synth`) | the meaning of tensors |
 //! | [`lite`] | the small embedded networks: upscaling (`resize`, `upscale`), optical flow (`flow`), frame interpolation (`synthesis`), buffer reuse (`pool`), network shapes (`network`) and weights (`weights`) | their training, which is in `examples/train_lite` |
 //! | [`networks`] | candle tensors: text encoder (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, sampler steps |
 //! | [`sampler`] | latents: the sampler of the diffusion models, and the traits that it requires of networks | the structure of a denoiser |

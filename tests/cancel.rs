@@ -3,15 +3,14 @@
 //! measures the processor time of the process, which other work on the machine hardly changes.
 
 mod common;
+#[path = "common/tiny_model.rs"]
+mod tiny_model;
 
 use std::{path::Path, thread::sleep, time::Duration};
 
 use common::{Rig, TIMEOUT, caps, wait_for};
 use gst::prelude::*;
-use gstvenhance::{
-    networks::{text, unet, vae},
-    weights::{self, Config},
-};
+use tiny_model::TinyModel;
 use rustix::time::{ClockId, clock_gettime};
 
 /// Processor time of this process so far.
@@ -48,23 +47,9 @@ fn busy(model: &Path) -> (Rig, Duration) {
 
 #[test]
 fn an_evaluation_ends_within_a_block_when_the_element_stops_or_flushes() {
-    common::init();
-    let folder = tempfile::tempdir().unwrap();
-    let config = Config {
-        min_padded: (16, 64),
-        unet: unet::Config {
-            dim: 32,
-            head_dim: 8,
-            context_dim: 48,
-            num_res_blocks: 1,
-            ..unet::Config::full()
-        },
-        vae: vae::Config { block_out_channels: vec![32; 4], layers_per_block: 1 },
-        text: text::Config { width: 48, heads: 4, layers: 3 },
-    };
-    weights::synthesize(folder.path(), &config, candle_core::DType::F32).unwrap();
+    let model = TinyModel::with_model((16, 64), &[1, 2, 4, 4]);
     for state in [Some(gst::State::Ready), Some(gst::State::Null), None] {
-        let (rig, evaluation) = busy(folder.path());
+        let (rig, evaluation) = busy(&model.path("model"));
         let before = processor_time();
         match state {
             // Returns when the model has stopped.

@@ -178,14 +178,14 @@ fn convert_to_torch_file(path: &Path) {
 fn a_pytorch_file_is_converted_once_with_progress_on_the_bus() {
     let folder = TinyModel::with_model((16, 64), &[1, 2]);
     convert_to_torch_file(&folder.path("model/text.safetensors"));
-    let copy = folder.path("model/text.safetensors.f16.safetensors");
+    let copy = folder.path("model/text.safetensors.f32.safetensors");
     let pipeline = format!(
         "videotestsrc num-buffers=2 ! video/x-raw,width=32,height=16,framerate=8/1 ! {} ! fakesink",
         folder.element("v1", "up-scale=1 min-height=0 solver=normal steps=1")
     );
     let copies = || {
         let messages =
-            run(&pipeline).into_iter().filter(|message| message.has_name("venhance-copy"));
+            run(&pipeline).into_iter().filter(|message| message.has_name("venhance-conversion"));
         messages.collect::<Vec<_>>()
     };
     let messages = copies();

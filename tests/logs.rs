@@ -2,15 +2,14 @@
 //! What the debug log says of a run.
 
 mod common;
+#[path = "common/tiny_model.rs"]
+mod tiny_model;
 
 use std::process::Command;
 
 use common::{Rig, caps};
 use gst::prelude::*;
-use gstvenhance::{
-    networks::{text, unet, vae},
-    weights::{self, Config},
-};
+use tiny_model::TinyModel;
 
 /// Set in the process whose log is read: the folder of the model.
 const MODEL: &str = "VENHANCE_TEST_MODEL";
@@ -35,24 +34,10 @@ fn the_log_names_model_device_clips_with_the_reason_for_their_end_windows_and_st
     if let Ok(model) = std::env::var(MODEL) {
         return run(&model);
     }
-    let folder = tempfile::tempdir().unwrap();
-    let config = Config {
-        min_padded: (16, 64),
-        unet: unet::Config {
-            dim: 32,
-            head_dim: 8,
-            context_dim: 48,
-            num_res_blocks: 1,
-            dim_mult: vec![1, 2],
-            ..unet::Config::full()
-        },
-        vae: vae::Config { block_out_channels: vec![32; 4], layers_per_block: 1 },
-        text: text::Config { width: 48, heads: 4, layers: 3 },
-    };
-    weights::synthesize(folder.path(), &config, candle_core::DType::F32).unwrap();
+    let model = TinyModel::with_model((16, 64), &[1, 2]);
     let output = Command::new(std::env::current_exe().unwrap())
         .arg("--nocapture")
-        .env(MODEL, folder.path())
+        .env(MODEL, model.path("model"))
         .env("GST_DEBUG", "venhance*:6")
         .env("GST_DEBUG_NO_COLOR", "1")
         .output()

@@ -9,13 +9,14 @@ use std::{path::Path, sync::Mutex};
 
 use candle_core::{DType, Device};
 use gstvenhance::{
-    engine::Cancel,
+    engine::{Cancel, Error},
+    models::{Config, locate, synthesize},
     networks::{
         text,
         unet::{self, UNet},
         vae,
     },
-    weights::{Checkpoint, Config, Source, Version, keys::Keys, locate, synthesize},
+    weights::{Checkpoint, Source, Version, keys::Keys},
 };
 use peak_alloc::PeakAlloc;
 use torch::{Pickle, Tensor, state_dict};
@@ -62,7 +63,7 @@ fn tensors_are_converted_and_loaded_one_by_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights.pt");
     let keys = write(&path);
-    let checkpoint = Checkpoint { path, ignored_prefixes: Vec::new() };
+    let checkpoint = Checkpoint::new(path);
     let cancel = Cancel::default();
     // The first iteration converts the file.
     for _ in 0..2 {
@@ -97,7 +98,8 @@ fn a_denoiser_loads_with_less_than_a_sixteenth_above_its_own_size() {
     };
     synthesize(folder.path(), &config, DType::F16).unwrap();
     let cancel = Cancel::default();
-    let source = Source::Folder(folder.path().into());
+    let hub = Err(Error::Cancelled);
+    let source = Source { path: Some(folder.path().into()), hub };
     let files = locate(&source, Version::V1, &cancel, &mut |_| ()).unwrap();
     let keys = files.config.unet_keys().unwrap();
     let before = MEMORY.current_usage();

@@ -22,7 +22,7 @@
  * plays ends the clip, and new caps follow.
  *
  * Element messages: `venhance-model` names the model and the reason for the choice,
- * `venhance-progress` comes with each unit of work, `venhance-download` and `venhance-copy` report
+ * `venhance-progress` comes with each unit of work, `venhance-download` and `venhance-conversion` report
  * on files while the model is loaded.
  *
  * Debug categories: `venhance`, `venhance-models`, `venhance-sampler`, `venhance-weights`.

@@ -180,8 +180,8 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             "model-dir",
             "Model folder",
             None,
-            "Folder with the weights (v1, v2). If not set, they are downloaded from the Hugging Face \
-             hub and cached.",
+            "Folder with the weights, or the file of the denoiser (v1, v2). What is not there is downloaded \
+             from the Hugging Face hub and cached.",
         ),
         string(
             "device",

@@ -6,6 +6,8 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use super::text::{escaped, printable};
+
 /// An error of a model. Each message states what was tried, why it failed, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -13,7 +15,7 @@ pub enum Error {
     #[error("cancelled")]
     Cancelled,
     /// An unusable setting.
-    #[error("{setting}={value} cannot be used: {why}; {instead}")]
+    #[error("{setting}={} cannot be used: {}; {instead}", printable(value), escaped(why))]
     Setting {
         /// Name of the setting.
         setting: &'static str,
@@ -25,7 +27,7 @@ pub enum Error {
         instead: String,
     },
     /// Missing or unusable weights.
-    #[error("{tried} failed: {why}; {instead}")]
+    #[error("{} failed: {}; {}", escaped(tried), escaped(why), escaped(instead))]
     Weights {
         /// The operation and its object.
         tried: String,

@@ -11,6 +11,7 @@ mod frame;
 pub mod log;
 mod options;
 mod rules;
+mod text;
 
 pub use error::{Cancel, Error};
 pub use frame::Frame;
@@ -19,6 +20,7 @@ pub use rules::{
     MAX_INTERPOLATED_FRAMES, interpolated_frames, output_frames, scaled_side, target_size,
     unscaled_sides,
 };
+pub use text::printable;
 
 use std::{sync::Arc, time::Duration};
 

@@ -7,7 +7,9 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::{
-    Device, Note,
+    Device, LoadEvent,
+    config::Config,
+    files::{Files, locate, sizes},
     memory::{MemoryCheck, Sizes},
 };
 use crate::{
@@ -22,7 +24,7 @@ use crate::{
     },
     ops,
     sampler::{self, DiffusionEnhancer, Models, Plan, SamplerParams, Seeded},
-    weights::{self, Checkpoint, Config, Files, Hub, Source, Version, keys::Keys},
+    weights::{Checkpoint, Hub, Source, Version, keys::Keys},
 };
 
 /// A requested diffusion model with its devices and options.
@@ -65,11 +67,8 @@ impl Request {
         self.devices.contains(&Device::Cpu)
     }
 
-    fn source(&self) -> Result<Source, Error> {
-        match &self.options.model_dir {
-            Some(folder) => Ok(Source::Folder(folder.clone())),
-            None => Hub::from_env().map(Source::Hub),
-        }
+    fn source(&self) -> Source {
+        Source { path: self.options.model_dir.clone(), hub: Hub::from_env() }
     }
 
     /// Returns a function from max-pixels to the output size (w, h).
@@ -105,7 +104,7 @@ fn check_kernels(devices: &[Device], loader: &mut Loader) -> Result<(), Error> {
         let warnings = device.open().and_then(|device| ops::check_kernels(&device));
         let warnings =
             warnings.map_err(|error| failed("checking the CUDA kernels", loader.cancel, &error))?;
-        warnings.into_iter().map(Note::Warning).for_each(&mut *loader.note);
+        warnings.into_iter().map(LoadEvent::Warning).for_each(&mut *loader.note);
     }
     Ok(())
 }
@@ -136,7 +135,7 @@ impl Networks {
 /// Loads networks with cancellation and notifications.
 struct Loader<'a> {
     cancel: &'a Cancel,
-    note: &'a mut dyn FnMut(Note),
+    note: &'a mut dyn FnMut(LoadEvent),
 }
 
 impl Loader<'_> {
@@ -156,7 +155,7 @@ impl Loader<'_> {
         log::info(Area::Models, format_args!("Loading the {name} on {device} as {dtype:?}"));
         let device = device.open().map_err(failed)?;
         let vb = file.open(keys, dtype, &device, cancel, &mut |progress| {
-            note(Note::Copy(progress));
+            note(LoadEvent::Conversion(progress));
         })?;
         network(vb).map_err(failed)
     }
@@ -167,11 +166,11 @@ pub(super) fn build(
     request: &Request,
     previous: Option<Networks>,
     cancel: &Cancel,
-    note: &mut dyn FnMut(Note),
+    note: &mut dyn FnMut(LoadEvent),
 ) -> Result<(DiffusionEnhancer, Networks), Error> {
     let Request { version, devices, options } = request;
-    let mut download = |progress| note(Note::Download(progress));
-    let files = weights::locate(&request.source()?, *version, cancel, &mut download)?;
+    let mut download = |progress| note(LoadEvent::Download(progress));
+    let files = locate(&request.source(), *version, cancel, &mut download)?;
     let same = |networks: &Networks| networks.files == files && networks.devices == *devices;
     let networks = match previous.filter(same) {
         Some(networks) => {
@@ -219,7 +218,7 @@ pub(super) fn check_memory(
     if devices.iter().all(|(_, memory)| memory.is_none()) {
         return Ok(());
     }
-    let config = weights::sizes(&request.source()?)?;
+    let config = sizes(&request.source())?;
     let networks = &Sizes::new(&config, request.devices[0].dtype())?;
     let params = &request.params(&config);
     let check = MemoryCheck { networks, params, devices: &devices };
@@ -238,7 +237,7 @@ pub(super) fn plan(
     scale: f64,
     inputs: usize,
 ) -> Result<String, Error> {
-    let config = weights::sizes(&request.source()?)?;
+    let config = sizes(&request.source())?;
     let networks = &Sizes::new(&config, request.devices[0].dtype())?;
     let params = &request.params(&config);
     let check = MemoryCheck { networks, params, devices: &memory(&request.devices) };
@@ -257,7 +256,7 @@ fn encode_prompts(request: &Request, files: &Files, loader: &mut Loader) -> Resu
     let mut tokens = |what: &str, text: &str| {
         let (tokens, truncated) = tokenizer.encode(text);
         if !truncated.is_empty() {
-            (loader.note)(Note::Warning(format!(
+            (loader.note)(LoadEvent::Warning(format!(
                 "{what} exceeds 77 tokens: the model does not see “{truncated}”; shorten it"
             )));
         }

@@ -5,12 +5,12 @@ use std::fmt::Write;
 
 use candle_core::DType;
 
-use super::Device;
+use super::{Config, Device};
 use crate::{
     engine::{Error, Format, MAX_INTERPOLATED_FRAMES},
     networks::{unet, vae},
     sampler::{Canvas, Footprint, Need, RESERVE, SamplerParams, Slices, Work},
-    weights::{Config, keys::Keys},
+    weights::keys::Keys,
 };
 
 /// The [`Footprint`] of a model, from the shapes of its tensors.

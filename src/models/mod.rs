@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Chooses and builds a model, so that the element knows neither devices nor weights.
 
+mod config;
 mod device;
 mod diffusion;
+mod files;
 mod memory;
 
 use crate::{
@@ -10,8 +12,12 @@ use crate::{
     lite::Lite,
     weights,
 };
+#[doc(hidden)]
+pub use config::Config;
 use device::{Device, cuda_usable};
 use diffusion::{Networks, Request};
+#[doc(hidden)]
+pub use files::{Files, locate, synthesize};
 
 /// The chosen model and the reason for the choice.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,13 +120,13 @@ pub fn resume_from(choice: &Choice, interpolated: usize, resume_point: usize) ->
     }
 }
 
-/// A notification while a model is loaded.
+/// An event while a model is loaded.
 #[derive(Debug)]
-pub enum Note {
+pub enum LoadEvent {
     /// Progress of the downloads.
     Download(weights::Progress),
     /// Progress of the conversion of a file: see [`weights::Checkpoint::open`].
-    Copy(weights::Progress),
+    Conversion(weights::Progress),
     /// A problem that does not stop loading.
     Warning(String),
 }
@@ -155,7 +161,7 @@ pub fn build(
     choice: &Choice,
     previous: Option<Loaded>,
     cancel: &Cancel,
-    note: &mut dyn FnMut(Note),
+    note: &mut dyn FnMut(LoadEvent),
 ) -> Result<Loaded, Error> {
     cancel.check()?;
     let (enhancer, networks): (Box<dyn Enhancer>, _) = match &choice.request {

@@ -3,12 +3,50 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
+    fs::{self, File},
     io,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use memmap2::Mmap;
+use rustix::fs::OFlags;
+
+/// Maximum size in bytes of the part of a weights file that describes its tensors. That of the denoiser, with 2180
+/// tensors, has half a megabyte.
+pub(super) const MAX_HEADER: u64 = 8 << 20;
+
+/// Creates a file, also in the place of an old one, so that no link is followed.
+pub(super) fn create_new(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => File::options().write(true).create_new(true).open(path),
+    }
+}
+
+/// Opens a file for reading and writing, and creates it if it does not exist. Follows no link, and does not wait for
+/// the other end of a FIFO.
+pub(super) fn open_or_create(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).custom_flags(flags);
+    let file = options.open(path).map_err(|error| match path.is_symlink() {
+        true => io::Error::other("it is a symbolic link"),
+        false => error,
+    })?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is not a regular file")),
+    }
+}
+
+/// A number of bytes for users.
+pub(super) fn readable_size(bytes: u64) -> String {
+    match bytes as f64 / f64::from(1 << 20) {
+        mib if mib < 1024.0 => format!("{mib:.2} MiB"),
+        mib => format!("{:.2} GiB", mib / 1024.0),
+    }
+}
 
 /// The free space of the disk that `folder` is on, in bytes.
 ///

@@ -7,6 +7,8 @@ use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use parking_lot::Mutex;
 
+use crate::engine::printable;
+
 /// Names and shapes of tensors.
 pub type Keys = BTreeMap<String, Vec<usize>>;
 
@@ -30,27 +32,39 @@ pub fn keys<T>(build: impl FnOnce(VarBuilder) -> Result<T>) -> Result<Keys> {
 /// If tensors are missing, unexpected, or have another shape; the error lists all of them, up to a limit.
 pub fn check(needed: &Keys, found: &Keys) -> Result<()> {
     let missing = needed.iter().filter(|(name, _)| !found.contains_key(*name));
-    let missing = missing.map(|(name, shape)| format!("{name} {shape:?} is missing"));
+    let missing = missing.map(|(name, shape)| format!("{} is missing", shown(name, shape)));
     let extra = found.iter().filter(|(name, _)| !needed.contains_key(*name));
-    let extra = extra.map(|(name, shape)| format!("{name} {shape:?} is unexpected"));
+    let extra = extra.map(|(name, shape)| format!("{} is unexpected", shown(name, shape)));
     let misshapen = needed.iter().filter_map(|(name, shape)| {
         let found = found.get(name).filter(|found| *found != shape)?;
-        Some(format!("{name} has shape {found:?}, expected {shape:?}"))
+        Some(format!("{name} has shape {}, expected {shape:?}", shown_shape(found)))
     });
-    let mismatches: Vec<_> = missing.chain(misshapen).chain(extra).collect();
-    if mismatches.is_empty() {
+    let mut mismatches = missing.chain(misshapen).chain(extra);
+    let listed: Vec<_> = mismatches.by_ref().take(LISTED).collect();
+    if listed.is_empty() {
         return Ok(());
     }
-    let listed = mismatches.iter().take(LISTED).cloned().collect::<Vec<_>>().join("; ");
-    let more = match mismatches.len().saturating_sub(LISTED) {
+    let more = mismatches.count();
+    let (count, listed) = (listed.len() + more, listed.join("; "));
+    let more = match more {
         0 => String::new(),
         more => format!("; and {more} more"),
     };
     candle_core::bail!(
-        "the tensors do not match those of the network ({} mismatches, {} tensors): {listed}{more}",
-        mismatches.len(),
+        "the tensors do not match those of the network ({count} mismatches, {} tensors): {listed}{more}",
         needed.len()
     )
+}
+
+fn shown(name: &str, shape: &[usize]) -> String {
+    format!("{} {}", printable(name), shown_shape(shape))
+}
+
+fn shown_shape(shape: &[usize]) -> String {
+    match shape.len() {
+        ..=8 => format!("{shape:?}"),
+        rank => format!("of rank {rank}"),
+    }
 }
 
 /// A `VarBuilder` backend that records what is requested.

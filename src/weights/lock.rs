@@ -3,7 +3,6 @@
 
 use std::{
     fs::{File, TryLockError},
-    io,
     path::Path,
     thread,
     time::Duration,
@@ -13,14 +12,14 @@ use crate::engine::{Cancel, Error};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Opens the lock file, and creates it if it does not exist.
-pub(super) fn create(path: &Path) -> io::Result<File> {
-    File::options().write(true).create(true).truncate(false).open(path)
-}
-
 /// Waits for an exclusive lock, which is released when the handle is dropped. The lock is compatible with Python's
-/// `filelock`, which `huggingface_hub` uses.
-pub(super) fn acquire(file: &File, path: &Path, cancel: &Cancel) -> Result<(), Error> {
+/// `filelock`, which `huggingface_hub` uses. `advice` says what to do if the file system has no locks.
+pub(super) fn acquire(
+    file: &File,
+    path: &Path,
+    cancel: &Cancel,
+    advice: &str,
+) -> Result<(), Error> {
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(()),
@@ -29,7 +28,7 @@ pub(super) fn acquire(file: &File, path: &Path, cancel: &Cancel) -> Result<(), E
                 return Err(Error::Weights {
                     tried: format!("locking {}", path.display()),
                     why: error.to_string(),
-                    instead: "set HF_HOME to a folder on a file system that supports locks".into(),
+                    instead: advice.into(),
                 });
             }
         }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Weights: downloads and caches the files of a model, and maps them into memory.
 //!
-//! [`locate`] finds the files of a model and downloads missing ones; [`Checkpoint::open`] maps one file and checks
-//! that it contains the tensors of a network. A file gets its final name only after its contents are verified.
+//! [`Source::locate`] finds the files of a model and downloads missing ones; [`Checkpoint::open`] maps one file and
+//! checks that it contains the tensors of a network. A file gets its final name only after its contents are verified.
 
+mod archive;
 mod checkpoint;
 mod disk;
-mod error;
-mod folder;
 mod hub;
 pub mod keys;
 mod locate;
@@ -21,9 +20,19 @@ pub mod synth;
 mod torch;
 
 pub use checkpoint::Checkpoint;
+#[doc(hidden)]
 pub use disk::free_space;
-pub use folder::{Config, synthesize};
 pub use hub::Hub;
-pub use locate::{Files, Source, locate, sizes};
+pub use locate::Source;
 pub use progress::Progress;
 pub use published::Version;
+pub(crate) use store::write;
+
+/// The message of a candle error without its backtrace and path. The path is part of what was tried.
+pub(crate) fn reason(error: &candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. }
+        | candle_core::Error::WithPath { inner, .. } => reason(inner),
+        error => error.to_string(),
+    }
+}

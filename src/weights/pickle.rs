@@ -2,21 +2,32 @@
 //! A restricted unpickler for the state dict in a PyTorch file.
 //!
 //! A pickle is a program that may call any Python function. This unpickler knows only the functions that describe
-//! tensors, and interprets them as data; any other name is an error. It supports the opcodes of protocol 2 (Python's
-//! `pickletools` documents them) that PyTorch writes.
+//! tensors, and interprets them as data. It calls nothing: what other functions would return is an opaque
+//! [`Value::Object`], which may be beside the state dict but not in it. It supports the opcodes of protocol 2 (Python's
+//! `pickletools` documents them) that Python writes.
 
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Error, Result};
 
+use crate::engine::printable;
+
 /// Maximum rank of a tensor.
 const MAX_RANK: usize = 8;
 
+/// Maximum size in bytes of everything that a pickle creates.
+const MAX_MEMORY: usize = 64 << 20;
+
+/// Upper bound of the bytes that an opcode allocates, but for tensors: a value and its place on the stack, or an entry
+/// of the memo, in collections that are at most two thirds empty while they grow.
+const OPCODE_MEMORY: usize = 112;
+const _: () = assert!(3 * (size_of::<Value>() + size_of::<Id>()) <= OPCODE_MEMORY);
+
 /// A strided view of a storage: a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TensorView {
+pub(super) struct TensorView<'a> {
     /// The name of the storage.
-    pub(super) storage: String,
+    pub(super) storage: &'a str,
     pub(super) dtype: DType,
     /// Offset of the first element, in elements.
     pub(super) offset: usize,
@@ -27,11 +38,14 @@ pub(super) struct TensorView {
 
 /// Reads a state dict: the tensors by name. The pickle is the state dict, or a dictionary with it under the key
 /// `state_dict`.
-pub(super) fn state_dict(pickle: &[u8]) -> Result<BTreeMap<String, TensorView>> {
+pub(super) fn state_dict(pickle: &[u8]) -> Result<BTreeMap<&str, TensorView<'_>>> {
     let mut unpickler = Unpickler { input: pickle, ..Unpickler::default() };
     let root = unpickler.run()?;
     let Value::Dict(root) = unpickler.value(root) else {
-        candle_core::bail!("the pickle contains no state dict");
+        candle_core::bail!(
+            "the pickle contains {}, not a state dict",
+            unpickler.value(root).kind()
+        );
     };
     let wrapped = root.iter().rev().find_map(|&(key, value)| {
         match (unpickler.value(key), unpickler.value(value)) {
@@ -39,76 +53,82 @@ pub(super) fn state_dict(pickle: &[u8]) -> Result<BTreeMap<String, TensorView>> 
             _ => None,
         }
     });
-    let entries = wrapped.unwrap_or(root).iter();
-    let tensor = |&(key, value): &(Id, Id)| match (unpickler.value(key), unpickler.value(value)) {
-        (Value::Text(name), Value::Tensor(view)) => Ok(((*name).to_owned(), view.clone())),
-        (Value::Text(name), _) => candle_core::bail!("{name} is not a tensor"),
-        (key, _) => candle_core::bail!("a tensor name is {}, not a string", key.kind()),
-    };
-    entries.map(tensor).collect()
+    let entries = wrapped.unwrap_or(root);
+    let tensors = entries.iter().map(|&(key, value)| {
+        match (unpickler.value(key), unpickler.value(value)) {
+            (&Value::Text(name), Value::Tensor(view)) => Ok((name, (**view).clone())),
+            (Value::Text(name), other) => {
+                candle_core::bail!("{} is {}, not a tensor", printable(name), other.kind())
+            }
+            (key, _) => candle_core::bail!("a tensor name is {}, not a string", key.kind()),
+        }
+    });
+    check_memory(unpickler.memory + entries.len() * TENSOR_MEMORY)?;
+    tensors.collect()
 }
 
-/// The Python names that a pickle may refer to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildParameter,
-    Storage(DType),
-}
+/// Upper bound of the size of a [`TensorView`] with its shape and strides.
+const TENSOR_MEMORY: usize = size_of::<TensorView>() + 2 * MAX_RANK * size_of::<usize>();
 
-impl Global {
-    fn parse(module: &str, name: &str) -> Result<Self> {
-        Ok(match (module, name) {
-            ("collections", "OrderedDict") => Self::OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
-            ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
-            ("torch", "HalfStorage") => Self::Storage(DType::F16),
-            ("torch", "BFloat16Storage") => Self::Storage(DType::BF16),
-            ("torch", "FloatStorage") => Self::Storage(DType::F32),
-            ("torch", "DoubleStorage") => Self::Storage(DType::F64),
-            ("torch", "LongStorage") => Self::Storage(DType::I64),
-            ("torch", "IntStorage") => Self::Storage(DType::I32),
-            ("torch", "ShortStorage") => Self::Storage(DType::I16),
-            // All have one byte per element. They are never weights, so the type does not matter.
-            ("torch", "ByteStorage" | "CharStorage" | "BoolStorage") => Self::Storage(DType::U8),
-            _ => candle_core::bail!(
-                "the pickle refers to {module}.{name}, which is not allowed; no code was executed"
-            ),
-        })
+fn check_memory(bytes: usize) -> Result<()> {
+    if bytes > MAX_MEMORY {
+        candle_core::bail!("the pickle describes more than {} MiB of objects", MAX_MEMORY >> 20);
     }
+    Ok(())
+}
+
+/// The element type of a storage, from the Python name of its class.
+fn storage_dtype(class: &str) -> Option<DType> {
+    Some(match class.strip_prefix("torch\n")? {
+        "HalfStorage" => DType::F16,
+        "BFloat16Storage" => DType::BF16,
+        "FloatStorage" => DType::F32,
+        "DoubleStorage" => DType::F64,
+        "LongStorage" => DType::I64,
+        "IntStorage" => DType::I32,
+        "ShortStorage" => DType::I16,
+        // All have one byte per element. They are never weights, so the type does not matter.
+        "ByteStorage" | "CharStorage" | "BoolStorage" => DType::U8,
+        _ => return None,
+    })
 }
 
 /// Index into [`Unpickler::values`]. Values refer to each other by index, so that cycles are harmless and dropping them
 /// does not recurse.
-type Id = usize;
+type Id = u32;
 
 enum Value<'a> {
-    /// None, a bool or a float: parsed and ignored.
-    Other,
+    /// A value that is parsed and ignored, described for error messages.
+    Other(&'static str),
     Int(i64),
     Text(&'a str),
-    Tuple(Vec<Id>),
-    List(Vec<Id>),
+    Tuple(Box<[Id]>),
+    /// A list, without its items.
+    List,
     Dict(Vec<(Id, Id)>),
-    Global(Global),
+    /// A Python function or class: its module and its name, separated by a line feed.
+    Global(&'a str),
+    /// What a function or class that is not known would have made.
+    Object(&'a str),
     Storage(&'a str, DType),
-    Tensor(TensorView),
+    Tensor(Box<TensorView<'a>>),
 }
 
 impl Value<'_> {
     /// The type, for error messages.
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> String {
+        let python = |name: &str| printable(&name.replacen('\n', ".", 1));
         match self {
-            Self::Other => "None, a bool or a float",
-            Self::Int(_) => "an integer",
-            Self::Text(_) => "a string",
-            Self::Tuple(_) => "a tuple",
-            Self::List(_) => "a list",
-            Self::Dict(_) => "a dictionary",
-            Self::Global(_) => "a function or type",
-            Self::Storage(..) => "a storage",
-            Self::Tensor(_) => "a tensor",
+            Self::Other(kind) => (*kind).into(),
+            Self::Int(number) => format!("the integer {number}"),
+            Self::Text(_) => "a string".into(),
+            Self::Tuple(_) => "a tuple".into(),
+            Self::List => "a list".into(),
+            Self::Dict(_) => "a dictionary".into(),
+            Self::Global(name) => format!("{}, which was not called", python(name)),
+            Self::Object(name) => format!("an object of {}, which was not called", python(name)),
+            Self::Storage(..) => "a storage".into(),
+            Self::Tensor(_) => "a tensor".into(),
         }
     }
 }
@@ -122,14 +142,17 @@ struct Unpickler<'a> {
     values: Vec<Value<'a>>,
     stack: Vec<Id>,
     /// Stack heights at the open MARKs.
-    marks: Vec<usize>,
+    marks: Vec<Id>,
     memo: HashMap<u32, Id>,
+    /// Upper bound of the bytes in the fields above.
+    memory: usize,
 }
 
 impl<'a> Unpickler<'a> {
     /// Runs the pickle to its STOP opcode and returns the top of the stack.
     fn run(&mut self) -> Result<Id> {
         loop {
+            self.allocate(OPCODE_MEMORY)?;
             let [opcode] = self.array()?;
             match opcode {
                 b'.' => return self.pop(),
@@ -143,28 +166,30 @@ impl<'a> Unpickler<'a> {
                     }
                 }
                 b'}' => self.push(Value::Dict(Vec::new())),
-                b']' => self.push(Value::List(Vec::new())),
+                b']' => self.push(Value::List),
                 b')' | b'(' | b't' | 0x85..=0x87 => self.run_tuple(opcode)?,
-                // NONE, NEWTRUE, NEWFALSE, BINFLOAT, BININT, BININT1, BININT2, LONG1, BINUNICODE
-                b'N' | 0x88 | 0x89 | b'G' | b'J' | b'K' | b'M' | 0x8a | b'X' => {
+                // POP, POP_MARK, DUP
+                b'0' | b'1' | b'2' => self.run_stack(opcode)?,
+                // NONE, NEWTRUE, NEWFALSE, BINFLOAT, BININT, BININT1, BININT2, LONG1, LONG4, BINUNICODE
+                b'N' | 0x88 | 0x89 | b'G' | b'J' | b'K' | b'M' | 0x8a | 0x8b | b'X' => {
                     let value = self.read_scalar(opcode)?;
                     self.push(value);
                 }
                 // GLOBAL
                 b'c' => {
-                    let (module, name) = (self.line()?, self.line()?);
-                    self.push(Value::Global(Global::parse(module, name)?));
+                    let name = self.lines()?;
+                    self.push(Value::Global(name));
                 }
                 // BINPUT, LONG_BINPUT, BINGET, LONG_BINGET
                 b'q' | b'r' | b'h' | b'j' => self.run_memo(opcode)?,
                 // APPEND, APPENDS, SETITEM, SETITEMS
                 b'a' => {
-                    let item = self.pop()?;
-                    self.append(&[item])?;
+                    self.pop()?;
+                    self.append()?;
                 }
                 b'e' => {
-                    let items = self.pop_to_mark()?;
-                    self.append(&items)?;
+                    self.pop_to_mark()?;
+                    self.append()?;
                 }
                 b's' => {
                     let (value, key) = (self.pop()?, self.pop()?);
@@ -180,23 +205,32 @@ impl<'a> Unpickler<'a> {
                     let storage = self.storage(id)?;
                     self.push(storage);
                 }
-                // REDUCE
-                b'R' => {
+                // REDUCE, NEWOBJ
+                b'R' | 0x81 => {
                     let (arguments, function) = (self.pop()?, self.pop()?);
-                    let result = self.reduce(function, arguments)?;
+                    let result = self.call(function, arguments)?;
                     self.push(result);
                 }
-                b'b' => self.run_build()?,
+                // BUILD: sets attributes. A state dict has some, such as the versions of modules; they are ignored.
+                b'b' => {
+                    self.pop()?;
+                    self.top()?;
+                }
                 other => candle_core::bail!("the pickle has the unsupported opcode {other:#04x}"),
             }
         }
+    }
+
+    fn allocate(&mut self, bytes: usize) -> Result<()> {
+        self.memory += bytes;
+        check_memory(self.memory)
     }
 
     /// EMPTY_TUPLE, MARK, TUPLE, TUPLE1, TUPLE2, TUPLE3.
     fn run_tuple(&mut self, opcode: u8) -> Result<()> {
         let items = match opcode {
             b'(' => {
-                self.marks.push(self.stack.len());
+                self.marks.push(self.stack.len() as Id);
                 return Ok(());
             }
             b't' => self.pop_to_mark()?,
@@ -206,7 +240,27 @@ impl<'a> Unpickler<'a> {
             },
             _ => Vec::new(),
         };
-        self.push(Value::Tuple(items));
+        self.push(Value::Tuple(items.into()));
+        Ok(())
+    }
+
+    /// POP, POP_MARK, DUP. They are in pickles of recursive objects.
+    fn run_stack(&mut self, opcode: u8) -> Result<()> {
+        match opcode {
+            b'0' if self.marks.last() == Some(&(self.stack.len() as Id)) => {
+                self.marks.pop();
+            }
+            b'0' => {
+                self.pop()?;
+            }
+            b'1' => {
+                self.pop_to_mark()?;
+            }
+            _ => {
+                let top = self.top()?;
+                self.stack.push(top);
+            }
+        }
         Ok(())
     }
 
@@ -215,20 +269,25 @@ impl<'a> Unpickler<'a> {
         Ok(match opcode {
             b'G' => {
                 self.take(8)?;
-                Value::Other
+                Value::Other("a float")
             }
             b'J' => Value::Int(i32::from_le_bytes(self.array()?).into()),
             b'K' => Value::Int(u8::from_le_bytes(self.array()?).into()),
             b'M' => Value::Int(u16::from_le_bytes(self.array()?).into()),
             0x8a => {
                 let [length] = self.array()?;
-                Value::Int(long(self.take(length.into())?)?)
+                long(self.take(length.into())?)
+            }
+            0x8b => {
+                let length = u32::from_le_bytes(self.array()?);
+                long(self.take(length as usize)?)
             }
             b'X' => {
                 let length = u32::from_le_bytes(self.array()?);
                 Value::Text(utf8(self.take(length as usize)?)?)
             }
-            _ => Value::Other,
+            b'N' => Value::Other("None"),
+            _ => Value::Other("a bool"),
         })
     }
 
@@ -239,28 +298,26 @@ impl<'a> Unpickler<'a> {
             _ => u32::from_le_bytes(self.array()?),
         };
         match opcode {
-            b'q' | b'r' => self.put(key),
-            _ => self.get(key),
+            b'q' | b'r' => {
+                let top = self.top()?;
+                self.memo.insert(key, top);
+            }
+            _ => {
+                let Some(&id) = self.memo.get(&key) else {
+                    candle_core::bail!("the memo of the pickle has no entry {key}");
+                };
+                self.stack.push(id);
+            }
         }
-    }
-
-    /// BUILD: sets attributes. A state dict has some, such as the versions of modules; they are ignored.
-    fn run_build(&mut self) -> Result<()> {
-        self.pop()?;
-        match self.stack.last().map(|&id| self.value(id)) {
-            Some(Value::Dict(_)) => Ok(()),
-            _ => candle_core::bail!(
-                "the pickle sets attributes of something other than a dictionary"
-            ),
-        }
+        Ok(())
     }
 
     fn value(&self, id: Id) -> &Value<'a> {
-        &self.values[id]
+        &self.values[id as usize]
     }
 
     fn push(&mut self, value: Value<'a>) {
-        self.stack.push(self.values.len());
+        self.stack.push(self.values.len() as Id);
         self.values.push(value);
     }
 
@@ -268,46 +325,35 @@ impl<'a> Unpickler<'a> {
         self.stack.pop().map_or_else(stack_underflow, Ok)
     }
 
+    fn top(&self) -> Result<Id> {
+        self.stack.last().copied().map_or_else(stack_underflow, Ok)
+    }
+
     /// Pops everything above the last MARK.
     fn pop_to_mark(&mut self) -> Result<Vec<Id>> {
-        match self.marks.pop() {
+        match self.marks.pop().map(|mark| mark as usize) {
             Some(mark) if mark <= self.stack.len() => Ok(self.stack.split_off(mark)),
             _ => stack_underflow(),
         }
     }
 
-    fn put(&mut self, key: u32) -> Result<()> {
-        let Some(&id) = self.stack.last() else { return stack_underflow() };
-        self.memo.insert(key, id);
-        Ok(())
-    }
-
-    fn get(&mut self, key: u32) -> Result<()> {
-        let Some(&id) = self.memo.get(&key) else {
-            candle_core::bail!("the memo of the pickle has no entry {key}");
-        };
-        self.stack.push(id);
-        Ok(())
-    }
-
-    /// Appends to the list on the top of the stack.
-    fn append(&mut self, items: &[Id]) -> Result<()> {
-        let Some(&id) = self.stack.last() else { return stack_underflow() };
-        match &mut self.values[id] {
-            Value::List(list) => list.extend(items),
+    /// Appends to the list on the top of the stack. The items are ignored.
+    fn append(&self) -> Result<()> {
+        match self.value(self.top()?) {
+            Value::List | Value::Object(_) => Ok(()),
             other => candle_core::bail!("the pickle appends to {}", other.kind()),
         }
-        Ok(())
     }
 
     /// Sets the items of the dictionary on the top of the stack; `items` alternates keys and values.
     fn set_items(&mut self, items: &[Id]) -> Result<()> {
-        let Some(&id) = self.stack.last() else { return stack_underflow() };
+        let id = self.top()?;
         let (pairs, rest) = items.as_chunks::<2>();
-        match &mut self.values[id] {
+        match &mut self.values[id as usize] {
             Value::Dict(dict) if rest.is_empty() => {
                 dict.extend(pairs.iter().map(|&[key, value]| (key, value)));
             }
+            Value::Object(_) => (),
             other => {
                 candle_core::bail!("the pickle sets {} items of {}", items.len(), other.kind())
             }
@@ -320,46 +366,48 @@ impl<'a> Unpickler<'a> {
         let Value::Tuple(items) = self.value(id) else {
             candle_core::bail!("a persistent id is {}, not a tuple", self.value(id).kind());
         };
-        let items: Vec<_> = items.iter().map(|&id| self.value(id)).collect();
+        let items: Vec<_> = items.iter().take(3).map(|&id| self.value(id)).collect();
         match items.as_slice() {
-            [
-                Value::Text("storage"),
-                Value::Global(Global::Storage(dtype)),
-                Value::Text(name),
-                ..,
-            ] => Ok(Value::Storage(name, *dtype)),
+            &[&Value::Text("storage"), &Value::Global(class), &Value::Text(name)] => {
+                Ok(match storage_dtype(class) {
+                    Some(dtype) => Value::Storage(name, dtype),
+                    None => Value::Object(class),
+                })
+            }
             _ => candle_core::bail!("the pickle has an unsupported storage descriptor"),
         }
     }
 
     /// The result of a call, for the known functions.
-    fn reduce(&self, function: Id, arguments: Id) -> Result<Value<'a>> {
-        let (Value::Global(function), Value::Tuple(arguments)) =
-            (self.value(function), self.value(arguments))
+    fn call(&mut self, function: Id, arguments: Id) -> Result<Value<'a>> {
+        let (function, arguments) = (self.value(function), self.value(arguments));
+        let (&(Value::Global(name) | Value::Object(name)), Value::Tuple(arguments)) =
+            (function, arguments)
         else {
-            candle_core::bail!("the pickle calls {}", self.value(function).kind());
+            candle_core::bail!("the pickle calls {}", function.kind());
         };
-        let arguments: Vec<_> = arguments.iter().map(|&id| self.value(id)).collect();
-        match (function, arguments.as_slice()) {
-            (Global::OrderedDict, []) => Ok(Value::Dict(Vec::new())),
-            (Global::RebuildParameter, [Value::Tensor(view), ..]) => {
-                Ok(Value::Tensor(view.clone()))
-            }
-            (Global::RebuildTensor, [Value::Storage(name, dtype), offset, shape, strides, ..]) => {
+        // More are not used.
+        let arguments: Vec<_> = arguments.iter().take(4).map(|&id| self.value(id)).collect();
+        let view = match (name, arguments.as_slice()) {
+            ("collections\nOrderedDict", []) => return Ok(Value::Dict(Vec::new())),
+            (
+                "torch._utils\n_rebuild_parameter" | "torch._utils\n_rebuild_parameter_with_state",
+                [Value::Tensor(view), ..],
+            ) => (**view).clone(),
+            (
+                "torch._utils\n_rebuild_tensor_v2",
+                &[&Value::Storage(storage, dtype), offset, shape, strides],
+            ) => {
                 let (shape, strides) = (self.sizes(shape)?, self.sizes(strides)?);
                 if shape.len() != strides.len() {
                     candle_core::bail!("a tensor of shape {shape:?} has strides {strides:?}");
                 }
-                let (storage, offset) = ((*name).to_owned(), size(offset)?);
-                Ok(Value::Tensor(TensorView { storage, dtype: *dtype, offset, shape, strides }))
+                TensorView { storage, dtype, offset: size(offset)?, shape, strides }
             }
-            (function, arguments) => {
-                candle_core::bail!(
-                    "the pickle calls {function:?} with {} unsupported arguments",
-                    arguments.len()
-                )
-            }
-        }
+            _ => return Ok(Value::Object(name)),
+        };
+        self.allocate(TENSOR_MEMORY)?;
+        Ok(Value::Tensor(Box::new(view)))
     }
 
     /// A tuple of sizes: a shape or strides.
@@ -368,6 +416,10 @@ impl<'a> Unpickler<'a> {
             Value::Tuple(items) if items.len() <= MAX_RANK => {
                 items.iter().map(|&id| size(self.value(id))).collect()
             }
+            Value::Tuple(items) => candle_core::bail!(
+                "a tensor has rank {}; at most {MAX_RANK} is supported",
+                items.len()
+            ),
             other => candle_core::bail!("a tensor has {} as its shape", other.kind()),
         }
     }
@@ -388,11 +440,13 @@ impl<'a> Unpickler<'a> {
         Ok(array)
     }
 
-    fn line(&mut self) -> Result<&'a str> {
-        let end = self.input.iter().position(|&byte| byte == b'\n').unwrap_or(self.input.len());
-        let line = utf8(self.take(end)?)?;
+    /// Two lines, without the last line feed.
+    fn lines(&mut self) -> Result<&'a str> {
+        let mut ends = self.input.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+        let end = ends.nth(1).map_or(self.input.len(), |(end, _)| end);
+        let lines = utf8(self.take(end)?)?;
         self.take(1)?;
-        Ok(line)
+        Ok(lines)
     }
 }
 
@@ -402,7 +456,8 @@ fn stack_underflow<T>() -> Result<T> {
 
 fn size(value: &Value) -> Result<usize> {
     match value {
-        Value::Int(number) if *number >= 0 => Ok(*number as usize),
+        Value::Int(number @ ..0) => candle_core::bail!("a tensor has the negative size {number}"),
+        Value::Int(number) => Ok(*number as usize),
         other => candle_core::bail!("a tensor has {} as a size", other.kind()),
     }
 }
@@ -411,18 +466,15 @@ fn utf8(bytes: &[u8]) -> Result<&str> {
     std::str::from_utf8(bytes).map_err(Error::wrap)
 }
 
-/// A signed little-endian integer of up to eight bytes.
-fn long(bytes: &[u8]) -> Result<i64> {
+/// A signed little-endian integer. Those of more than eight bytes are never sizes.
+fn long<'a>(bytes: &[u8]) -> Value<'a> {
     let mut wide = [match bytes.last() {
         Some(last) if last & 0x80 != 0 => 0xff,
         _ => 0,
     }; 8];
     match wide.get_mut(..bytes.len()) {
         Some(low) => low.copy_from_slice(bytes),
-        None => candle_core::bail!(
-            "the pickle has an integer of {} bytes; at most 8 are supported",
-            bytes.len()
-        ),
+        None => return Value::Other("an integer of more than 8 bytes"),
     }
-    Ok(i64::from_le_bytes(wide))
+    Value::Int(i64::from_le_bytes(wide))
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
+    fs,
     io::{BufWriter, Write},
     path::Path,
 };
@@ -11,14 +11,17 @@ use std::{
 use candle_core::{DType, Error, Result, Tensor};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
 
-use super::{disk::with_suffix, keys::Keys};
+use super::{
+    disk::{create_new, with_suffix},
+    keys::Keys,
+};
 
 /// Writes the tensors of `keys` in `dtype`. `tensor` returns each one, given its name and shape; it is dropped once
 /// it is written. `metadata` goes to the header. The file is written under a temporary name, synced, and renamed.
 ///
 /// # Errors
 /// If the file cannot be written, `tensor` fails, or a tensor has another shape or dtype.
-pub(super) fn write(
+pub(crate) fn write(
     path: &Path,
     keys: &Keys,
     dtype: DType,
@@ -26,7 +29,7 @@ pub(super) fn write(
     mut tensor: impl FnMut(&str, &[usize]) -> Result<Tensor>,
 ) -> Result<()> {
     let incomplete = with_suffix(path, ".incomplete");
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(&incomplete)?);
+    let mut file = BufWriter::with_capacity(1 << 20, create_new(&incomplete)?);
     let header = header(keys, dtype, metadata)?;
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;

@@ -3,23 +3,21 @@
 //!
 //! Files are not trusted: all offsets and sizes are checked against the file before memory is allocated.
 
-use std::{collections::BTreeMap, fs::File, io::BufReader, ops::Range, path::Path};
+use std::{collections::BTreeMap, fs::File, ops::Range, path::Path};
 
-use candle_core::{DType, Error, Result};
+use candle_core::{DType, Device, Error, Result, Tensor, WithDType};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use rayon::prelude::*;
-use zip::{CompressionMethod, ZipArchive};
 
 use super::{
-    disk::map_file,
-    error::reason,
+    archive::Archive,
+    disk::{MAX_HEADER, map_file},
     keys::Keys,
     pickle::{self, TensorView},
+    reason,
 };
-
-/// Maximum size of the pickle in bytes. That of the denoiser, with 2180 tensors, has half a megabyte.
-const MAX_PICKLE: u64 = 8 << 20;
+use crate::engine::printable;
 
 /// A memory-mapped PyTorch file.
 pub(super) struct TorchFile {
@@ -29,103 +27,77 @@ pub(super) struct TorchFile {
 
 /// A tensor in the file.
 struct StoredTensor {
+    dtype: DType,
     /// Offset of the first element in the file, in bytes.
     start: usize,
-    view: TensorView,
+    shape: Vec<usize>,
+    /// Stride of each dimension, in elements.
+    strides: Vec<usize>,
 }
 
 impl TorchFile {
     /// Maps a file and reads its state dict.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path)?;
-        let bytes = map_file(&file)?;
-        let mut zip = ZipArchive::new(BufReader::new(file))?;
-        let pickles: Vec<_> = zip
-            .file_names()
-            .filter_map(|name| name.ok()?.strip_suffix("/data.pkl").map(str::to_owned))
-            .collect();
-        let [folder] = pickles.as_slice() else {
-            candle_core::bail!(
-                "the archive has {} entries named data.pkl, expected 1",
-                pickles.len()
-            );
-        };
-        let pickle = entry(&mut zip, &format!("{folder}/data.pkl"), &bytes)?;
-        if pickle.len() as u64 > MAX_PICKLE {
-            candle_core::bail!("the pickle has {} bytes; the limit is {MAX_PICKLE}", pickle.len());
-        }
-        if zip.index_for_name(&format!("{folder}/byteorder")).is_some() {
-            let order = entry(&mut zip, &format!("{folder}/byteorder"), &bytes)?;
-            if &bytes[order] != b"little" {
-                candle_core::bail!("the tensors are not little-endian");
-            }
-        }
-        let mut tensors = BTreeMap::new();
-        for (name, view) in pickle::state_dict(&bytes[pickle])? {
-            let storage = entry(&mut zip, &format!("{folder}/data/{}", view.storage), &bytes)?;
-            let tensor = StoredTensor::new(view, storage.start, storage.len());
-            tensors.insert(name.clone(), tensor.map_err(|error| with_name(&name, &error))?);
-        }
+        let bytes = map_file(&File::open(path)?)?;
+        let tensors = read_tensors(&bytes)?;
         Ok(Self { bytes, tensors })
     }
 
     /// Names and shapes of the tensors.
     pub(super) fn keys(&self) -> Keys {
-        let key =
-            |(name, tensor): (&String, &StoredTensor)| (name.clone(), tensor.view.shape.clone());
+        let key = |(name, tensor): (&String, &StoredTensor)| (name.clone(), tensor.shape.clone());
         self.tensors.iter().map(key).collect()
     }
 
-    /// Reads a tensor as f16, in row-major order.
-    pub(super) fn read(&self, name: &str) -> Result<Vec<f16>> {
+    /// Reads a tensor as f16 or f32, in row-major order.
+    pub(super) fn read(&self, name: &str, dtype: DType) -> Result<Tensor> {
         let Some(tensor) = self.tensors.get(name) else {
-            candle_core::bail!("{name} is missing");
+            candle_core::bail!("{} is missing", printable(name));
         };
-        let values = match tensor.view.dtype {
-            DType::F16 => tensor.read(&self.bytes, f16::from_le_bytes),
-            DType::BF16 => {
-                tensor.read(&self.bytes, |bytes| f16::from_f32(bf16::from_le_bytes(bytes).to_f32()))
+        let read = match dtype {
+            DType::F16 => {
+                tensor.read(&self.bytes, |value| Some(f16::from_f32(value)).filter(|v| v.is_finite()))
             }
-            DType::F32 => {
-                tensor.read(&self.bytes, |bytes| f16::from_f32(f32::from_le_bytes(bytes)))
-            }
-            DType::F64 => {
-                tensor.read(&self.bytes, |bytes| f16::from_f64(f64::from_le_bytes(bytes)))
-            }
-            other => candle_core::bail!("{name} has dtype {other:?}, expected a float"),
+            DType::F32 => tensor.read(&self.bytes, |value| Some(value).filter(|v| v.is_finite())),
+            other => candle_core::bail!("PyTorch files are not converted to {other:?}"),
         };
-        values.map_err(|error| with_name(name, &error))
+        read.map_err(|error| with_name(name, &error))
     }
+}
+
+/// Reads the state dict and locates its tensors in the file.
+fn read_tensors(bytes: &[u8]) -> Result<BTreeMap<String, StoredTensor>> {
+    let archive = Archive::open(bytes)?;
+    let mut pickles = archive.names().filter_map(|name| name.strip_suffix(b"/data.pkl"));
+    let (Some(folder), None) = (pickles.next(), pickles.next()) else {
+        candle_core::bail!("the archive does not have exactly one entry named data.pkl");
+    };
+    let find = |name: &str| archive.entry(&[folder, b"/", name.as_bytes()].concat());
+    let pickle = find("data.pkl")?;
+    if pickle.len() as u64 > MAX_HEADER {
+        candle_core::bail!("the pickle has {} bytes; the limit is {MAX_HEADER}", pickle.len());
+    }
+    if archive.names().any(|name| name.strip_prefix(folder) == Some(b"/byteorder"))
+        && &bytes[find("byteorder")?] != b"little"
+    {
+        candle_core::bail!("the tensors are not little-endian");
+    }
+    let tensors = pickle::state_dict(&bytes[pickle])?;
+    let located = tensors.into_iter().map(|(name, view)| {
+        let storage = find(&format!("data/{}", view.storage))?;
+        let tensor = StoredTensor::new(view, &storage);
+        Ok((name.to_owned(), tensor.map_err(|error| with_name(name, &error))?))
+    });
+    located.collect()
 }
 
 fn with_name(name: &str, error: &Error) -> Error {
-    Error::msg(format!("{name}: {}", reason(error)))
-}
-
-/// The byte range of an entry. The entry must be stored without compression, so that an archive cannot expand to more
-/// than its size.
-fn entry(zip: &mut ZipArchive<BufReader<File>>, name: &str, bytes: &[u8]) -> Result<Range<usize>> {
-    let Some(index) = zip.index_for_name(name) else {
-        candle_core::bail!("the archive has no entry {name}");
-    };
-    let entry = zip.by_index_raw(index)?;
-    if entry.compression() != CompressionMethod::Stored || entry.encrypted() {
-        candle_core::bail!("the entry {name} is compressed or encrypted, which PyTorch never does");
-    }
-    let (start, size) = (entry.data_start().unwrap_or(u64::MAX), entry.size());
-    let end = start.checked_add(size).filter(|&end| end <= bytes.len() as u64);
-    match end {
-        Some(end) if entry.compressed_size() == size => Ok(start as usize..end as usize),
-        _ => candle_core::bail!(
-            "the entry {name} has {size} bytes at offset {start}, but the file has {} bytes",
-            bytes.len()
-        ),
-    }
+    Error::msg(format!("{}: {}", printable(name), reason(error)))
 }
 
 impl StoredTensor {
-    /// Checks that the view lies within its storage of `length` bytes at `start`.
-    fn new(view: TensorView, start: usize, length: usize) -> Result<Self> {
+    /// Checks that the view lies within its storage, a range of the file.
+    fn new(view: TensorView, storage: &Range<usize>) -> Result<Self> {
         let size = view.dtype.size_in_bytes();
         let count = view.shape.iter().try_fold(1_usize, |n, &side| n.checked_mul(side));
         let last =
@@ -137,22 +109,43 @@ impl StoredTensor {
             Some(_) => last.and_then(|last| last.checked_add(1)?.checked_mul(size)),
             None => None,
         };
-        if end.is_none_or(|end| end > length) {
-            candle_core::bail!("{view:?} exceeds its storage of {length} bytes");
+        if end.is_none_or(|end| end > storage.len()) {
+            let TensorView { dtype, offset, shape, strides, .. } = view;
+            candle_core::bail!(
+                "{dtype:?} {shape:?} with strides {strides:?} at {offset} exceeds its storage of {} bytes",
+                storage.len()
+            );
         }
+        let TensorView { dtype, offset, shape, strides, .. } = view;
         // Beyond the file only if the tensor is empty.
-        let start = start.saturating_add(view.offset.saturating_mul(size));
-        Ok(Self { start, view })
+        let start = storage.start.saturating_add(offset.saturating_mul(size));
+        Ok(Self { dtype, start, shape, strides })
     }
 
-    /// Reads all elements as f16. A value that is not finite in f16 is an error: it cannot be a weight.
-    fn read<const SIZE: usize>(
+    /// Reads all elements. `round` converts to the type of the result, unless the value is not finite there.
+    fn read<T: WithDType>(
         &self,
         bytes: &[u8],
-        convert: impl Fn([u8; SIZE]) -> f16 + Sync,
-    ) -> Result<Vec<f16>> {
-        let TensorView { shape, strides, .. } = &self.view;
-        let mut values = vec![f16::ZERO; shape.iter().product()];
+        round: impl Fn(f32) -> Option<T> + Sync,
+    ) -> Result<Tensor> {
+        let values = match self.dtype {
+            DType::F16 => self.decode(bytes, |bytes| round(f16::from_le_bytes(bytes).to_f32())),
+            DType::BF16 => self.decode(bytes, |bytes| round(bf16::from_le_bytes(bytes).to_f32())),
+            DType::F32 => self.decode(bytes, |bytes| round(f32::from_le_bytes(bytes))),
+            DType::F64 => self.decode(bytes, |bytes| round(f64::from_le_bytes(bytes) as f32)),
+            other => candle_core::bail!("it has dtype {other:?}, expected a float"),
+        };
+        Tensor::from_vec(values?, self.shape.as_slice(), &Device::Cpu)
+    }
+
+    /// Decodes all elements. A value that is not finite is an error: it cannot be a weight.
+    fn decode<T: WithDType, const SIZE: usize>(
+        &self,
+        bytes: &[u8],
+        decode: impl Fn([u8; SIZE]) -> Option<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let Self { shape, strides, .. } = self;
+        let mut values = vec![T::zero(); shape.iter().product()];
         let row = shape.last().copied().unwrap_or(1).max(1);
         let stride = strides.last().copied().unwrap_or(1);
         values.par_chunks_mut(row).enumerate().try_for_each(|(index, row)| {
@@ -166,10 +159,10 @@ impl StoredTensor {
                 let start = self.start + (first + n * stride) * SIZE;
                 let mut element = [0; SIZE];
                 element.copy_from_slice(&bytes[start..start + SIZE]);
-                *value = convert(element);
-                if !value.is_finite() {
-                    candle_core::bail!("a value is not finite in f16");
-                }
+                let Some(decoded) = decode(element) else {
+                    candle_core::bail!("a value is not finite in {:?}", T::DTYPE);
+                };
+                *value = decoded;
             }
             Ok(())
         })?;

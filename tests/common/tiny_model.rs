@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 
 use gstvenhance::{
+    models::{self, Config},
     networks::{text, unet, vae},
-    weights::{self, Config},
 };
 
 use crate::common::{self, run};
@@ -42,7 +42,7 @@ impl TinyModel {
             vae: vae::Config { block_out_channels: vec![32, 32, 64, 64], layers_per_block: 1 },
             text: text::Config { width: 48, heads: 4, layers: 3 },
         };
-        weights::synthesize(&folder.path("model"), &config, candle_core::DType::F32).unwrap();
+        models::synthesize(&folder.path("model"), &config, candle_core::DType::F32).unwrap();
         folder
     }
 

@@ -12,7 +12,8 @@ use std::{
 
 use gstvenhance::{
     engine::{Cancel, Error},
-    weights::{Config, Files, Hub, Progress, Source, Version, free_space, locate},
+    models::{Config, Files, locate},
+    weights::{Hub, Progress, Source, Version, free_space},
 };
 
 use crate::{
@@ -68,8 +69,12 @@ impl Cache {
     }
 }
 
+fn from_hub(hub: Hub) -> Source {
+    Source { path: None, hub: Ok(hub) }
+}
+
 fn fetch(hub: Hub) -> Result<Files, Error> {
-    locate(&Source::Hub(hub), Version::V1, &Cancel::default(), &mut |_| ())
+    locate(&from_hub(hub), Version::V1, &Cancel::default(), &mut |_| ())
 }
 
 /// All three files are those of the hub.
@@ -95,7 +100,7 @@ fn files_are_downloaded_once_to_the_cache_of_huggingface_hub() {
     let answers = published.clone();
     let server = Server::start(move |request| answers.answer(request));
     let mut reports = Vec::new();
-    let source = Source::Hub(cache.hub(&server.endpoint()));
+    let source = from_hub(cache.hub(&server.endpoint()));
     let mut progress = |progress: Progress| reports.push(progress);
     let files = locate(&source, Version::V1, &Cancel::default(), &mut progress).unwrap();
     assert_complete(&files, &published);
@@ -515,7 +520,7 @@ fn a_cancelled_download_ends_within_a_second_and_resumes_later() {
     let (cache, published) = (Cache::new(), hub::Files::new());
     let server = stalling(&published);
     let cancel = Cancel::default();
-    let source = Source::Hub(cache.hub(&server.endpoint()));
+    let source = from_hub(cache.hub(&server.endpoint()));
     let mut cancelled = None;
     thread::scope(|scope| {
         let (cancel, source) = (&cancel, &source);

@@ -6,8 +6,9 @@ use std::{fs, path::Path};
 use candle_core::{DType, Device};
 use gstvenhance::{
     engine::{Cancel, Error},
+    models::{Config, Files, locate, synthesize},
     networks::{text::TextEncoder, unet::UNet, vae::Vae},
-    weights::{Checkpoint, Config, Files, Source, Version, keys::Keys, locate, synth, synthesize},
+    weights::{Checkpoint, Hub, Source, Version, keys::Keys, synth},
 };
 
 use crate::ADVICE;
@@ -26,8 +27,11 @@ fn tiny() -> Config {
     serde_json::from_str(text).unwrap()
 }
 
-fn in_folder(folder: &Path) -> Result<Files, Error> {
-    let source = Source::Folder(folder.into());
+/// Finds the files in a folder, or around a denoiser, without a hub.
+fn in_folder(path: &Path) -> Result<Files, Error> {
+    let why = "this test has no hub".into();
+    let hub = Err(Error::Internal { what: why });
+    let source = Source { path: Some(path.into()), hub };
     locate(&source, Version::V2, &Cancel::default(), &mut |_| ())
 }
 

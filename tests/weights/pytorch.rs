@@ -31,7 +31,8 @@ impl Torch {
     }
 
     fn open(&self, keys: &[(&str, &[usize])]) -> Result<candle_nn::VarBuilder<'static>, Error> {
-        let checkpoint = Checkpoint { path: self.path(), ignored_prefixes: vec!["visual.".into()] };
+        let ignored_prefixes = vec!["visual.".into()];
+        let checkpoint = Checkpoint { ignored_prefixes, ..Checkpoint::new(self.path()) };
         let keys = keys.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
         checkpoint.open(&keys, DType::F32, &Device::Cpu, &Cancel::default(), &mut |_| ())
     }
@@ -351,7 +352,7 @@ fn the_converted_copy_is_used_until_the_file_changes() {
 #[ignore = "another test runs it in a subprocess"]
 fn read_in_a_subprocess() {
     let path = PathBuf::from(std::env::var_os("WEIGHTS").unwrap());
-    let checkpoint = Checkpoint { path, ignored_prefixes: Vec::new() };
+    let checkpoint = Checkpoint::new(path);
     let keys = Keys::from([("a".into(), vec![4])]);
     let cancel = Cancel::default();
     match checkpoint.open(&keys, DType::F32, &Device::Cpu, &cancel, &mut |_| ()) {
@@ -403,7 +404,7 @@ fn concurrent_threads_share_a_copy() {
 fn a_conversion_reports_its_progress() {
     let [a, b] = ["a", "b"].map(|name| (name, whole("FloatStorage", "0", &[60_000])));
     let file = counting(state_dict(Pickle::new(), &[a, b]), 60_000);
-    let checkpoint = Checkpoint { path: file.path(), ignored_prefixes: Vec::new() };
+    let checkpoint = Checkpoint::new(file.path());
     let keys = ["a", "b"].map(|name| (name.to_owned(), vec![60_000])).into();
     let mut reports = Vec::new();
     for _ in 0..2 {
@@ -425,7 +426,7 @@ fn a_conversion_reports_its_progress() {
 fn a_cancelled_conversion_leaves_no_copy() {
     let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[4]))]);
     let file = counting(pickle, 4);
-    let checkpoint = Checkpoint { path: file.path(), ignored_prefixes: Vec::new() };
+    let checkpoint = Checkpoint::new(file.path());
     let cancel = Cancel::default();
     cancel.cancel();
     let keys = Keys::from([("a".into(), vec![4])]);

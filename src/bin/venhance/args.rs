@@ -177,24 +177,11 @@ fn properties_of(pspecs: &[glib::ParamSpec], matches: &ArgMatches) -> Vec<Proper
         else {
             continue;
         };
-        let text = match pspec.name() {
-            "model-dir" => folder_of(text),
-            _ => text.clone(),
-        };
-        if let Ok(value) = properties::parse(pspec, &text) {
-            given.push(Property { name: pspec.name().to_owned(), text, value });
+        if let Ok(value) = properties::parse(pspec, text) {
+            given.push(Property { name: pspec.name().to_owned(), text: text.clone(), value });
         }
     }
     given
-}
-
-/// VEnhancer's script takes the path of one weight file; the others are in the same folder.
-fn folder_of(weights: &str) -> String {
-    let path = Path::new(weights);
-    match path.is_file() {
-        true => path.parent().unwrap_or(path).display().to_string(),
-        false => weights.to_owned(),
-    }
 }
 
 /// The output path that VEnhancer's script uses for `input`.

@@ -40,7 +40,7 @@ impl Report {
     pub fn message(&mut self, message: &gst::StructureRef) {
         match message.name().as_str() {
             "venhance-download" => self.transfer("downloading", message),
-            "venhance-copy" => self.transfer("copying to", message),
+            "venhance-conversion" => self.transfer("converting to", message),
             "venhance-progress" => {
                 self.unit = message.get("unit").unwrap_or_default();
             }
@@ -48,7 +48,7 @@ impl Report {
         }
     }
 
-    /// Shows the progress of a download or a copy.
+    /// Shows the progress of a download or a conversion.
     fn transfer(&mut self, verb: &str, message: &gst::StructureRef) {
         let file = message.get::<&str>("file").unwrap_or_default();
         let mib = |field| message.get::<u64>(field).unwrap_or_default() >> 20;

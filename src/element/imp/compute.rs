@@ -19,7 +19,7 @@ use crate::{
         worker::{Report, Worker},
     },
     engine::{self, Cancel, Error},
-    models::{self, Choice, Loaded, Note},
+    models::{self, Choice, LoadEvent, Loaded},
     weights,
 };
 
@@ -73,9 +73,9 @@ impl VEnhance {
         };
         post(gst::ProgressType::Start, format!("Loading model {}", choice.model));
         let loaded = models::build(choice, before, cancel, &mut |note| match note {
-            Note::Download(progress) => self.post(transfer("venhance-download", progress)),
-            Note::Copy(progress) => self.post(transfer("venhance-copy", progress)),
-            Note::Warning(text) => {
+            LoadEvent::Download(progress) => self.post(transfer("venhance-download", progress)),
+            LoadEvent::Conversion(progress) => self.post(transfer("venhance-conversion", progress)),
+            LoadEvent::Warning(text) => {
                 gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{text}"));
             }
         });

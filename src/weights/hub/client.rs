@@ -10,14 +10,13 @@ use std::{
 
 use ureq::{
     Agent, Body, RequestBuilder,
-    config::RedirectAuthHeaders,
     http::{HeaderMap, Response, StatusCode, Uri},
     typestate::WithoutBody,
 };
 
 use super::{config::Hub, failure::Failure, partial::Partial};
 use crate::{
-    engine::{Cancel, Error},
+    engine::{Cancel, Error, printable},
     weights::published::Published,
 };
 
@@ -33,8 +32,14 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Connect and DNS timeout.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum number of redirects within the hub, as those of renamed repositories.
+/// Maximum number of redirects: of a renamed repository, then to the storage.
 const MAX_REDIRECTS: usize = 5;
+
+/// Bytes that a download must transfer within every read timeout. Fewer are no progress.
+pub(super) const MIN_BYTES: u64 = 16 << 10;
+
+/// Maximum length of the name of a commit, which is a file name in the cache.
+const MAX_COMMIT: usize = 64;
 
 /// Metadata of a file on the hub.
 pub(super) struct RemoteFile {
@@ -60,11 +65,13 @@ impl<'a> Client<'a> {
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity")
             .http_status_as_error(false)
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .max_redirects(0)
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_resolve(Some(CONNECT_TIMEOUT))
             .timeout_per_read(Some(hub.read_timeout))
             .timeout_per_write(Some(hub.read_timeout))
+            .timeout_send_request(Some(hub.read_timeout))
+            .timeout_recv_response(Some(hub.read_timeout))
             .build();
         Self { hub, agent: config.into(), cancel }
     }
@@ -113,35 +120,59 @@ impl<'a> Client<'a> {
                 return Ok(RemoteFile { repo: file.repo, name, commit, sha256, size });
             }
         }
-        Err(Failure::Permanent(format!("{} has no such file (404 Not Found)", self.hub.endpoint)))
+        Err(Failure::Refused(format!("{} has no such file (404 Not Found)", self.hub.endpoint)))
     }
 
     /// The commit, SHA-256 and size of a file; `None` if it does not exist.
     fn request_metadata(&self, url: &str) -> Result<Option<(String, String, u64)>, Failure> {
-        let mut url = url.to_owned();
-        for _ in 0..MAX_REDIRECTS {
-            // Redirects to other hosts are not followed: their responses lack the metadata.
-            let request = self.agent.head(&url).config().max_redirects(0).build();
-            let response = self.authorized(request).call().map_err(Failure::transient)?;
-            match response.status() {
-                StatusCode::NOT_FOUND => return Ok(None),
-                status if !status.is_redirection() => check_status(status)?,
-                _ => match header(response.headers(), "location") {
-                    Some(path) if path.starts_with('/') => {
-                        url = with_path(&url, path)?;
-                        continue;
-                    }
-                    _ => (),
-                },
-            }
-            return parse_metadata(response.headers()).map(Some).ok_or_else(|| {
-                Failure::Permanent(format!(
-                    "the response of {url} has no commit, size or SHA-256 of the file, so it is not from a \
-                     Hugging Face hub"
-                ))
-            });
+        // Redirects to other servers are not followed: their responses lack the metadata.
+        let response = self.send(url, true, |url| self.agent.head(url))?;
+        match response.status() {
+            StatusCode::NOT_FOUND => return Ok(None),
+            status if !status.is_redirection() => check_status(status)?,
+            _ => (),
         }
-        Err(Failure::Permanent(format!("{url} redirects too often")))
+        parse_metadata(response.headers()).map(Some).ok_or_else(|| {
+            Failure::Invalid(format!(
+                "the response of {url} has no commit, size or SHA-256 of the file, so it is not from a \
+                 Hugging Face hub"
+            ))
+        })
+    }
+
+    /// Sends a request and follows redirects, only within the hub if `within_hub` is set. Only the hub gets the token.
+    fn send(
+        &self,
+        url: &str,
+        within_hub: bool,
+        request: impl Fn(&Uri) -> RequestBuilder<WithoutBody>,
+    ) -> Result<Response<Body>, Failure> {
+        let hub = self.hub.endpoint.parse::<Uri>().map_err(|error| {
+            Failure::Invalid(format!("{} is not a URL: {error}", self.hub.endpoint))
+        })?;
+        let mut target = url.parse::<Uri>().map_err(|error| {
+            Failure::Invalid(format!("{url} is not a URL: {error}"))
+        })?;
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = request(&target);
+            if let Some(token) = self.hub.token.as_ref().filter(|_| same_origin(&target, &hub)) {
+                request = request.header("Authorization", format!("Bearer {token}"));
+            }
+            let response = request.call().map_err(Failure::transient)?;
+            let location = header(response.headers(), "location");
+            let Some(location) = location.filter(|_| response.status().is_redirection()) else {
+                return Ok(response);
+            };
+            let next = resolve(&target, location).ok_or_else(|| {
+                let location = printable(location);
+                Failure::Invalid(format!("{target} redirects to {location}, which is not a URL"))
+            })?;
+            if within_hub && !same_origin(&next, &hub) {
+                return Ok(response);
+            }
+            target = next;
+        }
+        Err(Failure::Invalid(format!("{url} redirects more than {MAX_REDIRECTS} times")))
     }
 
     /// Downloads the bytes that `partial` lacks, and verifies the checksum. `progress` is called with the length so
@@ -161,7 +192,7 @@ impl<'a> Client<'a> {
             }
             partial.clear()?;
             if !resumed {
-                return Err(Failure::Permanent(format!(
+                return Err(Failure::Invalid(format!(
                     "its SHA-256 is {found}, expected {}",
                     remote.sha256
                 )));
@@ -183,17 +214,21 @@ impl<'a> Client<'a> {
             return Ok(());
         }
         let start = partial.length();
-        let mut request = self.agent.get(self.url(remote));
-        if start > 0 {
-            request = request.header("Range", format!("bytes={start}-"));
-        }
-        let response = self.authorized(request).call().map_err(Failure::transient)?;
-        match response.status() {
+        let range = (start > 0).then(|| format!("bytes={start}-"));
+        let response = self.send(&self.url(remote), false, |url| {
+            let request = self.agent.get(url);
+            range.iter().fold(request, |request, range| request.header("Range", range))
+        })?;
+        let header = |name| header(response.headers(), name);
+        let restarts = match response.status() {
             StatusCode::PARTIAL_CONTENT
-                if header(response.headers(), "content-range")
-                    .is_some_and(|range| range.starts_with(&format!("bytes {start}-"))) => {}
+                if header("content-range")
+                    .is_some_and(|range| range.starts_with(&format!("bytes {start}-"))) =>
+            {
+                false
+            }
             // The server ignored the range.
-            StatusCode::OK => partial.clear()?,
+            StatusCode::OK => true,
             StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
                 partial.clear()?;
                 return Err(Failure::transient(format!("the server has no bytes from {start} on")));
@@ -202,6 +237,16 @@ impl<'a> Client<'a> {
                 check_status(status)?;
                 return Err(unexpected(status));
             }
+        };
+        let expected = if restarts { remote.size } else { remote.size - start };
+        let length = header("content-length").and_then(|length| length.parse::<u64>().ok());
+        if let Some(length) = length.filter(|length| *length != expected) {
+            return Err(Failure::Invalid(format!(
+                "the server answered with {length} bytes instead of {expected}, so this is not the file"
+            )));
+        }
+        if restarts {
+            partial.clear()?;
         }
         self.read_body(response, remote.size, partial, progress)
     }
@@ -214,27 +259,34 @@ impl<'a> Client<'a> {
         partial: &mut Partial,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), Failure> {
-        let start = partial.length();
+        let progress_from = partial.longest() + MIN_BYTES;
+        let interrupted =
+            |why: String, length: u64| Failure::Transient { why, progressed: length >= progress_from };
         let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; 1 << 18];
-        let interrupted =
-            |why: String, length: u64| Failure::Transient { why, progressed: length > start };
+        let (mut period, mut begin) = (Instant::now(), partial.length());
         loop {
             self.cancel.check()?;
             let count = body
                 .read(&mut buffer)
-                .map_err(|error| interrupted(error.to_string(), partial.length()))?;
+                .map_err(|error| interrupted(printable(&error.to_string()), partial.length()))?;
             if count == 0 {
                 break;
             }
             if partial.length() + count as u64 > size {
                 partial.clear()?;
-                return Err(Failure::Permanent(format!(
-                    "the server sent more than its {size} bytes"
-                )));
+                return Err(Failure::Invalid(format!("the server sent more than its {size} bytes")));
             }
             partial.append(&buffer[..count])?;
             progress(partial.length());
+            if period.elapsed() >= self.hub.read_timeout {
+                if partial.length() - begin < MIN_BYTES {
+                    let seconds = self.hub.read_timeout.as_secs_f32();
+                    let why = format!("the server sent fewer than {MIN_BYTES} bytes in {seconds} s");
+                    return Err(interrupted(why, partial.length()));
+                }
+                (period, begin) = (Instant::now(), partial.length());
+            }
         }
         match partial.length() {
             length if length == size => Ok(()),
@@ -242,13 +294,6 @@ impl<'a> Client<'a> {
                 let why = format!("the connection closed after {length} of {size} bytes");
                 Err(interrupted(why, length))
             }
-        }
-    }
-
-    fn authorized(&self, request: RequestBuilder<WithoutBody>) -> RequestBuilder<WithoutBody> {
-        match &self.hub.token {
-            Some(token) => request.header("Authorization", format!("Bearer {token}")),
-            None => request,
         }
     }
 
@@ -286,10 +331,11 @@ impl<'a> Client<'a> {
 fn check_status(status: StatusCode) -> Result<(), Failure> {
     match status {
         status if status.is_success() => Ok(()),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Failure::Permanent(format!(
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Failure::Refused(format!(
             "the server answered {status}: HF_TOKEN is unset or invalid, or its account has not accepted the \
              licence"
         ))),
+        StatusCode::NOT_FOUND => Err(Failure::Refused(format!("the server answered {status}"))),
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
             Err(Failure::transient(format!("the server answered {status}")))
         }
@@ -301,16 +347,31 @@ fn check_status(status: StatusCode) -> Result<(), Failure> {
 }
 
 fn unexpected(status: StatusCode) -> Failure {
-    Failure::Permanent(format!("the server answered {status}"))
+    Failure::Invalid(format!("the server answered {status}"))
 }
 
-/// Replaces the path of a URL.
-fn with_path(url: &str, path: &str) -> Result<String, Failure> {
-    let invalid = |_| Failure::Permanent(format!("{url} redirects to {path}, which is not a URL"));
-    let mut parts = url.parse::<Uri>().map_err(invalid)?.into_parts();
-    parts.path_and_query = Some(path.parse().map_err(invalid)?);
-    let moved = Uri::from_parts(parts);
-    moved.map(|uri| uri.to_string()).map_err(|error| Failure::Permanent(error.to_string()))
+/// Whether two URLs have the same scheme, host and port.
+fn same_origin(a: &Uri, b: &Uri) -> bool {
+    let port = |uri: &Uri| {
+        uri.port_u16().or(match uri.scheme_str() {
+            Some("https") => Some(443),
+            Some("http") => Some(80),
+            _ => None,
+        })
+    };
+    let host = |uri: &Uri| uri.host().map(str::to_ascii_lowercase);
+    a.scheme() == b.scheme() && host(a) == host(b) && port(a) == port(b)
+}
+
+/// The target of a redirect: a URL, or an absolute path on the same server.
+fn resolve(url: &Uri, location: &str) -> Option<Uri> {
+    let scheme = url.scheme_str()?;
+    let location = match location {
+        location if location.starts_with("//") => format!("{scheme}:{location}"),
+        location if location.starts_with('/') => format!("{scheme}://{}{location}", url.authority()?),
+        location => location.to_owned(),
+    };
+    location.parse::<Uri>().ok().filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")))
 }
 
 /// Parses commit, SHA-256 and size from the response headers. For a file in LFS, the plain ETag and length are those
@@ -321,7 +382,9 @@ fn parse_metadata(headers: &HeaderMap) -> Option<(String, String, u64)> {
     let sha256 = etag.trim_start_matches("W/").trim_matches('"');
     let size = header(headers, "x-linked-size").or_else(|| header(headers, "content-length"))?;
     // Both become file names in the cache.
-    let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric());
+    let is_plain = |text: &str| {
+        (1..=MAX_COMMIT).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric())
+    };
     let is_sha256 = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_hexdigit());
     (is_plain(commit) && is_sha256)
         .then(|| Some((commit.to_owned(), sha256.to_lowercase(), size.parse().ok()?)))?

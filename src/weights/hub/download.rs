@@ -12,7 +12,7 @@ use super::{
     client::{Client, RemoteFile},
     config::Hub,
     failure::Failure,
-    partial::Partial,
+    partial::{Partial, sha256},
 };
 use crate::{
     engine::{
@@ -20,7 +20,7 @@ use crate::{
         log::{self, Area},
     },
     weights::{
-        disk::with_suffix,
+        disk::{open_or_create, readable_size, with_suffix},
         lock,
         progress::{Progress, Reporter},
         published::{Published, Version, advice},
@@ -28,14 +28,15 @@ use crate::{
 };
 
 impl Hub {
-    /// Returns the files of a model: cached ones as they are, missing ones after their download.
+    /// Returns the paths of files: those that are given, cached ones as they are, missing ones after their download.
     pub(in crate::weights) fn fetch(
         &self,
+        files: [(Published, Option<PathBuf>); 3],
         version: Version,
         cancel: &Cancel,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<[PathBuf; 3], Error> {
-        let mut files = version.files().map(|file| (file, self.cached(&file)));
+        let mut files = files.map(|(file, path)| (file, path.or_else(|| self.cached(&file))));
         let missing: Vec<_> = files.iter_mut().filter(|(_, path)| path.is_none()).collect();
         if !missing.is_empty() {
             if self.offline {
@@ -56,8 +57,8 @@ impl Hub {
             missing.iter().map(|(file, _)| format!("{}/{}", file.repo, file.names[0])).collect();
         Error::Weights {
             tried: format!("looking for {} in {}", names.join(", "), self.cache.display()),
-            why: "they are not in the cache, and HF_HUB_OFFLINE is set".into(),
-            instead: format!("unset HF_HUB_OFFLINE; {}", advice(version)),
+            why: "not in the cache, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set".into(),
+            instead: format!("unset the variable; {}", advice(version)),
         }
     }
 
@@ -108,7 +109,7 @@ impl Hub {
                 let blob = self.blob(remote);
                 let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
                 let here = length(&blob).max(length(&with_suffix(&blob, ".incomplete")));
-                // A converted copy is at most as large as its source.
+                // A converted copy is at most as large as its source: those in f32 are too.
                 let copy = if remote.name.ends_with(".safetensors") { 0 } else { remote.size };
                 remote.size.saturating_sub(here).saturating_add(copy)
             })
@@ -116,7 +117,10 @@ impl Hub {
         fs::create_dir_all(&self.cache).map_err(|error| failed(error.to_string()))?;
         let free = (self.free_space)(&self.cache).map_err(|error| failed(error.to_string()))?;
         match free < need {
-            true => Err(failed(format!("the files need {need} bytes, the disk has {free} free"))),
+            true => {
+                let [need, free] = [need, free].map(readable_size);
+                Err(failed(format!("the files need {need}, the disk has {free} free")))
+            }
             false => Ok(()),
         }
     }
@@ -134,11 +138,11 @@ impl Hub {
             fs::create_dir_all(folder).map_err(|error| Failure::disk(folder, &error))?;
         }
         let lock_path = locks.join(format!("{}.lock", remote.sha256));
-        let lock = lock::create(&lock_path).map_err(|error| Failure::disk(&lock_path, &error))?;
-        lock::acquire(&lock, &lock_path, client.cancel)?;
+        let lock = open_or_create(&lock_path).map_err(|error| Failure::disk(&lock_path, &error))?;
+        let advice = "set HF_HOME to a folder on a file system with file locks";
+        lock::acquire(&lock, &lock_path, client.cancel, advice)?;
         // The blob may exist already: from another commit, or from a process that held the lock.
-        let complete =
-            blob.is_file() && Partial::open(blob.clone(), client.cancel)?.sha256() == remote.sha256;
+        let complete = blob.is_file() && sha256(&blob, client.cancel)? == remote.sha256;
         if !complete {
             let path = with_suffix(&blob, ".incomplete");
             let mut partial = Partial::open(path, client.cancel)?;

@@ -4,7 +4,7 @@
 use std::{io, path::Path};
 
 use crate::{
-    engine::Error,
+    engine::{Error, printable},
     weights::published::{Version, advice},
 };
 
@@ -13,11 +13,13 @@ pub(super) enum Failure {
     /// A failure that a retry may fix: timeouts, broken connections, server errors.
     Transient {
         why: String,
-        /// Whether the request transferred bytes before it failed.
+        /// Whether the request made progress before it failed.
         progressed: bool,
     },
-    /// A failure that a retry does not fix.
-    Permanent(String),
+    /// The hub has no such file, or the user has no access to it.
+    Refused(String),
+    /// A response that is not from the hub, or a file that is not as the hub says.
+    Invalid(String),
     /// A failure that does not come from the hub: cancelled, or a local disk error.
     Local(Error),
 }
@@ -31,7 +33,7 @@ impl From<Error> for Failure {
 impl Failure {
     /// A transient failure before any byte was transferred.
     pub(super) fn transient(why: impl ToString) -> Self {
-        Self::Transient { why: why.to_string(), progressed: false }
+        Self::Transient { why: printable(&why.to_string()), progressed: false }
     }
 
     /// A failure to write `path` in the cache.
@@ -45,11 +47,17 @@ impl Failure {
 
     /// The error for the user; `tried` says what failed.
     pub(super) fn into_error(self, tried: &str, version: Version) -> Error {
-        match self {
-            Self::Transient { why, .. } | Self::Permanent(why) => {
-                Error::Weights { tried: tried.into(), why, instead: advice(version) }
+        let (why, instead) = match self {
+            Self::Transient { why, .. } => (
+                why,
+                "check the network connection and start again: the download resumes".into(),
+            ),
+            Self::Refused(why) => (why, advice(version)),
+            Self::Invalid(why) => {
+                (why, "check HF_ENDPOINT and any proxy, and start again".into())
             }
-            Self::Local(error) => error,
-        }
+            Self::Local(error) => return error,
+        };
+        Error::Weights { tried: tried.into(), why, instead }
     }
 }

@@ -1,35 +1,34 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A model folder: the layer sizes in `config.json`, and a safetensors file per network.
+//! The layer sizes of a diffusion model, which a model folder has in its `config.json`.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{fs::File, io::Read, ops::RangeInclusive, path::Path};
 
-use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    error::reason,
-    keys::{self, Keys},
-    store, synth,
-};
 use crate::{
-    engine::Error,
+    engine::{Error, printable},
     networks::{
         text::{self, TextEncoder},
         unet::{self, UNet},
         vae::{self, Vae},
     },
+    weights::{
+        keys::{self, Keys},
+        reason,
+    },
 };
 
+/// Name of the file in a model folder.
 pub(super) const CONFIG: &str = "config.json";
-pub(super) const UNET: &str = "unet.safetensors";
-pub(super) const VAE: &str = "vae.safetensors";
-pub(super) const TEXT: &str = "text.safetensors";
 
-/// Upper limit of every number in a config, so that tensor sizes do not overflow.
-const LARGEST: usize = 1 << 14;
+/// Maximum size of the file in bytes.
+const MAX_CONFIG: u64 = 1 << 16;
 
 /// Number of groups of every group norm.
 const GROUPS: usize = 32;
+
+/// Maximum number of channels of a level.
+const MAX_CHANNELS: usize = 8192;
 
 /// The layer sizes of a model: `config.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -83,46 +82,60 @@ impl Config {
 
     /// Reads and validates a `config.json`.
     pub(super) fn read(path: &Path) -> Result<Self, Error> {
-        let failed = |why| Error::Weights {
+        let failed = |why: String| Error::Weights {
             tried: format!("reading {}", path.display()),
-            why,
-            instead: "correct the file, or create a folder with `cargo run --example make_model`"
+            why: printable(&why),
+            instead: "correct the file, or create a folder with `cargo run --example make_model`; if the folder \
+                      holds the published files, remove config.json"
                 .into(),
         };
-        let text = fs::read(path).map_err(|error| failed(error.to_string()))?;
+        let mut text = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(MAX_CONFIG + 1).read_to_end(&mut text));
+        read.map_err(|error| failed(error.to_string()))?;
+        if text.len() as u64 > MAX_CONFIG {
+            return Err(failed(format!("it has more than {MAX_CONFIG} bytes")));
+        }
         let config: Self =
             serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
         config.check().map_err(failed)?;
         Ok(config)
     }
 
-    /// Validates the sizes; the error names the invalid one.
-    fn check(&self) -> Result<(), String> {
+    /// Validates the sizes before anything is built from them; the error names the invalid one.
+    pub(super) fn check(&self) -> Result<(), String> {
         self.check_ranges()?;
         self.check_relations()
     }
 
+    /// Checks that every number is in its range: at most several times that of the published models, so that neither
+    /// the number nor the size of the tensors is a problem.
     fn check_ranges(&self) -> Result<(), String> {
         let (unet, vae, text) = (&self.unet, &self.vae, &self.text);
+        // The sides of latents are an eighth of those of frames: the autoencoder halves them between its levels, and
+        // the denoiser needs a height of 2 more than a multiple of 2^(levels − 1).
+        check_count("unet.dim_mult", &unet.dim_mult, 1..=4)?;
+        check_count("vae.block_out_channels", &vae.block_out_channels, 4..=4)?;
         let (height, width) = self.min_padded;
-        let numbers = [
-            ("min_padded", vec![height, width]),
-            ("unet.latents", vec![unet.latents]),
-            ("unet.dim", vec![unet.dim]),
-            ("unet.head_dim", vec![unet.head_dim]),
-            ("unet.num_heads", vec![unet.num_heads]),
-            ("unet.context_dim", vec![unet.context_dim]),
-            ("unet.num_res_blocks", vec![unet.num_res_blocks]),
-            ("unet.dim_mult", unet.dim_mult.clone()),
-            ("vae.block_out_channels", vae.block_out_channels.clone()),
-            ("vae.layers_per_block", vec![vae.layers_per_block]),
-            ("text.width", vec![text.width]),
-            ("text.heads", vec![text.heads]),
-            ("text.layers", vec![text.layers]),
+        let numbers: [(&str, &[usize], RangeInclusive<usize>); 13] = [
+            ("min_padded", &[height, width], 1..=1 << 14),
+            // The autoencoder has no other number.
+            ("unet.latents", &[unet.latents], 4..=4),
+            ("unet.dim", &[unet.dim], 1..=2048),
+            ("unet.head_dim", &[unet.head_dim], 1..=1024),
+            ("unet.num_heads", &[unet.num_heads], 1..=128),
+            ("unet.context_dim", &[unet.context_dim], 1..=MAX_CHANNELS),
+            ("unet.num_res_blocks", &[unet.num_res_blocks], 1..=16),
+            ("unet.dim_mult", &unet.dim_mult, 1..=16),
+            ("vae.block_out_channels", &vae.block_out_channels, 1..=MAX_CHANNELS),
+            ("vae.layers_per_block", &[vae.layers_per_block], 1..=16),
+            ("text.width", &[text.width], 1..=MAX_CHANNELS),
+            ("text.heads", &[text.heads], 1..=MAX_CHANNELS),
+            ("text.layers", &[text.layers], 1..=256),
         ];
-        for (name, numbers) in &numbers {
-            if numbers.is_empty() || numbers.iter().any(|n| !(1..=LARGEST).contains(n)) {
-                return Err(format!("{name} is {numbers:?}, must be 1 to {LARGEST}"));
+        for (name, numbers, range) in &numbers {
+            if let Some(number) = numbers.iter().find(|number| !range.contains(*number)) {
+                let (first, last) = (range.start(), range.end());
+                return Err(format!("{name} is {number}, must be {first} to {last}"));
             }
         }
         Ok(())
@@ -135,6 +148,7 @@ impl Config {
         let without_heads = widths.iter().find(|&width| width % unet.head_dim != 0).copied();
         widths.extend(&vae.block_out_channels);
         let without_groups = widths.iter().find(|&width| width % GROUPS != 0);
+        let too_wide = widths.iter().find(|&&width| width > MAX_CHANNELS);
         if height % 64 != 16 || width % 64 != 0 {
             Err(format!(
                 "min_padded is {height}, {width}: the height must be 16 more than a multiple of 64, the \
@@ -147,6 +161,8 @@ impl Config {
             ))
         } else if let Some(width) = without_groups {
             Err(format!("a level has {width} channels, which is not a multiple of {GROUPS}"))
+        } else if let Some(width) = too_wide {
+            Err(format!("a level has {width} channels, must be at most {MAX_CHANNELS}"))
         } else if text.width % text.heads != 0 {
             Err(format!(
                 "text.width ({}) is not a multiple of text.heads ({})",
@@ -161,41 +177,22 @@ impl Config {
     }
 }
 
+fn check_count(name: &str, numbers: &[usize], range: RangeInclusive<usize>) -> Result<(), String> {
+    match range.contains(&numbers.len()) {
+        true => Ok(()),
+        false => {
+            let (first, last) = (range.start(), range.end());
+            Err(format!("{name} has {} levels, must be {first} to {last}", numbers.len()))
+        }
+    }
+}
+
 fn invalid(part: &str, error: candle_core::Error) -> Error {
     Error::Weights {
         tried: format!("building the {part} network from {CONFIG}"),
         why: reason(&error),
         instead: format!("correct the sizes of `{part}`"),
     }
-}
-
-/// Creates a model folder with [synthetic](synth) weights, seeded by their names with the prefixes "unet.", "vae." and
-/// "clip.".
-///
-/// # Errors
-/// [`Error::Weights`] if the config is invalid, or the folder cannot be written.
-pub fn synthesize(folder: &Path, config: &Config, dtype: DType) -> Result<(), Error> {
-    let failed = |why: String| Error::Weights {
-        tried: format!("creating a model in {}", folder.display()),
-        why,
-        instead: "use other sizes, or another folder".into(),
-    };
-    config.check().map_err(failed)?;
-    fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
-    for (file, prefix, keys) in [
-        (UNET, "unet.", config.unet_keys()?),
-        (VAE, "vae.", config.vae_keys()?),
-        (TEXT, "clip.", config.text_keys()?),
-    ] {
-        let tensor = |name: &str, shape: &[usize]| {
-            synth::weight(&format!("{prefix}{name}"), shape, dtype, &Device::Cpu)
-        };
-        store::write(&folder.join(file), &keys, dtype, HashMap::new(), tensor)
-            .map_err(|error| failed(reason(&error)))?;
-    }
-    // Last: a folder without this file is not a model.
-    let text = serde_json::to_vec_pretty(config).map_err(|error| failed(error.to_string()))?;
-    fs::write(folder.join(CONFIG), text).map_err(|error| failed(error.to_string()))
 }
 
 #[cfg(test)]
@@ -211,8 +208,15 @@ mod tests {
             let error = config.check().unwrap_err();
             assert!(error.contains(expected), "{error}");
         };
-        refuses(|config| config.unet.dim = 0, "unet.dim is [0]");
-        refuses(|config| config.unet.dim_mult.clear(), "unet.dim_mult is []");
+        refuses(|config| config.unet.dim = 0, "unet.dim is 0");
+        refuses(|config| config.unet.dim = 16_384, "unet.dim is 16384");
+        refuses(|config| config.unet.num_res_blocks = 16_384, "unet.num_res_blocks is 16384");
+        refuses(|config| config.unet.latents = 8, "unet.latents is 8");
+        refuses(|config| config.unet.dim_mult.clear(), "unet.dim_mult has 0 levels");
+        refuses(|config| config.unet.dim_mult = vec![1; 1 << 14], "has 16384 levels");
+        refuses(|config| config.unet.dim_mult[3] = 17, "unet.dim_mult is 17");
+        refuses(|config| (config.unet.dim, config.unet.dim_mult[3]) = (2048, 8), "16384 channels");
+        refuses(|config| config.vae.block_out_channels = vec![128; 3], "has 3 levels");
         refuses(|config| config.text.layers = usize::MAX, "text.layers");
         refuses(|config| config.unet.head_dim = 48, "multiple of head_dim");
         refuses(|config| config.vae.block_out_channels[1] = 40, "has 40 channels");
