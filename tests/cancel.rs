@@ -10,8 +10,8 @@ use std::{path::Path, thread::sleep, time::Duration};
 
 use common::{Rig, TIMEOUT, caps, wait_for};
 use gst::prelude::*;
-use tiny_model::TinyModel;
 use rustix::time::{ClockId, clock_gettime};
+use tiny_model::TinyModel;
 
 /// Processor time of this process so far.
 fn processor_time() -> Duration {

@@ -82,15 +82,18 @@ impl Config {
 
     /// Reads and validates a `config.json`.
     pub(super) fn read(path: &Path) -> Result<Self, Error> {
-        let failed = |why: String| Error::Weights {
+        let failed = |why: String| {
+            Error::Weights {
             tried: format!("reading {}", path.display()),
             why: printable(&why),
             instead: "correct the file, or create a folder with `cargo run --example make_model`; if the folder \
                       holds the published files, remove config.json"
                 .into(),
+        }
         };
         let mut text = Vec::new();
-        let read = File::open(path).and_then(|file| file.take(MAX_CONFIG + 1).read_to_end(&mut text));
+        let read =
+            File::open(path).and_then(|file| file.take(MAX_CONFIG + 1).read_to_end(&mut text));
         read.map_err(|error| failed(error.to_string()))?;
         if text.len() as u64 > MAX_CONFIG {
             return Err(failed(format!("it has more than {MAX_CONFIG} bytes")));

@@ -60,7 +60,9 @@ pub fn locate(
     }
     let [unet, vae, text] = paths.map(|path| {
         let remedy = match source.folder() {
-            _ if folder.is_some() => "replace it by a file with these tensors, or correct config.json",
+            _ if folder.is_some() => {
+                "replace it by a file with these tensors, or correct config.json"
+            }
             Some(folder) if path.starts_with(folder) => "replace it by the published file",
             _ => "delete it to download it again",
         };
@@ -87,7 +89,8 @@ pub fn locate(
 /// # Errors
 /// [`Error::Weights`] if the `config.json` of a folder is invalid.
 pub(super) fn sizes(source: &Source) -> Result<Config, Error> {
-    model_folder(source).map_or_else(|| Ok(Config::full()), |folder| Config::read(&folder.join(CONFIG)))
+    model_folder(source)
+        .map_or_else(|| Ok(Config::full()), |folder| Config::read(&folder.join(CONFIG)))
 }
 
 /// The model folder that a source names itself or by its denoiser.

@@ -67,7 +67,8 @@ impl<'a> Archive<'a> {
         }
         let range = usize::try_from(entry.header).ok().and_then(|at| {
             let header = record(self.bytes.get(at..)?, LOCAL)?;
-            let start = at + LOCAL.1 + usize::from(u16_at(header, 26)) + usize::from(u16_at(header, 28));
+            let start =
+                at + LOCAL.1 + usize::from(u16_at(header, 26)) + usize::from(u16_at(header, 28));
             let end = start.checked_add(usize::try_from(entry.size).ok()?)?;
             (entry.compressed == entry.size && end <= self.bytes.len()).then_some(start..end)
         });
@@ -106,7 +107,8 @@ fn central_directory(bytes: &[u8]) -> Result<(&[u8], u64)> {
             "the central directory of the archive has {size} bytes; the limit is {MAX_HEADER}"
         );
     }
-    let directory = usize::try_from(start).ok().and_then(|start| bytes.get(start..)?.get(..size as usize));
+    let directory =
+        usize::try_from(start).ok().and_then(|start| bytes.get(start..)?.get(..size as usize));
     Ok((directory.ok_or_else(truncated)?, count))
 }
 

@@ -118,7 +118,7 @@ impl Checkpoint {
         Ok(mapped)
     }
 
-/// Compares the tensors of the file with `needed`.
+    /// Compares the tensors of the file with `needed`.
     fn check(&self, needed: &Keys, mut found: Keys) -> Result<()> {
         let ignored =
             |name: &String| self.ignored_prefixes.iter().any(|prefix| name.starts_with(prefix));
@@ -168,7 +168,8 @@ impl Checkpoint {
         Err(Error::Weights {
             tried: format!("converting {}", self.path.display()),
             why: format!("no folder for the converted copy is writable ({})", errors.join("; ")),
-            instead: "make one of these folders writable, or move the weights to another folder".into(),
+            instead: "make one of these folders writable, or move the weights to another folder"
+                .into(),
         })
     }
 

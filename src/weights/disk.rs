@@ -16,8 +16,11 @@ use rustix::fs::OFlags;
 /// tensors, has half a megabyte.
 pub(super) const MAX_HEADER: u64 = 8 << 20;
 
-/// Creates a file, also in the place of an old one, so that no link is followed.
-pub(super) fn create_new(path: &Path) -> io::Result<File> {
+/// Creates a file for writing, also in the place of an old one, so that no link is followed.
+///
+/// # Errors
+/// If the old file cannot be removed or the new one cannot be created.
+pub fn create_new(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => File::options().write(true).create_new(true).open(path),
@@ -26,7 +29,10 @@ pub(super) fn create_new(path: &Path) -> io::Result<File> {
 
 /// Opens a file for reading and writing, and creates it if it does not exist. Follows no link, and does not wait for
 /// the other end of a FIFO.
-pub(super) fn open_or_create(path: &Path) -> io::Result<File> {
+///
+/// # Errors
+/// If the file cannot be opened, or is not a regular file.
+pub fn open_or_create(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false).custom_flags(flags);

@@ -21,7 +21,7 @@ mod torch;
 
 pub use checkpoint::Checkpoint;
 #[doc(hidden)]
-pub use disk::free_space;
+pub use disk::{create_new, free_space, open_or_create};
 pub use hub::Hub;
 pub use locate::Source;
 pub use progress::Progress;

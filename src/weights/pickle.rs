@@ -54,15 +54,14 @@ pub(super) fn state_dict(pickle: &[u8]) -> Result<BTreeMap<&str, TensorView<'_>>
         }
     });
     let entries = wrapped.unwrap_or(root);
-    let tensors = entries.iter().map(|&(key, value)| {
-        match (unpickler.value(key), unpickler.value(value)) {
+    let tensors =
+        entries.iter().map(|&(key, value)| match (unpickler.value(key), unpickler.value(value)) {
             (&Value::Text(name), Value::Tensor(view)) => Ok((name, (**view).clone())),
             (Value::Text(name), other) => {
                 candle_core::bail!("{} is {}, not a tensor", printable(name), other.kind())
             }
             (key, _) => candle_core::bail!("a tensor name is {}, not a string", key.kind()),
-        }
-    });
+        });
     check_memory(unpickler.memory + entries.len() * TENSOR_MEMORY)?;
     tensors.collect()
 }

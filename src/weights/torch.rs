@@ -55,9 +55,8 @@ impl TorchFile {
             candle_core::bail!("{} is missing", printable(name));
         };
         let read = match dtype {
-            DType::F16 => {
-                tensor.read(&self.bytes, |value| Some(f16::from_f32(value)).filter(|v| v.is_finite()))
-            }
+            DType::F16 => tensor
+                .read(&self.bytes, |value| Some(f16::from_f32(value)).filter(|v| v.is_finite())),
             DType::F32 => tensor.read(&self.bytes, |value| Some(value).filter(|v| v.is_finite())),
             other => candle_core::bail!("PyTorch files are not converted to {other:?}"),
         };

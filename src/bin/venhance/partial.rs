@@ -6,18 +6,26 @@
 //! more clusters are appended. This works because the times of clusters count from the start of the file.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    collections::BTreeMap,
+    fs::{File, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
 use gst::ClockTime;
-use serde_json::{Value, json};
+use gstvenhance::{
+    engine::printable,
+    weights::{create_new, open_or_create},
+};
+use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 
-/// Everything that the output depends on, as pairs of name and value.
-pub type Settings = Vec<(String, String)>;
+/// Everything that the output depends on, by name.
+pub type Settings = BTreeMap<String, String>;
+
+/// Maximum size of an index in bytes: enough for months of video.
+const MAX_INDEX: u64 = 64 << 20;
 
 /// The output and the files that exist while it is made.
 pub struct Paths {
@@ -43,6 +51,12 @@ impl Paths {
             index: with(".partial.json"),
             finished: with(".partial.new"),
         }
+    }
+
+    /// Creates the finished file, also in the place of an old one, so that the muxer follows no link.
+    pub fn create_finished(&self) -> Result<(), Failure> {
+        let created = create_new(&self.finished);
+        created.map(|_| ()).map_err(|error| Failure::output(&self.finished, &error))
     }
 
     /// Removes the temporary files.
@@ -98,12 +112,35 @@ pub struct Partial {
     stream: Option<String>,
     /// Whether to drop the muxer's header because the file has one.
     appends: bool,
-    settings: Value,
+    settings: Settings,
+}
+
+/// A line of the index.
+#[derive(Deserialize, Serialize)]
+#[serde(untagged, deny_unknown_fields)]
+enum Entry {
+    Settings {
+        settings: Settings,
+    },
+    Stream {
+        stream: String,
+    },
+    /// The pieces before a [`ResumePoint`] are complete: the first so many bytes of the file.
+    Piece {
+        bytes: u64,
+        time: u64,
+        skip: u64,
+        first: u32,
+    },
+    Complete {
+        bytes: u64,
+        complete: bool,
+    },
 }
 
 /// The content of an index.
 struct Index {
-    settings: Value,
+    settings: Settings,
     stream: Option<String>,
     bytes: u64,
     progress: Progress,
@@ -117,22 +154,27 @@ impl Partial {
         let mut partial = Self::open(paths, settings)?;
         partial.video.set_len(0).map_err(|error| Failure::output(&paths.video, &error))?;
         partial.index.set_len(0).map_err(|error| Failure::output(&paths.index, &error))?;
-        partial.append(&json!({ "settings": partial.settings }))?;
+        partial.append(&Entry::Settings { settings: settings.clone() })?;
         Ok(partial)
     }
 
     /// Opens the partial file after its last complete piece. Without such a piece, starts a new file and
     /// returns no progress.
+    ///
+    /// # Errors
+    /// If the index is damaged, does not belong to the partial file, or is from a run with other settings.
     pub fn resume(paths: &Paths, settings: &Settings) -> Result<(Self, Option<Progress>), Failure> {
         let mut partial = Self::open(paths, settings)?;
-        let index = partial.read_index()?.filter(|index| match partial.video.metadata() {
-            Ok(video) => video.len() >= index.bytes && index.bytes > 0,
-            Err(_) => false,
-        });
-        let Some(index) = index else {
+        let Some(index) = partial.read_index()?.filter(|index| index.bytes > 0) else {
             drop(partial);
             return Ok((Self::create(paths, settings)?, None));
         };
+        let video = partial.video.metadata();
+        let length = video.map_err(|error| Failure::output(&paths.video, &error))?.len();
+        if length < index.bytes {
+            let bytes = index.bytes;
+            return Err(partial.unusable(&format!("it has {length} bytes, its index says {bytes}")));
+        }
         partial.check_settings(&index.settings, &paths.video)?;
         (partial.stream, partial.bytes, partial.appends) = (index.stream, index.bytes, true);
         let cut = |file: &mut File, length| {
@@ -145,15 +187,8 @@ impl Partial {
     }
 
     fn open(paths: &Paths, settings: &Settings) -> Result<Self, Failure> {
-        let open = |path: &Path| {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(path)
-                .map_err(|error| Failure::output(path, &error))
-        };
+        let open =
+            |path: &Path| open_or_create(path).map_err(|error| Failure::output(path, &error));
         let video = open(&paths.video)?;
         match video.try_lock() {
             Err(TryLockError::WouldBlock) => {
@@ -171,54 +206,48 @@ impl Partial {
             bytes: 0,
             stream: None,
             appends: false,
-            settings: settings.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect(),
+            settings: settings.clone(),
         })
     }
 
     /// Reads the complete lines. A crash can leave an incomplete last one.
     fn read_index(&mut self) -> Result<Option<Index>, Failure> {
         let mut text = Vec::new();
-        self.index
-            .read_to_end(&mut text)
-            .map_err(|error| Failure::output(&self.index_path, &error))?;
+        let read = Read::by_ref(&mut self.index).take(MAX_INDEX + 1).read_to_end(&mut text);
+        read.map_err(|error| Failure::output(&self.index_path, &error))?;
+        if text.len() as u64 > MAX_INDEX {
+            return Err(self.unusable(&format!("its index has more than {MAX_INDEX} bytes")));
+        }
         let mut index: Option<Index> = None;
-        let mut length = 0;
-        for line in text.split_inclusive(|byte| *byte == b'\n') {
-            let Some(line) = line.strip_suffix(b"\n") else { break };
-            let Ok(entry) = serde_json::from_slice::<Value>(line) else { break };
-            length += line.len() as u64 + 1;
-            match (&mut index, entry.get("settings")) {
-                (None, Some(settings)) => {
-                    index = Some(Index {
-                        settings: settings.clone(),
-                        stream: None,
-                        bytes: 0,
-                        progress: Progress::UpTo(ResumePoint::START),
-                        length,
-                    });
-                }
-                (None, None) => break,
-                (Some(index), _) => index.add(&entry, length),
-            }
+        for (n, line) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {
+            let Some(json) = line.strip_suffix(b"\n") else { break };
+            let entry = serde_json::from_slice(json).ok();
+            entry
+                .and_then(|entry| Index::add(&mut index, entry, line.len() as u64))
+                .ok_or_else(|| self.unusable(&format!("line {} of its index is damaged", n + 1)))?;
         }
         Ok(index)
     }
 
+    fn unusable(&self, why: &str) -> Failure {
+        let video = self.video_path.display();
+        Failure::usage(format!("cannot resume {video}: {why}; start over with --overwrite"))
+    }
+
     /// Fails if the settings of the interrupted run differ.
-    fn check_settings(&self, before: &Value, video: &Path) -> Result<(), Failure> {
-        let names = [before, &self.settings].into_iter().filter_map(Value::as_object);
-        let differs = names
-            .flat_map(|settings| settings.keys())
-            .find(|name| before.get(name.as_str()) != self.settings.get(name.as_str()));
-        let Some(name) = differs else { return Ok(()) };
-        let show = |settings: &Value| match settings.get(name) {
-            Some(Value::String(text)) => text.clone(),
-            _ => "default".into(),
+    fn check_settings(&self, before: &Settings, video: &Path) -> Result<(), Failure> {
+        let mut names = before.keys().chain(self.settings.keys());
+        let Some(name) = names.find(|name| before.get(*name) != self.settings.get(*name)) else {
+            return Ok(());
+        };
+        let show = |settings: &Settings| {
+            settings.get(name).map_or("default".into(), |value| printable(value))
         };
         Err(Failure::usage(format!(
-            "cannot resume {}: {name} was {} and is now {}; use the same value, or start over with \
+            "cannot resume {}: {} was {} and is now {}; use the same value, or start over with \
              --overwrite",
             video.display(),
+            printable(name),
             show(before),
             show(&self.settings)
         )))
@@ -231,15 +260,16 @@ impl Partial {
     pub fn set_stream(&mut self, stream: String) -> Result<(), Failure> {
         match &self.stream {
             None => {
-                self.append(&json!({ "stream": stream }))?;
+                self.append(&Entry::Stream { stream: stream.clone() })?;
                 self.stream = Some(stream);
                 Ok(())
             }
             Some(before) if *before == stream => Ok(()),
             Some(before) => Err(Failure::usage(format!(
-                "cannot resume {}: the model or the encoder has changed from {before} to {stream}; start \
+                "cannot resume {}: the model or the encoder has changed from {} to {stream}; start \
                  over with --overwrite",
-                self.video_path.display()
+                self.video_path.display(),
+                printable(before)
             ))),
         }
     }
@@ -264,13 +294,13 @@ impl Partial {
         self.sync()?;
         let ResumePoint { time, skip, first } = point;
         let time = time.nseconds();
-        self.append(&json!({ "bytes": self.bytes, "time": time, "skip": skip, "first": first }))
+        self.append(&Entry::Piece { bytes: self.bytes, time, skip, first })
     }
 
     /// Marks the file as complete.
     pub fn complete(&mut self) -> Result<(), Failure> {
         self.sync()?;
-        self.append(&json!({ "bytes": self.bytes, "complete": true }))
+        self.append(&Entry::Complete { bytes: self.bytes, complete: true })
     }
 
     /// Whether nothing has been written.
@@ -282,9 +312,10 @@ impl Partial {
         self.video.sync_data().map_err(|error| Failure::output(&self.video_path, &error))
     }
 
-    fn append(&mut self, entry: &Value) -> Result<(), Failure> {
-        self.index
-            .write_all(format!("{entry}\n").as_bytes())
+    fn append(&mut self, entry: &Entry) -> Result<(), Failure> {
+        serde_json::to_vec(entry)
+            .map_err(io::Error::from)
+            .and_then(|line| self.index.write_all(&[&line[..], b"\n"].concat()))
             .and_then(|()| self.index.sync_data())
             .map_err(|error| Failure::output(&self.index_path, &error))
     }
@@ -301,25 +332,36 @@ impl Drop for Partial {
 }
 
 impl Index {
-    fn add(&mut self, entry: &Value, length: u64) {
-        if let Some(stream) = entry.get("stream").and_then(Value::as_str) {
-            self.stream = Some(stream.to_owned());
+    /// Adds an entry of `length` bytes, unless it cannot follow those before.
+    fn add(index: &mut Option<Self>, entry: Entry, length: u64) -> Option<()> {
+        let Some(index) = index else {
+            let Entry::Settings { settings } = entry else { return None };
+            let progress = Progress::UpTo(ResumePoint::START);
+            *index = Some(Self { settings, stream: None, bytes: 0, progress, length });
+            return Some(());
+        };
+        let Progress::UpTo(before) = index.progress else { return None };
+        match entry {
+            Entry::Stream { stream } if index.stream.is_none() => index.stream = Some(stream),
+            Entry::Piece { bytes, time, skip, first }
+                if index.stream.is_some() && bytes > index.bytes && time <= i64::MAX as u64 =>
+            {
+                let time = ClockTime::from_nseconds(time);
+                if time <= before.time {
+                    return None;
+                }
+                index.progress = Progress::UpTo(ResumePoint { time, skip, first });
+                index.bytes = bytes;
+            }
+            Entry::Complete { bytes, complete: true }
+                if index.stream.is_some() && bytes >= index.bytes.max(1) =>
+            {
+                index.progress = Progress::Complete;
+                index.bytes = bytes;
+            }
+            _ => return None,
         }
-        if let Some(bytes) = entry.get("bytes").and_then(Value::as_u64) {
-            self.bytes = bytes;
-        }
-        let number = |name| entry.get(name).and_then(Value::as_u64);
-        if let Some(time) = number("time") {
-            self.progress = Progress::UpTo(ResumePoint {
-                time: ClockTime::from_nseconds(time),
-                // Without them, frames are computed that are not needed.
-                skip: number("skip").unwrap_or(0),
-                first: number("first").and_then(|first| first.try_into().ok()).unwrap_or(0),
-            });
-        }
-        if entry.get("complete").is_some() {
-            self.progress = Progress::Complete;
-        }
-        self.length = length;
+        index.length += length;
+        Some(())
     }
 }

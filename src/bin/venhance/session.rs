@@ -101,7 +101,7 @@ impl Session {
         let started = Instant::now();
         let mut settings = self.settings(&source, &encoder);
         if let Some(prompt) = self.set_prompt(input, index)? {
-            settings.push(("prompt".into(), prompt));
+            settings.insert("prompt".into(), prompt);
         }
         let (partial, progress) = self.open_partial(&paths, &settings)?;
         let made = match progress {
@@ -184,13 +184,13 @@ impl Session {
     fn settings(&self, source: &Source, encoder: &Encoder) -> Settings {
         let metadata = source.path.metadata().ok();
         let modified = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
-        let mut settings = vec![
+        let mut settings = Settings::from([
             ("version".into(), env!("CARGO_PKG_VERSION").into()),
             ("input".into(), source.path.display().to_string()),
             ("input size".into(), metadata.map_or(0, |metadata| metadata.len()).to_string()),
             ("input time".into(), format!("{modified:?}")),
             ("encoder".into(), encoder.description.clone()),
-        ];
+        ]);
         let given = self.args.properties.iter();
         settings
             .extend(given.map(|property| (format!("--{}", property.name), property.text.clone())));
@@ -276,6 +276,7 @@ impl Session {
         encoder: &Encoder,
         paths: &Paths,
     ) -> Result<(), Failure> {
+        paths.create_finished()?;
         let pipeline = pipeline::finish(source, container, encoder, &paths.video, &paths.finished)?;
         let end = self.run(&pipeline, source, paths, None);
         let _ = pipeline.set_state(gst::State::Null);

@@ -150,9 +150,9 @@ impl<'a> Client<'a> {
         let hub = self.hub.endpoint.parse::<Uri>().map_err(|error| {
             Failure::Invalid(format!("{} is not a URL: {error}", self.hub.endpoint))
         })?;
-        let mut target = url.parse::<Uri>().map_err(|error| {
-            Failure::Invalid(format!("{url} is not a URL: {error}"))
-        })?;
+        let mut target = url
+            .parse::<Uri>()
+            .map_err(|error| Failure::Invalid(format!("{url} is not a URL: {error}")))?;
         for _ in 0..=MAX_REDIRECTS {
             let mut request = request(&target);
             if let Some(token) = self.hub.token.as_ref().filter(|_| same_origin(&target, &hub)) {
@@ -260,8 +260,10 @@ impl<'a> Client<'a> {
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), Failure> {
         let progress_from = partial.longest() + MIN_BYTES;
-        let interrupted =
-            |why: String, length: u64| Failure::Transient { why, progressed: length >= progress_from };
+        let interrupted = |why: String, length: u64| Failure::Transient {
+            why,
+            progressed: length >= progress_from,
+        };
         let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; 1 << 18];
         let (mut period, mut begin) = (Instant::now(), partial.length());
@@ -275,14 +277,17 @@ impl<'a> Client<'a> {
             }
             if partial.length() + count as u64 > size {
                 partial.clear()?;
-                return Err(Failure::Invalid(format!("the server sent more than its {size} bytes")));
+                return Err(Failure::Invalid(format!(
+                    "the server sent more than its {size} bytes"
+                )));
             }
             partial.append(&buffer[..count])?;
             progress(partial.length());
             if period.elapsed() >= self.hub.read_timeout {
                 if partial.length() - begin < MIN_BYTES {
                     let seconds = self.hub.read_timeout.as_secs_f32();
-                    let why = format!("the server sent fewer than {MIN_BYTES} bytes in {seconds} s");
+                    let why =
+                        format!("the server sent fewer than {MIN_BYTES} bytes in {seconds} s");
                     return Err(interrupted(why, partial.length()));
                 }
                 (period, begin) = (Instant::now(), partial.length());
@@ -368,7 +373,9 @@ fn resolve(url: &Uri, location: &str) -> Option<Uri> {
     let scheme = url.scheme_str()?;
     let location = match location {
         location if location.starts_with("//") => format!("{scheme}:{location}"),
-        location if location.starts_with('/') => format!("{scheme}://{}{location}", url.authority()?),
+        location if location.starts_with('/') => {
+            format!("{scheme}://{}{location}", url.authority()?)
+        }
         location => location.to_owned(),
     };
     location.parse::<Uri>().ok().filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")))

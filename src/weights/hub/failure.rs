@@ -48,14 +48,11 @@ impl Failure {
     /// The error for the user; `tried` says what failed.
     pub(super) fn into_error(self, tried: &str, version: Version) -> Error {
         let (why, instead) = match self {
-            Self::Transient { why, .. } => (
-                why,
-                "check the network connection and start again: the download resumes".into(),
-            ),
-            Self::Refused(why) => (why, advice(version)),
-            Self::Invalid(why) => {
-                (why, "check HF_ENDPOINT and any proxy, and start again".into())
+            Self::Transient { why, .. } => {
+                (why, "check the network connection and start again: the download resumes".into())
             }
+            Self::Refused(why) => (why, advice(version)),
+            Self::Invalid(why) => (why, "check HF_ENDPOINT and any proxy, and start again".into()),
             Self::Local(error) => return error,
         };
         Error::Weights { tried: tried.into(), why, instead }
