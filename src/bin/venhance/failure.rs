@@ -117,8 +117,9 @@ impl Failure {
             }
             part = object.parent();
         }
+        let element = error.src().map(|source| source.name()).unwrap_or_default();
         let debug = error.debug().unwrap_or_default();
-        Self::new(Kind::Output, format!("{}: {text} ({debug})", output.display()))
+        Self::new(Kind::Output, format!("{element} failed: {text} ({debug}); check --encoder"))
     }
 }
 

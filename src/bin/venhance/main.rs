@@ -10,32 +10,30 @@
 //!                       ├─► report     progress
 //!                       └─► compare    picture of input and output
 //! ```
+//!
+//! `console` is how all of them print; `local` keeps GStreamer from opening anything but the named files.
 
+#[macro_use]
+mod console;
 mod args;
 mod compare;
 mod failure;
 mod folder;
+mod local;
 mod partial;
 mod pipeline;
 mod properties;
 mod report;
 mod session;
+mod signals;
 mod source;
 mod target;
 
-use std::{
-    io,
-    process::ExitCode,
-    sync::{Arc, atomic::AtomicBool},
-};
-
-use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
-    flag,
-};
+use std::process::ExitCode;
 
 use failure::{Failure, Kind};
 use session::{Outcome, Session};
+use signals::Signals;
 
 fn main() -> ExitCode {
     match run() {
@@ -52,13 +50,14 @@ fn run() -> Result<(), Failure> {
         .map_err(|error| error.to_string())
         .and_then(|()| gstvenhance::plugin_register_static().map_err(|error| error.to_string()))
         .map_err(|error| Failure::new(Kind::Plugin, format!("cannot start GStreamer: {error}")))?;
+    local::forbid_references();
     let args = args::parse();
-    let interrupted = Arc::new(AtomicBool::new(false));
+    let signals = Signals::default();
     // If this fails, a signal ends the process at once; the partial file can still be played.
-    let _ = handle_signals(&interrupted);
+    let _ = signals.handle();
 
     let (input, output) = (args.input.clone(), args.output.clone());
-    let session = Session::new(args, interrupted)?;
+    let session = Session::new(args, signals)?;
     if session.args.plan {
         println!("{}", session.plan(&input)?);
         return Ok(());
@@ -72,16 +71,6 @@ fn run() -> Result<(), Failure> {
     match session.enhance(&input, &output, 0)? {
         Outcome::Enhanced(summary) => println!("{}: {summary}", output.display()),
         Outcome::Skipped => println!("{}: already finished", output.display()),
-    }
-    Ok(())
-}
-
-/// The first signal sets `interrupted`, a second one ends the process.
-fn handle_signals(interrupted: &Arc<AtomicBool>) -> io::Result<()> {
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // Actions run in the order in which they are registered: at the first signal, the flag is not set.
-        flag::register_conditional_shutdown(signal, Kind::Cancelled as i32, interrupted.clone())?;
-        flag::register(signal, interrupted.clone())?;
     }
     Ok(())
 }

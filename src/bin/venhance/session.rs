@@ -4,10 +4,6 @@
 use std::{
     fs::File,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, Instant},
 };
 
@@ -20,6 +16,7 @@ use crate::{
     partial::{Partial, Paths, Progress, ResumePoint, Settings},
     pipeline::{self, Work},
     report::{Report, clock},
+    signals::Signals,
     source::Source,
     target::{Container, Encoder, Treatment},
 };
@@ -35,8 +32,7 @@ pub struct Session {
     pub args: Args,
     /// One element for all files: it keeps its model loaded.
     enhancer: gst::Element,
-    /// Set by Ctrl-C.
-    interrupted: Arc<AtomicBool>,
+    signals: Signals,
 }
 
 /// The result for one file.
@@ -54,16 +50,12 @@ enum End {
 }
 
 impl Session {
-    pub fn new(args: Args, interrupted: Arc<AtomicBool>) -> Result<Self, Failure> {
+    pub fn new(args: Args, signals: Signals) -> Result<Self, Failure> {
         let enhancer = make("venhance")?;
         for property in &args.properties {
             enhancer.set_property_from_value(&property.name, &property.value);
         }
-        Ok(Self { args, enhancer, interrupted })
-    }
-
-    fn interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed)
+        Ok(Self { args, enhancer, signals })
     }
 
     /// Describes what would be done with a file.
@@ -307,6 +299,7 @@ impl Session {
         let bus = pipeline
             .bus()
             .ok_or_else(|| Failure::new(Kind::Output, "the pipeline has no message bus"))?;
+        let _signals = self.signals.watch();
         // The bus also has the error.
         let started = pipeline.set_state(gst::State::Playing);
         let mut missing = None;
@@ -315,7 +308,9 @@ impl Session {
         loop {
             let message = bus.timed_pop(TICK);
             if started.is_err() && message.is_none() {
-                return Err(Failure::new(Kind::Output, "cannot start the pipeline"));
+                return Err(Failure::new(Kind::Output, 
+                    "cannot start the pipeline; run with GST_DEBUG=2 to see why",
+                ));
             }
             if let Some(message) = &message {
                 missing = missing.or(missing_plugin(message));
@@ -342,11 +337,11 @@ impl Session {
                 report.update(work.state.position(), work.state.frames());
             }
             match (&work, stopping) {
-                (Some((work, _)), None) if self.interrupted() => {
+                (Some((work, _)), None) if self.signals.interrupted() => {
                     stopping = Some(Instant::now());
                     work.stop();
                 }
-                (None, None) if self.interrupted() => return Ok(End::Interrupted),
+                (None, None) if self.signals.interrupted() => return Ok(End::Interrupted),
                 (_, Some(since)) if since.elapsed() > STOP_TIMEOUT => return Ok(End::Interrupted),
                 _ => {}
             }

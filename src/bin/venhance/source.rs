@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The streams of an input file.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io::Read,
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+};
 
 use gst::{ClockTime, glib, prelude::*};
 use gst_pbutils::prelude::*;
 
-use crate::failure::{Failure, Kind};
+use crate::{failure::Failure, local};
 
 /// A stream of the file.
 #[derive(Debug, Clone)]
@@ -37,11 +42,13 @@ pub struct Source {
 /// forever.
 const TIMEOUT: ClockTime = ClockTime::from_seconds(15);
 
+/// Length of a file's beginning that tells its format.
+const TYPE_FIND_BYTES: u64 = 1 << 16;
+
 impl Source {
     pub fn open(path: &Path) -> Result<Self, Failure> {
-        // The system's error for a missing or unreadable file is better than GStreamer's.
+        check_file(path)?;
         let path = path.canonicalize().map_err(|error| Failure::input(path, error))?;
-        std::fs::File::open(&path).map_err(|error| Failure::input(&path, error))?;
         let broken = |error: glib::Error| {
             Failure::input(&path, format!("cannot read a video from it: {error}"))
         };
@@ -78,7 +85,7 @@ impl Source {
             let id = info.stream_id()?.to_string();
             Some(Stream { id, caps: info.caps()? })
         };
-        let no_id = || Failure::new(Kind::Input, "the video stream has no id".to_owned());
+        let no_id = || Failure::input(&path, "its video stream has no id");
         let rotation = video
             .tags()
             .and_then(|tags| Some(tags.get::<gst::tags::ImageOrientation>()?.get().to_owned()));
@@ -104,5 +111,37 @@ impl Source {
             tags: container.unwrap_or_default(),
             path,
         })
+    }
+}
+
+/// Fails if the path is not that of a file that can contain video. Opening a pipe would wait for its writer.
+fn check_file(path: &Path) -> Result<(), Failure> {
+    // The system's error for a missing or unreadable file is better than GStreamer's.
+    let kind = path.metadata().map_err(|error| Failure::input(path, error))?.file_type();
+    if !kind.is_file() {
+        let what = match () {
+            () if kind.is_dir() => "a folder",
+            () if kind.is_fifo() => "a pipe",
+            () if kind.is_socket() => "a socket",
+            () => "a device",
+        };
+        let why = format!("it is {what}, not a file; write the video into a file first");
+        return Err(Failure::input(path, why));
+    }
+    let mut beginning = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(TYPE_FIND_BYTES).read_to_end(&mut beginning))
+        .map_err(|error| Failure::input(path, error))?;
+    let caps = gst_base::type_find_helper_for_data(gst::Object::NONE, &beginning);
+    let format = caps.ok().and_then(|(caps, _)| Some(caps.structure(0)?.name().to_string()));
+    match format.filter(|format| local::is_text(format)) {
+        Some(format) => Err(Failure::input(
+            path,
+            format!(
+                "it is text or a playlist ({format}), and what it refers to is not opened; use the video \
+                 file itself"
+            ),
+        )),
+        None => Ok(()),
     }
 }

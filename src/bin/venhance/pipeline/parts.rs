@@ -131,7 +131,10 @@ pub fn link_to_muxer(
     muxer: &gst::Element,
     template: &str,
 ) -> Result<gst::Pad, Failure> {
-    let pad = muxer.request_pad_simple(template).ok_or_else(|| internal(template))?;
+    let pad = muxer.request_pad_simple(template).ok_or_else(|| {
+        let name = muxer.factory().map_or(muxer.name(), |factory| factory.name());
+        internal(format!("{name} gives no pad {template}"))
+    })?;
     link(src, &pad)?;
     Ok(pad)
 }

@@ -3,13 +3,11 @@
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use gst::ClockTime;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     failure::Failure,
@@ -42,10 +40,6 @@ pub struct State {
     position: AtomicU64,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl State {
     /// For a run that starts at `start`.
     pub fn new(partial: Partial, start: ResumePoint) -> Self {
@@ -70,11 +64,11 @@ impl State {
     }
 
     pub fn failure(&self) -> Option<Failure> {
-        lock(&self.failure).clone()
+        self.failure.lock().clone()
     }
 
     pub fn partial(&self) -> MutexGuard<'_, Partial> {
-        lock(&self.partial)
+        self.partial.lock()
     }
 
     pub fn stop(&self) {
@@ -105,7 +99,7 @@ impl State {
     }
 
     pub fn add_resume_point(&self, point: ResumePoint) {
-        lock(&self.resume_points).push_back(point);
+        self.resume_points.lock().push_back(point);
     }
 
     /// Writes to the partial file. A failure is kept and posted as an error of `element`.
@@ -118,10 +112,10 @@ impl State {
             return Err(gst::FlowError::Error);
         }
         // The lock is released before the error is posted.
-        let written = action(&mut lock(&self.partial));
+        let written = action(&mut self.partial.lock());
         written.map(|()| gst::FlowSuccess::Ok).map_err(|failure| {
             let text = failure.to_string();
-            lock(&self.failure).get_or_insert(failure);
+            self.failure.lock().get_or_insert(failure);
             gst::element_error!(element, gst::ResourceError::Write, ("{text}"));
             gst::FlowError::Error
         })
@@ -146,7 +140,7 @@ impl State {
 
     /// Takes the resume point at `pts` out of the queue, with those before it.
     fn resume_point_at(&self, pts: ClockTime) -> Option<ResumePoint> {
-        let points = &mut *lock(&self.resume_points);
+        let points = &mut *self.resume_points.lock();
         let near = |point: &ResumePoint| point.time.absdiff(pts) <= CLUSTER_ROUNDING;
         let index = points.iter().position(near)?;
         points.drain(..=index).next_back()
