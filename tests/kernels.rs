@@ -48,11 +48,13 @@ fn pixels_are_copied_for_any_length_and_alignment() {
     run_kernel_test("pixels");
 }
 
+/// Takes more than 10 s: an emulated GPU computes every kernel variant.
 #[test]
 fn products_match_the_reference_for_any_size() {
     run_kernel_test("product");
 }
 
+/// Takes more than 10 s: an emulated GPU computes every kernel variant.
 #[test]
 fn hopper_products_match_the_reference_for_any_size() {
     run_kernel_test("product_hopper");

@@ -57,6 +57,7 @@ fn measure(frames: usize, h: usize, w: usize, branches: usize, slices: &[usize])
     }
 }
 
+/// Takes more than 10 s: at smaller sizes, fixed costs hide the slices.
 #[test]
 fn an_evaluation_uses_the_predicted_memory_for_any_slice_size() {
     measure(4, 34, 48, 1, &[1 << 15]);

@@ -243,6 +243,7 @@ fn stream_from(
     sink.take()
 }
 
+/// Takes more than 10 s: with `solver=fast`, the first equal frame comes after 440 frames.
 #[test]
 fn a_run_from_resume_from_equals_the_whole_run_after_the_resume_point() {
     for interpolated in 0..=8 {
