@@ -14,7 +14,7 @@ use std::{path::Path, sync::Arc};
 use common::{TIMEOUT, decode, run, try_run};
 use gst::prelude::*;
 use gstvenhance::{
-    engine::{Cancel, Format, Frame, Model, Options},
+    engine::{Cancel, Format, Frame, Model, Options, Version},
     models,
 };
 use sink::Record;
@@ -71,7 +71,7 @@ fn the_element_and_the_library_produce_the_same_frames() {
             .element("v1", "up-scale=3 min-height=0 seed=7 solver=normal steps=3 prompt=a\\ ball")
     ));
     let options = Options {
-        model: Some(Model::V1),
+        model: Some(Model::Diffusion(Version::V1)),
         model_dir: Some(folder.path("model")),
         seed: 7,
         solver: gstvenhance::engine::Solver::Normal,

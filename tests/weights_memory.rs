@@ -9,14 +9,14 @@ use std::{path::Path, sync::Mutex};
 
 use candle_core::{DType, Device};
 use gstvenhance::{
-    engine::{Cancel, Error},
+    engine::{Cancel, Error, Version},
     models::{Config, locate, synthesize},
     networks::{
         text,
         unet::{self, UNet},
         vae,
     },
-    weights::{Checkpoint, Source, Version, keys::Keys},
+    weights::{Checkpoint, Source, keys::Keys},
 };
 use peak_alloc::PeakAlloc;
 use torch::{Pickle, Tensor, state_dict};

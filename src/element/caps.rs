@@ -99,7 +99,7 @@ fn transform_structure(
     let mut out = structure.to_owned();
     match model {
         Model::Lite => map_sides(&mut out, settings.up_scale, direction)?,
-        Model::V1 | Model::V2 => map_size(&mut out, settings, model, direction),
+        Model::Diffusion(_) => map_size(&mut out, settings, model, direction),
     }
     if let Ok(value) = structure.value("framerate") {
         let value = match direction {

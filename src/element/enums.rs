@@ -3,7 +3,7 @@
 
 use gst::glib;
 
-use crate::engine;
+use crate::engine::{self, Version};
 
 /// The property `model`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
@@ -28,8 +28,8 @@ pub enum Model {
 impl From<engine::Model> for Model {
     fn from(model: engine::Model) -> Self {
         match model {
-            engine::Model::V1 => Self::V1,
-            engine::Model::V2 => Self::V2,
+            engine::Model::Diffusion(Version::V1) => Self::V1,
+            engine::Model::Diffusion(Version::V2) => Self::V2,
             engine::Model::Lite => Self::Lite,
         }
     }
@@ -39,8 +39,8 @@ impl From<Model> for Option<engine::Model> {
     fn from(model: Model) -> Self {
         match model {
             Model::Auto => None,
-            Model::V1 => Some(engine::Model::V1),
-            Model::V2 => Some(engine::Model::V2),
+            Model::V1 => Some(engine::Model::Diffusion(Version::V1)),
+            Model::V2 => Some(engine::Model::Diffusion(Version::V2)),
             Model::Lite => Some(engine::Model::Lite),
         }
     }

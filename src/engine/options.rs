@@ -15,13 +15,20 @@ pub const NEGATIVE_PROMPT: &str = "painting, oil painting, illustration, drawing
     oil painting, cartoon, CG Style, 3D render, unreal engine, blurring, dirty, messy, worst quality, \
     low quality, frames, watermark, signature, jpeg artifacts, deformed, lowres, over-smooth";
 
+/// A published version of VEnhancer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// Published with the paper: generates more new detail.
+    V1,
+    /// The second version: preserves texture and identity better.
+    V2,
+}
+
 /// A model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Model {
-    /// VEnhancer as published with the paper: generates more new detail.
-    V1,
-    /// The second version of VEnhancer: preserves texture and identity better.
-    V2,
+    /// VEnhancer.
+    Diffusion(Version),
     /// The small model that is embedded in the plugin.
     Lite,
 }
@@ -29,8 +36,8 @@ pub enum Model {
 impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::V1 => "v1",
-            Self::V2 => "v2",
+            Self::Diffusion(Version::V1) => "v1",
+            Self::Diffusion(Version::V2) => "v2",
             Self::Lite => "lite",
         })
     }
@@ -98,7 +105,7 @@ impl Options {
     pub fn output_size(&self, model: Model, input: (usize, usize), scale: f64) -> (usize, usize) {
         match model {
             Model::Lite => (scaled_side(input.0, scale), scaled_side(input.1, scale)),
-            Model::V1 | Model::V2 => target_size(input, scale, self.min_height, self.max_pixels),
+            Model::Diffusion(_) => target_size(input, scale, self.min_height, self.max_pixels),
         }
     }
 }

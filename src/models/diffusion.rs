@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     engine::{
-        Cancel, Error, Format, Model, Options, POSITIVE_PROMPT,
+        Cancel, Error, Format, Model, Options, POSITIVE_PROMPT, Version,
         log::{self, Area},
     },
     networks::{
@@ -24,7 +24,7 @@ use crate::{
     },
     ops,
     sampler::{self, DiffusionEnhancer, Models, Plan, SamplerParams, Seeded},
-    weights::{Checkpoint, Hub, Source, Version, keys::Keys},
+    weights::{Checkpoint, Hub, Source, keys::Keys},
 };
 
 /// A requested diffusion model with its devices and options.
@@ -48,8 +48,7 @@ impl Request {
         options: &Options,
     ) -> Result<Option<Self>, Error> {
         let version = match model {
-            Model::V1 => Version::V1,
-            Model::V2 => Version::V2,
+            Model::Diffusion(version) => version,
             Model::Lite => return Ok(None),
         };
         let devices = match devices {

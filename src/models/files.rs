@@ -13,10 +13,10 @@ use candle_core::{DType, Device};
 use super::config::{CONFIG, Config};
 use crate::{
     engine::{
-        Cancel, Error,
+        Cancel, Error, Version,
         log::{self, Area},
     },
-    weights::{self, Checkpoint, Progress, Source, Version, reason, synth},
+    weights::{self, Checkpoint, Progress, Source, reason, synth},
 };
 
 const UNET: &str = "unet.safetensors";

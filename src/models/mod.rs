@@ -8,7 +8,7 @@ mod files;
 mod memory;
 
 use crate::{
-    engine::{self, Cancel, Enhancer, Error, Format, Model, Options},
+    engine::{self, Cancel, Enhancer, Error, Format, Model, Options, Version},
     lite::Lite,
     weights,
 };
@@ -48,7 +48,7 @@ pub fn choose(options: &Options) -> Result<Choice, Error> {
     let (model, reason) = match options.model {
         Some(model) => (model, format!("model={model} is set")),
         None => match cuda_usable(0) {
-            Ok(()) => (Model::V1, "model=auto: a CUDA device is usable".into()),
+            Ok(()) => (Model::Diffusion(Version::V1), "model=auto: a CUDA device is usable".into()),
             Err(why) => (Model::Lite, format!("model=auto: no CUDA device is usable ({why})")),
         },
     };

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::{
     Hub, Progress,
-    published::{Published, Version, advice},
+    published::{Published, advice},
 };
-use crate::engine::{Cancel, Error};
+use crate::engine::{Cancel, Error, Version};
 
 /// Where the files of a model are.
 #[derive(Clone)]

@@ -25,7 +25,6 @@ pub use disk::{create_new, free_space, open_or_create};
 pub use hub::Hub;
 pub use locate::Source;
 pub use progress::Progress;
-pub use published::Version;
 pub(crate) use store::write;
 
 /// The message of a candle error without its backtrace and path. The path is part of what was tried.

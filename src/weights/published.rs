@@ -1,17 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The published models and their files on the Hugging Face hub.
 
+use crate::engine::Version;
+
 /// A gated repository: users must accept its licence.
 const VAE_REPO: &str = "stabilityai/stable-video-diffusion-img2vid";
-
-/// A published model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version {
-    /// The model of the paper.
-    V1,
-    /// The second version.
-    V2,
-}
 
 /// A published file.
 #[derive(Clone, Copy)]

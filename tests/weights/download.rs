@@ -11,9 +11,9 @@ use std::{
 };
 
 use gstvenhance::{
-    engine::{Cancel, Error},
+    engine::{Cancel, Error, Version},
     models::{Config, Files, locate},
-    weights::{Hub, Progress, Source, Version, free_space},
+    weights::{Hub, Progress, Source, free_space},
 };
 
 use crate::{

@@ -5,10 +5,10 @@ use std::{fs, path::Path};
 
 use candle_core::{DType, Device};
 use gstvenhance::{
-    engine::{Cancel, Error},
+    engine::{Cancel, Error, Version},
     models::{Config, Files, locate, synthesize},
     networks::{text::TextEncoder, unet::UNet, vae::Vae},
-    weights::{Checkpoint, Hub, Source, Version, keys::Keys, synth},
+    weights::{Checkpoint, Hub, Source, keys::Keys, synth},
 };
 
 use crate::ADVICE;

@@ -308,7 +308,8 @@ impl Session {
         loop {
             let message = bus.timed_pop(TICK);
             if started.is_err() && message.is_none() {
-                return Err(Failure::new(Kind::Output, 
+                return Err(Failure::new(
+                    Kind::Output,
                     "cannot start the pipeline; run with GST_DEBUG=2 to see why",
                 ));
             }

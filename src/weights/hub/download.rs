@@ -16,14 +16,14 @@ use super::{
 };
 use crate::{
     engine::{
-        Cancel, Error,
+        Cancel, Error, Version,
         log::{self, Area},
     },
     weights::{
         disk::{open_or_create, readable_size, with_suffix},
         lock,
         progress::{Progress, Reporter},
-        published::{Published, Version, advice},
+        published::{Published, advice},
     },
 };
 

@@ -4,8 +4,8 @@
 use std::{io, path::Path};
 
 use crate::{
-    engine::{Error, printable},
-    weights::published::{Version, advice},
+    engine::{Error, Version, printable},
+    weights::published::advice,
 };
 
 /// Why a request failed.
