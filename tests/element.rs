@@ -122,10 +122,7 @@ fn the_model_stays_loaded_in_ready_and_goes_with_it() {
     let mut loads = |state| {
         rig.element.set_state(state).unwrap();
         rig.element.set_state(gst::State::Playing).unwrap();
-        let caps = caps("GRAY8", 32, 16, (10, 1));
-        rig.harness.push_event(gst::event::StreamStart::new("again"));
-        rig.set_caps(&caps);
-        rig.event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
+        rig.begin_stream(&caps("GRAY8", 32, 16, (10, 1)));
         let before = rig.frames().len();
         rig.push(2);
         rig.wait_for_frames(before + 4);
@@ -214,36 +211,6 @@ fn times_at_30000_1001_are_exact_for_more_than_an_hour() {
 }
 
 #[test]
-fn a_stream_that_does_not_name_its_rate_is_measured() {
-    for (interval, expected) in [(100, 22), (42, 8), (1000, 64)] {
-        let mut rig = Rig::with("up-scale=1 target-fps=30", &caps("GRAY8", 32, 16, (0, 1)));
-        for n in 0..8 {
-            rig.push_at(n * interval);
-        }
-        let seen = rig.finish();
-        assert_eq!(times(&seen).len(), expected, "{interval} ms");
-        assert!(times(&seen).is_sorted());
-        let caps = rig.element.static_pad("src").unwrap().current_caps().unwrap();
-        let fps = caps.structure(0).unwrap().get::<gst::Fraction>("framerate");
-        assert_eq!(fps, Ok(gst::Fraction::new(0, 1)));
-    }
-    // Measured where there is something to measure.
-    let mut rig = Rig::with("up-scale=1 target-fps=30", &caps("GRAY8", 32, 16, (0, 1)));
-    rig.push_at(0);
-    rig.event(gst::event::Gap::builder(ClockTime::from_mseconds(100)).build());
-    for ms in [5000, 5100, 5200] {
-        rig.push_at(ms);
-    }
-    assert_eq!(times(&rig.finish()), [0, 5000, 5033, 5066, 5100, 5133, 5166, 5200]);
-    // Too short to be measured, and with an event in between.
-    let mut rig = Rig::with("up-scale=1 target-fps=30", &caps("GRAY8", 32, 16, (0, 1)));
-    rig.push_at(0);
-    rig.event(gst::event::CustomDownstream::new(gst::Structure::new_empty("custom")));
-    let seen = rig.finish();
-    assert_eq!(common::order(&seen), ["0", "custom-downstream", "eos"]);
-}
-
-#[test]
 fn frames_without_times_get_those_of_the_rate() {
     let mut rig = Rig::new();
     for _ in 0..3 {
@@ -260,21 +227,6 @@ fn frames_without_times_get_those_of_the_rate() {
         rig.harness.push(frame).unwrap();
     }
     assert_eq!(times(&rig.finish()), [0, 33, 66, 100, 133, 166, 200, 300, 333, 366, 400]);
-}
-
-#[test]
-fn rates_that_cannot_be_multiplied_stay_and_slow_ones_are_measured() {
-    let (_, error) = try_run(
-        "videotestsrc num-buffers=2 ! video/x-raw,width=16,height=16,framerate=1000000000/125000001 \
-         ! venhance up-scale=1 target-fps=24 ! fakesink",
-    );
-    assert_eq!(error, None);
-    let mut rig = Rig::with("up-scale=1 target-fps=1/5", &caps("GRAY8", 32, 16, (0, 1)));
-    for n in 0..6 {
-        rig.push_at(n * 10_000);
-    }
-    let expected: Vec<u64> = (0..11).map(|j| j * 5000).collect();
-    assert_eq!(times(&rig.finish()), expected);
 }
 
 #[test]

@@ -92,7 +92,6 @@ fn h264_of_8_bits() {
     let (video, messages) = enhance(&file, "venhance up-scale=4 target-fps=24");
     assert_enhanced(&video, VideoFormat::I420);
     let mut progress = messages.iter().filter(|m| m.has_name("venhance-progress"));
-    assert_eq!(progress.clone().count(), 20);
     let last = progress.next_back().unwrap();
     assert_eq!(last.get::<u64>("frames-in"), Ok(20));
     assert_eq!(last.get::<&str>("unit"), Ok("frame"));
@@ -199,7 +198,7 @@ fn sound_stays_in_sync_beside_an_element_that_holds_frames() {
 }
 
 #[test]
-fn a_variable_rate_keeps_the_time_of_every_key_frame() {
+fn a_variable_rate_keeps_the_time_of_every_input_frame() {
     // Intervals around and far from the nominal 1/30 s, with a jump of a second.
     let intervals = [33, 33, 45, 21, 33, 47, 40, 1000, 33, 70, 33, 28, 33, 33];
     let dir = tempfile::tempdir().unwrap();

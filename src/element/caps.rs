@@ -9,7 +9,7 @@ use gst_video::{
 };
 use once_cell::sync::Lazy;
 
-use super::properties::Settings;
+use super::properties::Properties;
 use crate::engine::{
     MAX_INTERPOLATED_FRAMES, Model, interpolated_frames, scaled_side, unscaled_sides,
 };
@@ -70,7 +70,7 @@ pub(super) fn rate(fps: gst::Fraction) -> (u32, u32) {
 
 /// The caps that the other pad can have, if the pad of `direction` has `caps`.
 pub(super) fn transform(
-    settings: &Settings,
+    properties: &Properties,
     model: Model,
     direction: gst::PadDirection,
     caps: &gst::CapsRef,
@@ -83,7 +83,7 @@ pub(super) fn transform(
         {
             continue;
         }
-        if let Some(structure) = transform_structure(settings, model, direction, structure) {
+        if let Some(structure) = transform_structure(properties, model, direction, structure) {
             out.merge_structure(structure);
         }
     }
@@ -91,22 +91,22 @@ pub(super) fn transform(
 }
 
 fn transform_structure(
-    settings: &Settings,
+    properties: &Properties,
     model: Model,
     direction: gst::PadDirection,
     structure: &gst::StructureRef,
 ) -> Option<gst::Structure> {
     let mut out = structure.to_owned();
     match model {
-        Model::Lite => map_sides(&mut out, settings.up_scale, direction)?,
-        Model::Diffusion(_) => map_size(&mut out, settings, model, direction),
+        Model::Lite => map_sides(&mut out, properties.up_scale, direction)?,
+        Model::Diffusion(_) => map_size(&mut out, properties, model, direction),
     }
     if let Ok(value) = structure.value("framerate") {
         let value = match direction {
             gst::PadDirection::Sink => {
-                map_rates(value, settings, &|fps| vec![output_rate(settings, fps)])
+                map_rates(value, properties, &|fps| vec![output_rate(properties, fps)])
             }
-            _ => map_rates(value, settings, &|fps| input_rates(settings, fps)),
+            _ => map_rates(value, properties, &|fps| input_rates(properties, fps)),
         };
         out.set_value("framerate", value?);
     }
@@ -141,7 +141,7 @@ fn map_sides(
 /// any.
 fn map_size(
     structure: &mut gst::StructureRef,
-    settings: &Settings,
+    properties: &Properties,
     model: Model,
     direction: gst::PadDirection,
 ) {
@@ -149,7 +149,7 @@ fn map_size(
     let input = side("width").zip(side("height"));
     let output = match (direction, input) {
         (gst::PadDirection::Sink, Some(input)) => {
-            let (width, height) = settings.options.output_size(model, input, settings.up_scale);
+            let (width, height) = properties.options.output_size(model, input, properties.up_scale);
             [width, height].map(|side| (side as i32).to_send_value())
         }
         _ => [(); 2].map(|()| gst::IntRange::new(1, i32::MAX).to_send_value()),
@@ -169,16 +169,16 @@ pub(super) fn interpolated(target_fps: gst::Fraction, fps: gst::Fraction) -> usi
 }
 
 /// The output rate for an input rate; 0/1 (variable) stays.
-fn output_rate(settings: &Settings, fps: gst::Fraction) -> gst::Fraction {
-    let parts = interpolated(settings.target_fps, fps) as i32 + 1;
+fn output_rate(properties: &Properties, fps: gst::Fraction) -> gst::Fraction {
+    let parts = interpolated(properties.target_fps, fps) as i32 + 1;
     gst::Fraction::new(fps.numer() * parts, fps.denom())
 }
 
 /// The input rates for which [`output_rate`] is `fps`.
-fn input_rates(settings: &Settings, fps: gst::Fraction) -> Vec<gst::Fraction> {
+fn input_rates(properties: &Properties, fps: gst::Fraction) -> Vec<gst::Fraction> {
     let mut rates: Vec<_> = (1..=MAX_INTERPOLATED_FRAMES as i32 + 1)
         .filter_map(|parts| Some(gst::Fraction::new(fps.numer(), fps.denom().checked_mul(parts)?)))
-        .filter(|&input| output_rate(settings, input) == fps)
+        .filter(|&input| output_rate(properties, input) == fps)
         .collect();
     rates.dedup();
     rates
@@ -212,7 +212,7 @@ fn map_ints(
 /// Maps a fraction, a range or a list of fractions; `None` if no value is left.
 fn map_rates(
     value: &glib::SendValue,
-    settings: &Settings,
+    properties: &Properties,
     map: &dyn Fn(gst::Fraction) -> Vec<gst::Fraction>,
 ) -> Option<glib::SendValue> {
     let values = |rates: Vec<gst::Fraction>| {
@@ -223,7 +223,7 @@ fn map_rates(
     } else if value.is::<gst::FractionRange>() {
         let any =
             gst::FractionRange::new(gst::Fraction::new(0, 1), gst::Fraction::new(i32::MAX, 1));
-        Some(match settings.target_fps.numer() {
+        Some(match properties.target_fps.numer() {
             0 => value.clone(),
             _ => any.to_send_value(),
         })

@@ -9,25 +9,46 @@ use gst_video::VideoInfo;
 use super::{
     caps,
     convert::{Error, Unpacker},
-    queue::{BufferInfo, QueueItem},
+    queue::{BufferInfo, ClipFormat, QueueItem},
+    rate::{ASSUMED_RATE, RATE_FRAMES, RateMeter, RateSource},
     timeline::{Cadence, ClipEnd, Placement, Timeline},
 };
 use crate::engine::{Format, Frame, interpolated_frames};
 
-/// The frame rate of a stream that does not name it is measured over this many frames.
-const RATE_FRAMES: usize = 5;
-
 /// The state of the sink pad between two caps.
 pub(super) struct Clips {
     info: VideoInfo,
-    target_fps: gst::Fraction,
     format: Format,
+    /// The interpolated frames between two at the rate of the caps.
+    interpolated: usize,
+    target_fps: gst::Fraction,
     unpacker: Arc<Unpacker>,
     timeline: Timeline,
-    /// `None` while the rate is unknown: then each frame is a clip.
-    cadence: Option<Cadence>,
-    /// While the rate is being measured: what waits for the result.
-    measuring: Option<Vec<Waiting>>,
+    meter: RateMeter,
+    rate: Rate,
+    /// While the rate is not known: what waits for it.
+    waiting: Option<Vec<Waiting>>,
+}
+
+/// The rate of the input frames.
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    /// (numerator, denominator); `None` while it is unknown: then each frame is a clip.
+    fps: Option<(u32, u32)>,
+    source: RateSource,
+}
+
+impl Rate {
+    fn of_caps(info: &VideoInfo) -> Self {
+        match caps::rate(info.fps()) {
+            (0, _) => Self { fps: None, source: RateSource::Timestamps },
+            fps => Self { fps: Some(fps), source: RateSource::Caps },
+        }
+    }
+
+    fn cadence(self, interpolated: usize) -> Option<Cadence> {
+        self.fps.map(|fps| Cadence::new(fps, interpolated))
+    }
 }
 
 enum Waiting {
@@ -36,17 +57,18 @@ enum Waiting {
 }
 
 impl Clips {
-    /// For these formats. Frames without a timestamp follow those of `timeline`.
+    /// For these formats, in a stream with the clips `before`.
     pub(super) fn new(
         info: VideoInfo,
         output: &VideoInfo,
         target_fps: gst::Fraction,
-        mut timeline: Timeline,
+        before: Option<&Self>,
     ) -> Result<Self, Error> {
-        let rate = caps::rate(info.fps());
-        let interpolated = caps::interpolated(target_fps, info.fps());
-        timeline.cut(ClipEnd::Caps);
-        Ok(Self {
+        let timeline = before.map(|before| before.timeline.clone()).unwrap_or_default();
+        let measured = before.filter(|before| before.info == info);
+        let rate = measured.map_or_else(|| Rate::of_caps(&info), |before| before.rate);
+        let interpolated = interpolated(&info, output);
+        let mut clips = Self {
             format: Format {
                 input: (info.width() as usize, info.height() as usize),
                 output: (output.width() as usize, output.height() as usize),
@@ -55,20 +77,26 @@ impl Clips {
                 alpha: info.has_alpha() && output.has_alpha(),
             },
             unpacker: Arc::new(Unpacker::new(info.clone())?),
-            timeline,
-            cadence: (rate.0 > 0).then(|| Cadence::new(rate, interpolated)),
-            measuring: (rate.0 == 0).then(Vec::new),
-            target_fps,
+            meter: measured.map(|before| before.meter.clone()).unwrap_or_default(),
+            waiting: rate.fps.is_none().then(Vec::new),
             info,
-        })
+            interpolated,
+            target_fps,
+            timeline,
+            rate,
+        };
+        clips.timeline.end_clip();
+        clips.set_rate(rate);
+        Ok(clips)
     }
 
     pub(super) fn info(&self) -> &VideoInfo {
         &self.info
     }
 
-    pub(super) fn timeline(&self) -> &Timeline {
-        &self.timeline
+    /// The sizes (w, h) of input and output frames.
+    pub(super) fn sizes(&self) -> ((usize, usize), (usize, usize)) {
+        (self.format.input, self.format.output)
     }
 
     /// Converts buffers of these caps. Shared, so that no lock is held meanwhile.
@@ -78,12 +106,24 @@ impl Clips {
 
     /// What the compute thread needs before the first frame; `None` while the rate is being measured.
     pub(super) fn format(&self) -> Option<QueueItem> {
-        self.measuring.is_none().then_some(QueueItem::Format(self.format, self.cadence))
+        self.waiting.is_none().then(|| self.format_item())
+    }
+
+    fn format_item(&self) -> QueueItem {
+        QueueItem::Format(ClipFormat {
+            format: self.format,
+            cadence: self.cadence(),
+            rate: self.rate.source,
+        })
+    }
+
+    fn cadence(&self) -> Option<Cadence> {
+        self.rate.cadence(self.format.interpolated)
     }
 
     /// Whether a gap is known to be at most 1.5 frames long.
     pub(super) fn spans_one_frame(&self, gap: ClockTime) -> bool {
-        self.cadence.is_some_and(|cadence| cadence.spans_one_frame(gap))
+        self.cadence().is_some_and(|cadence| cadence.spans_one_frame(gap))
     }
 
     /// Whether a segment continues the one before. They may differ in position, which says nothing of
@@ -99,7 +139,7 @@ impl Clips {
             i128::from(nseconds(segment.base())) - i128::from(nseconds(segment.start()))
         };
         let shift = running(before).abs_diff(running(segment));
-        let half = self.cadence.map_or(0, |cadence| u128::from(cadence.frame().nseconds() / 2));
+        let half = self.cadence().map_or(0, |cadence| u128::from(cadence.frame().nseconds() / 2));
         let mut before = before.clone();
         before.set_position(segment.position());
         if shift < half {
@@ -117,19 +157,30 @@ impl Clips {
         info: BufferInfo,
         start: ClockTime,
     ) -> Vec<QueueItem> {
-        let Some(waiting) = &mut self.measuring else {
-            let mut items = Vec::with_capacity(2);
-            self.place(frame, info, start, &mut items);
-            return items;
-        };
-        waiting.push(Waiting::Frame(frame, info));
-        let frames = waiting.iter().filter(|item| matches!(item, Waiting::Frame(..))).count();
-        if frames < RATE_FRAMES { Vec::new() } else { self.settle(start) }
+        let mut items = Vec::with_capacity(2);
+        if info.flags.contains(gst::BufferFlags::DISCONT) {
+            self.meter.skip_interval();
+        }
+        self.meter.push(info.pts);
+        match &mut self.waiting {
+            Some(waiting) => {
+                waiting.push(Waiting::Frame(frame, info));
+                let frames = waiting.iter().filter(|item| matches!(item, Waiting::Frame(..)));
+                if frames.count() == RATE_FRAMES {
+                    self.settle(start, &mut items);
+                }
+            }
+            None => {
+                self.correct_rate(&mut items);
+                self.place(frame, info, start, &mut items);
+            }
+        }
+        items
     }
 
     /// Takes an event that does not end the clip; `None` if it waits for the rate.
     pub(super) fn push_event(&mut self, event: gst::Event) -> Option<QueueItem> {
-        match &mut self.measuring {
+        match &mut self.waiting {
             Some(waiting) if !waiting.is_empty() => {
                 waiting.push(Waiting::Event(event));
                 None
@@ -140,58 +191,105 @@ impl Clips {
 
     /// Ends the clip.
     pub(super) fn end_clip(&mut self, reason: ClipEnd, start: ClockTime) -> Vec<QueueItem> {
-        let mut items = self.settle(start);
-        self.timeline.cut(reason);
+        let mut items = Vec::new();
+        self.settle(start, &mut items);
+        self.timeline.end_clip();
+        self.meter.skip_interval();
         items.push(QueueItem::EndOfClip(reason));
         items
     }
 
-    /// Forgets all frames and their timestamps.
-    pub(super) fn flush(&mut self) {
-        self.timeline = Timeline::default();
-        if let Some(waiting) = &mut self.measuring {
-            waiting.clear();
+    /// Changes target-fps. New caps follow where the rate is that of the caps; where it is measured, the
+    /// clip ends here.
+    pub(super) fn set_target_fps(&mut self, target_fps: gst::Fraction) -> Vec<QueueItem> {
+        if std::mem::replace(&mut self.target_fps, target_fps) == target_fps
+            || self.rate.source == RateSource::Caps
+            || self.waiting.is_some()
+        {
+            return Vec::new();
         }
+        self.change_rate(self.rate)
     }
 
-    /// Ends the measurement: takes the median of the intervals as the frame duration, and lets what
-    /// waits for it go.
-    fn settle(&mut self, start: ClockTime) -> Vec<QueueItem> {
-        let mut items = Vec::new();
-        match &self.measuring {
-            Some(waiting) if !waiting.is_empty() => {}
-            _ => return items,
-        }
-        let waiting = self.measuring.take().unwrap_or_default();
-        let times: Vec<ClockTime> = waiting
-            .iter()
+    /// Forgets all frames and their timestamps. Returns the events that waited for the rate.
+    pub(super) fn reset(&mut self) -> Vec<gst::Event> {
+        self.timeline = Timeline::default();
+        self.meter = RateMeter::default();
+        let waiting = self.waiting.as_mut().map(std::mem::take).unwrap_or_default();
+        waiting
+            .into_iter()
             .filter_map(|item| match item {
-                Waiting::Frame(_, info) => info.pts,
+                Waiting::Event(event) => Some(event),
+                Waiting::Frame(..) => None,
+            })
+            .collect()
+    }
+
+    /// Sets the rate to what the frames that wait for it say, and lets go what waits.
+    fn settle(&mut self, start: ClockTime, items: &mut Vec<QueueItem>) {
+        let waiting = match &mut self.waiting {
+            Some(waiting) if !waiting.is_empty() => std::mem::take(waiting),
+            _ => return,
+        };
+        let times = || {
+            waiting.iter().filter_map(|item| match item {
+                Waiting::Frame(_, info) => Some(info.pts),
                 Waiting::Event(_) => None,
             })
-            .collect();
-        let mut intervals: Vec<ClockTime> = times
-            .windows(2)
-            .filter_map(|pair| pair[1].checked_sub(pair[0]).filter(|interval| !interval.is_zero()))
-            .collect();
-        intervals.sort();
-        match intervals.get(intervals.len().saturating_sub(1) / 2) {
-            Some(&median) => {
-                let rate = (1_000_000, u32::try_from(median.useconds()).unwrap_or(u32::MAX));
-                self.format.interpolated = interpolated_frames(caps::rate(self.target_fps), rate);
-                self.cadence = Some(Cadence::new(rate, self.format.interpolated));
+        };
+        let mut known: Vec<ClockTime> = times().flatten().collect();
+        known.dedup();
+        let rate = match self.meter.rate() {
+            Some(fps) => Some(Rate { fps: Some(fps), source: RateSource::Timestamps }),
+            None if times().count() > 1 && known.len() <= 1 => {
+                Some(Rate { fps: Some(ASSUMED_RATE), source: RateSource::Assumed })
             }
             // Too few frames; the next clip may have more.
-            None => self.measuring = Some(Vec::new()),
+            None => None,
+        };
+        if let Some(rate) = rate {
+            self.set_rate(rate);
+            self.waiting = None;
         }
-        items.push(QueueItem::Format(self.format, self.cadence));
+        items.push(self.format_item());
         for item in waiting {
             match item {
-                Waiting::Frame(frame, info) => self.place(frame, info, start, &mut items),
+                Waiting::Frame(frame, info) => self.place(frame, info, start, items),
                 Waiting::Event(event) => items.push(QueueItem::Event(event)),
             }
         }
-        items
+    }
+
+    /// Follows the timestamps if they contradict the rate.
+    fn correct_rate(&mut self, items: &mut Vec<QueueItem>) {
+        let contradicts =
+            |rate: Rate| rate.cadence(0).is_some_and(|cadence| self.meter.contradicts(cadence));
+        if !contradicts(self.rate) {
+            return;
+        }
+        let of_caps = Rate::of_caps(&self.info);
+        let rate = match of_caps.source {
+            RateSource::Caps if !contradicts(of_caps) => of_caps,
+            RateSource::Caps => Rate { fps: self.meter.rate(), source: RateSource::NotCaps },
+            source => Rate { fps: self.meter.rate(), source },
+        };
+        items.extend(self.change_rate(rate));
+    }
+
+    fn set_rate(&mut self, rate: Rate) {
+        self.rate = rate;
+        self.format.interpolated = match (rate.source, rate.fps) {
+            (RateSource::Caps, _) => self.interpolated,
+            (_, Some(fps)) => interpolated_frames(caps::rate(self.target_fps), fps),
+            (_, None) => 0,
+        };
+    }
+
+    /// Ends the clip and begins one at another rate.
+    fn change_rate(&mut self, rate: Rate) -> Vec<QueueItem> {
+        self.set_rate(rate);
+        self.timeline.end_clip();
+        vec![QueueItem::EndOfClip(ClipEnd::MeasuredRate), self.format_item()]
     }
 
     /// Gives a frame its timestamp and its clip.
@@ -203,12 +301,13 @@ impl Clips {
         items: &mut Vec<QueueItem>,
     ) {
         if info.flags.contains(gst::BufferFlags::DISCONT) {
-            self.timeline.cut(ClipEnd::Discont);
+            self.timeline.end_clip();
+            items.push(QueueItem::EndOfClip(ClipEnd::Discont));
         }
-        let time = match self.timeline.place(info.pts, start, self.cadence) {
+        let time = match self.timeline.place(info.pts, start, self.cadence()) {
             Placement::SameClip(time) => time,
             Placement::NewClip(time, reason) => {
-                items.push(QueueItem::EndOfClip(reason));
+                items.extend(reason.map(QueueItem::EndOfClip));
                 time
             }
         };
@@ -216,26 +315,12 @@ impl Clips {
     }
 }
 
-impl BufferInfo {
-    /// What a buffer carries, with these flags instead of its own.
-    pub(super) fn new(buffer: &gst::BufferRef, flags: gst::BufferFlags) -> Self {
-        Self { pts: buffer.pts(), duration: buffer.duration(), flags, metas: metas(buffer) }
-    }
-}
-
-/// The metas that the output may have, in a buffer without memory. Those of the input's memory and
-/// colours have no meaning there, and would keep the input alive.
-fn metas(buffer: &gst::BufferRef) -> Option<gst::Buffer> {
-    let mut carrier = gst::Buffer::new();
-    let target = carrier.get_mut()?;
-    let mut any = false;
-    for meta in buffer.iter_meta::<gst::Meta>() {
-        let bound = meta.has_tag::<gst::meta::tags::Memory>()
-            || meta.has_tag::<gst::meta::tags::MemoryReference>()
-            || meta.has_tag::<gst_video::video_meta::tags::Colorspace>();
-        if !bound {
-            any |= meta.transform(target, &gst::meta::MetaTransformCopy::new(..)).is_ok();
-        }
-    }
-    any.then_some(carrier)
+/// The frames to interpolate between two, by the frame rates of the caps.
+fn interpolated(input: &VideoInfo, output: &VideoInfo) -> usize {
+    let ((numer, denom), (out_numer, out_denom)) =
+        (caps::rate(input.fps()), caps::rate(output.fps()));
+    let parts = (u64::from(out_numer) * u64::from(denom))
+        .checked_div(u64::from(numer) * u64::from(out_denom))
+        .unwrap_or(1);
+    parts.saturating_sub(1) as usize
 }

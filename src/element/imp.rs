@@ -22,8 +22,8 @@
  * plays ends the clip, and new caps follow.
  *
  * Element messages: `venhance-model` names the model and the reason for the choice,
- * `venhance-progress` comes with each unit of work, `venhance-download` and `venhance-conversion` report
- * on files while the model is loaded.
+ * `venhance-progress` reports on the work, at most ten times a second, `venhance-download` and
+ * `venhance-conversion` report on files while the model is loaded.
  *
  * Debug categories: `venhance`, `venhance-models`, `venhance-sampler`, `venhance-weights`.
  */
@@ -50,9 +50,9 @@ use super::{
     clips::Clips,
     convert::{self, Packer},
     logging::CAT,
-    progress::{Stage, Statistics},
-    properties::{PROPERTIES, Settings},
-    queue::{BufferInfo, Queue},
+    progress::{LatencyPart, Statistics},
+    properties::{PROPERTIES, Properties},
+    queue::Queue,
     timeline::ClipEnd,
 };
 use crate::{
@@ -65,12 +65,13 @@ mod flush;
 mod model;
 mod push;
 mod stream;
+mod upstream;
 
 use push::Writer;
 
 pub struct VEnhance {
     /// Protects the values of the properties. Held while one is read or written, or all are copied.
-    settings: Mutex<Settings>,
+    properties: Mutex<Properties>,
     /// What goes from thread to thread, and what they wait for. Has a mutex of its own.
     queue: Arc<Queue>,
     /// Protects everything else that threads share. Held while fields are read or written, never while
@@ -85,6 +86,10 @@ struct State {
     statistics: Statistics,
     /// The model of the last start.
     choice: Option<Choice>,
+    /// Whether an error has been posted since the last start or flush.
+    failed: bool,
+    /// Whether a warning has said, since the last start, that the frame rate is not that of the caps.
+    warned_of_rate: bool,
     /// The compute thread, and what cancels the loading of its model; `None` while stopped.
     compute: Option<(JoinHandle<()>, Cancel)>,
     /// The loaded model while no compute thread works with it. Kept in READY, so that an element that
@@ -125,17 +130,26 @@ impl ObjectSubclass for VEnhance {
     type ParentType = gst_base::BaseTransform;
 
     fn new() -> Self {
-        Self { settings: Mutex::default(), queue: Arc::new(Queue::new()), state: Mutex::default() }
+        Self {
+            properties: Mutex::default(),
+            queue: Arc::new(Queue::new()),
+            state: Mutex::default(),
+        }
     }
 }
 
 impl ObjectImpl for VEnhance {
+    fn constructed(&self) {
+        self.parent_constructed();
+        self.explain_refused_caps();
+    }
+
     fn properties() -> &'static [glib::ParamSpec] {
         &PROPERTIES
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        self.settings.lock().set(pspec.name(), value);
+        self.properties.lock().set(pspec.name(), value);
         if matches!(pspec.name(), "up-scale" | "target-fps") {
             self.obj().reconfigure_src();
         }
@@ -144,7 +158,7 @@ impl ObjectImpl for VEnhance {
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
         match pspec.name() {
             "progress" => self.state.lock().statistics.structure().to_value(),
-            name => self.settings.lock().value(name),
+            name => self.properties.lock().value(name),
         }
     }
 }
@@ -207,7 +221,7 @@ impl BaseTransformImpl for VEnhance {
     const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
-        let options = self.settings.lock().options.clone();
+        let options = self.properties.lock().options.clone();
         let choice = models::choose(&options)
             .map_err(|error| gst::error_msg!(gst::ResourceError::Settings, ("{error}")))?;
         self.announce(&choice);
@@ -218,6 +232,7 @@ impl BaseTransformImpl for VEnhance {
             state.choice = Some(choice.clone());
             state.input = Input { discont: true, segment_starts: true, ..Input::default() };
             state.output = Output::default();
+            (state.failed, state.warned_of_rate) = (false, false);
         }
         self.queue.open();
 
@@ -251,7 +266,14 @@ impl BaseTransformImpl for VEnhance {
         };
         drop((input, output));
         gst::debug!(CAT, imp = self, "Stopped");
-        stopped.map_err(|error| gst::error_msg!(gst::CoreError::StateChange, ("{error}")))
+        stopped.map_err(|error| {
+            gst::error_msg!(gst::CoreError::StateChange, ("cannot stop the push task: {error}"))
+        })
+    }
+
+    fn accept_caps(&self, direction: gst::PadDirection, caps: &gst::Caps) -> bool {
+        let refused = direction == gst::PadDirection::Sink && caps::refusal(caps).is_some();
+        !refused && self.parent_accept_caps(direction, caps)
     }
 
     fn transform_caps(
@@ -261,8 +283,8 @@ impl BaseTransformImpl for VEnhance {
         filter: Option<&gst::Caps>,
     ) -> Option<gst::Caps> {
         let model = self.model();
-        let settings = self.settings.lock().clone();
-        let out = caps::transform(&settings, model, direction, caps);
+        let properties = self.properties.lock().clone();
+        let out = caps::transform(&properties, model, direction, caps);
         gst::log!(CAT, imp = self, "Caps {caps} of the {direction:?} pad allow {out} on the other");
         Some(match filter {
             Some(filter) => filter.intersect_with_mode(&out, gst::CapsIntersectMode::First),
@@ -292,20 +314,21 @@ impl BaseTransformImpl for VEnhance {
         let input = VideoInfo::from_caps(incaps)?;
         let output = VideoInfo::from_caps(outcaps)?;
         gst::debug!(CAT, imp = self, "Draining for new caps; {}", self.queue.levels());
-        // After a flush nothing is left to drain.
-        let _ = self.end_clip(ClipEnd::Caps).and_then(|_| self.queue.drain());
+        if self.end_clip(ClipEnd::Caps).and_then(|_| self.queue.drain()).is_err() {
+            // The flow has ended: nothing is left to drain. Older caps must not replace the new ones on
+            // the source pad: neither those in the hands of the push task nor those that are kept.
+            let _ = self.src_pad().pause_task();
+            self.queue.forget_caps();
+        }
 
-        let target_fps = self.settings.lock().target_fps;
-        let timeline = {
-            let state = self.state.lock();
-            state.input.clips.as_ref().map(|clips| clips.timeline().clone()).unwrap_or_default()
-        };
+        let target_fps = self.properties.lock().target_fps;
+        let before = self.state.lock().input.clips.take();
         let prepare = || {
-            let clips = Clips::new(input.clone(), &output, target_fps, timeline)?;
+            let clips = Clips::new(input.clone(), &output, target_fps, before.as_ref())?;
             Ok((clips, Packer::new(output.clone())?))
         };
         let (clips, packer) = prepare().map_err(|error: convert::Error| {
-            gst::element_imp_error!(self, gst::StreamError::Format, ("{error}"));
+            self.fail(gst::error_msg!(gst::StreamError::Format, ("{error}")));
             gst::loggable_error!(CAT, "{error}")
         })?;
         gst::info!(CAT, imp = self, "Input {incaps}, output {outcaps}");
@@ -317,49 +340,13 @@ impl BaseTransformImpl for VEnhance {
             state.output.writer = Some(Writer { packer, input, output });
             state.input.clips = Some(clips);
         }
-        // After a flush, `flush_stop` pushes it.
+        // After a flush, `begin_epoch` pushes it.
         let _ = self.push_items(format);
         Ok(())
     }
 
     fn query(&self, direction: gst::PadDirection, query: &mut gst::QueryRef) -> bool {
-        use gst::QueryViewMut;
-        match query.view_mut() {
-            QueryViewMut::Position(q)
-                if direction == gst::PadDirection::Src && q.format() == gst::Format::Time =>
-            {
-                let state = self.state.lock();
-                let Output { position, segment, .. } = &state.output;
-                match position.and_then(|time| segment.to_stream_time(time)) {
-                    Some(position) => {
-                        q.set(position);
-                        true
-                    }
-                    None => false,
-                }
-            }
-            QueryViewMut::Latency(_) => {
-                if !BaseTransformImplExt::parent_query(self, direction, query) {
-                    return false;
-                }
-                if let QueryViewMut::Latency(q) = query.view_mut() {
-                    let (live, min, max) = q.result();
-                    let latency = self.state.lock().statistics.latency();
-                    gst::debug!(CAT, imp = self, "Latency {latency}, upstream {min}, live {live}");
-                    if live {
-                        q.set(true, min + latency, max.map(|max| max + latency));
-                    }
-                }
-                true
-            }
-            // Downstream cannot pull.
-            QueryViewMut::Scheduling(q) if direction == gst::PadDirection::Src => {
-                q.set(gst::SchedulingFlags::SEQUENTIAL, 1, -1, 0);
-                q.add_scheduling_modes([gst::PadMode::Push]);
-                true
-            }
-            _ => BaseTransformImplExt::parent_query(self, direction, query),
-        }
+        self.answer(direction, query)
     }
 
     /// | event | clip | event passes |
@@ -378,14 +365,7 @@ impl BaseTransformImpl for VEnhance {
                 let _ = self.src_pad().pause_task();
                 forwarded
             }
-            EventView::FlushStop(_) => {
-                // Some upstream elements send no FLUSH_START. As long as the task still pushes, the
-                // pads must be flushing.
-                self.flush_start();
-                let _ = self.src_pad().pause_task();
-                let forwarded = self.parent_sink_event(event);
-                self.flush_stop() && forwarded
-            }
+            EventView::FlushStop(_) => self.flush_stop(event),
             EventView::Caps(e) => self.caps_event(e.caps_owned(), event),
             EventView::Segment(e) => self.segment_event(e.segment().clone(), event),
             EventView::Gap(e) => {
@@ -393,20 +373,14 @@ impl BaseTransformImpl for VEnhance {
                 self.gap_event(duration, event)
             }
             EventView::Eos(_) | EventView::SegmentDone(_) => self.end_event(event),
-            EventView::StreamStart(_) => {
-                self.restart_after(gst::FlowError::Eos);
-                self.push_event(event)
-            }
+            EventView::StreamStart(_) => self.stream_start_event(event),
             _ if event.is_serialized() => self.push_event(event),
             _ => self.parent_sink_event(event),
         }
     }
 
     fn src_event(&self, event: gst::Event) -> bool {
-        if event.type_() == gst::EventType::Reconfigure {
-            self.restart_after(gst::FlowError::NotLinked);
-        }
-        self.parent_src_event(event)
+        self.upstream_event(event)
     }
 
     fn propose_allocation(
@@ -424,29 +398,7 @@ impl BaseTransformImpl for VEnhance {
         &self,
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
-        let (caps, _) = query.get_owned();
-        let caps =
-            caps.ok_or_else(|| gst::loggable_error!(CAT, "allocation query without caps"))?;
-        let info = VideoInfo::from_caps(&caps)?;
-        let proposed = query.allocation_pools().next();
-        let proposes = proposed.is_some();
-        let (pool, size, min, max) = match proposed {
-            Some((pool, size, min, max)) => (pool, size.max(info.size() as u32), min, max),
-            None => (None, info.size() as u32, 0, 0),
-        };
-        let pool = pool.unwrap_or_else(|| gst_video::VideoBufferPool::new().upcast());
-        gst::debug!(CAT, imp = self, "Output buffers of {size} bytes from {}", pool.name());
-        let mut config = pool.config();
-        config.set_params(Some(&caps), size, min, max);
-        if query.find_allocation_meta::<gst_video::VideoMeta>().is_some() {
-            config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META);
-        }
-        // Fails also if the pool changes the configuration, which the parent then checks.
-        let _ = pool.set_config(config);
-        match proposes {
-            true => query.set_nth_allocation_pool(0, Some(&pool), size, min, max),
-            false => query.add_allocation_pool(Some(&pool), size, min, max),
-        }
+        self.choose_pool(query)?;
         self.parent_decide_allocation(query)
     }
 
@@ -455,37 +407,7 @@ impl BaseTransformImpl for VEnhance {
         _is_discont: bool,
         buffer: gst::Buffer,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        if !self.obj().reconfigure() {
-            return Err(self.queue.flow().err().unwrap_or(gst::FlowError::NotNegotiated));
-        }
-        self.queue.flow()?;
-        self.start_segment();
-        gst::trace!(CAT, imp = self, "Received {buffer:?}; {}", self.queue.levels());
-
-        let start = Instant::now();
-        let unpacker = self.state.lock().input.clips.as_ref().map(Clips::unpacker);
-        let unpacker = unpacker.ok_or(gst::FlowError::NotNegotiated)?;
-        let frame = unpacker.unpack(&buffer).map_err(|error| {
-            gst::element_imp_error!(self, gst::StreamError::Decode, ("{error}"));
-            gst::FlowError::Error
-        })?;
-        let items = {
-            let state = &mut *self.state.lock();
-            state.statistics.frames_in += 1;
-            let input = &mut state.input;
-            let clips = input.clips.as_mut().ok_or(gst::FlowError::NotNegotiated)?;
-            let mut flags =
-                buffer.flags() & (gst::BufferFlags::DISCONT | gst::BufferFlags::CORRUPTED);
-            if std::mem::take(&mut input.discont) {
-                flags |= gst::BufferFlags::DISCONT;
-            }
-            let info = BufferInfo::new(&buffer, flags);
-            clips.push_frame(frame, info, input.segment.start().unwrap_or(ClockTime::ZERO))
-        };
-        // Before waiting: the pool of upstream may be small.
-        drop(buffer);
-        self.record(Stage::Input, start.elapsed());
-        self.push_items(items)
+        self.take_buffer(buffer)
     }
 
     fn generate_output(&self) -> Result<GenerateOutputSuccess, gst::FlowError> {
@@ -506,10 +428,28 @@ impl VEnhance {
         let _ = obj.post_message(message);
     }
 
-    /// Records the time that a frame took in a stage.
-    fn record(&self, stage: Stage, took: Duration) {
-        gst::trace!(CAT, imp = self, "{stage:?} of a frame took {took:?}");
-        let changed = self.state.lock().statistics.record(stage, took);
+    /// Posts an error, unless one was posted since the last start or flush: upstream sends refused
+    /// events again and again.
+    fn fail(&self, error: gst::ErrorMessage) {
+        if std::mem::replace(&mut self.state.lock().failed, true) {
+            gst::debug!(CAT, imp = self, "Not posted: {error}");
+        } else {
+            self.post_error_message(error);
+        }
+    }
+
+    /// Posts the progress at the end of a stream.
+    fn post_last_progress(&self) {
+        let message = self.state.lock().statistics.last_message(Instant::now());
+        if let Some(message) = message {
+            self.post(message);
+        }
+    }
+
+    /// Records the time that a frame took in a part.
+    fn record(&self, part: LatencyPart, took: Duration) {
+        gst::trace!(CAT, imp = self, "{part:?} of a frame took {took:?}");
+        let changed = self.state.lock().statistics.record(part, took);
         if changed {
             self.post_latency();
         }

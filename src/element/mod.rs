@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | streaming thread, of upstream | `imp` and `imp/stream`: negotiates, converts input buffers, finds clip boundaries | room in the queue; in a drain, for everything to be pushed |
 //! | compute thread `venhance`, from start to stop | `imp/compute`: loads the model; `worker`: gives it clips | input; room in the queue |
-//! | push task, on the source pad | `imp/push`: converts and pushes output buffers and events. No other thread pushes frames | output; downstream |
+//! | push task, on the source pad | `imp/push`: pushes all buffers, and the serialized events between them. CAPS are pushed by BaseTransform on the streaming thread, after a drain; flush and non-serialized events on the caller's | output; downstream |
 //! | any | properties, queries, state changes, FLUSH_START | nothing but the locks below |
 //!
 //! A model may deliver from threads of its own.
@@ -19,7 +19,8 @@
 //!
 //! 1. `submit_input_buffer` converts the buffer to a [`Frame`](crate::engine::Frame) and releases it.
 //! 2. [`Clips`](clips::Clips) gives the frame its timestamp and decides whether it begins a clip; the
-//!    [`Queue`](queue::Queue) takes it.
+//!    [`Queue`](queue::Queue) takes it. If the caps do not name a frame rate, the first frames wait
+//!    until it is [measured](rate).
 //! 3. The [`Worker`](worker::Worker) notes it in the clip's pending queue and gives it to the model.
 //! 4. The model delivers it, larger, after the interpolated frames before it. The pending queue gives
 //!    each output frame its timestamp, and lets the events go that came after it.
@@ -35,13 +36,14 @@
 //! # Flush
 //!
 //! FLUSH_START, on any thread, empties the queue, cancels the computation and makes everything that
-//! waits return FLUSHING; it does not wait for the model. Dropped sticky events stay on the source pad.
-//! FLUSH_STOP begins a new epoch of the queue; results of the old one are dropped. The model stays
-//! loaded. Stopping does the same, then joins the compute thread. See `imp/flush`.
+//! waits return FLUSHING; it does not wait for the model. The queue keeps the sticky events.
+//! FLUSH_STOP stores them on the source pad, as the element `queue` does, and begins a new epoch of the
+//! queue; results of the old one are dropped. The model stays loaded. Stopping does the same as
+//! FLUSH_START, then joins the compute thread. See `imp/flush`.
 //!
 //! # Locks
 //!
-//! Three mutexes: the queue's (with the only condition variable), the element's settings, and the
+//! Three mutexes: the queue's (with the only condition variable), the element's properties, and the
 //! element's state. Each field says what it protects. No thread holds two of them, and none is held
 //! while a frame is converted, computed or pushed, or a message posted.
 
@@ -54,6 +56,8 @@ mod logging;
 mod progress;
 mod properties;
 mod queue;
+mod rate;
+mod timecode;
 mod timeline;
 mod worker;
 

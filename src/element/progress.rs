@@ -1,17 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Progress and latency.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use gst::ClockTime;
 
 use crate::engine::Progress;
+
+/// The most messages in a second.
+const MESSAGES: usize = 10;
+/// The time between two messages, so that there are less than [`MESSAGES`] and the last one can follow
+/// at once.
+const INTERVAL: Duration = Duration::from_millis(125);
 
 /// Counts and times from start to stop.
 #[derive(Default)]
 pub(super) struct Statistics {
     pub(super) frames_in: u64,
     pub(super) frames_out: u64,
+    /// When the last messages were posted, at most [`MESSAGES`] of them, the oldest first.
+    posted: VecDeque<Instant>,
     /// The last unit of work of the model, and the time that it took.
     unit: Option<(String, Duration)>,
     /// When the work on the current segment began, and the segment's start and stop.
@@ -22,13 +33,13 @@ pub(super) struct Statistics {
     frame: Option<ClockTime>,
     /// Input frames that the model holds back.
     lookahead: usize,
-    /// The longest time that an input frame has taken, for each [`Stage`].
-    stages: [Duration; 3],
+    /// The longest time that an input frame has taken, for each [`LatencyPart`].
+    parts: [Duration; 3],
 }
 
 /// A part of the work on a frame.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Stage {
+pub(super) enum LatencyPart {
     /// Conversion of an input buffer.
     Input,
     /// The model.
@@ -48,13 +59,13 @@ impl Statistics {
     pub(super) fn start_format(&mut self, frame: Option<ClockTime>, lookahead: usize) {
         self.frame = frame;
         self.lookahead = lookahead;
-        self.stages = Default::default();
+        self.parts = Default::default();
     }
 
-    /// Records the time that a frame took in a stage. Returns whether this changes the latency.
-    pub(super) fn record(&mut self, stage: Stage, took: Duration) -> bool {
+    /// Records the time that a frame took in a part. Returns whether this changes the latency.
+    pub(super) fn record(&mut self, part: LatencyPart, took: Duration) -> bool {
         let before = self.latency();
-        let longest = &mut self.stages[stage as usize];
+        let longest = &mut self.parts[part as usize];
         *longest = took.max(*longest);
         self.latency() != before
     }
@@ -66,7 +77,7 @@ impl Statistics {
     pub(super) fn latency(&self) -> ClockTime {
         let frame = self.frame.unwrap_or(ClockTime::ZERO);
         let work =
-            ClockTime::try_from(self.stages.iter().sum::<Duration>()).unwrap_or(ClockTime::ZERO);
+            ClockTime::try_from(self.parts.iter().sum::<Duration>()).unwrap_or(ClockTime::ZERO);
         frame * self.lookahead as u64 + frame.max(work)
     }
 
@@ -82,6 +93,21 @@ impl Statistics {
                 })
                 .flatten();
         }
+    }
+
+    /// The message to post after a unit of work; `None` if one was posted not long ago.
+    pub(super) fn message(&mut self, now: Instant) -> Option<gst::Structure> {
+        let due = self.posted.back().is_none_or(|last| now - *last >= INTERVAL);
+        due.then(|| self.last_message(now)).flatten()
+    }
+
+    /// The message to post at the end; `None` if there were too many in this second.
+    pub(super) fn last_message(&mut self, now: Instant) -> Option<gst::Structure> {
+        self.posted.retain(|posted| now - *posted < Duration::from_secs(1));
+        (self.posted.len() < MESSAGES).then(|| {
+            self.posted.push_back(now);
+            self.structure()
+        })
     }
 
     /// The `progress` property and the `venhance-progress` message.
@@ -112,11 +138,28 @@ mod tests {
         assert_eq!(statistics.latency(), frame);
         statistics.start_format(Some(frame), 1);
         assert_eq!(statistics.latency(), frame * 2);
-        assert!(!statistics.record(Stage::Compute, Duration::from_millis(60)));
-        assert!(!statistics.record(Stage::Input, Duration::from_millis(40)));
-        assert!(statistics.record(Stage::Output, Duration::from_millis(50)));
+        assert!(!statistics.record(LatencyPart::Compute, Duration::from_millis(60)));
+        assert!(!statistics.record(LatencyPart::Input, Duration::from_millis(40)));
+        assert!(statistics.record(LatencyPart::Output, Duration::from_millis(50)));
         assert_eq!(statistics.latency(), ClockTime::from_mseconds(250));
-        assert!(!statistics.record(Stage::Output, Duration::from_millis(5)));
+        assert!(!statistics.record(LatencyPart::Output, Duration::from_millis(5)));
+    }
+
+    #[test]
+    fn at_most_ten_messages_come_in_any_second_however_many_streams_end() {
+        gst::init().unwrap();
+        let mut statistics = Statistics::default();
+        let start = Instant::now();
+        let mut posted = Vec::new();
+        for ms in 0..3000 {
+            let now = start + Duration::from_millis(ms);
+            let ends = ms % 30 == 29;
+            let message = if ends { statistics.last_message(now) } else { statistics.message(now) };
+            posted.extend(message.map(|_| ms));
+        }
+        assert_eq!(posted[0], 0);
+        assert!(posted.windows(11).all(|eleven| eleven[10] - eleven[0] >= 1000), "{posted:?}");
+        assert!(posted.len() >= 24, "{posted:?}");
     }
 
     #[test]

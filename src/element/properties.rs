@@ -11,7 +11,7 @@ use crate::engine::Options;
 
 /// The values of the properties.
 #[derive(Debug, Clone)]
-pub(super) struct Settings {
+pub(super) struct Properties {
     pub(super) up_scale: f64,
     pub(super) target_fps: gst::Fraction,
     /// The index, in its clip, of the first input frame.
@@ -21,7 +21,7 @@ pub(super) struct Settings {
     pub(super) active_model: Model,
 }
 
-impl Default for Settings {
+impl Default for Properties {
     fn default() -> Self {
         Self {
             up_scale: 4.0,
@@ -34,7 +34,7 @@ impl Default for Settings {
 }
 
 pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
-    let Settings { up_scale, target_fps, first_frame, options, .. } = Settings::default();
+    let Properties { up_scale, target_fps, first_frame, options, .. } = Properties::default();
     let int = |name, nick, low, high, default: u32, blurb| {
         glib::ParamSpecInt::builder(name)
             .nick(nick)
@@ -75,8 +75,8 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
         glib::ParamSpecDouble::builder("up-scale")
             .nick("Upscaling factor")
             .blurb(
-                "Factor for width and height, 1 to 8. Sizes are rounded down to even numbers, \
-                 except at 1.",
+                "Factor for width and height, 1 to 8. Sides are rounded down to even numbers; model lite \
+                 keeps odd sides at factor 1.",
             )
             .minimum(1.0)
             .maximum(8.0)
@@ -200,7 +200,7 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
     ]
 });
 
-impl Settings {
+impl Properties {
     /// Sets a writable property. GObject checks the range.
     pub(super) fn set(&mut self, name: &str, value: &glib::Value) {
         let options = &mut self.options;

@@ -11,6 +11,7 @@
 //! model holds that frame. `inputs` and `outputs` are bounded in frames; `pending` is bounded by the
 //! model's lookahead.
 
+mod items;
 mod pending;
 
 use std::{
@@ -23,8 +24,9 @@ use std::{
 use gst::ClockTime;
 use parking_lot::{Condvar, Mutex};
 
-use super::timeline::{Cadence, ClipEnd, FrameTime};
-use crate::engine::{Cancel, Error, Format, Frame};
+use super::timeline::{ClipEnd, FrameTime};
+use crate::engine::{Cancel, Error, Frame};
+pub(super) use items::{BufferInfo, ClipFormat, OutputFrame, OutputItem, QueueItem};
 use pending::PendingQueue;
 
 /// Input frames that wait for the compute thread, so that decoding continues while it works.
@@ -32,61 +34,7 @@ const MAX_INPUTS: usize = 4;
 /// Output frames that wait for the push task, so that computing continues while it pushes.
 const MAX_OUTPUTS: usize = 2;
 
-/// What the streaming thread puts in.
-pub(super) enum QueueItem {
-    /// The format of the clips that follow. Comes between two clips.
-    Format(Format, Option<Cadence>),
-    /// The next frame of the clip, or the first one of a new clip.
-    Frame(Frame, FrameTime, BufferInfo),
-    /// The clip ends, if one has begun.
-    EndOfClip(ClipEnd),
-    /// A serialized event.
-    Event(gst::Event),
-    /// Marks a point that [`Queue::drain`] waits for.
-    Barrier,
-}
-
-impl QueueItem {
-    fn is_frame(&self) -> bool {
-        matches!(self, Self::Frame(..))
-    }
-}
-
-/// What an input buffer carries beside its picture.
-pub(super) struct BufferInfo {
-    pub(super) pts: Option<ClockTime>,
-    pub(super) duration: Option<ClockTime>,
-    /// The flags of the output buffer.
-    pub(super) flags: gst::BufferFlags,
-    /// A buffer without memory that holds the metas.
-    pub(super) metas: Option<gst::Buffer>,
-}
-
-/// What the push task takes out.
-pub(super) enum OutputItem {
-    Frame(OutputFrame),
-    Event(gst::Event),
-    Barrier,
-}
-
-impl OutputItem {
-    fn is_frame(&self) -> bool {
-        matches!(self, Self::Frame(_))
-    }
-}
-
-/// An output frame and the fields of its buffer.
-pub(super) struct OutputFrame {
-    pub(super) frame: Arc<Frame>,
-    /// Its index in its clip.
-    pub(super) number: u64,
-    pub(super) pts: ClockTime,
-    pub(super) duration: Option<ClockTime>,
-    pub(super) flags: gst::BufferFlags,
-    pub(super) metas: Option<gst::Buffer>,
-}
-
-/// A run of frames without a break, in the epoch that it began in.
+/// Identifies a clip and the epoch it began in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ClipId {
     epoch: u64,
@@ -124,13 +72,6 @@ impl fmt::Display for Levels {
     }
 }
 
-/// What was in the queue when it was emptied.
-pub(super) struct Dropped {
-    pub(super) frames: Levels,
-    /// In stream order.
-    pub(super) events: Vec<gst::Event>,
-}
-
 /// The queue, and the one place where the threads of the element wait for each other.
 pub(super) struct Queue {
     /// Protects the queue and the flow. Held for the time of moving an item, never while a frame is
@@ -148,6 +89,9 @@ struct State {
     cancel: Cancel,
     /// What the streaming thread returns to upstream. While it is an error, the queue is empty.
     flow: Result<gst::FlowSuccess, gst::FlowError>,
+    /// While `flow` is an error: the sticky events that were in the queue or came since, in stream
+    /// order. Upstream does not send them again.
+    kept: Vec<gst::Event>,
     /// What the compute thread has not taken yet, in order of arrival.
     inputs: VecDeque<QueueItem>,
     /// The clip that the model works on: what waits for its output.
@@ -178,23 +122,29 @@ impl State {
 
     /// Empties the queue and cancels the computation. An error stays until the next epoch; a flush
     /// replaces it.
-    fn abort(&mut self, error: gst::FlowError) -> Dropped {
-        let frames = self.levels();
+    fn abort(&mut self, error: gst::FlowError) -> Levels {
+        let dropped = self.levels();
         if self.flow.is_ok() || error == gst::FlowError::Flushing {
             self.flow = Err(error);
         }
         self.cancel.cancel();
-        let mut events = Vec::new();
-        for item in self.outputs.drain(..) {
-            events.extend(if let OutputItem::Event(event) = item { Some(event) } else { None });
+        let outputs = std::mem::take(&mut self.outputs);
+        let pending = self.clip.take().map(|(_, pending)| pending);
+        let inputs = std::mem::take(&mut self.inputs);
+        let outputs = outputs.into_iter().filter_map(OutputItem::into_event);
+        let inputs = inputs.into_iter().filter_map(QueueItem::into_event);
+        let pending = pending.into_iter().flat_map(PendingQueue::into_events);
+        self.kept.extend(outputs.chain(pending).chain(inputs).filter(is_kept));
+        dropped
+    }
+
+    /// Puts an event after all frames that the compute thread has taken.
+    fn pass_event(&mut self, event: gst::Event) {
+        match &mut self.clip {
+            Some((_, pending)) => pending.push_event(event),
+            None => self.outputs.push_back(OutputItem::Event(event)),
         }
-        if let Some((_, pending)) = self.clip.take() {
-            events.extend(pending.into_events());
-        }
-        for item in self.inputs.drain(..) {
-            events.extend(if let QueueItem::Event(event) = item { Some(event) } else { None });
-        }
-        Dropped { frames, events }
+        self.release_events();
     }
 
     /// Moves the events that no frame of the clip is before.
@@ -203,6 +153,11 @@ impl State {
             self.outputs.extend(std::iter::from_fn(|| pending.pop_event()).map(OutputItem::Event));
         }
     }
+}
+
+/// Whether an event must reach downstream although it was dropped. Upstream sends EOS again.
+fn is_kept(event: &gst::Event) -> bool {
+    event.is_sticky() && event.type_() != gst::EventType::Eos
 }
 
 /// All threads.
@@ -214,6 +169,7 @@ impl Queue {
                 epoch: 0,
                 cancel: Cancel::default(),
                 flow: Err(gst::FlowError::Flushing),
+                kept: Vec::new(),
                 inputs: VecDeque::new(),
                 clip: None,
                 outputs: VecDeque::new(),
@@ -227,15 +183,24 @@ impl Queue {
 
     /// Begins the first epoch after a start of the element.
     pub(super) fn open(&self) {
-        self.state.lock().closed = false;
+        {
+            let state = &mut *self.state.lock();
+            state.closed = false;
+            state.kept.clear();
+        }
         self.restart(None);
     }
 
-    /// Begins an epoch with this item. False if the queue is closed.
-    pub(super) fn restart(&self, first: Option<QueueItem>) -> bool {
+    /// Begins an epoch with this item. Returns the sticky events that were kept since the last one, for
+    /// the source pad; `None` if the queue is closed. After a flush upstream sends SEGMENT again.
+    pub(super) fn restart(&self, first: Option<QueueItem>) -> Option<Vec<gst::Event>> {
         let mut state = self.state.lock();
         if state.closed {
-            return false;
+            return None;
+        }
+        let mut kept = std::mem::take(&mut state.kept);
+        if state.flow == Err(gst::FlowError::Flushing) {
+            kept.retain(|event| event.type_() != gst::EventType::Segment);
         }
         state.epoch += 1;
         state.cancel = Cancel::default();
@@ -243,19 +208,19 @@ impl Queue {
         state.inputs.extend(first);
         state.barriers = (0, 0);
         self.changed.notify_all();
-        true
+        Some(kept)
     }
 
     /// Empties the queue, cancels the computation, and returns `error` to all who wait or come until
     /// the next epoch. Returns without waiting for the computation to end.
-    pub(super) fn abort(&self, error: gst::FlowError) -> Dropped {
+    pub(super) fn abort(&self, error: gst::FlowError) -> Levels {
         let dropped = self.state.lock().abort(error);
         self.changed.notify_all();
         dropped
     }
 
     /// Aborts until the next [`open`](Self::open); the compute thread ends.
-    pub(super) fn close(&self, error: gst::FlowError) -> Dropped {
+    pub(super) fn close(&self, error: gst::FlowError) -> Levels {
         self.state.lock().closed = true;
         self.abort(error)
     }
@@ -277,6 +242,9 @@ impl Queue {
 /// The streaming thread.
 impl Queue {
     /// Puts an item in. A frame waits while there are [`MAX_INPUTS`].
+    ///
+    /// While the flow is an error, sticky events are kept until the next epoch, and EOS, frames and other
+    /// events get the error.
     pub(super) fn push(&self, item: QueueItem) -> Result<gst::FlowSuccess, gst::FlowError> {
         let mut state = self.state.lock();
         if item.is_frame() {
@@ -284,7 +252,15 @@ impl Queue {
                 state.flow.is_ok() && state.levels().inputs >= MAX_INPUTS
             });
         }
-        state.flow?;
+        if let (Err(error), item) = (state.flow, &item) {
+            return match item {
+                QueueItem::Event(event) if is_kept(event) => {
+                    state.kept.push(event.clone());
+                    Ok(gst::FlowSuccess::Ok)
+                }
+                _ => Err(error),
+            };
+        }
         state.barriers.0 += u64::from(matches!(item, QueueItem::Barrier));
         state.inputs.push_back(item);
         self.changed.notify_all();
@@ -300,6 +276,11 @@ impl Queue {
             state.flow.is_ok() && state.barriers.1 < state.barriers.0
         });
         state.flow
+    }
+
+    /// Forgets the CAPS events that are kept: newer caps go to the source pad now.
+    pub(super) fn forget_caps(&self) {
+        self.state.lock().kept.retain(|event| event.type_() != gst::EventType::Caps);
     }
 }
 
@@ -322,7 +303,9 @@ impl Queue {
 
 /// What the compute thread does next.
 pub(super) enum Next {
-    Item(QueueItem),
+    Format(ClipFormat),
+    Frame(Frame, FrameTime, BufferInfo),
+    EndOfClip(ClipEnd),
     /// A new epoch has begun: forget the stream.
     Restart(u64, Cancel),
     Stop,
@@ -330,20 +313,31 @@ pub(super) enum Next {
 
 /// The compute thread, and the threads of the model.
 impl Queue {
-    /// Waits for the next thing to do for the compute thread, which works on `epoch`.
+    /// Waits for the next thing to do for the compute thread, which works on `epoch`. Events and
+    /// barriers need no work: they pass here, under the lock, so that a flush finds them.
     pub(super) fn next(&self, epoch: u64) -> Next {
         let mut state = self.state.lock();
-        self.changed.wait_while(&mut state, |state| {
-            !state.closed && state.epoch == epoch && state.inputs.is_empty()
-        });
-        if state.closed {
-            return Next::Stop;
+        loop {
+            if state.closed {
+                return Next::Stop;
+            }
+            if state.epoch != epoch {
+                return Next::Restart(state.epoch, state.cancel.clone());
+            }
+            let Some(item) = state.inputs.pop_front() else {
+                self.changed.wait(&mut state);
+                continue;
+            };
+            self.changed.notify_all();
+            match item {
+                QueueItem::Format(format) => return Next::Format(format),
+                QueueItem::Frame(frame, time, info) => return Next::Frame(frame, time, info),
+                QueueItem::EndOfClip(reason) => return Next::EndOfClip(reason),
+                QueueItem::Event(event) => state.pass_event(event),
+                // Comes after the end of a clip only.
+                QueueItem::Barrier => state.outputs.push_back(OutputItem::Barrier),
+            }
         }
-        if state.epoch != epoch {
-            return Next::Restart(state.epoch, state.cancel.clone());
-        }
-        self.changed.notify_all();
-        state.inputs.pop_front().map_or(Next::Stop, Next::Item)
     }
 
     /// Begins a clip whose first output frame has the index `first`.
@@ -353,8 +347,7 @@ impl Queue {
     pub(super) fn begin_clip(
         &self,
         epoch: u64,
-        format: Format,
-        cadence: Option<Cadence>,
+        format: &ClipFormat,
         first: u64,
     ) -> Result<ClipId, Error> {
         let mut state = self.state.lock();
@@ -363,7 +356,8 @@ impl Queue {
         }
         state.clips += 1;
         let id = ClipId { epoch, number: state.clips };
-        state.clip = Some((id, PendingQueue::new(format.interpolated, cadence, first)));
+        let pending = PendingQueue::new(format.format.interpolated, format.cadence, first);
+        state.clip = Some((id, pending));
         Ok(id)
     }
 
@@ -376,32 +370,6 @@ impl Queue {
     ) -> Result<(), Error> {
         let mut state = self.state.lock();
         self.clip(&mut state, clip)?.push_frame(time, info);
-        Ok(())
-    }
-
-    /// Puts an event after all frames that the compute thread has taken.
-    pub(super) fn pass_event(&self, epoch: u64, event: gst::Event) -> Result<(), Error> {
-        let mut state = self.state.lock();
-        if !state.is_live(epoch) {
-            return Err(Error::Cancelled);
-        }
-        match &mut state.clip {
-            Some((_, pending)) => pending.push_event(event),
-            None => state.outputs.push_back(OutputItem::Event(event)),
-        }
-        state.release_events();
-        self.changed.notify_all();
-        Ok(())
-    }
-
-    /// Puts a barrier after everything; there is no clip.
-    pub(super) fn deliver_barrier(&self, epoch: u64) -> Result<(), Error> {
-        let mut state = self.state.lock();
-        if !state.is_live(epoch) {
-            return Err(Error::Cancelled);
-        }
-        state.outputs.push_back(OutputItem::Barrier);
-        self.changed.notify_all();
         Ok(())
     }
 
@@ -451,7 +419,7 @@ impl Queue {
     }
 
     /// Aborts because of an error of the computation; `None` if the epoch is over already.
-    pub(super) fn fail(&self, epoch: u64) -> Option<Dropped> {
+    pub(super) fn fail(&self, epoch: u64) -> Option<Levels> {
         let mut state = self.state.lock();
         let dropped = state.is_live(epoch).then(|| state.abort(gst::FlowError::Error));
         self.changed.notify_all();

@@ -51,6 +51,11 @@ impl Cadence {
         u128::from(*interval) * 2 * u128::from(self.per) <= u128::from(self.nanoseconds) * 3
     }
 
+    /// Whether an interval is at least 1.5 times shorter than a frame.
+    pub(super) fn exceeds(&self, interval: ClockTime) -> bool {
+        u128::from(*interval) * 3 * u128::from(self.per) < u128::from(self.nanoseconds) * 2
+    }
+
     /// The time at `part` of the way from an input frame to the next one.
     pub(super) fn between(&self, frame: FrameTime, next: FrameTime, part: u64) -> ClockTime {
         match frame.base == next.base && frame.n + 1 == next.n {
@@ -62,9 +67,8 @@ impl Cadence {
         }
     }
 
-    /// The output duration of an input frame, whose successor is not known yet. It is one part of the
-    /// cadence's frame, or of the buffer's `duration` if that differs, or all of a `duration` that is
-    /// a gap.
+    /// Duration of the output frame at an input frame. If the buffer's duration is a gap, that duration.
+    /// If it differs from the nominal one, that duration / (k+1). Otherwise the nominal output duration.
     pub(super) fn input_duration(
         &self,
         frame: FrameTime,
@@ -98,8 +102,6 @@ impl FrameTime {
 /// clip instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClipEnd {
-    /// The next frame is the first one of all, or the first after a flush.
-    FirstFrame,
     /// A buffer with the flag DISCONT.
     Discont,
     /// Frames are missing between these two timestamps: more than 1.5 frames.
@@ -108,9 +110,13 @@ pub(super) enum ClipEnd {
     TimestampBackwards(ClockTime, ClockTime),
     /// The frame rate is not known, so each frame is a clip.
     UnknownRate,
-    /// A GAP event longer than 1.5 frames.
+    /// The measured frame rate changes, or target-fps where the rate is measured.
+    MeasuredRate,
+    /// A GAP event that is longer than 1.5 frames, has no duration, or comes while the frame rate is
+    /// unknown.
     Gap,
-    /// Caps of another format, size or rate, also after a change of up-scale or target-fps.
+    /// Caps with another VideoInfo (format, size, rate, colorimetry, aspect ratio), also after
+    /// renegotiation.
     Caps,
     /// A segment that does not continue the one before.
     Segment,
@@ -121,13 +127,13 @@ pub(super) enum ClipEnd {
 impl fmt::Display for ClipEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::FirstFrame => f.write_str("first frame"),
             Self::Discont => f.write_str("buffer with DISCONT"),
             Self::TimestampGap(last, pts) => write!(f, "frames missing between {last} and {pts}"),
             Self::TimestampBackwards(last, pts) => {
                 write!(f, "timestamp {pts} is not after {last}")
             }
             Self::UnknownRate => f.write_str("unknown frame rate"),
+            Self::MeasuredRate => f.write_str("another measured frame rate or target-fps"),
             Self::Gap => f.write_str("GAP event"),
             Self::Caps => f.write_str("new caps"),
             Self::Segment => f.write_str("new segment"),
@@ -141,36 +147,31 @@ impl fmt::Display for ClipEnd {
 pub(super) enum Placement {
     /// That of the frame before.
     SameClip(FrameTime),
-    /// A new one, for this reason.
-    NewClip(FrameTime, ClipEnd),
+    /// A new one. The reason why the clip before ends; `None` if it has ended, or there was none.
+    NewClip(FrameTime, Option<ClipEnd>),
 }
 
 /// Gives each input frame its timestamp and its clip.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Timeline {
-    /// The last frame of the clip, or why the next one begins a clip.
-    last: Result<FrameTime, ClipEnd>,
+    /// The last frame of the clip; `None` if the next frame begins one.
+    last: Option<FrameTime>,
     /// The timestamp that the last frame came with.
     given: Option<ClockTime>,
     /// When the last frame ends, in whatever clip it was.
     end: Option<ClockTime>,
 }
 
-impl Default for Timeline {
-    fn default() -> Self {
-        Self { last: Err(ClipEnd::FirstFrame), given: None, end: None }
-    }
-}
-
 impl Timeline {
-    /// Ends the clip.
-    pub(super) fn cut(&mut self, reason: ClipEnd) {
-        self.last = Err(reason);
+    /// The next frame begins a clip.
+    pub(super) fn end_clip(&mut self) {
+        self.last = None;
     }
 
-    /// Places a frame with the timestamp `pts`. Without one, or with that of the frame before (gifs
-    /// of libav all have the same), it follows the last frame, or is at `start` if it is the first.
-    /// Without a `cadence`, each frame is a clip.
+    /// Places a frame with the timestamp `pts`. A frame without a timestamp follows the last frame. The
+    /// first frame is then at `start`. A frame with the timestamp of the frame before counts as one
+    /// without: libav's GIF decoder gives all frames the same. Without a `cadence`, each frame is a
+    /// clip.
     pub(super) fn place(
         &mut self,
         pts: Option<ClockTime>,
@@ -184,12 +185,12 @@ impl Timeline {
             FrameTime::first(pts.unwrap_or(start))
         };
         let placement = match (self.last, cadence) {
-            (Ok(last), Some(cadence)) => follow(last, pts.filter(|_| !repeated), cadence),
-            (Ok(_), None) => Placement::NewClip(first(), ClipEnd::UnknownRate),
-            (Err(reason), _) => Placement::NewClip(first(), reason),
+            (Some(last), Some(cadence)) => follow(last, pts.filter(|_| !repeated), cadence),
+            (Some(_), None) => Placement::NewClip(first(), Some(ClipEnd::UnknownRate)),
+            (None, _) => Placement::NewClip(first(), None),
         };
         let (Placement::SameClip(time) | Placement::NewClip(time, _)) = placement;
-        self.last = Ok(time);
+        self.last = Some(time);
         self.end = cadence.map(|cadence| time.pts + cadence.frame());
         placement
     }
@@ -205,11 +206,12 @@ fn follow(last: FrameTime, pts: Option<ClockTime>, cadence: Cadence) -> Placemen
     if pts <= last.pts {
         return Placement::NewClip(
             FrameTime::first(pts),
-            ClipEnd::TimestampBackwards(last.pts, pts),
+            Some(ClipEnd::TimestampBackwards(last.pts, pts)),
         );
     }
     if !cadence.spans_one_frame(pts - last.pts) {
-        return Placement::NewClip(FrameTime::first(pts), ClipEnd::TimestampGap(last.pts, pts));
+        let gap = ClipEnd::TimestampGap(last.pts, pts);
+        return Placement::NewClip(FrameTime::first(pts), Some(gap));
     }
     let rounding = ROUNDING.min(cadence.frame() / 2);
     match pts.absdiff(on_cadence) <= rounding {
@@ -281,8 +283,11 @@ mod tests {
             timeline.place(Some(ms(second)), ClockTime::ZERO, Some(cadence))
         };
         assert!(matches!(place(0, 150), Placement::SameClip(_)));
-        assert!(matches!(place(0, 151), Placement::NewClip(_, ClipEnd::TimestampGap(..))));
-        assert!(matches!(place(500, 400), Placement::NewClip(_, ClipEnd::TimestampBackwards(..))));
+        assert!(matches!(place(0, 151), Placement::NewClip(_, Some(ClipEnd::TimestampGap(..)))));
+        assert!(matches!(
+            place(500, 400),
+            Placement::NewClip(_, Some(ClipEnd::TimestampBackwards(..)))
+        ));
     }
 
     #[test]
@@ -295,7 +300,7 @@ mod tests {
                     timeline.place(pts, ms(7), Some(cadence));
                 assert_eq!(time.pts, ms(7 + n * 40));
                 if n == 2 {
-                    timeline.cut(ClipEnd::Discont);
+                    timeline.end_clip();
                 }
             }
         }

@@ -7,17 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gst::ClockTime;
+use gst::{ClockTime, prelude::*};
 
 use super::{
-    queue::{ClipId, Dropped, Next, Queue, QueueItem},
-    timeline::{Cadence, ClipEnd},
+    queue::{BufferInfo, ClipFormat, ClipId, Next, Queue},
+    timeline::{ClipEnd, FrameTime},
 };
-use crate::engine::{Cancel, ClipContext, Enhancer, Error, Format, Frame, Progress, Sink};
+use crate::engine::{Cancel, ClipContext, Enhancer, Error, Frame, Progress, Sink};
 
 /// What the compute thread, and the threads of the model, tell the element.
 pub(super) trait Report: Send + Sync + 'static {
-    /// A format begins: the duration of an input frame, and how many the model holds back.
+    /// Called at each new format. `frame`: input frame duration; `lookahead`: input frames held back.
     fn format(&self, frame: Option<ClockTime>, lookahead: usize);
     /// A unit of work is done; the output has come to `position`.
     fn progress(&self, progress: Progress, position: Option<ClockTime>);
@@ -27,8 +27,6 @@ pub(super) trait Report: Send + Sync + 'static {
     fn warned(&self, text: String);
     /// The computation has failed.
     fn failed(&self, error: Error);
-    /// This was in the queue when the computation failed.
-    fn dropped(&self, dropped: Dropped);
     /// A decision, for the debug log.
     fn log(&self, text: fmt::Arguments);
 }
@@ -38,12 +36,12 @@ pub(super) struct Worker<'a> {
     queue: &'a Arc<Queue>,
     enhancer: &'a mut dyn Enhancer,
     report: Arc<dyn Report>,
-    /// Of the queue; 0 before the first.
+    /// Epoch being processed; 0 before the first.
     epoch: u64,
-    /// Of the epoch.
+    /// Cancels the current epoch.
     cancel: Cancel,
     /// `None` before the first format of the epoch.
-    format: Option<(Format, Option<Cadence>)>,
+    format: Option<ClipFormat>,
     /// `None` between two clips.
     clip: Option<ClipId>,
     /// The index, in its clip, of the first input frame of the next clip: not 0 only for the first
@@ -66,14 +64,21 @@ impl<'a> Worker<'a> {
     /// Works until the queue is [closed](Queue::close).
     pub(super) fn run(mut self) {
         loop {
-            match self.queue.next(self.epoch) {
+            let done = match self.queue.next(self.epoch) {
                 Next::Stop => return,
-                Next::Restart(epoch, cancel) => self.restart(epoch, cancel),
-                Next::Item(item) => {
-                    if let Err(error) = self.work(item) {
-                        self.fail(error);
-                    }
+                Next::Restart(epoch, cancel) => {
+                    self.restart(epoch, cancel);
+                    Ok(())
                 }
+                Next::Format(format) => {
+                    self.start_format(format);
+                    Ok(())
+                }
+                Next::Frame(frame, time, info) => self.push_frame(frame, time, info),
+                Next::EndOfClip(reason) => self.end_clip(reason),
+            };
+            if let Err(error) = done {
+                self.fail(error);
             }
         }
     }
@@ -87,43 +92,42 @@ impl<'a> Worker<'a> {
         self.report.log(format_args!("Epoch {epoch} begins"));
     }
 
-    fn work(&mut self, item: QueueItem) -> Result<(), Error> {
-        match item {
-            QueueItem::Format(format, cadence) => {
-                self.format = Some((format, cadence));
-                let lookahead = self.enhancer.lookahead(&format);
-                self.report.log(format_args!(
-                    "Format: {:?} to {:?}, {} interpolated frames between two, lookahead {lookahead}",
-                    format.input, format.output, format.interpolated,
-                ));
-                self.report.format(cadence.map(|cadence| cadence.frame()), lookahead);
-                Ok(())
-            }
-            QueueItem::Frame(frame, time, info) => {
-                let clip = match self.clip {
-                    Some(clip) => clip,
-                    None => self.start_clip(time.pts)?,
-                };
-                self.queue.pend(clip, time, info)?;
-                let start = Instant::now();
-                self.enhancer.push(frame)?;
-                self.report.computed(start.elapsed().saturating_sub(self.queue.take_wait(clip)));
-                Ok(())
-            }
-            QueueItem::EndOfClip(reason) => self.end_clip(reason),
-            QueueItem::Event(event) => self.queue.pass_event(self.epoch, event),
-            // Comes after the end of a clip only.
-            QueueItem::Barrier => self.queue.deliver_barrier(self.epoch),
-        }
+    fn start_format(&mut self, clip_format: ClipFormat) {
+        let ClipFormat { format, cadence, rate } = clip_format;
+        self.format = Some(clip_format);
+        let lookahead = self.enhancer.lookahead(&format);
+        let frame = cadence.map(|cadence| cadence.frame());
+        self.report.log(format_args!(
+            "Format: {:?} to {:?}, an input frame each {} ({rate:?}), {} interpolated frames between \
+             two, lookahead {lookahead}",
+            format.input,
+            format.output,
+            frame.display(),
+            format.interpolated,
+        ));
+        self.report.format(frame, lookahead + rate.frames_held());
+    }
+
+    fn push_frame(&mut self, frame: Frame, time: FrameTime, info: BufferInfo) -> Result<(), Error> {
+        let clip = match self.clip {
+            Some(clip) => clip,
+            None => self.start_clip(time.pts)?,
+        };
+        self.queue.pend(clip, time, info)?;
+        let start = Instant::now();
+        self.enhancer.push(frame)?;
+        self.report.computed(start.elapsed().saturating_sub(self.queue.take_wait(clip)));
+        Ok(())
     }
 
     fn start_clip(&mut self, pts: ClockTime) -> Result<ClipId, Error> {
-        let (format, cadence) = self
+        let clip_format = self
             .format
             .ok_or_else(|| Error::Internal { what: "a frame came before its format".into() })?;
+        let format = clip_format.format;
         let first = std::mem::take(&mut self.first);
         let number = u64::from(first) * (format.interpolated as u64 + 1);
-        let clip = self.queue.begin_clip(self.epoch, format, cadence, number)?;
+        let clip = self.queue.begin_clip(self.epoch, &clip_format, number)?;
         self.clip = Some(clip);
         self.report.log(format_args!("Start of {clip} at {pts} with input frame {first}"));
         let sink =
@@ -150,7 +154,7 @@ impl<'a> Worker<'a> {
         let error = match error {
             Error::Cancelled if cancelled => return,
             Error::Cancelled => Error::Internal {
-                what: "the model reported a cancellation that nobody asked for".into(),
+                what: "the model returned Cancelled although its clip was not cancelled".into(),
             },
             error => error,
         };
@@ -168,12 +172,12 @@ impl<'a> Worker<'a> {
 /// Ends the epoch with an error, unless it is over.
 fn report_failure(queue: &Queue, epoch: u64, report: &dyn Report, error: Error) {
     if !queue.is_live(epoch) {
-        return report.log(format_args!("Error in an epoch that is over: {error}"));
+        return report.log(format_args!("Ignoring an error of a flushed computation: {error}"));
     }
     // First, so that the application gets it before the flow error that upstream posts.
     report.failed(error);
     if let Some(dropped) = queue.fail(epoch) {
-        report.dropped(dropped);
+        report.log(format_args!("Computation failed; dropped: {dropped}"));
     }
 }
 

@@ -89,6 +89,20 @@ impl Rig {
         self.info = gst_video::VideoInfo::from_caps(caps).unwrap();
     }
 
+    /// Begins a stream as upstream does after a start of the element.
+    pub fn begin_stream(&mut self, caps: &gst::Caps) {
+        self.event(gst::event::StreamStart::new("again"));
+        self.event(gst::event::Caps::new(caps));
+        self.info = gst_video::VideoInfo::from_caps(caps).unwrap();
+        self.begin_segment();
+    }
+
+    /// A segment from 0 without an end.
+    pub fn begin_segment(&mut self) {
+        let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+        self.event(gst::event::Segment::new(&segment));
+    }
+
     /// A flat frame at the next time of the caps' rate.
     pub fn frame(&mut self) -> gst::Buffer {
         let fps = self.info.fps();
@@ -164,6 +178,21 @@ impl Rig {
             _ => None,
         }
     }
+
+    /// All warnings so far.
+    pub fn warnings(&self) -> Vec<String> {
+        std::iter::from_fn(|| self.bus.pop_filtered(&[gst::MessageType::Warning]))
+            .filter_map(|message| match message.view() {
+                gst::MessageView::Warning(warning) => Some(warning.error().to_string()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Input frames so far.
+    pub fn frames_in(&self) -> u64 {
+        self.element.property::<gst::Structure>("progress").get("frames-in").unwrap()
+    }
 }
 
 impl Drop for Rig {
@@ -185,6 +214,21 @@ pub fn frames(seen: &[Seen]) -> Vec<gst::Buffer> {
 /// PTS in milliseconds, rounded down.
 pub fn times(seen: &[Seen]) -> Vec<u64> {
     frames(seen).iter().map(|frame| frame.pts().unwrap().mseconds()).collect()
+}
+
+/// The times of `frames` input frames at 10 fps tripled, from `start` milliseconds.
+pub fn tripled(start: u64, frames: u64) -> Vec<u64> {
+    (0..frames * 3 - 2).map(|j| start + j * 100 / 3).collect()
+}
+
+pub fn discont(buffer: &gst::Buffer) -> bool {
+    buffer.flags().contains(gst::BufferFlags::DISCONT)
+}
+
+pub fn tag(title: &str) -> gst::Event {
+    let mut tags = gst::TagList::new();
+    tags.get_mut().unwrap().add::<gst::tags::Title>(&title, gst::TagMergeMode::Append);
+    gst::event::Tag::new(tags)
 }
 
 /// The order of frames (by PTS in milliseconds) and events (by name), the beginning of the stream

@@ -6,7 +6,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use gst::{ClockTime, glib, prelude::*, subclass::prelude::*};
@@ -14,8 +14,7 @@ use gst::{ClockTime, glib, prelude::*, subclass::prelude::*};
 use super::{CAT, VEnhance};
 use crate::{
     element::{
-        progress::Stage,
-        queue::Dropped,
+        progress::LatencyPart,
         worker::{Report, Worker},
     },
     engine::{self, Cancel, Error},
@@ -35,7 +34,7 @@ impl VEnhance {
                 }
                 idle => self.load(choice, idle, cancel)?,
             };
-            let first = self.settings.lock().first_frame;
+            let first = self.properties.lock().first_frame;
             let report = Arc::new(Reporter(self.obj().downgrade()));
             Worker::new(&self.queue, &mut *loaded.enhancer, report, first).run();
             loaded.enhancer.reset();
@@ -45,16 +44,17 @@ impl VEnhance {
         let error = match catch_unwind(AssertUnwindSafe(run)) {
             Ok(Ok(())) => return,
             Ok(Err(Error::Cancelled)) if cancel.check().is_err() => return,
-            Ok(Err(Error::Cancelled)) => Error::Internal {
-                what: "loading the model was cancelled, but nobody asked for that".into(),
-            },
+            Ok(Err(Error::Cancelled)) => {
+                Error::Internal { what: "loading returned Cancelled without a cancellation".into() }
+            }
             Ok(Err(error)) => error,
             Err(panic) => {
                 Error::Internal { what: format!("the model panicked: {}", panic_text(&*panic)) }
             }
         };
-        gst::element_imp_error!(self, gst::LibraryError::Failed, ("{error}"));
-        self.keep_sticky_events(self.queue.close(gst::FlowError::Error));
+        self.fail(gst::error_msg!(gst::LibraryError::Failed, ("{error}")));
+        let dropped = self.queue.close(gst::FlowError::Error);
+        gst::debug!(CAT, imp = self, "The compute thread ends; dropped: {dropped}");
     }
 
     /// Loads the model and reports that on the bus.
@@ -118,17 +118,19 @@ impl Report for Reporter {
     fn progress(&self, progress: engine::Progress, position: Option<ClockTime>) {
         let Some(obj) = self.0.upgrade() else { return };
         gst::log!(CAT, obj = obj, "Finished {} in {:?}", progress.unit, progress.took);
-        let structure = {
+        let message = {
             let statistics = &mut obj.imp().state.lock().statistics;
             statistics.progress(progress, position);
-            statistics.structure()
+            statistics.message(Instant::now())
         };
-        obj.imp().post(structure);
+        if let Some(message) = message {
+            obj.imp().post(message);
+        }
     }
 
     fn computed(&self, took: Duration) {
         let Some(obj) = self.0.upgrade() else { return };
-        obj.imp().record(Stage::Compute, took);
+        obj.imp().record(LatencyPart::Compute, took);
     }
 
     fn warned(&self, text: String) {
@@ -138,13 +140,7 @@ impl Report for Reporter {
 
     fn failed(&self, error: Error) {
         let Some(obj) = self.0.upgrade() else { return };
-        gst::element_error!(obj, gst::LibraryError::Failed, ("{error}"));
-    }
-
-    fn dropped(&self, dropped: Dropped) {
-        let Some(obj) = self.0.upgrade() else { return };
-        gst::debug!(CAT, obj = obj, "Computation failed; dropped: {}", dropped.frames);
-        obj.imp().keep_sticky_events(dropped);
+        obj.imp().fail(gst::error_msg!(gst::LibraryError::Failed, ("{error}")));
     }
 
     fn log(&self, text: fmt::Arguments) {

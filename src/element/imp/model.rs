@@ -6,7 +6,12 @@ use gst_video::VideoInfo;
 
 use super::{CAT, VEnhance};
 use crate::{
-    element::{caps, properties::Settings},
+    element::{
+        caps,
+        properties::Properties,
+        queue::ClipFormat,
+        rate::{ASSUMED_RATE, RateSource},
+    },
     engine,
     models::{self, Choice},
 };
@@ -16,7 +21,7 @@ impl VEnhance {
     pub(super) fn announce(&self, choice: &Choice) {
         let Choice { model, reason, warning, .. } = choice;
         gst::info!(CAT, imp = self, "Model {model} on {}: {reason}", choice.devices());
-        self.settings.lock().active_model = (*model).into();
+        self.properties.lock().active_model = (*model).into();
         self.obj().notify("active-model");
         self.post(
             gst::Structure::builder("venhance-model")
@@ -36,7 +41,7 @@ impl VEnhance {
         fps: (u32, u32),
         inputs: usize,
     ) -> Result<String, engine::Error> {
-        let Settings { up_scale, target_fps, options, .. } = self.settings.lock().clone();
+        let Properties { up_scale, target_fps, options, .. } = self.properties.lock().clone();
         let choice = models::choose(&options)?;
         let output = options.output_size(choice.model, input, up_scale);
         let interpolated = engine::interpolated_frames(caps::rate(target_fps), fps);
@@ -46,15 +51,14 @@ impl VEnhance {
 
     /// Compares the memory that the model needs for a format with the memory of its devices. If there is too little, the
     /// stream ends with an error, before the model is loaded.
-    pub(super) fn check_memory(&self, format: &engine::Format) -> Result<(), gst::FlowError> {
-        let scale = self.settings.lock().up_scale;
+    pub(super) fn check_memory(&self, format: &engine::Format) {
+        let scale = self.properties.lock().up_scale;
         let choice = self.state.lock().choice.clone();
         let check = |choice: Choice| models::check_memory(&choice, format, scale);
-        choice.map_or(Ok(()), check).map_err(|error| {
-            gst::element_imp_error!(self, gst::ResourceError::NoSpaceLeft, ("{error}"));
-            self.keep_sticky_events(self.queue.abort(gst::FlowError::Error));
-            gst::FlowError::Error
-        })
+        if let Err(error) = choice.map_or(Ok(()), check) {
+            self.fail(gst::error_msg!(gst::ResourceError::NoSpaceLeft, ("{error}")));
+            self.queue.abort(gst::FlowError::Error);
+        }
     }
 
     /// See [`crate::VEnhance::resume_from`].
@@ -63,21 +67,21 @@ impl VEnhance {
         fps: (u32, u32),
         frame: usize,
     ) -> Result<usize, engine::Error> {
-        let Settings { target_fps, options, .. } = self.settings.lock().clone();
+        let Properties { target_fps, options, .. } = self.properties.lock().clone();
         let interpolated = engine::interpolated_frames(caps::rate(target_fps), fps);
         Ok(models::resume_from(&models::choose(&options)?, interpolated, frame))
     }
 
     /// The model that runs, or that will run as far as it is known.
     pub(super) fn model(&self) -> engine::Model {
-        let settings = self.settings.lock();
-        let active: Option<engine::Model> = settings.active_model.into();
-        active.or(settings.options.model).unwrap_or(engine::Model::Lite)
+        let properties = self.properties.lock();
+        let active: Option<engine::Model> = properties.active_model.into();
+        active.or(properties.options.model).unwrap_or(engine::Model::Lite)
     }
 
     /// Posts a warning if the output does not have the size that up-scale asks for.
     pub(super) fn warn_of_size(&self, input: &VideoInfo, output: &VideoInfo) {
-        let scale = self.settings.lock().up_scale;
+        let scale = self.properties.lock().up_scale;
         let height = engine::scaled_side(input.height() as usize, scale) as u32;
         // A difference of 1 is rounding to even sizes.
         if self.model() == engine::Model::Lite || height.abs_diff(output.height()) <= 1 {
@@ -93,5 +97,27 @@ impl VEnhance {
                 output.height()
             )
         );
+    }
+
+    /// Posts a warning, once, if the frame rate is not that of the caps.
+    pub(super) fn warn_of_rate(&self, format: &ClipFormat) {
+        let text = match (format.rate, format.cadence) {
+            (RateSource::NotCaps, Some(cadence)) => format!(
+                "the timestamps contradict the frame rate of the caps; frames are interpolated at the \
+                 measured rate, one input frame each {}. To keep the rate of the caps, put videorate \
+                 before venhance",
+                cadence.frame()
+            ),
+            (RateSource::Assumed, _) => format!(
+                "the input has neither a frame rate nor timestamps; {} frames per second are assumed. \
+                 To set another rate, name it in the caps, such as caps=image/png,framerate=30/1 of \
+                 multifilesrc",
+                ASSUMED_RATE.0
+            ),
+            _ => return,
+        };
+        if !std::mem::replace(&mut self.state.lock().warned_of_rate, true) {
+            gst::element_imp_warning!(self, gst::StreamError::Format, ("{text}"));
+        }
     }
 }

@@ -10,7 +10,7 @@ use gst_video::VideoInfo;
 use super::{CAT, VEnhance};
 use crate::element::{
     convert::Packer,
-    progress::Stage,
+    progress::LatencyPart,
     queue::{OutputFrame, OutputItem},
 };
 
@@ -37,6 +37,9 @@ impl VEnhance {
                 if let gst::EventView::Segment(e) = event.view() {
                     self.set_output_segment(e);
                 }
+                if matches!(event.type_(), gst::EventType::Eos | gst::EventType::SegmentDone) {
+                    self.post_last_progress();
+                }
                 gst::log!(CAT, imp = self, "Pushing {event:?}");
                 self.src_pad().push_event(event);
             }
@@ -52,8 +55,7 @@ impl VEnhance {
     /// after EOS there is none, so the error is posted, or the EOS goes on in its place.
     fn end_flow(&self, error: gst::FlowError) {
         let dropped = self.queue.abort(error);
-        gst::debug!(CAT, imp = self, "Downstream returned {error}; dropped: {}", dropped.frames);
-        self.keep_sticky_events(dropped);
+        gst::debug!(CAT, imp = self, "Downstream returned {error}; dropped: {dropped}");
         let eos = self.state.lock().input.eos.clone();
         match eos {
             Some(eos) if error == gst::FlowError::Eos => {
@@ -87,7 +89,7 @@ impl VEnhance {
         writer: &mut Writer,
         output: OutputFrame,
     ) -> Result<gst::Buffer, gst::FlowError> {
-        let OutputFrame { frame, number, pts, duration, flags, metas } = output;
+        let OutputFrame { frame, number, pts, duration, flags, metas, timecodes } = output;
         let mut buffer = self.acquire(&writer.output)?;
         let start = Instant::now();
         {
@@ -98,24 +100,30 @@ impl VEnhance {
             buffer.set_offset(number);
             buffer.set_offset_end(number + 1);
             writer.packer.pack(&frame, buffer).map_err(|error| {
-                gst::element_imp_error!(self, gst::StreamError::Encode, ("{error}"));
+                self.fail(gst::error_msg!(gst::StreamError::Encode, ("{error}")));
                 gst::FlowError::Error
             })?;
             if let Some(metas) = metas {
                 copy_metas(&metas, buffer, writer);
             }
+            for timecode in &timecodes {
+                gst_video::VideoTimeCodeMeta::add(buffer, timecode);
+            }
         }
-        self.record(Stage::Output, start.elapsed());
+        self.record(LatencyPart::Output, start.elapsed());
         Ok(buffer)
     }
 
     fn acquire(&self, info: &VideoInfo) -> Result<gst::Buffer, gst::FlowError> {
         let no_memory = |error: &dyn std::fmt::Display| {
-            gst::element_imp_error!(
-                self,
+            self.fail(gst::error_msg!(
                 gst::ResourceError::NoSpaceLeft,
-                ("cannot allocate an output buffer of {} bytes: {error}", info.size())
-            );
+                (
+                    "cannot allocate an output buffer of {} bytes: {error}; use a smaller up-scale or \
+                     close other programs",
+                    info.size()
+                )
+            ));
             gst::FlowError::Error
         };
         let Some(pool) = self.obj().buffer_pool() else {

@@ -1,25 +1,95 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The streaming thread: what each serialized event does, and how items enter the queue.
 
+use std::time::Instant;
+
 use gst::{ClockTime, prelude::*, subclass::prelude::*};
 use gst_base::{prelude::*, subclass::prelude::*};
 use gst_video::VideoInfo;
 
 use super::{CAT, VEnhance, caps};
-use crate::element::{queue::QueueItem, timeline::ClipEnd};
+use crate::element::{
+    clips::Clips,
+    progress::LatencyPart,
+    queue::{BufferInfo, QueueItem},
+    timeline::ClipEnd,
+};
 
 impl VEnhance {
-    /// Puts items in the queue. Frames wait for room.
+    /// The sink pad refuses the caps of which `accept_caps` says so, before any event function. This
+    /// posts an error that says why.
+    pub(super) fn explain_refused_caps(&self) {
+        let imp = self.obj().downgrade();
+        self.obj().sink_pad().add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+            if let (Some(obj), Some(gst::PadProbeData::Event(event))) = (imp.upgrade(), &info.data)
+                && let gst::EventView::Caps(e) = event.view()
+                && let Some(refusal) = caps::refusal(e.caps())
+            {
+                let error = gst::error_msg!(gst::StreamError::Format, ("{refusal}"), ["{event:?}"]);
+                obj.imp().fail(error);
+            }
+            gst::PadProbeReturn::Ok
+        });
+    }
+
+    /// Takes a buffer: negotiates if necessary, converts it to a frame, and puts that in the queue.
+    pub(super) fn take_buffer(
+        &self,
+        buffer: gst::Buffer,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        if !self.obj().reconfigure() {
+            return Err(self.queue.flow().err().unwrap_or(gst::FlowError::NotNegotiated));
+        }
+        self.queue.flow()?;
+        self.start_segment();
+        gst::trace!(CAT, imp = self, "Received {buffer:?}; {}", self.queue.levels());
+
+        let start = Instant::now();
+        let unpacker = self.state.lock().input.clips.as_ref().map(Clips::unpacker);
+        let unpacker = unpacker.ok_or(gst::FlowError::NotNegotiated)?;
+        let frame = unpacker.unpack(&buffer).map_err(|error| {
+            self.fail(gst::error_msg!(gst::StreamError::Decode, ("{error}")));
+            gst::FlowError::Error
+        })?;
+        let target_fps = self.properties.lock().target_fps;
+        let items = {
+            let state = &mut *self.state.lock();
+            state.statistics.frames_in += 1;
+            let input = &mut state.input;
+            let clips = input.clips.as_mut().ok_or(gst::FlowError::NotNegotiated)?;
+            let mut flags =
+                buffer.flags() & (gst::BufferFlags::DISCONT | gst::BufferFlags::CORRUPTED);
+            if std::mem::take(&mut input.discont) {
+                flags |= gst::BufferFlags::DISCONT;
+            }
+            let info = BufferInfo::new(&buffer, flags);
+            let mut items = clips.set_target_fps(target_fps);
+            let start = input.segment.start().unwrap_or(ClockTime::ZERO);
+            items.extend(clips.push_frame(frame, info, start));
+            items
+        };
+        // Before waiting: the pool of upstream may be small.
+        drop(buffer);
+        self.record(LatencyPart::Input, start.elapsed());
+        self.push_items(items)
+    }
+
+    /// Puts items in the queue. Frames wait for room. Returns the first error; the items after it are
+    /// pushed too, because the queue keeps sticky events.
     pub(super) fn push_items(
         &self,
         items: impl IntoIterator<Item = QueueItem>,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        items.into_iter().try_fold(gst::FlowSuccess::Ok, |_, item| {
-            if let QueueItem::Format(format, _) = &item {
-                self.check_memory(format)?;
+        let mut flow = Ok(gst::FlowSuccess::Ok);
+        for item in items {
+            if let QueueItem::Format(format) = &item {
+                self.warn_of_rate(format);
+                // Ends the flow if there is too little.
+                self.check_memory(&format.format);
             }
-            self.queue.push(item)
-        })
+            flow = flow.and(self.queue.push(item));
+        }
+        flow
     }
 
     /// Passes an event on in its order. The clip continues.
@@ -42,17 +112,13 @@ impl VEnhance {
     }
 
     pub(super) fn caps_event(&self, caps: gst::Caps, event: gst::Event) -> bool {
-        if let Some(refusal) = caps::refusal(&caps) {
-            gst::element_imp_error!(self, gst::StreamError::Format, ("{refusal}"), ["{caps}"]);
-            return false;
-        }
         match self.same_picture(&caps) {
             Some(outcaps) => {
                 gst::debug!(CAT, imp = self, "Caps of the same picture: the clip continues");
                 let seqnum = event.seqnum();
                 self.push_event(gst::event::Caps::builder(&outcaps).seqnum(seqnum).build())
             }
-            // Negotiates and calls `set_caps`.
+            // Negotiates, calls `set_caps`, which drains, and pushes the caps.
             None => self.parent_sink_event(event),
         }
     }
@@ -79,22 +145,20 @@ impl VEnhance {
         let segment = match segment.downcast::<ClockTime>() {
             Ok(segment) => segment,
             Err(segment) => {
-                gst::element_imp_error!(
-                    self,
+                self.fail(gst::error_msg!(
                     gst::StreamError::Format,
                     ("frames need timestamps: put a parser or a decoder before venhance"),
                     ["segment in {:?}", segment.format()]
-                );
+                ));
                 return false;
             }
         };
         if segment.rate() < 0.0 {
-            gst::element_imp_error!(
-                self,
+            self.fail(gst::error_msg!(
                 gst::StreamError::NotImplemented,
                 ("playing backwards is not supported: seek with a rate above 0"),
                 ["segment rate {}", segment.rate()]
-            );
+            ));
             return false;
         }
         self.restart_after(gst::FlowError::Eos);
@@ -112,14 +176,28 @@ impl VEnhance {
         };
         gst::debug!(CAT, imp = self, "Segment continues the one before: {continues}");
         if !continues {
-            if self.end_clip(ClipEnd::Segment).is_err() {
-                return false;
-            }
-            if let Some(clips) = &mut self.state.lock().input.clips {
-                clips.flush();
-            }
+            // In a flush there is no clip.
+            let _ = self.end_clip(ClipEnd::Segment);
+            self.forget_timeline();
         }
         self.push_event(event)
+    }
+
+    /// STREAM_START. A clip goes on if no segment follows.
+    pub(super) fn stream_start_event(&self, event: gst::Event) -> bool {
+        self.restart_after(gst::FlowError::Eos);
+        self.state.lock().input.segment_starts = true;
+        self.push_event(event)
+    }
+
+    /// The next frame follows none.
+    fn forget_timeline(&self) {
+        let input = &mut self.state.lock().input;
+        input.segment_starts = true;
+        if let Some(clips) = &mut input.clips {
+            // Nothing waits for the rate after the end of a clip.
+            clips.reset();
+        }
     }
 
     pub(super) fn gap_event(&self, duration: Option<ClockTime>, event: gst::Event) -> bool {
@@ -134,7 +212,9 @@ impl VEnhance {
     /// EOS and SEGMENT_DONE.
     pub(super) fn end_event(&self, event: gst::Event) -> bool {
         self.state.lock().input.eos = Some(event.clone());
-        let passed = self.end_clip(ClipEnd::EndOfStream).is_ok() && self.push_event(event.clone());
+        let ended = self.end_clip(ClipEnd::EndOfStream).is_ok();
+        self.forget_timeline();
+        let passed = ended && self.push_event(event.clone());
         match self.queue.flow() {
             // Downstream takes no more frames, and still waits for the event.
             Err(gst::FlowError::Eos) if !passed => return self.src_pad().push_event(event),
@@ -163,12 +243,10 @@ impl VEnhance {
     /// Posts a flow error that upstream cannot be told, because it pushes no more buffers.
     pub(super) fn post_flow_error(&self, error: gst::FlowError) {
         if !matches!(error, gst::FlowError::Flushing | gst::FlowError::Eos) {
-            gst::element_imp_error!(
-                self,
+            self.fail(gst::error_msg!(
                 gst::StreamError::Failed,
-                ("Internal data stream error."),
-                ["streaming stopped, reason {error}"]
-            );
+                ("downstream returned {error}; see the error of the element after venhance")
+            ));
         }
     }
 }

@@ -4,10 +4,14 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use gst::ClockTime;
+use gst_video::ValidVideoTimeCode;
 
 use super::{BufferInfo, OutputFrame};
 use crate::{
-    element::timeline::{Cadence, FrameTime},
+    element::{
+        timecode,
+        timeline::{Cadence, FrameTime},
+    },
     engine::{Error, Frame},
 };
 
@@ -23,6 +27,8 @@ pub(super) struct PendingQueue {
     entries: VecDeque<Entry>,
     /// The last input frame delivered.
     last: Option<FrameTime>,
+    /// Its timecodes.
+    timecodes: Vec<ValidVideoTimeCode>,
     /// Input frames so far.
     inputs: u64,
     /// The index of the first output frame: not 0 if the clip's first frames are missing.
@@ -46,6 +52,7 @@ impl PendingQueue {
             parts: interpolated as u64 + 1,
             entries: VecDeque::new(),
             last: None,
+            timecodes: Vec::new(),
             inputs: 0,
             first,
             number: first,
@@ -102,10 +109,12 @@ impl PendingQueue {
         let Entry::Frame(..) = self.entries.front()? else { return None };
         let Some(Entry::Frame(time, info)) = self.entries.pop_front() else { return None };
         self.last = Some(time);
+        self.timecodes = info.timecodes;
         // The frame before a gap lasts through the gap, as the input says.
-        let duration = match self.cadence {
-            Some(cadence) if self.parts > 1 => Some(cadence.input_duration(time, info.duration)),
-            _ => info.duration,
+        let duration = match (self.cadence, info.duration) {
+            (Some(_), Some(duration)) if self.parts == 1 => Some(duration),
+            (Some(cadence), duration) => Some(cadence.input_duration(time, duration)),
+            (None, duration) => duration,
         };
         Some(OutputFrame {
             frame,
@@ -114,6 +123,7 @@ impl PendingQueue {
             duration,
             flags: info.flags,
             metas: info.metas,
+            timecodes: self.timecodes(0),
         })
     }
 
@@ -130,7 +140,14 @@ impl PendingQueue {
             duration: Some(end.saturating_sub(pts)),
             flags: gst::BufferFlags::empty(),
             metas: None,
+            timecodes: self.timecodes(part),
         })
+    }
+
+    /// The timecodes of the output frame `part` frames after the last input frame.
+    fn timecodes(&self, part: u64) -> Vec<ValidVideoTimeCode> {
+        let output = |input| timecode::output(input, self.parts, part);
+        self.timecodes.iter().filter_map(output).collect()
     }
 
     /// The number of input and of output frames of a clip that has ended.

@@ -56,7 +56,7 @@ impl Rig {
             .property("up-scale", 1.0)
             .property("target-fps", gst::Fraction::new(0, 1))
             .build();
-        let choice = models::choose(&element.imp().settings.lock().options).unwrap();
+        let choice = models::choose(&element.imp().properties.lock().options).unwrap();
         let mock = Mock { push: Box::new(push), clip: None };
         element.imp().state.lock().idle = Some(Loaded::with_enhancer(choice, Box::new(mock)));
         let bus = gst::Bus::new();
@@ -185,7 +185,7 @@ fn a_panic_of_the_model_is_an_element_error_with_its_message() {
 #[test]
 fn a_cancellation_that_nobody_asked_for_is_an_element_error() {
     let error = error_of(|_, _| Err(Error::Cancelled));
-    assert!(error.contains("internal error") && error.contains("cancellation"), "{error}");
+    assert!(error.contains("internal error") && error.contains("returned Cancelled"), "{error}");
 }
 
 #[test]
