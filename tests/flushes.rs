@@ -24,22 +24,23 @@ impl Random {
     }
 }
 
-/// What the sticky events on a pad say: the stream's id and the last title.
-fn sticky(pad: &gst::Pad) -> (String, String) {
+/// What the sticky events on a pad say: the stream's id, the title in the caps, and the last tag.
+fn sticky(pad: &gst::Pad) -> [String; 3] {
+    let caps = pad.current_caps().unwrap();
     let stream = pad.sticky_event::<gst::event::StreamStart>(0);
     let tag = pad.sticky_event::<gst::event::Tag>(0);
-    (
+    [
         stream.map_or(String::new(), |event| event.stream_id().to_string()),
+        caps.structure(0).unwrap().get("title").unwrap(),
         tag.and_then(|event| event.tag().get::<gst::tags::Title>().map(|t| t.get().to_string()))
             .unwrap_or_default(),
-    )
+    ]
 }
 
 /// Runs `streams` short streams at a frame rate. A thread flushes at random points of each. Every stream
-/// that reaches its end must have its own STREAM_START and its last TAG downstream.
+/// that reaches its end must have its own STREAM_START, its last CAPS and its last TAG downstream.
 fn storm(streams: u64, rate: (i32, i32)) {
-    let caps = caps("GRAY8", 16, 16, rate);
-    let mut rig = Rig::with("up-scale=1 target-fps=20", &caps);
+    let mut rig = Rig::with("up-scale=1 target-fps=20", &caps("GRAY8", 16, 16, rate));
     let sink = rig.harness.sinkpad().unwrap();
     let ends = Arc::new(Mutex::new(Vec::new()));
     let log = ends.clone();
@@ -84,6 +85,12 @@ fn storm(streams: u64, rate: (i32, i32)) {
         let (done, flushed) = mpsc::channel();
         order.send((Duration::from_micros(random.below(300)), done)).unwrap();
         event(gst::event::StreamStart::new(&format!("stream {stream}")));
+        // Of the same picture as the caps before, or of another one.
+        let width = 16 + 16 * random.below(2) as i32;
+        let mut caps = caps("GRAY8", width, 16, rate);
+        let title = format!("{stream} caps");
+        caps.make_mut().set("title", &title);
+        rig.info = gst_video::VideoInfo::from_caps(&caps).unwrap();
         event(gst::event::Caps::new(&caps));
         event(gst::event::Segment::new(&segment));
         for n in 0..random.below(4) {
@@ -99,7 +106,7 @@ fn storm(streams: u64, rate: (i32, i32)) {
         assert!(event(gst::event::Eos::new()));
         wait_for("the end", || !ends.lock().unwrap().is_empty());
         let end = ends.lock().unwrap().pop().unwrap();
-        assert_eq!(end, (format!("stream {stream}"), last));
+        assert_eq!(end, [format!("stream {stream}"), title, last]);
         while rig.harness.try_pull().is_some() {}
     }
     drop(order);
