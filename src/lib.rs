@@ -37,7 +37,7 @@ pub mod weights;
 
 use gst::glib;
 
-pub use element::{ColourFix, Model, Solver, VEnhance};
+pub use element::{ColourFix, Model, Output, Solver, VEnhance};
 pub use plugin::plugin_register_static;
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {

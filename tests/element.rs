@@ -50,7 +50,7 @@ fn properties_have_the_names_defaults_and_ranges_that_the_readme_says() {
         (pspec.minimum(), pspec.maximum())
     };
     assert_eq!(range("noise-aug"), (0, 300));
-    assert_eq!(range("steps"), (1, 100));
+    assert_eq!(range("steps"), (1, 1000));
     assert_eq!(range("downscale-cond"), (1, 8));
     let target_fps = element.find_property("target-fps").unwrap();
     assert!(target_fps.blurb().unwrap().contains("24000/1001"));

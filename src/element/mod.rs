@@ -73,7 +73,31 @@ glib::wrapper! {
         @extends gst_base::BaseTransform, gst::Element, gst::Object;
 }
 
+/// What the element makes of a video: see [`VEnhance::output`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Output {
+    /// The model that runs; never [`Model::Auto`].
+    pub model: Model,
+    /// Size (w, h).
+    pub size: (usize, usize),
+    /// Number of frames between two input frames.
+    pub interpolated: usize,
+}
+
 impl VEnhance {
+    /// What the element, with its current properties, makes of a video of size (w, h) at a frame rate
+    /// (numerator, denominator). Reads no weights.
+    ///
+    /// # Errors
+    /// [`engine::Error::Setting`] if a property cannot be used.
+    pub fn output(
+        &self,
+        input: (usize, usize),
+        fps: (u32, u32),
+    ) -> Result<Output, engine::Error> {
+        imp::VEnhance::from_obj(self).output(input, fps)
+    }
+
     /// Describes what the element, with its current properties, would do with a clip of `inputs`
     /// frames of size (w, h) at a frame rate (numerator, denominator). Reads no weights.
     ///

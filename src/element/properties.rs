@@ -101,7 +101,7 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             300,
             options.noise_aug,
             "Strength of the refinement, 0 to 300 (v1, v2). Up to 200 suits good input, 250 to 300 \
-             very poor input.",
+             very poor input. 0 acts as 1.",
         ),
         glib::ParamSpecEnum::builder_with_default("solver", Solver::from(options.solver))
             .nick("Solver")
@@ -112,15 +112,18 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             "steps",
             "Sampler steps",
             1,
-            100,
+            1000,
             options.steps,
-            "Number of sampler steps, 1 to 100 (v1, v2). solver=fast ignores it.",
+            "Number of sampler steps, 1 to 1000 (v1, v2). solver=fast ignores it.",
         ),
         glib::ParamSpecDouble::builder("guidance-scale")
             .nick("Guidance scale")
-            .blurb("Weight of the prompt in classifier-free guidance, 1 to 20 (v1, v2).")
-            .minimum(1.0)
-            .maximum(20.0)
+            .blurb(
+                "Weight of the prompt in classifier-free guidance, -100 to 100 (v1, v2). 1 ignores the \
+                 negative prompt.",
+            )
+            .minimum(-100.0)
+            .maximum(100.0)
             .default_value(options.guidance_scale)
             .mutable_ready()
             .build(),

@@ -72,13 +72,13 @@ pub enum ColourFix {
 pub struct Options {
     /// The requested model, or `None` for the best one that this machine can run.
     pub model: Option<Model>,
-    /// Noise augmentation of the hint, 0–300. More noise lets the model change the input more.
+    /// Noise augmentation of the hint, 0–300. More noise lets the model change the input more. 0 acts as 1.
     pub noise_aug: u32,
     /// Solver.
     pub solver: Solver,
-    /// Number of steps, 1–100. [`Solver::Fast`] ignores it.
+    /// Number of steps, 1–1000. [`Solver::Fast`] ignores it.
     pub steps: u32,
-    /// Guidance scale, 1–20. 1 disables guidance.
+    /// Guidance scale, −100 to 100. 1 disables guidance.
     pub guidance_scale: f64,
     /// The downscale factor that the network is conditioned on, 1–8.
     pub downscale_cond: u32,

@@ -169,15 +169,20 @@ fn property_arg(pspec: &glib::ParamSpec) -> Arg {
         .value_parser(move |text: &str| properties::parse(&parser, text).map(|_| text.to_owned()))
 }
 
-/// The properties that are given, without empty texts.
+/// The properties that are given. VEnhancer's script takes an empty path for none; an empty prompt is one.
 fn properties_of(pspecs: &[glib::ParamSpec], matches: &ArgMatches) -> Vec<Property> {
     let mut given = Vec::new();
     for pspec in pspecs {
-        let Some(text) = matches.get_one::<String>(pspec.name()).filter(|text| !text.is_empty())
-        else {
+        let Some(text) = matches.get_one::<String>(pspec.name()) else { continue };
+        if text.is_empty() && !pspec.name().ends_with("prompt") {
             continue;
-        };
+        }
         if let Ok(value) = properties::parse(pspec, text) {
+            if let ("noise-aug", Ok(used)) = (pspec.name(), value.get::<i32>())
+                && text.parse() != Ok(f64::from(used))
+            {
+                eprintln!("--noise-aug {text} is out of range: using {used}");
+            }
             given.push(Property { name: pspec.name().to_owned(), text: text.clone(), value });
         }
     }

@@ -8,8 +8,8 @@ use gst::{ClockTime, prelude::*};
 use gst_video::prelude::*;
 
 use crate::{
-    failure::{Failure, make},
-    pipeline::{add_in_front, static_pad},
+    failure::{Failure, READER, make},
+    pipeline::{add_in_front, bin, static_pad},
     source::Source,
 };
 
@@ -35,6 +35,17 @@ pub fn write(source: &Source, output: &Path, picture: &Path) -> Result<(), Failu
     save(&left, &right, picture).map_err(|error| Failure::output(picture, &error.into()))
 }
 
+/// Fails if the picture cannot be written.
+pub fn check(picture: &Path) -> Result<(), Failure> {
+    let exists = picture.exists();
+    let opened = File::options().append(true).create(true).open(picture);
+    opened.map_err(|error| Failure::output(picture, &error))?;
+    if !exists {
+        let _ = std::fs::remove_file(picture);
+    }
+    Ok(())
+}
+
 /// A frame of 8-bit R'G'B', rows without padding.
 struct Picture {
     width: usize,
@@ -51,7 +62,7 @@ fn frames(
     let pipeline = gst::Pipeline::new();
     let file = make("filesrc")?;
     file.set_property("location", path);
-    let (reader, decoder) = (gst::Bin::new(), make("decodebin")?);
+    let (reader, decoder) = (bin(&pipeline, READER), make("decodebin")?);
     let names = ["videoflip", "videoconvert", "videoscale"];
     let [flip, convert, scale] = names.map(make);
     let (flip, convert, scale) = (flip?, convert?, scale?);

@@ -35,7 +35,13 @@ impl fmt::Display for Failure {
 }
 
 /// Prefixes of the names of a pipeline's bins, by which [`Failure::from_bus`] finds out what failed.
+/// Reads the input.
 pub const READER: &str = "reader";
+/// Reads the partial file.
+pub const PARTIAL: &str = "partial";
+/// Encodes the video.
+pub const ENCODER: &str = "encoder";
+/// Writes the output.
 pub const WRITER: &str = "writer";
 
 impl Failure {
@@ -61,6 +67,8 @@ impl Failure {
                 "use an output folder with write permission"
             }
             io::ErrorKind::NotFound => "create its folder first",
+            io::ErrorKind::InvalidFilename => "use a shorter name",
+            io::ErrorKind::IsADirectory => "remove this folder or use another output",
             _ => "use another output or check the disk",
         };
         Self::new(Kind::Output, format!("cannot write {}: {error}; {advice}", path.display()))
@@ -94,6 +102,10 @@ impl Failure {
     /// The failure for an error on the bus, by the bin or element that posted it.
     pub fn from_bus(error: &gst::message::Error, input: &Path, output: &Path) -> Self {
         let text = error.error().message().to_owned();
+        let debug = error.debug().unwrap_or_default();
+        // A source of data reports what the elements after it refuse.
+        let refused = ["reason not-negotiated", "reason not-linked"];
+        let refused = refused.iter().any(|reason| debug.contains(reason));
         let mut part = error.src().cloned();
         while let Some(object) = part {
             if object.is::<gstvenhance::VEnhance>() {
@@ -109,17 +121,45 @@ impl Failure {
                 let kind = if full { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
                 return Self::output(output, &io::Error::new(kind, text));
             }
+            if object.name().starts_with(ENCODER) {
+                let element = error.src().and_then(|source| source.downcast_ref::<gst::Element>());
+                let factory = element.and_then(|element| element.factory());
+                let name = factory.map_or("the encoder".into(), |factory| factory.name());
+                return Self::new(
+                    Kind::Output,
+                    format!("{name} cannot encode the video: {text} Use another --encoder"),
+                );
+            }
+            if object.name().starts_with(PARTIAL) {
+                let why = if refused { "its video does not fit into the output format" } else { &text };
+                return Self::new(
+                    Kind::Output,
+                    format!("cannot write {}: {why}; use another output format", output.display()),
+                );
+            }
             if object.name().starts_with(READER) {
                 return match error.error().matches(gst::CoreError::MissingPlugin) {
                     true => Self::no_decoder(input, "decoder for this format"),
+                    false if refused => Self::new(
+                        Kind::Output,
+                        format!(
+                            "cannot write {}: the encoder or the output format does not support a \
+                             stream of {}; use another --encoder or another format",
+                            output.display(),
+                            input.display()
+                        ),
+                    ),
                     false => Self::input(input, format!("cannot read it: {text}")),
                 };
             }
             part = object.parent();
         }
         let element = error.src().map(|source| source.name()).unwrap_or_default();
-        let debug = error.debug().unwrap_or_default();
-        Self::new(Kind::Output, format!("{element} failed: {text} ({debug}); check --encoder"))
+        let why = match refused {
+            true => "the encoder or the output format does not support the video".to_owned(),
+            false => format!("{element} failed: {text} ({})", debug.lines().last().unwrap_or_default()),
+        };
+        Self::new(Kind::Output, format!("cannot write {}: {why}; check --encoder", output.display()))
     }
 }
 
@@ -127,10 +167,10 @@ impl Failure {
 fn package(factory: &str) -> &'static str {
     match factory {
         "x264enc" => "gstreamer1.0-plugins-ugly",
-        "vp8enc" | "vp9enc" | "mp4mux" | "matroskamux" | "webmmux" | "deinterlace"
+        "vp8enc" | "vp9enc" | "mp4mux" | "qtmux" | "matroskamux" | "webmmux" | "deinterlace"
         | "videoflip" | "aacparse" => "gstreamer1.0-plugins-good",
-        "x265enc" | "av1enc" | "openh264enc" | "h264parse" | "h265parse" | "h264timestamper"
-        | "h265timestamper" => "gstreamer1.0-plugins-bad",
+        "x265enc" | "av1enc" | "openh264enc" | "h264parse" | "h265parse" | "vp9parse"
+        | "av1parse" | "h264timestamper" | "h265timestamper" => "gstreamer1.0-plugins-bad",
         factory if factory.starts_with("av") => "gstreamer1.0-libav",
         _ => "gstreamer1.0-plugins-base",
     }

@@ -19,21 +19,34 @@ const VIDEO_EXTENSIONS: [&str; 24] = [
 /// # Errors
 /// If there are none, or if an output would replace an input or another output.
 pub fn jobs(input: &Path, output: &Path) -> Result<Vec<(PathBuf, PathBuf)>, Failure> {
-    let mut jobs = Vec::new();
-    for entry in std::fs::read_dir(input).map_err(|error| Failure::input(input, error))? {
-        let path = entry.map_err(|error| Failure::input(input, error))?.path();
-        if is_video(&path) {
-            let name = PathBuf::from(path.file_name().unwrap_or_default());
-            let name = if Container::of(&name).is_ok() { name } else { name.with_extension("mp4") };
-            jobs.push((path, output.join(name)));
-        }
-    }
-    if jobs.is_empty() {
-        return Err(Failure::input(input, "there is no video in this folder"));
-    }
-    jobs.sort();
+    let job = |path: PathBuf| {
+        let name = PathBuf::from(path.file_name().unwrap_or_default());
+        let name = if Container::of(&name).is_ok() { name } else { name.with_extension("mp4") };
+        let output = output.join(name);
+        (path, output)
+    };
+    let jobs: Vec<_> = videos(input)?.into_iter().map(job).collect();
     check_conflicts(&jobs)?;
     Ok(jobs)
+}
+
+/// The videos of a folder in the order of their names.
+///
+/// # Errors
+/// If there are none.
+pub fn videos(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let mut videos = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|error| Failure::input(folder, error))? {
+        let path = entry.map_err(|error| Failure::input(folder, error))?.path();
+        if is_video(&path) {
+            videos.push(path);
+        }
+    }
+    if videos.is_empty() {
+        return Err(Failure::input(folder, "there is no video in this folder"));
+    }
+    videos.sort();
+    Ok(videos)
 }
 
 fn is_video(path: &Path) -> bool {

@@ -7,6 +7,9 @@
 //!                       ├─► target     container and encoders of the output
 //!                       ├─► pipeline   work: IN to the partial file; finish: partial file to OUT
 //!                       ├─► partial    the partial file and its index, for --resume
+//!                       ├─► check      empty streams, content of OUT
+//!                       ├─► trial      tries an encoder
+//!                       ├─► describe   what is done, for --plan and for the log
 //!                       ├─► report     progress
 //!                       └─► compare    picture of input and output
 //! ```
@@ -16,7 +19,9 @@
 #[macro_use]
 mod console;
 mod args;
+mod check;
 mod compare;
+mod describe;
 mod failure;
 mod folder;
 mod local;
@@ -28,8 +33,9 @@ mod session;
 mod signals;
 mod source;
 mod target;
+mod trial;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use failure::{Failure, Kind};
 use session::{Outcome, Session};
@@ -59,8 +65,7 @@ fn run() -> Result<(), Failure> {
     let (input, output) = (args.input.clone(), args.output.clone());
     let session = Session::new(args, signals)?;
     if session.args.plan {
-        println!("{}", session.plan(&input)?);
-        return Ok(());
+        return plan(&session, &input);
     }
     if input.is_dir() {
         return enhance_folder(&session);
@@ -71,6 +76,18 @@ fn run() -> Result<(), Failure> {
     match session.enhance(&input, &output, 0)? {
         Outcome::Enhanced(summary) => println!("{}: {summary}", output.display()),
         Outcome::Skipped => println!("{}: already finished", output.display()),
+    }
+    Ok(())
+}
+
+/// Prints what would be done with a video, or with every video of a folder.
+fn plan(session: &Session, input: &Path) -> Result<(), Failure> {
+    if !input.is_dir() {
+        println!("{}", session.plan(input, 0)?);
+        return Ok(());
+    }
+    for (index, video) in folder::videos(input)?.iter().enumerate() {
+        println!("{}:\n{}", video.display(), session.plan(video, index)?);
     }
     Ok(())
 }

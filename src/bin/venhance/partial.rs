@@ -19,7 +19,7 @@ use gstvenhance::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 
 /// Everything that the output depends on, by name.
 pub type Settings = BTreeMap<String, String>;
@@ -59,6 +59,27 @@ impl Paths {
         created.map(|_| ()).map_err(|error| Failure::output(&self.finished, &error))
     }
 
+    /// Fails if the output is something else than a file.
+    pub fn check_output(&self) -> Result<(), Failure> {
+        let Ok(metadata) = self.output.metadata() else { return Ok(()) };
+        let output = self.output.display();
+        match (metadata.is_dir(), metadata.is_file()) {
+            (true, _) => Err(Failure::usage(format!(
+                "{output} is a folder: use the name of a file for OUT, or a folder for IN"
+            ))),
+            (_, false) => Err(Failure::usage(format!("{output} is not a file: use another OUT"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the finished file the name of the output.
+    pub fn publish(&self) -> Result<(), Failure> {
+        File::open(&self.finished)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| std::fs::rename(&self.finished, &self.output))
+            .map_err(|error| Failure::output(&self.output, &error))
+    }
+
     /// Removes the temporary files.
     pub fn remove_temporary(&self) -> Result<(), Failure> {
         for path in [&self.finished, &self.video, &self.index] {
@@ -83,20 +104,34 @@ pub struct ResumePoint {
     pub skip: u64,
     /// Index of that frame in its clip.
     pub first: u32,
+    /// Number of output frames before it.
+    pub frames: u64,
 }
 
 impl ResumePoint {
     /// The start of the video.
-    pub const START: Self = Self { time: ClockTime::ZERO, skip: 0, first: 0 };
+    pub const START: Self = Self { time: ClockTime::ZERO, skip: 0, first: 0, frames: 0 };
+}
+
+/// The video of a complete partial file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    pub frames: u64,
+    /// Running time of the last frame.
+    pub last: ClockTime,
+    /// Running time of its end.
+    pub end: ClockTime,
+    /// As the encoder describes it. A Matroska file does not contain all of this.
+    pub caps: gst::Caps,
 }
 
 /// How much of a video is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
     /// The pieces before this point are complete.
     UpTo(ResumePoint),
     /// All frames are in the partial file; only the finished file is missing.
-    Complete,
+    Complete(Content),
 }
 
 /// The open partial file and its index. The file is locked against other processes.
@@ -131,10 +166,16 @@ enum Entry {
         time: u64,
         skip: u64,
         first: u32,
+        frames: u64,
     },
+    /// All of a [`Content`] is there.
     Complete {
         bytes: u64,
         complete: bool,
+        frames: u64,
+        last: u64,
+        end: u64,
+        caps: String,
     },
 }
 
@@ -189,17 +230,28 @@ impl Partial {
     fn open(paths: &Paths, settings: &Settings) -> Result<Self, Failure> {
         let open =
             |path: &Path| open_or_create(path).map_err(|error| Failure::output(path, &error));
+        let new = !paths.video.exists();
         let video = open(&paths.video)?;
         match video.try_lock() {
             Err(TryLockError::WouldBlock) => {
-                let error = io::Error::other("another process writes to it");
-                return Err(Failure::output(&paths.video, &error));
+                return Err(Failure::new(
+                    Kind::Output,
+                    format!(
+                        "another venhance process is writing {}; wait for it or use another OUT",
+                        paths.video.display()
+                    ),
+                ));
             }
             // Some file systems do not support locks.
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }
+        let index = open(&paths.index).inspect_err(|_| {
+            if new {
+                let _ = std::fs::remove_file(&paths.video);
+            }
+        })?;
         Ok(Self {
-            index: open(&paths.index)?,
+            index,
             video,
             video_path: paths.video.clone(),
             index_path: paths.index.clone(),
@@ -214,7 +266,7 @@ impl Partial {
     fn read_index(&mut self) -> Result<Option<Index>, Failure> {
         let mut text = Vec::new();
         let read = Read::by_ref(&mut self.index).take(MAX_INDEX + 1).read_to_end(&mut text);
-        read.map_err(|error| Failure::output(&self.index_path, &error))?;
+        read.map_err(|error| self.unusable(&format!("its index cannot be read: {error}")))?;
         if text.len() as u64 > MAX_INDEX {
             return Err(self.unusable(&format!("its index has more than {MAX_INDEX} bytes")));
         }
@@ -292,15 +344,23 @@ impl Partial {
     /// Ends a piece: everything written so far comes before the resume point.
     pub fn end_piece(&mut self, point: ResumePoint) -> Result<(), Failure> {
         self.sync()?;
-        let ResumePoint { time, skip, first } = point;
+        let ResumePoint { time, skip, first, frames } = point;
         let time = time.nseconds();
-        self.append(&Entry::Piece { bytes: self.bytes, time, skip, first })
+        self.append(&Entry::Piece { bytes: self.bytes, time, skip, first, frames })
     }
 
     /// Marks the file as complete.
-    pub fn complete(&mut self) -> Result<(), Failure> {
+    pub fn complete(&mut self, content: &Content) -> Result<(), Failure> {
         self.sync()?;
-        self.append(&Entry::Complete { bytes: self.bytes, complete: true })
+        let Content { frames, last, end, caps } = content;
+        self.append(&Entry::Complete {
+            bytes: self.bytes,
+            complete: true,
+            frames: *frames,
+            last: last.nseconds(),
+            end: end.nseconds(),
+            caps: caps.to_string(),
+        })
     }
 
     /// Whether nothing has been written.
@@ -340,23 +400,27 @@ impl Index {
             *index = Some(Self { settings, stream: None, bytes: 0, progress, length });
             return Some(());
         };
-        let Progress::UpTo(before) = index.progress else { return None };
+        let Progress::UpTo(before) = &index.progress else { return None };
+        let time = |nanoseconds: u64| {
+            (nanoseconds <= i64::MAX as u64).then(|| ClockTime::from_nseconds(nanoseconds))
+        };
         match entry {
             Entry::Stream { stream } if index.stream.is_none() => index.stream = Some(stream),
-            Entry::Piece { bytes, time, skip, first }
-                if index.stream.is_some() && bytes > index.bytes && time <= i64::MAX as u64 =>
+            Entry::Piece { bytes, time: nanoseconds, skip, first, frames }
+                if index.stream.is_some() && bytes > index.bytes =>
             {
-                let time = ClockTime::from_nseconds(time);
-                if time <= before.time {
+                let time = time(nanoseconds)?;
+                if time <= before.time || frames < before.frames {
                     return None;
                 }
-                index.progress = Progress::UpTo(ResumePoint { time, skip, first });
+                index.progress = Progress::UpTo(ResumePoint { time, skip, first, frames });
                 index.bytes = bytes;
             }
-            Entry::Complete { bytes, complete: true }
+            Entry::Complete { bytes, complete: true, frames, last, end, caps }
                 if index.stream.is_some() && bytes >= index.bytes.max(1) =>
             {
-                index.progress = Progress::Complete;
+                let (last, end, caps) = (time(last)?, time(end)?, caps.parse().ok()?);
+                index.progress = Progress::Complete(Content { frames, last, end, caps });
                 index.bytes = bytes;
             }
             _ => return None,

@@ -42,21 +42,17 @@ pub fn value_name(pspec: &glib::ParamSpec) -> String {
 /// The property's blurb, then its values or range, and its default.
 pub fn help(pspec: &glib::ParamSpec) -> String {
     let blurb = pspec.blurb().unwrap_or_default();
-    let about_states = |sentence: &&str| {
-        ["READY", "PAUSED", "PLAYING"].iter().any(|state| sentence.contains(state))
-    };
-    // A command line has no element states.
-    let sentences: Vec<_> = blurb.split(". ").filter(|sentence| !about_states(sentence)).collect();
     let values = match (nicks(pspec), range(pspec)) {
         (Some(nicks), _) => format!(" [{}]", nicks.join(", ")),
         (None, Some((low, high))) => format!(" [{low} to {high}]"),
         (None, None) => String::new(),
     };
     let default = default(pspec).map_or(String::new(), |default| format!(" [default: {default}]"));
-    format!("{}{values}{default}", sentences.join(". ").trim_end_matches('.'))
+    format!("{}{values}{default}", blurb.trim_end_matches('.'))
 }
 
-/// The value that a text stands for, in gst-launch syntax.
+/// The value that a text stands for, in gst-launch syntax. As in VEnhancer's script, an integer can have
+/// decimals that are zero, and a noise augmentation out of range is limited to the range.
 ///
 /// # Errors
 /// If the text is not a value of the property; the message says what is.
@@ -64,10 +60,20 @@ pub fn parse(pspec: &glib::ParamSpec, text: &str) -> Result<glib::Value, String>
     if pspec.value_type() == glib::Type::STRING {
         return Ok(text.to_value());
     }
-    let value = glib::Value::deserialize_with_pspec(text, pspec).map_err(|_| {
+    let integer = pspec.value_type() == glib::Type::I32;
+    let whole = text.parse().ok().filter(|number: &f64| integer && number.fract() == 0.0);
+    let text = match (whole, range(pspec)) {
+        (Some(number), Some((low, high))) if pspec.name() == "noise-aug" => {
+            number.clamp(low, high).to_string()
+        }
+        (Some(number), _) => number.to_string(),
+        (None, _) => text.to_owned(),
+    };
+    let value = glib::Value::deserialize_with_pspec(&text, pspec).map_err(|_| {
         match (nicks(pspec), pspec.value_type() == gst::Fraction::static_type()) {
             (Some(nicks), _) => format!("use one of {}", nicks.join(", ")),
             (None, true) => "use a number such as 24, or a fraction such as 24000/1001".to_owned(),
+            (None, false) if integer => "use a whole number".to_owned(),
             (None, false) => "use a number".to_owned(),
         }
     })?;

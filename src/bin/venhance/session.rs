@@ -2,7 +2,6 @@
 //! Enhances one file from beginning to end.
 
 use std::{
-    fs::File,
     path::Path,
     time::{Duration, Instant},
 };
@@ -13,8 +12,8 @@ use crate::{
     args::{Args, Prompts},
     compare,
     failure::{Failure, Kind, make, missing_plugin},
-    partial::{Partial, Paths, Progress, ResumePoint, Settings},
-    pipeline::{self, Work},
+    partial::{Content, Partial, Paths, Progress, ResumePoint, Settings},
+    pipeline::{Finish, Work},
     report::{Report, clock},
     signals::Signals,
     source::Source,
@@ -31,7 +30,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Session {
     pub args: Args,
     /// One element for all files: it keeps its model loaded.
-    enhancer: gst::Element,
+    pub enhancer: gst::Element,
     signals: Signals,
 }
 
@@ -44,7 +43,7 @@ pub enum Outcome {
     Skipped,
 }
 
-enum End {
+pub enum End {
     Eos,
     Interrupted,
 }
@@ -58,37 +57,28 @@ impl Session {
         Ok(Self { args, enhancer, signals })
     }
 
-    /// Describes what would be done with a file.
-    pub fn plan(&self, input: &Path) -> Result<String, Failure> {
-        let source = Source::open(input)?;
-        let enhancer = self.enhancer.downcast_ref::<gstvenhance::VEnhance>();
-        let info = gst_video::VideoInfo::from_caps(&source.video.caps);
-        let (Some(enhancer), Ok(info)) = (enhancer, info) else {
-            return Err(Failure::input(input, "the size of its video is unknown"));
-        };
-        let fps = (info.fps().numer().max(0) as u32, info.fps().denom().max(1) as u32);
-        let seconds = source.duration.unwrap_or(ClockTime::ZERO).seconds_f64();
-        let inputs = (seconds * f64::from(fps.0) / f64::from(fps.1)).round() as usize;
-        let size = (info.width() as usize, info.height() as usize);
-        let plan = enhancer.plan(size, fps, inputs);
-        plan.map_err(|error| Failure::new(Kind::Model, error.to_string()))
-    }
-
     /// Enhances one file. `index` is its position in the folder.
     pub fn enhance(&self, input: &Path, output: &Path, index: usize) -> Result<Outcome, Failure> {
         let container = Container::of(output)?;
-        let encoder = Encoder::new(container, self.args.encoder.as_deref(), self.args.quality)?;
+        let mut encoder = Encoder::new(container, self.args.encoder.as_deref(), self.args.quality)?;
         let paths = Paths::new(output);
+        paths.check_output()?;
         if output.exists() && !self.args.overwrite {
             return match self.args.resume {
                 true => Ok(Outcome::Skipped),
                 false => Err(exists(output)),
             };
         }
-        let source = Source::open(input)?;
+        let mut source = Source::open(input)?;
         self.check_paths(&source.path, &paths)?;
+        self.leave_out_empty_streams(&mut source)?;
         for note in conversions(&source, container)? {
             eprintln!("{}: {note}", input.display());
+        }
+        // Some videos do not say their size before they are decoded.
+        let size = self.output(&source).ok().map(|output| output.size);
+        if let Some(size) = size {
+            encoder.set_size(size)?;
         }
         let started = Instant::now();
         let mut settings = self.settings(&source, &encoder);
@@ -96,19 +86,32 @@ impl Session {
             settings.insert("prompt".into(), prompt);
         }
         let (partial, progress) = self.open_partial(&paths, &settings)?;
-        let made = match progress {
-            Progress::Complete => {
+        if let Some(size) = size.filter(|_| encoder.asked)
+            && progress == Progress::UpTo(ResumePoint::START)
+        {
+            self.try_encoder(&source, container, &encoder, size, output)?;
+        }
+        let (content, made) = match progress {
+            Progress::Complete(content) => {
                 drop(partial);
-                None
+                (content, None)
             }
-            Progress::UpTo(start) => Some(self.work(&source, &encoder, &paths, partial, start)?),
+            Progress::UpTo(start) => {
+                if let Ok(description) = self.describe(&source) {
+                    eprintln!("{description}");
+                }
+                self.work(&source, &encoder, &paths, partial, start)?
+            }
         };
-        self.finish(&source, container, &encoder, &paths)?;
+        let finish =
+            Finish { source: &source, container, encoder: &encoder, content: &content };
+        self.finish(&finish, &paths)?;
         if let Some(picture) = &self.args.compare {
             compare::write(&source, output, picture)?;
         }
         let took = started.elapsed();
-        let summary = made.map_or(String::new(), |(frames, format)| {
+        let finished = || "finished; all frames were already done".to_owned();
+        let summary = made.map_or_else(finished, |(frames, format)| {
             let rate = frames as f64 / took.as_secs_f64();
             format!("{frames} frames of {format} in {}, {rate:.1} a second", clock(took.as_secs()))
         });
@@ -116,7 +119,7 @@ impl Session {
     }
 
     /// Sets the prompt of a video, and returns it unless it is the same for all videos.
-    fn set_prompt(&self, input: &Path, index: usize) -> Result<Option<String>, Failure> {
+    pub fn set_prompt(&self, input: &Path, index: usize) -> Result<Option<String>, Failure> {
         let read = |path: &Path| {
             std::fs::read_to_string(path).map_err(|error| Failure::input(path, error))
         };
@@ -130,16 +133,20 @@ impl Session {
                 }
                 return Ok(None);
             }
-            Prompts::TextFile => read(&text_file)?.trim().to_owned(),
+            Prompts::TextFile => lines(&read(&text_file)?).next().unwrap_or_default().to_owned(),
             Prompts::FileName => {
                 input.file_stem().unwrap_or_default().to_string_lossy().into_owned()
             }
             Prompts::Lines(path) => {
                 let text = read(path)?;
-                let line = text.lines().nth(index).map(|line| line.trim().to_owned());
-                line.ok_or_else(|| {
-                    let lines = text.lines().count();
-                    Failure::input(path, format!("has {lines} lines, fewer than there are videos"))
+                lines(&text).nth(index).map(str::to_owned).ok_or_else(|| {
+                    let (path, lines) = (path.display(), lines(&text).count());
+                    Failure::new(
+                        Kind::Input,
+                        format!(
+                            "{path} has {lines} lines but there are more videos; add one line for each video"
+                        ),
+                    )
                 })?
             }
         };
@@ -156,7 +163,7 @@ impl Session {
         if let Some(path) = written.into_iter().find(|path| same(path, input)) {
             let path = path.display();
             return Err(Failure::usage(format!(
-                "IN and {path}, which is written, are the same file"
+                "the output {path} would overwrite the input; use another OUT"
             )));
         }
         match &self.args.compare {
@@ -166,9 +173,12 @@ impl Session {
                     || written.iter().any(|path| *path == picture || same(path, picture)) =>
             {
                 let picture = picture.display();
-                Err(Failure::usage(format!("--compare cannot write {picture}: the video uses it")))
+                Err(Failure::usage(format!(
+                    "--compare {picture} is the input or a file of this run; use another name"
+                )))
             }
-            _ => Ok(()),
+            Some(picture) => compare::check(picture),
+            None => Ok(()),
         }
     }
 
@@ -208,9 +218,9 @@ impl Session {
         }
         let output = paths.output.display();
         let (partial, progress) = Partial::resume(paths, settings)?;
-        match progress {
+        match &progress {
             None => eprintln!("{output}: nothing to resume, starts at the beginning"),
-            Some(Progress::Complete) => eprintln!("{output}: all frames are finished"),
+            Some(Progress::Complete(_)) => eprintln!("{output}: all frames are finished"),
             Some(Progress::UpTo(point)) => {
                 eprintln!("{output}: resumes at {}", clock(point.time.seconds()));
             }
@@ -218,7 +228,8 @@ impl Session {
         Ok((partial, progress.unwrap_or(nothing)))
     }
 
-    /// Enhances the video into the partial file, and returns the number of frames and their format.
+    /// Enhances the video into the partial file. Returns what the file contains, and the number of frames of
+    /// this run and their format.
     fn work(
         &self,
         source: &Source,
@@ -226,11 +237,11 @@ impl Session {
         paths: &Paths,
         partial: Partial,
         start: ResumePoint,
-    ) -> Result<(u64, String), Failure> {
+    ) -> Result<(Content, Option<(u64, String)>), Failure> {
         let name = source.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let work = Work::new(source, encoder, &self.enhancer, partial, start)?;
         let mut report = Report::new(name, source.duration, start.time);
-        let end = self.run(&work.pipeline, source, paths, Some((&work, &mut report)));
+        let end = self.run(&work.pipeline, source, &paths.output, Some((&work, &mut report)));
         drop(report);
         let end = end.map_err(|failure| work.state.failure().unwrap_or(failure));
         let (frames, position) = (work.state.frames(), work.state.position());
@@ -248,8 +259,9 @@ impl Session {
                 ),
             )),
             Ok(End::Eos) => {
-                work.state.partial().complete()?;
-                Ok((frames, work.output_info().as_ref().map_or(String::new(), format_of)))
+                let content = work.state.complete()?;
+                let format = work.output_info().as_ref().map_or(String::new(), format_of);
+                Ok((content, Some((frames, format))))
             }
             Ok(End::Interrupted) if empty => Err(cancelled("before the first frame")),
             Ok(End::Interrupted) => Err(cancelled(&how_to_resume(paths, position))),
@@ -260,40 +272,42 @@ impl Session {
         }
     }
 
-    /// Writes the finished file and removes the temporary ones.
-    fn finish(
-        &self,
-        source: &Source,
-        container: &Container,
-        encoder: &Encoder,
-        paths: &Paths,
-    ) -> Result<(), Failure> {
+    /// Writes the finished file, checks it, and removes the temporary ones.
+    fn finish(&self, finish: &Finish<'_>, paths: &Paths) -> Result<(), Failure> {
         paths.create_finished()?;
-        let pipeline = pipeline::finish(source, container, encoder, &paths.video, &paths.finished)?;
-        let end = self.run(&pipeline, source, paths, None);
+        let pipeline = finish.pipeline(&paths.video, &paths.finished)?;
+        let end = self.run(&pipeline, finish.source, &paths.output, None);
         let _ = pipeline.set_state(gst::State::Null);
         let finished = match end {
-            Ok(End::Eos) => File::open(&paths.finished)
-                .and_then(|file| file.sync_all())
-                .and_then(|()| std::fs::rename(&paths.finished, &paths.output))
-                .map_err(|error| Failure::output(&paths.output, &error)),
+            Ok(End::Eos) => finish
+                .remove_audio_delay(&paths.finished)
+                .and_then(|()| self.check_finished(finish, &paths.finished))
+                .and_then(|()| paths.publish()),
             Ok(End::Interrupted) => {
                 Err(cancelled("all frames are finished; --resume writes the output file"))
             }
             Err(failure) => Err(failure),
         };
-        finished.inspect_err(|_| {
+        finished.map_err(|Failure { kind, message }| {
             let _ = std::fs::remove_file(&paths.finished);
+            match kind {
+                Kind::Cancelled => Failure { kind, message },
+                _ => {
+                    let video = paths.video.display();
+                    Failure::new(kind, format!("{message}\n{video} contains all frames"))
+                }
+            }
         })?;
         paths.remove_temporary()
     }
 
-    /// Runs a pipeline until its end, an error or Ctrl-C. Ctrl-C lets `work` end its streams first.
-    fn run(
+    /// Runs a pipeline until its end, an error or Ctrl-C. Ctrl-C lets `work` end its streams first. Errors of
+    /// the writer are about `output`.
+    pub fn run(
         &self,
         pipeline: &gst::Pipeline,
         source: &Source,
-        paths: &Paths,
+        output: &Path,
         mut work: Option<(&Work, &mut Report)>,
     ) -> Result<End, Failure> {
         let bus = pipeline
@@ -320,14 +334,16 @@ impl Session {
                         return Ok(if stopping.is_some() { End::Interrupted } else { End::Eos });
                     }
                     gst::MessageView::Error(error) => {
-                        let failure = Failure::from_bus(error, &source.path, &paths.output);
+                        let failure = Failure::from_bus(error, &source.path, output);
                         return Err(match (failure.kind, missing) {
                             (Kind::Input, Some(what)) => Failure::no_decoder(&source.path, &what),
                             _ => failure,
                         });
                     }
                     _ => {
-                        show(message, &source.path, work.as_mut().map(|(_, report)| &mut **report))
+                        if let Some((_, report)) = &mut work {
+                            show(message, &source.path, report);
+                        }
                     }
                 }
             }
@@ -357,7 +373,7 @@ impl Drop for Session {
 }
 
 /// Shows a message that is of interest to the user.
-fn show(message: &gst::MessageRef, input: &Path, report: Option<&mut Report>) {
+fn show(message: &gst::MessageRef, input: &Path, report: &mut Report) {
     match message.view() {
         gst::MessageView::Warning(warning) => {
             eprintln!("{}: {}", input.display(), warning.error().message());
@@ -369,7 +385,7 @@ fn show(message: &gst::MessageRef, input: &Path, report: Option<&mut Report>) {
             }
         }
         gst::MessageView::Element(element) => {
-            if let (Some(structure), Some(report)) = (element.structure(), report) {
+            if let Some(structure) = element.structure() {
                 report.message(structure);
             }
         }
@@ -400,6 +416,11 @@ fn conversions(source: &Source, container: &Container) -> Result<Vec<String>, Fa
     Ok(notes)
 }
 
+/// The lines of a text that are not blank.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.trim_start_matches('\u{feff}').lines().map(str::trim).filter(|line| !line.is_empty())
+}
+
 /// Size and frame rate: "1280x720 at 24 fps".
 fn format_of(info: &gst_video::VideoInfo) -> String {
     let fps = f64::from(info.fps().numer()) / f64::from(info.fps().denom());
@@ -411,7 +432,7 @@ fn exists(path: &Path) -> Failure {
     Failure::usage(format!("{} exists: replace it with --overwrite", path.display()))
 }
 
-fn cancelled(how: &str) -> Failure {
+pub fn cancelled(how: &str) -> Failure {
     Failure::new(Kind::Cancelled, format!("cancelled: {how}"))
 }
 

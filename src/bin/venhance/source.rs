@@ -22,21 +22,28 @@ pub struct Stream {
 }
 
 /// A file that contains video.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Source {
     pub path: PathBuf,
     pub duration: Option<ClockTime>,
     pub video: Stream,
     /// Whether the frames have times: all frames that libav reads from a GIF have the time 0.
     pub timed: bool,
+    /// Whether it is a picture.
+    pub still: bool,
     pub interlaced: bool,
     /// Whether a tag of the stream asks players to rotate or mirror the video.
     pub rotated: bool,
+    /// Whether that makes its width its height.
+    pub swaps_sides: bool,
     pub audio: Vec<Stream>,
     pub subtitles: Vec<Stream>,
     /// The tags of the file as a whole.
     pub tags: gst::TagList,
 }
+
+/// The frame rate of a picture: it becomes a video of one frame.
+pub const STILL_RATE: gst::Fraction = gst::Fraction::new_raw(25, 1);
 
 /// Longest time to find the streams. GStreamer 1.22 sometimes loses a demuxer's error, and then waits
 /// forever.
@@ -90,14 +97,18 @@ impl Source {
             .tags()
             .and_then(|tags| Some(tags.get::<gst::tags::ImageOrientation>()?.get().to_owned()));
         let container = info.stream_info().and_then(|info| info.tags());
+        let timed = video.caps().is_none_or(|caps| {
+            caps.iter().all(|structure| structure.name() != "image/gst-libav-gif")
+        });
         Ok(Self {
             duration: info.duration(),
-            timed: video.caps().is_none_or(|caps| {
-                caps.iter().all(|structure| structure.name() != "image/gst-libav-gif")
-            }),
+            still: timed && video.is_image() && video.framerate().numer() == 0,
+            timed,
             video: stream(video.upcast_ref()).ok_or_else(no_id)?,
             interlaced: video.is_interlaced(),
-            rotated: rotation.is_some_and(|rotation| rotation != "rotate-0"),
+            rotated: rotation.as_ref().is_some_and(|rotation| rotation != "rotate-0"),
+            swaps_sides: rotation
+                .is_some_and(|rotation| rotation.ends_with("90") || rotation.ends_with("270")),
             audio: info
                 .audio_streams()
                 .iter()

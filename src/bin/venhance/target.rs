@@ -61,6 +61,11 @@ impl Container {
         }
     }
 
+    /// Whether the format has edit lists, which say what part of a track is played.
+    pub fn has_edit_lists(&self) -> bool {
+        ["mp4mux", "qtmux"].contains(&self.muxer)
+    }
+
     pub fn audio(&self, stream: &Stream) -> Result<Treatment, Failure> {
         match self.accepts("audio", &stream.caps)? {
             true => Ok(Treatment::Copy),
@@ -106,12 +111,16 @@ impl Container {
 /// How the video is encoded.
 #[derive(Debug, Clone)]
 pub struct Encoder {
+    factory: String,
     /// In gst-launch syntax.
     pub description: String,
-    /// Elements between the partial Matroska file and another container, which may need decoding
-    /// timestamps.
-    pub finish: &'static str,
-    /// Formats of the encoded video; 4:2:0 plays everywhere, and needs even sides.
+    /// Whether `--encoder` names it.
+    pub asked: bool,
+    /// Element that prepares the video of the partial Matroska file for another container.
+    parser: &'static str,
+    /// Element that computes the decoding timestamps, which Matroska does not have.
+    timestamper: Option<&'static str>,
+    /// Format of the video to encode.
     pub input: Option<gst::Caps>,
 }
 
@@ -123,8 +132,8 @@ impl Encoder {
         quality: Option<u32>,
     ) -> Result<Self, Failure> {
         let description = asked.unwrap_or(container.video_encoder).trim();
-        let factory = description.split_whitespace().next().unwrap_or_default();
-        let settings = match constant_quality(factory, quality) {
+        let factory = description.split_whitespace().next().unwrap_or_default().to_owned();
+        let settings = match constant_quality(&factory, quality) {
             // The user sets the rate control.
             Some(_) if quality.is_none() && description.contains('=') => String::new(),
             Some(settings) => settings,
@@ -137,30 +146,22 @@ impl Encoder {
             None => String::new(),
         };
         let (first, rest) = description.split_at(factory.len());
+        // With a lookahead, vp9enc of GStreamer 1.22 loses frames.
+        let settings = if factory == "vp9enc" { format!("lag-in-frames=0 {settings}") } else { settings };
+        let description = format!("{first} {settings}{rest}").trim().to_owned();
         let mut encoder = Self {
-            description: format!("{first} {settings}{rest}"),
-            finish: "identity",
-            input: asked.is_none().then(|| {
-                let even = gst::IntRange::with_step(2, 65534, 2);
-                gst::Caps::builder_full()
-                    .structure(
-                        gst::Structure::builder("video/x-raw")
-                            .field("format", "I420")
-                            .field("width", even)
-                            .field("height", even)
-                            .build(),
-                    )
-                    .structure(
-                        gst::Structure::builder("video/x-raw").field("format", "Y444").build(),
-                    )
-                    .build()
-            }),
+            factory: factory.clone(),
+            description,
+            asked: asked.is_some(),
+            parser: "identity",
+            timestamper: None,
+            input: asked.is_none().then(|| format("I420")),
         };
         let output = parse(&encoder.description)?
             .static_pad("src")
             .map(|pad| pad.query_caps(None))
             .ok_or_else(|| {
-                Failure::usage(format!("--encoder {description}: {factory} has no output"))
+                Failure::usage(format!("{factory} has no output: use another --encoder"))
             })?;
         if !container.accepts("video", &output)? {
             return Err(Failure::usage(format!(
@@ -169,15 +170,68 @@ impl Encoder {
             )));
         }
         let codec = output.structure(0).map(|structure| structure.name().as_str());
-        if let Some("video/x-h264") = codec {
-            encoder.description.push_str(" ! h264parse");
-            encoder.finish = "h264parse ! h264timestamper";
-        } else if let Some("video/x-h265") = codec {
-            encoder.description.push_str(" ! h265parse");
-            encoder.finish = "h265parse ! h265timestamper";
-        }
+        let (packing, parser, timestamper) = match codec {
+            Some("video/x-h264") => (" ! h264parse", "h264parse", Some("h264timestamper")),
+            Some("video/x-h265") => (" ! h265parse", "h265parse", Some("h265timestamper")),
+            Some("video/x-vp9") => ("", "vp9parse", None),
+            Some("video/x-av1") => (" ! av1parse", "av1parse", None),
+            _ => ("", "identity", None),
+        };
+        encoder.description.push_str(packing);
+        (encoder.parser, encoder.timestamper) = (parser, timestamper);
         Ok(encoder)
     }
+
+    /// The elements between the partial file and the muxer of the finished file, for a number of frames.
+    pub fn finish(&self, frames: u64) -> String {
+        match self.timestamper {
+            // Two frames are always in order; and of two frames with the offset that a timestamper gives to
+            // all, GStreamer's demuxer reads one.
+            Some(timestamper) if frames > 2 => format!("{} ! {timestamper}", self.parser),
+            _ => self.parser.to_owned(),
+        }
+    }
+
+    /// Prepares for frames of a size (w, h).
+    ///
+    /// # Errors
+    /// If the encoder does not support the size.
+    pub fn set_size(&mut self, (width, height): (usize, usize)) -> Result<(), Failure> {
+        let (width, height) = (width as i32, height as i32);
+        if !self.asked && (width % 2, height % 2) != (0, 0) {
+            // 4:2:0, which plays everywhere, needs even sides.
+            self.input = Some(format("Y444"));
+        }
+        let size =
+            gst::Caps::builder("video/x-raw").field("width", width).field("height", height).build();
+        let sink = parse(&self.description)?.static_pad("sink");
+        let Some(sink) = sink.map(|sink| sink.query_caps(None)) else {
+            return Err(Failure::usage(format!("{} has no input", self.factory)));
+        };
+        if sink.can_intersect(&size) {
+            return Ok(());
+        }
+        let limit = |field| {
+            let ranges = sink.iter().filter_map(|caps| caps.get::<gst::IntRange<i32>>(field).ok());
+            ranges.map(|range| (range.min(), range.max())).next()
+        };
+        let limits = match (limit("width"), limit("height")) {
+            (Some((left, right)), Some((top, bottom))) => {
+                format!(", only {left}x{top} to {right}x{bottom}")
+            }
+            _ => String::new(),
+        };
+        Err(Failure::usage(format!(
+            "{} cannot encode video of {width}x{height} pixels{limits}: use another --up-scale or \
+             --encoder",
+            self.factory
+        )))
+    }
+}
+
+/// Raw video of a format.
+fn format(name: &str) -> gst::Caps {
+    gst::Caps::builder("video/x-raw").field("format", name).build()
 }
 
 /// Builds a bin from gst-launch syntax.
@@ -201,7 +255,11 @@ fn constant_quality(factory: &str, quality: Option<u32>) -> Option<String> {
             "end-usage=cq cq-level={} target-bitrate=1000000000 cpu-used=4 row-mt=true threads=16",
             quality.unwrap_or(24)
         ),
-        "av1enc" => format!("end-usage=q cq-level={} cpu-used=6", quality.unwrap_or(24)),
+        // av1enc of GStreamer 1.22 has no cq-level.
+        "av1enc" => {
+            let quantizer = quality.unwrap_or(24);
+            format!("end-usage=q min-quantizer={quantizer} max-quantizer={quantizer} cpu-used=6")
+        }
         _ => return None,
     })
 }

@@ -7,7 +7,7 @@ use gst_video::VideoInfo;
 use super::{CAT, VEnhance};
 use crate::{
     element::{
-        caps,
+        Output, caps,
         properties::Properties,
         queue::ClipFormat,
         rate::{ASSUMED_RATE, RateSource},
@@ -41,12 +41,26 @@ impl VEnhance {
         fps: (u32, u32),
         inputs: usize,
     ) -> Result<String, engine::Error> {
-        let Properties { up_scale, target_fps, options, .. } = self.properties.lock().clone();
+        let Properties { up_scale, options, .. } = self.properties.lock().clone();
         let choice = models::choose(&options)?;
-        let output = options.output_size(choice.model, input, up_scale);
-        let interpolated = engine::interpolated_frames(caps::rate(target_fps), fps);
-        let format = engine::Format { input, output, interpolated, alpha: false };
+        let Output { size, interpolated, .. } = self.output(input, fps)?;
+        let format = engine::Format { input, output: size, interpolated, alpha: false };
         models::plan(&choice, format, up_scale, inputs)
+    }
+
+    /// See [`crate::VEnhance::output`].
+    pub(in crate::element) fn output(
+        &self,
+        input: (usize, usize),
+        fps: (u32, u32),
+    ) -> Result<Output, engine::Error> {
+        let Properties { up_scale, target_fps, options, .. } = self.properties.lock().clone();
+        let model = models::choose(&options)?.model;
+        Ok(Output {
+            model: model.into(),
+            size: options.output_size(model, input, up_scale),
+            interpolated: engine::interpolated_frames(caps::rate(target_fps), fps),
+        })
     }
 
     /// Compares the memory that the model needs for a format with the memory of its devices. If there is too little, the

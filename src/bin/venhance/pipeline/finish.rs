@@ -1,46 +1,87 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The pipeline that writes the finished file.
 
-use std::path::Path;
+use std::{io, path::Path};
 
 use gst::{ClockTime, prelude::*};
+use parking_lot::Mutex;
 
 use super::{
-    parts::{Select, add, chain, link_to_muxer, read, static_pad},
+    edit_list,
+    parts::{add, chain, link_to_muxer, read_partial, static_pad},
     streams::copy_other_streams,
 };
 use crate::{
     failure::{Failure, WRITER, make},
+    partial::Content,
     source::Source,
-    target::{Container, Encoder},
+    target::{Container, Encoder, Treatment},
 };
 
-/// Builds the pipeline that copies the video of the partial file and the other streams of the source into
-/// the finished file.
-pub fn finish(
-    source: &Source,
-    container: &Container,
-    encoder: &Encoder,
-    partial: &Path,
-    finished: &Path,
-) -> Result<gst::Pipeline, Failure> {
-    let pipeline = gst::Pipeline::new();
-    let muxer = make(container.muxer)?;
-    if let Some(setter) = muxer.dynamic_cast_ref::<gst::TagSetter>() {
-        setter.merge_tags(&source.tags, gst::TagMergeMode::Keep);
-    }
-    let file = make("filesink")?;
-    file.set_property("name", WRITER);
-    file.set_property("location", finished);
-    add(&pipeline, &[&muxer, &file])?;
+/// Times in the partial file are rounded.
+const ROUNDING: ClockTime = ClockTime::MSECOND;
 
-    let video = chain(&pipeline, &format!("{} ! queue", encoder.finish))?;
-    link_to_muxer(&static_pad(&video, "src")?, &muxer, "video_%u")?;
-    let sink = static_pad(&video, "sink")?;
-    keep_times(&sink);
-    read(&pipeline, partial, Select::Video, &sink)?;
-    copy_other_streams(&pipeline, source, container, &muxer)?;
-    Ok(pipeline)
+/// What the finished file is made of.
+pub struct Finish<'a> {
+    pub source: &'a Source,
+    pub container: &'a Container,
+    pub encoder: &'a Encoder,
+    /// The video of the partial file.
+    pub content: &'a Content,
+}
+
+impl Finish<'_> {
+    /// Builds the pipeline that copies the video of the partial file and the other streams of the source
+    /// into the finished file.
+    pub fn pipeline(&self, partial: &Path, finished: &Path) -> Result<gst::Pipeline, Failure> {
+        let pipeline = gst::Pipeline::new();
+        let muxer = make(self.container.muxer)?;
+        if let Some(setter) = muxer.dynamic_cast_ref::<gst::TagSetter>() {
+            setter.merge_tags(&self.source.tags, gst::TagMergeMode::Keep);
+        }
+        let file = make("filesink")?;
+        file.set_property("name", WRITER);
+        file.set_property("location", finished);
+        add(&pipeline, &[&muxer, &file])?;
+
+        let frames = self.content.frames;
+        let video = chain(&pipeline, &format!("{} ! queue", self.encoder.finish(frames)))?;
+        let pad = link_to_muxer(&static_pad(&video, "src")?, &muxer, "video_%u")?;
+        extend_last_packet(&pad, self.content, self.container.has_edit_lists());
+        let sink = static_pad(&video, "sink")?;
+        keep_times(&sink);
+        let caps = self.content.caps.clone();
+        read_partial(&pipeline, partial, &sink, move |pad| complete_caps(pad, caps.clone()))?;
+        copy_other_streams(&pipeline, self.source, self.container, &muxer)?;
+        Ok(pipeline)
+    }
+
+    /// Number of sound and of subtitle tracks in the finished file.
+    pub fn streams(&self) -> Result<(usize, usize), Failure> {
+        let subtitles = self.source.subtitles.iter().map(|stream| self.container.subtitles(stream));
+        let subtitles = subtitles.collect::<Result<Vec<_>, _>>()?;
+        let kept = subtitles.iter().filter(|treatment| **treatment != Treatment::Drop);
+        Ok((self.source.audio.len(), kept.count()))
+    }
+
+    /// Removes the encoder's delay from the audio of a written file.
+    pub fn remove_audio_delay(&self, finished: &Path) -> Result<(), Failure> {
+        if !self.container.has_edit_lists() {
+            return Ok(());
+        }
+        let audio = self.source.audio.iter().map(|stream| self.container.audio(stream));
+        let treatments = audio.collect::<Result<Vec<_>, _>>()?;
+        let encoded = |(number, treatment)| match treatment {
+            Treatment::Encode(_) => Some(number),
+            _ => None,
+        };
+        let tracks: Vec<_> = treatments.into_iter().enumerate().filter_map(encoded).collect();
+        match tracks.is_empty() {
+            true => Ok(()),
+            false => edit_list::skip_first_packet(finished, &tracks)
+                .map_err(|error: io::Error| Failure::output(finished, &error)),
+        }
+    }
 }
 
 /// Replaces the demuxer's segment by one that starts at zero: times in the partial file are running times,
@@ -52,6 +93,71 @@ fn keep_times(sink: &gst::Pad) {
         {
             let segment = gst::FormattedSegment::<ClockTime>::new();
             *event = gst::event::Segment::new(&segment);
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Adds what the encoder said of the video to what the demuxer says: GStreamer 1.22 reads fields of some
+/// codecs under other names than its muxers ask for.
+fn complete_caps(demuxer: &gst::Pad, encoded: gst::Caps) {
+    demuxer.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(gst::PadProbeData::Event(event)) = &mut info.data
+            && let gst::EventView::Caps(demuxed) = event.view()
+        {
+            let caps = completed(demuxed.caps_owned(), &encoded);
+            *event = gst::event::Caps::builder(&caps).seqnum(event.seqnum()).build();
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+fn completed(mut caps: gst::Caps, encoded: &gst::CapsRef) -> gst::Caps {
+    let (Some(video), Some(encoded)) = (caps.make_mut().structure_mut(0), encoded.structure(0))
+    else {
+        return caps;
+    };
+    if video.name() == encoded.name() {
+        for (name, value) in encoded.iter() {
+            if !video.has_field(name.as_str()) {
+                video.set_value(name.as_str(), value.clone());
+            }
+        }
+    }
+    // mp4mux of GStreamer 1.22 crashes without it.
+    if video.name() == "video/x-vp9" && !video.has_field("chroma-site") {
+        video.set("chroma-site", "mpeg2");
+    }
+    caps
+}
+
+/// Lets the video end where its last frame ends.
+///
+/// - The partial file does not contain the duration of the last frame of a variable rate.
+/// - MP4 adds up the durations in decoding order, where the last packet need not be the frame that is shown
+///   last: with frames of different durations, the sum can be too short, and the last frame is not shown.
+fn extend_last_packet(muxer: &gst::Pad, content: &Content, in_decoding_order: bool) {
+    let Content { frames, last, end, .. } = *content;
+    // Number of packets, and the times of the first one for showing and for decoding.
+    let seen = Mutex::new((0, None));
+    muxer.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let Some(buffer) = info.buffer_mut() else { return gst::PadProbeReturn::Ok };
+        let Some(pts) = buffer.pts() else { return gst::PadProbeReturn::Ok };
+        let dts = buffer.dts().unwrap_or(pts);
+        let (packets, first) = &mut *seen.lock();
+        *packets += 1;
+        let (first_pts, first_dts) = *first.get_or_insert((pts, dts));
+        let duration = match in_decoding_order {
+            true if *packets == frames => {
+                let decoded = dts.saturating_sub(first_dts);
+                Some(end.saturating_sub(first_pts).saturating_sub(decoded))
+            }
+            false if pts.absdiff(last) <= ROUNDING => Some(end.saturating_sub(pts)),
+            _ => None,
+        };
+        if let Some(duration) = duration {
+            let duration = buffer.duration().unwrap_or(ClockTime::ZERO).max(duration);
+            buffer.make_mut().set_duration(duration);
         }
         gst::PadProbeReturn::Ok
     });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The two pipelines: [`Work`] enhances into the partial file, [`finish()`] writes the finished file.
+//! The two pipelines: [`Work`] enhances into the partial file, [`Finish`] writes the finished file.
 //!
 //! ```text
 //! work:    IN ─► decoder ─► venhance ─► encoder ─► matroskamux ─► partial file
@@ -12,12 +12,16 @@
 //! Every stream has its own reader, so that no stream blocks another: a muxer waits for all its inputs, and
 //! `venhance` holds seconds of video.
 
+mod colour;
+mod edit_list;
 mod finish;
+mod packets;
 mod parts;
 mod state;
 mod streams;
 mod work;
 
-pub use finish::finish;
-pub use parts::{add_in_front, static_pad};
-pub use work::Work;
+pub use finish::Finish;
+pub use packets::Packets;
+pub use parts::{add, add_in_front, bin, chain, link, link_to_muxer, static_pad};
+pub use work::{Work, add_encoder};

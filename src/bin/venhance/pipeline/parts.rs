@@ -11,41 +11,52 @@ use std::{
 use gst::{ClockTime, prelude::*};
 
 use crate::{
-    failure::{Failure, Kind, READER, make},
+    failure::{Failure, Kind, PARTIAL, READER, make},
     target,
 };
 
-/// Which stream of a file to read.
-pub enum Select {
-    /// The stream with this id.
-    Id(String),
-    /// The only video stream.
-    Video,
-}
-
-impl Select {
-    fn matches(&self, pad: &gst::Pad) -> bool {
-        match self {
-            Self::Id(id) => pad.stream_id().is_some_and(|stream| stream == id.as_str()),
-            // A query, because a parser may not have set caps yet.
-            Self::Video => pad.query_caps(None).iter().any(|s| s.name().starts_with("video/")),
-        }
-    }
-}
-
-/// Adds a reader that feeds one stream of a file to `sink`.
+/// Adds a reader that feeds the stream `id` of the input to `sink`.
 pub fn read(
     pipeline: &gst::Pipeline,
     path: &Path,
-    select: Select,
+    id: &str,
     sink: &gst::Pad,
 ) -> Result<(), Failure> {
     let (file, parser) = (make("filesrc")?, make("parsebin")?);
     file.set_property("location", path);
-    let reader = gst::Bin::new();
+    let reader = bin(pipeline, READER);
     reader.add_many([&file, &parser]).and_then(|()| file.link(&parser)).map_err(internal)?;
     end_at_end_of_file(&static_pad(&file, "src")?, path, sink);
-    add_in_front(pipeline, &reader, &parser, sink, move |pad| select.matches(pad))
+    let id = id.to_owned();
+    add_in_front(pipeline, &reader, &parser, sink, move |pad| {
+        pad.stream_id().is_some_and(|stream| stream == id.as_str())
+    })
+}
+
+/// Adds a reader that feeds the video of the partial file to `sink`, as its encoder produced it. `prepare`
+/// gets the demuxer's pad.
+pub fn read_partial(
+    pipeline: &gst::Pipeline,
+    path: &Path,
+    sink: &gst::Pad,
+    prepare: impl Fn(&gst::Pad) + Send + Sync + 'static,
+) -> Result<(), Failure> {
+    let (file, demuxer) = (make("filesrc")?, make("matroskademux")?);
+    file.set_property("location", path);
+    let reader = bin(pipeline, PARTIAL);
+    reader.add_many([&file, &demuxer]).and_then(|()| file.link(&demuxer)).map_err(internal)?;
+    add_in_front(pipeline, &reader, &demuxer, sink, move |pad| {
+        let video = pad.name().starts_with("video");
+        if video {
+            prepare(pad);
+        }
+        video
+    })
+}
+
+/// A bin whose name says what it is for.
+pub fn bin(pipeline: &gst::Pipeline, prefix: &str) -> gst::Bin {
+    gst::Bin::with_name(&format!("{prefix}-{}", pipeline.children().len()))
 }
 
 /// Ends a stream whose demuxer does not notice the end of the file: libav's GIF demuxer in Debian 12 reads
@@ -74,7 +85,7 @@ fn end_at_end_of_file(file: &gst::Pad, path: &Path, sink: &gst::Pad) {
 
 /// Adds a decoder in front of `sink`, and returns the pad that takes the encoded stream.
 pub fn decoder(pipeline: &gst::Pipeline, sink: &gst::Pad) -> Result<gst::Pad, Failure> {
-    let (bin, decoder) = (gst::Bin::new(), make("decodebin")?);
+    let (bin, decoder) = (bin(pipeline, READER), make("decodebin")?);
     bin.add(&decoder).map_err(internal)?;
     let input = gst::GhostPad::with_target(&static_pad(&decoder, "sink")?).map_err(internal)?;
     bin.add_pad(&input).map_err(internal)?;
@@ -93,12 +104,18 @@ pub fn add_in_front(
     sink: &gst::Pad,
     wanted: impl Fn(&gst::Pad) -> bool + Send + Sync + 'static,
 ) -> Result<(), Failure> {
-    bin.set_property("name", format!("{READER}-{}", pipeline.children().len()));
     let output = gst::GhostPad::new(gst::PadDirection::Src);
     bin.add_pad(&output).map_err(internal)?;
     add(pipeline, &[bin.upcast_ref()])?;
     link(output.upcast_ref(), sink)?;
     let output = output.downgrade();
+    // Without this error, what the bin feeds waits forever.
+    let found = output.clone();
+    source.connect_no_more_pads(move |source| {
+        if found.upgrade().is_some_and(|output| output.target().is_none()) {
+            gst::element_error!(source, gst::StreamError::Demux, ("a stream is missing"));
+        }
+    });
     source.connect_pad_added(move |_, pad| {
         let output = output.upgrade().filter(|output| output.target().is_none());
         if let Some(output) = output.filter(|_| wanted(pad)) {

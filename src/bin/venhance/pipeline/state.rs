@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     failure::Failure,
-    partial::{Partial, ResumePoint},
+    partial::{Content, Partial, ResumePoint},
 };
 
 /// Length of a piece. Each piece costs a key frame.
@@ -24,6 +24,8 @@ const CLUSTER_ROUNDING: ClockTime = ClockTime::MSECOND;
 pub struct State {
     /// The partial file. No other lock is taken while this one is held.
     partial: Mutex<Partial>,
+    /// The encoder's caps, once they are known.
+    caps: Mutex<Option<gst::Caps>>,
     /// Why writing to the partial file failed.
     failure: Mutex<Option<Failure>>,
     /// Resume points between the enhancer and the muxer, in the order of their times.
@@ -34,10 +36,14 @@ pub struct State {
     inputs: AtomicU64,
     /// Number of the piece that the last frame of the enhancer belongs to.
     piece: AtomicU64,
+    /// Number of output frames before this run.
+    frames_before: u64,
     /// Number of frames that have left the enhancer in this run.
     frames: AtomicU64,
     /// Running time of the last of them in nanoseconds.
     position: AtomicU64,
+    /// Running time of its end in nanoseconds.
+    end: AtomicU64,
 }
 
 impl State {
@@ -45,18 +51,26 @@ impl State {
     pub fn new(partial: Partial, start: ResumePoint) -> Self {
         Self {
             partial: Mutex::new(partial),
+            caps: Mutex::default(),
             failure: Mutex::default(),
             resume_points: Mutex::default(),
             stopped: AtomicBool::new(false),
             inputs: AtomicU64::new(start.skip),
             piece: AtomicU64::new(start.time.nseconds() / PIECE.nseconds()),
+            frames_before: start.frames,
             frames: AtomicU64::new(0),
             position: AtomicU64::new(start.time.nseconds()),
+            end: AtomicU64::new(start.time.nseconds()),
         }
     }
 
     pub fn frames(&self) -> u64 {
         self.frames.load(Ordering::Relaxed)
+    }
+
+    /// Number of output frames of this run and of those before it.
+    pub fn all_frames(&self) -> u64 {
+        self.frames_before + self.frames()
     }
 
     pub fn position(&self) -> ClockTime {
@@ -69,6 +83,19 @@ impl State {
 
     pub fn partial(&self) -> MutexGuard<'_, Partial> {
         self.partial.lock()
+    }
+
+    pub fn set_caps(&self, caps: gst::Caps) {
+        *self.caps.lock() = Some(caps);
+    }
+
+    /// Marks the partial file as complete, and returns what it contains.
+    pub fn complete(&self) -> Result<Content, Failure> {
+        let caps = self.caps.lock().clone().unwrap_or_else(gst::Caps::new_any);
+        let end = ClockTime::from_nseconds(self.end.load(Ordering::Relaxed));
+        let content = Content { frames: self.all_frames(), last: self.position(), end, caps };
+        self.partial().complete(&content)?;
+        Ok(content)
     }
 
     pub fn stop(&self) {
@@ -87,9 +114,10 @@ impl State {
         self.inputs.load(Ordering::Relaxed)
     }
 
-    pub fn count_frame(&self, time: ClockTime) {
+    pub fn count_frame(&self, time: ClockTime, duration: ClockTime) {
         self.frames.fetch_add(1, Ordering::Relaxed);
         self.position.store(time.nseconds(), Ordering::Relaxed);
+        self.end.store((time + duration).nseconds(), Ordering::Relaxed);
     }
 
     /// Whether the frame at `time` is the first of a new piece.

@@ -3,7 +3,7 @@
 
 use gst::prelude::*;
 
-use super::parts::{Select, chain, decoder, link_to_muxer, read, static_pad};
+use super::parts::{chain, decoder, link_to_muxer, read, static_pad};
 use crate::{
     failure::Failure,
     source::{Source, Stream},
@@ -45,7 +45,7 @@ pub fn copy_other_streams(
             });
         }
         let sink = if decode { decoder(pipeline, &sink)? } else { sink };
-        read(pipeline, &source.path, Select::Id(stream.id.clone()), &sink)?;
+        read(pipeline, &source.path, &stream.id, &sink)?;
     }
     Ok(pads)
 }

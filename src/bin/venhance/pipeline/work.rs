@@ -9,17 +9,18 @@ use std::sync::{
 use gst::{ClockTime, prelude::*};
 
 use super::{
+    colour,
     parts::{
-        Select, add, chain, decoder, drop_if, link, link_to_muxer, read, running_time, static_pad,
+        add, decoder, drop_if, link, link_to_muxer, read, running_time, static_pad,
     },
     state::State,
     streams::copy_other_streams,
 };
 use crate::{
-    failure::{Failure, WRITER, make},
+    failure::{ENCODER, Failure, WRITER, make},
     partial::{Partial, ResumePoint},
-    source::Source,
-    target::{Encoder, MATROSKA},
+    source::{STILL_RATE, Source},
+    target::{self, Encoder, MATROSKA},
 };
 
 /// The time of a frame can differ by this much between two runs: containers round it, twice.
@@ -75,6 +76,7 @@ impl Work {
             };
             let model = enhancer.property::<gstvenhance::Model>("active-model");
             let stream = format!("{model:?}, {}", caps.caps());
+            state.set_caps(caps.caps_owned());
             let element = pad.parent_element().unwrap_or(enhancer.clone());
             // The file must not mix two streams.
             drop_if(state.write(&element, |partial| partial.set_stream(stream)).is_err())
@@ -121,10 +123,11 @@ impl Work {
                     resume_point(&enhancer, &sink, time, input, state.inputs())
                 });
                 // Without one, a resumed run computes everything before it again.
-                state.add_resume_point(point.unwrap_or(ResumePoint { time, ..ResumePoint::START }));
+                let point = point.unwrap_or(ResumePoint { time, ..ResumePoint::START });
+                state.add_resume_point(ResumePoint { frames: state.all_frames(), ..point });
                 request_key_frame(pad);
             }
-            state.count_frame(time);
+            state.count_frame(time, buffer.duration().unwrap_or(frame_duration(pad)));
             gst::PadProbeReturn::Ok
         });
         self.probes.extend(probe.map(|probe| (src, probe)));
@@ -209,6 +212,12 @@ fn add_video(
     muxer: &gst::Element,
 ) -> Result<gst::Pad, Failure> {
     let mut path = Vec::new();
+    if source.still {
+        let rate = make("capssetter")?;
+        let caps = gst::Caps::builder("video/x-raw").field("framerate", STILL_RATE).build();
+        rate.set_property("caps", caps);
+        path.push(rate);
+    }
     if source.interlaced {
         path.extend([make("videoconvert")?, make("deinterlace")?]);
     }
@@ -224,12 +233,22 @@ fn add_video(
         path.push(filter);
     }
     add(pipeline, &path.iter().collect::<Vec<_>>())?;
-    let encoding = chain(pipeline, &encoder.description)?;
+    let encoding = add_encoder(pipeline, encoder)?;
     link(&static_pad(&path[path.len() - 1], "src")?, &static_pad(&encoding, "sink")?)?;
     let video = link_to_muxer(&static_pad(&encoding, "src")?, muxer, "video_%u")?;
-    let decoder = decoder(pipeline, &static_pad(&path[0], "sink")?)?;
-    read(pipeline, &source.path, Select::Id(source.video.id.clone()), &decoder)?;
+    let first = static_pad(&path[0], "sink")?;
+    let decoder = decoder(pipeline, &first)?;
+    colour::keep_range(&decoder, &first);
+    read(pipeline, &source.path, &source.video.id, &decoder)?;
     Ok(video)
+}
+
+/// Adds the encoder, with a name that tells its errors from others.
+pub fn add_encoder(pipeline: &gst::Pipeline, encoder: &Encoder) -> Result<gst::Element, Failure> {
+    let bin = target::parse(&encoder.description)?;
+    bin.set_property("name", ENCODER);
+    add(pipeline, &[bin.upcast_ref()])?;
+    Ok(bin.upcast())
 }
 
 /// Asks the encoder to start a new group of pictures with the next frame.
@@ -254,7 +273,8 @@ fn resume_point(
     let first = (rate.0 > 0).then(|| enhancer.resume_from(rate, input as usize))?.ok()?;
     let first: u32 = first.try_into().ok()?;
     let before_clip = inputs.checked_sub(input + 1)?;
-    Some(ResumePoint { time, skip: before_clip + u64::from(first), first })
+    let skip = before_clip + u64::from(first);
+    Some(ResumePoint { time, skip, first, ..ResumePoint::START })
 }
 
 /// The frame rate of a pad's caps as numerator and denominator; 0/1 if unknown.

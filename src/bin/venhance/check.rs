@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Checks by reading files: which streams of the input are empty, and whether the finished file contains what
+//! it should.
+
+use std::path::Path;
+
+use gst::ClockTime;
+
+use crate::{
+    failure::{Failure, Kind},
+    partial::Content,
+    pipeline::{Finish, Packets},
+    session::{End, Session, cancelled},
+    source::Source,
+};
+
+/// Times in files are rounded, twice.
+const ROUNDING: ClockTime = ClockTime::from_mseconds(5);
+
+impl Session {
+    /// Leaves out the streams without packets, which would make an output that cannot be read, and says so.
+    pub fn leave_out_empty_streams(&self, source: &mut Source) -> Result<(), Failure> {
+        let others = source.audio.iter().chain(&source.subtitles);
+        let ids: Vec<_> = others.map(|stream| stream.id.clone()).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let packets = Packets::new(&source.path, Some(ids))?;
+        match self.run(&packets.pipeline, source, &source.path, None) {
+            Ok(End::Interrupted) => return Err(cancelled("before the first frame")),
+            Ok(End::Eos) => {}
+            // A damaged file. What comes before the damage counts.
+            Err(_) => {}
+        }
+        let streams = packets.streams();
+        for (name, others) in [("sound", &mut source.audio), ("subtitle", &mut source.subtitles)] {
+            others.retain(|stream| {
+                let empty = !streams.contains_key(&stream.id);
+                if empty {
+                    eprintln!("{}: leaving out an empty {name} track", source.path.display());
+                }
+                !empty
+            });
+        }
+        Ok(())
+    }
+
+    /// Fails unless a finished file can be opened and contains all streams, all frames, and the last frame at
+    /// its time.
+    pub fn check_finished(&self, finish: &Finish<'_>, finished: &Path) -> Result<(), Failure> {
+        let fails = |why: String| {
+            let muxer = finish.container.muxer;
+            Failure::new(
+                Kind::Output,
+                format!("what {muxer} has written cannot be used: {why}; use another --encoder or format"),
+            )
+        };
+        let opened = match Source::open(finished) {
+            // Files can be written without a decoder for them.
+            Err(Failure { kind: Kind::Plugin, .. }) => None,
+            opened => Some(opened.map_err(|failure| fails(failure.message))?),
+        };
+        if let Some(opened) = opened {
+            let expected = finish.streams()?;
+            let found = (opened.audio.len(), opened.subtitles.len());
+            if found != expected {
+                let ((audio, subtitles), (all_audio, all_subtitles)) = (found, expected);
+                return Err(fails(format!(
+                    "it has {audio} of {all_audio} sound tracks and {subtitles} of {all_subtitles} subtitle \
+                     tracks"
+                )));
+            }
+            if opened.duration.is_some_and(|duration| duration <= finish.content.last) {
+                return Err(fails("it is too short".into()));
+            }
+        }
+        let packets = Packets::new(finished, None)?;
+        let run = self.run(&packets.pipeline, finish.source, finished, None);
+        if let End::Interrupted = run.map_err(|failure| fails(failure.message))? {
+            return Err(cancelled("all frames are finished; --resume writes the output file"));
+        }
+        let streams = packets.streams();
+        let video = streams.values().find(|stream| stream.video).cloned().unwrap_or_default();
+        let Content { frames, last, .. } = finish.content;
+        if video.shown != *frames {
+            return Err(fails(format!("it has {} of {frames} frames", video.shown)));
+        }
+        match video.last {
+            Some(time) if time.absdiff(*last) <= ROUNDING => Ok(()),
+            time => Err(fails(format!("its last frame is at {time:?} instead of {last}"))),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Tries an encoder before the work begins.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use gst::{ClockTime, prelude::*};
+
+use crate::{
+    failure::{Failure, Kind, WRITER, make},
+    partial::Content,
+    pipeline::{Finish, add, add_encoder, chain, link, link_to_muxer, static_pad},
+    session::{End, Session, cancelled},
+    source::Source,
+    target::{Container, Encoder, MATROSKA},
+};
+
+impl Session {
+    /// Encodes three frames of a size (w, h) with the encoder that `--encoder` names, and puts them into the
+    /// container, so that what cannot work fails before the work begins.
+    pub fn try_encoder(
+        &self,
+        source: &Source,
+        container: &Container,
+        encoder: &Encoder,
+        (width, height): (usize, usize),
+        output: &Path,
+    ) -> Result<(), Failure> {
+        let folder = TemporaryFolder::new()?;
+        let (partial, finished) = (folder.0.join("partial.mkv"), folder.0.join("finished"));
+        let pipeline = gst::Pipeline::new();
+        let frames = chain(
+            &pipeline,
+            &format!(
+                "videotestsrc num-buffers=3 ! video/x-raw,width={width},height={height},framerate=25/1 \
+                 ! videoconvert"
+            ),
+        );
+        let (frames, encoding) = (frames?, add_encoder(&pipeline, encoder)?);
+        let (muxer, file) = (make(MATROSKA.muxer)?, make("filesink")?);
+        file.set_property("name", WRITER);
+        file.set_property("location", &partial);
+        add(&pipeline, &[&muxer, &file])?;
+        link(&static_pad(&frames, "src")?, &static_pad(&encoding, "sink")?)?;
+        let pad = link_to_muxer(&static_pad(&encoding, "src")?, &muxer, "video_%u")?;
+        let source = Source { audio: Vec::new(), subtitles: Vec::new(), ..source.clone() };
+        let write = || {
+            self.run_to_end(&pipeline, &source, output)?;
+            let caps = pad.current_caps().unwrap_or_else(gst::Caps::new_any);
+            let frame = ClockTime::SECOND / 25;
+            let content = Content { frames: 3, last: frame * 2, end: frame * 3, caps };
+            let finish = Finish { source: &source, container, encoder, content: &content };
+            self.run_to_end(&finish.pipeline(&partial, &finished)?, &source, output)?;
+            self.check_finished(&finish, &finished)
+        };
+        let tried = write();
+        let _ = pipeline.set_state(gst::State::Null);
+        tried.map_err(|failure| match failure.kind {
+            Kind::Cancelled | Kind::Plugin => failure,
+            _ => Failure::usage(format!(
+                "--encoder {} cannot make video of {width}x{height} pixels in this format: {failure}",
+                encoder.description
+            )),
+        })
+    }
+
+    /// Runs a pipeline that writes a file to its end.
+    fn run_to_end(
+        &self,
+        pipeline: &gst::Pipeline,
+        source: &Source,
+        output: &Path,
+    ) -> Result<(), Failure> {
+        let end = self.run(pipeline, source, output, None);
+        let _ = pipeline.set_state(gst::State::Null);
+        match end? {
+            End::Eos => Ok(()),
+            End::Interrupted => Err(cancelled("before the first frame")),
+        }
+    }}
+
+/// A new folder, removed with all that is in it.
+struct TemporaryFolder(PathBuf);
+
+impl TemporaryFolder {
+    fn new() -> Result<Self, Failure> {
+        let path = std::env::temp_dir().join(format!("venhance-{}", std::process::id()));
+        fs::create_dir(&path).map_err(|error| Failure::output(&path, &error))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
