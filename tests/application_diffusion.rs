@@ -146,3 +146,75 @@ fn the_application_says_what_it_would_do() {
         assert!(plan.contains(part), "{part} is not in {plan}");
     }
 }
+
+/// What the application says that it would do, and what it warns of.
+fn plan(model: &TinyModel, flags: &[&str]) -> (String, String) {
+    let all = "in.mp4 --plan --version v1 --model_path model --min-height 0";
+    let output = program(model).args(all.split(' ')).args(flags).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{flags:?}: {}", text(&output.stderr));
+    (text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn the_plan_says_what_the_log_of_the_reference_says() {
+    let model = TinyModel::new();
+    let (said, _) = plan(&model, &["--up_scale", "3"]);
+    for line in [
+        "frames: 4 to 10",
+        "frame rate: 8 to 24 fps",
+        "resolution: 36x24 to 108x72",
+        "prompt: a good video",
+        "noise augmentation: 200",
+        "s: 8",
+    ] {
+        assert!(said.lines().any(|said| said == line), "{line:?} is not in {said}");
+    }
+    // A run says the same.
+    let flags = "in.mp4 out.mp4 --model v1 --model-dir model --min-height 0 --up-scale 3 --solver normal --steps 1";
+    let output = program(&model).args(flags.split(' ')).output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    for line in ["frames: 4 to 10", "prompt: a good video", "s: 8"] {
+        assert!(log.lines().any(|said| said == line), "{line:?} is not in {log}");
+    }
+}
+
+#[test]
+fn values_that_the_reference_takes_are_taken() {
+    let model = TinyModel::new();
+    let has = |flags: &[&str], line: &str| {
+        let (said, _) = plan(&model, flags);
+        assert!(said.lines().any(|said| said == line), "{flags:?}: {line:?} is not in {said}");
+    };
+    has(&["--s_cond", "8.0"], "s: 8");
+    has(&["--noise_aug", "350"], "noise augmentation: 300");
+    has(&["--noise_aug", "-1"], "noise augmentation: 0");
+    let (_, warning) = plan(&model, &["--noise_aug", "350"]);
+    assert!(warning.contains("--noise-aug 350 is out of range: using 300"), "{warning}");
+    let (_, warning) = plan(&model, &["--noise_aug", "300"]);
+    assert_eq!(warning, "");
+    for cfg in ["-1", "0", "0.5", "25", "100"] {
+        plan(&model, &["--cfg", cfg]);
+    }
+    has(&["--solver_mode", "normal", "--steps", "150"], "evaluations: 150 per window, 150 in total");
+    let run = "in.mp4 out.mp4 --version v1 --model_path model --min-height 0 --up_scale 1 --solver_mode normal --steps 1";
+    let extreme = ["--cfg", "0.5", "--negative-prompt", "", "--overwrite"];
+    enhance(&model, &run.split(' ').chain(extreme).collect::<Vec<_>>());
+
+    has(&["--prompt", ""], "prompt: ");
+    has(&["--negative-prompt", ""], "negative prompt: ");
+    std::fs::write(model.path("in.txt"), "\u{feff}\n\n  a red balloon \r\nsomething else\n").unwrap();
+    has(&[], "prompt: a red balloon");
+    has(&["--prompt", ""], "prompt: ");
+    std::fs::write(model.path("prompts"), "\n \r\na cat\n\na dog\n").unwrap();
+    has(&["--prompt_path", "prompts"], "prompt: a cat");
+    std::fs::create_dir(model.path("videos")).unwrap();
+    for name in ["a.mp4", "b.mp4", "c.mp4"] {
+        std::fs::copy(model.path("in.mp4"), model.path("videos").join(name)).unwrap();
+    }
+    let folder = "--plan --input_path videos --model lite --prompt_path prompts";
+    let output = program(&model).args(folder.split(' ')).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(said.contains("prompts has 2 lines but there are more videos; add one line for each"), "{said}");
+}

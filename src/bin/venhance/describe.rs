@@ -47,6 +47,7 @@ impl Session {
             let enhancer = &self.enhancer;
             lines.extend([
                 format!("prompt: {}", enhancer.property::<String>("prompt")),
+                format!("negative prompt: {}", enhancer.property::<String>("negative-prompt")),
                 format!("noise augmentation: {}", enhancer.property::<i32>("noise-aug")),
                 format!("s: {}", enhancer.property::<i32>("downscale-cond")),
             ]);

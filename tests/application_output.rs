@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the application `venhance` writes: every file that it calls finished can be read, and what cannot work
+//! is refused before the work.
+
+#[path = "common/application.rs"]
+mod application;
+mod common;
+
+use std::{
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use application::{Scratch, VIDEO, audio, end, fails, text, venhance};
+use common::{decode, run, wait_for};
+use gst::{ClockTime, prelude::*};
+
+/// A few frames.
+const SHORT: &str = "videotestsrc pattern=ball num-buffers=4 \
+    ! video/x-raw,format=I420,width=96,height=64,framerate=24/1 ! x264enc ! queue";
+
+/// Flags for the fastest run.
+const FAST: [&str; 6] = ["--model", "lite", "--up-scale", "1", "--target-fps", "0/1"];
+
+impl Scratch {
+    /// The arguments, then [`FAST`].
+    fn fast(&self, arguments: &[&str]) -> std::process::Output {
+        self.enhance(&[arguments, &FAST].concat())
+    }
+
+    /// Fails if a run has left any file but those named.
+    fn only(&self, names: &[&str]) {
+        let mut found: Vec<_> = std::fs::read_dir(self.path(""))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        found.sort();
+        assert_eq!(found, names);
+    }
+}
+
+/// Runs a pipeline that begins with `filesrc` and ends with an element `end`, and returns the caps there.
+fn caps_of(file: &Path, elements: &str) -> gst::Structure {
+    common::init();
+    let description = format!("filesrc location={} ! {elements}", file.display());
+    let pipeline = gst::parse::launch(&description).unwrap().downcast::<gst::Pipeline>().unwrap();
+    pipeline.set_state(gst::State::Paused).unwrap();
+    pipeline.state(ClockTime::try_from(common::TIMEOUT).unwrap()).0.unwrap();
+    let caps = pipeline.by_name("end").unwrap().static_pad("sink").unwrap().current_caps().unwrap();
+    pipeline.set_state(gst::State::Null).unwrap();
+    caps.structure(0).unwrap().to_owned()
+}
+
+/// The colorimetry that the H.264 video itself has; GStreamer's demuxers put another range into its caps.
+fn colorimetry(file: &Path) -> gst_video::VideoColorimetry {
+    let demuxer = match file.extension().unwrap().to_str() {
+        Some("mkv") => "matroskademux",
+        _ => "qtdemux",
+    };
+    let unknown_range = "capssetter caps=video/x-h264,colorimetry=(string)0:0:0:1";
+    let decoder = format!("{demuxer} ! {unknown_range} ! avdec_h264 ! fakesink name=end");
+    caps_of(file, &decoder).get::<&str>("colorimetry").unwrap().parse().unwrap()
+}
+
+/// The decoded pixels of a video in the format that the decoder gives.
+fn pixels(file: &Path) -> Vec<u8> {
+    let raw = file.with_extension("raw");
+    let (file, location) = (file.display(), raw.display());
+    run(&format!("filesrc location={file} ! decodebin ! video/x-raw ! filesink location={location}"));
+    std::fs::read(raw).unwrap()
+}
+
+#[test]
+fn full_range_stays_full_range() {
+    let scratch = Scratch::new();
+    let video = SHORT.replace("framerate", "colorimetry=(string)1:3:5:1,framerate");
+    for (input, muxer) in [("in.mp4", "mp4mux"), ("in.mov", "qtmux"), ("in.mkv", "matroskamux")] {
+        let input_file = scratch.make(input, &video, muxer, &[]);
+        for output in ["out.mp4", "out.mov", "out.mkv"] {
+            let lossless = ["--encoder", "x264enc pass=quant quantizer=0", "--overwrite"];
+            let run = scratch.fast(&[&[input, output][..], &lossless].concat());
+            assert!(run.status.success(), "{}", text(&run));
+            let range = colorimetry(&scratch.path(output)).range();
+            assert_eq!(range, gst_video::VideoColorRange::Range0_255, "{input} to {output}");
+            let (before, after) = (pixels(&input_file), pixels(&scratch.path(output)));
+            assert_eq!(before.len(), after.len());
+            let error = before.iter().zip(&after).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(error <= Some(1), "{input} to {output}: {error:?}");
+        }
+    }
+    // The video says that it has full range, but nothing else of its colours.
+    let input = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/media/full_range.h265.mp4");
+    for output in ["bare.mp4", "bare.mov", "bare.mkv"] {
+        let run = scratch.fast(&[input, output]);
+        assert!(run.status.success(), "{}", text(&run));
+        let range = colorimetry(&scratch.path(output)).range();
+        assert_eq!(range, gst_video::VideoColorRange::Range0_255, "{output}");
+    }
+}
+
+#[test]
+fn the_default_encoder_makes_4_2_0_of_everything() {
+    let scratch = Scratch::new();
+    for (format, encoder, muxer) in [
+        ("Y42B", "x264enc", "matroskamux"),
+        ("Y444", "x264enc", "matroskamux"),
+        ("I420_10LE", "x264enc", "matroskamux"),
+        ("BGR", "identity", "avimux"),
+        ("GRAY8", "identity", "matroskamux"),
+    ] {
+        let video = SHORT.replace("format=I420", &format!("format={format}"));
+        scratch.make("in", &video.replace("x264enc", encoder), muxer, &[]);
+        for output in ["out.mp4", "out.webm"] {
+            let run = scratch.fast(&["in", output, "--overwrite"]);
+            assert!(run.status.success(), "{format} to {output}: {}", text(&run));
+            let video = decode(&scratch.path(output));
+            let found = video.info().format();
+            assert_eq!(found, gst_video::VideoFormat::I420, "{format} to {output}");
+        }
+    }
+}
+
+/// Every encoder that `--help` names, in every container that it names.
+#[test]
+fn every_named_encoder_works_in_every_container_that_supports_it() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", SHORT, "mp4mux", &[audio("avenc_aac")]);
+    let help = text(&scratch.enhance(&["--help"]));
+    for encoder in ["x264enc", "x265enc", "vp9enc", "av1enc"] {
+        assert!(help.contains(encoder));
+        for container in ["mp4", "m4v", "mov", "mkv", "webm"] {
+            assert!(help.contains(&format!(".{container}")));
+            let output = format!("{encoder}.{container}");
+            let run = scratch.fast(&["in.mp4", &output, "--encoder", encoder, "--quality", "30"]);
+            if container == "webm" && encoder.starts_with("x26") {
+                fails(&run, 2, "does not support the output of");
+                continue;
+            }
+            assert!(run.status.success(), "{output}: {}", text(&run));
+            let video = decode(&scratch.path(&output));
+            assert_eq!(video.times.len(), 4, "{output}");
+            assert!(!video.audio.is_empty(), "{output}");
+        }
+    }
+}
+
+/// With a lookahead, vp9enc of GStreamer 1.22 loses frames of a video like this one.
+#[test]
+fn vp9_loses_no_frames() {
+    let scratch = Scratch::new();
+    let video = "videotestsrc pattern=smpte num-buffers=75 ! video/x-raw,width=96,height=64,framerate=25/1 \
+        ! x264enc";
+    scratch.make("in.mp4", video, "mp4mux", &[]);
+    for encoder in [&[][..], &["--encoder", "vp9enc deadline=1"]] {
+        let arguments = ["in.mp4", "out.webm", "--overwrite"];
+        let run = scratch.fast(&[&arguments[..], encoder].concat());
+        assert!(run.status.success(), "{encoder:?}: {}", text(&run));
+        assert_eq!(decode(&scratch.path("out.webm")).times.len(), 75);
+    }
+}
+
+#[test]
+fn other_encoders_give_a_file_or_are_refused_before_the_work() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", SHORT, "mp4mux", &[]);
+    for (encoder, output) in [
+        // GStreamer's Matroska demuxer and muxer use different names for a field of its caps.
+        ("avenc_ffv1", "ffv1.mkv"),
+        ("avenc_prores_ks", "prores.mov"),
+        // Not video/…, but image/jpeg.
+        ("jpegenc", "jpeg.mkv"),
+        ("avenc_mjpeg", "mjpeg.mkv"),
+        ("theoraenc", "theora.mkv"),
+        ("vp8enc", "vp8.webm"),
+    ] {
+        let run = scratch.fast(&["in.mp4", output, "--encoder", encoder]);
+        assert!(run.status.success(), "{encoder}: {}", text(&run));
+        assert_eq!(decode(&scratch.path(output)).times.len(), 4, "{encoder}");
+    }
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", SHORT, "mp4mux", &[]);
+    for (encoder, output) in [
+        // Its timestamps are wrong in GStreamer 1.22.
+        ("avenc_mpeg4", "out.mkv"),
+        // GStreamer 1.22 cannot read it from this container.
+        ("avenc_prores_ks", "out.mkv"),
+        ("avenc_mpeg2video", "out.mkv"),
+        ("pngenc", "out.mkv"),
+    ] {
+        let run = scratch.fast(&["in.mp4", output, "--encoder", encoder]);
+        fails(&run, 2, encoder);
+        assert!(!text(&run).contains("is loaded"), "{encoder}: {}", text(&run));
+        scratch.only(&["in.mp4"]);
+    }
+}
+
+#[test]
+fn sizes_that_an_encoder_does_not_support_are_refused_before_the_work() {
+    let scratch = Scratch::new();
+    let small = SHORT.replace("width=96,height=64", "width=8,height=8");
+    scratch.make("in.mkv", &small.replace("x264enc", "identity"), "matroskamux", &[]);
+    for arguments in [&["out.mp4"][..], &["out.mkv", "--encoder", "x264enc"]] {
+        let run = scratch.fast(&[&["in.mkv"][..], arguments].concat());
+        fails(&run, 2, "x264enc cannot encode video of 8x8 pixels, only 16x16 to");
+        scratch.only(&["in.mkv"]);
+    }
+}
+
+#[test]
+fn an_empty_sound_track_is_left_out() {
+    let scratch = Scratch::new();
+    let empty = "audiotestsrc num-buffers=2 ! identity drop-probability=1 ! queue".to_owned();
+    scratch.make("in.mkv", SHORT, "matroskamux", &[empty]);
+    for output in ["out.mp4", "out.mkv"] {
+        let run = scratch.fast(&["in.mkv", output]);
+        assert!(run.status.success(), "{}", text(&run));
+        assert!(text(&run).contains("leaving out an empty sound track"), "{}", text(&run));
+        let video = decode(&scratch.path(output));
+        assert_eq!((video.times.len(), video.audio.len()), (4, 0));
+    }
+}
+
+/// Mono sound of a file.
+fn samples(file: &Path) -> Vec<f32> {
+    let raw = file.with_extension("pcm");
+    run(&format!(
+        "filesrc location={} ! decodebin name=d  d. ! audio/x-raw ! audioconvert ! audio/x-raw,format=F32LE,channels=1 \
+         ! filesink location={}  d. ! video/x-raw ! fakesink",
+        file.display(),
+        raw.display()
+    ));
+    bytemuck::cast_slice(&std::fs::read(raw).unwrap()).to_vec()
+}
+
+#[test]
+fn sound_that_is_encoded_again_is_not_late() {
+    let scratch = Scratch::new();
+    for rate in [8000, 48000] {
+        // A tone that never repeats.
+        let count = rate as usize;
+        let tone = |n: usize| (n as f32 / rate as f32).powi(2) * 900.0 + n as f32 / rate as f32 * 200.0;
+        let sound: Vec<f32> =
+            (0..count).map(|n| 0.5 * (std::f32::consts::TAU * tone(n)).sin()).collect();
+        std::fs::write(scratch.path("raw"), bytemuck::cast_slice::<f32, u8>(&sound)).unwrap();
+        let sound_source = format!(
+            "filesrc location={} ! rawaudioparse pcm-format=f32le sample-rate={rate} num-channels=1 \
+             ! audioconvert ! audio/x-raw,format=S16LE ! queue",
+            scratch.path("raw").display()
+        );
+        let video = SHORT.replace("num-buffers=4", "num-buffers=24");
+        let input = scratch.make("in.mkv", &video, "matroskamux", &[sound_source]);
+        let before = samples(&input);
+        for output in ["out.mp4", "out.mov", "out.webm"] {
+            let run = scratch.fast(&["in.mkv", output, "--overwrite"]);
+            assert!(run.status.success(), "{}", text(&run));
+            let after = samples(&scratch.path(output));
+            // Opus always has 48 kHz.
+            let step = if output == "out.webm" { 48000 / rate as usize } else { 1 };
+            let after: Vec<f32> = after.into_iter().step_by(step).collect();
+            let part = count / 4..count / 2;
+            let product = |late: i32| -> f32 {
+                let shifted = |n: usize| after.get((n as i32 + late) as usize).copied();
+                part.clone().map(|n| before[n] * shifted(n).unwrap_or(0.0)).sum()
+            };
+            let late = (-1500..1500).max_by(|a, b| product(*a).total_cmp(&product(*b))).unwrap();
+            let most = rate / 1000;
+            assert!(late.abs() <= most, "{rate} Hz in {output}: {late} samples late");
+        }
+    }
+}
+
+/// How long a file is for a player.
+fn length(file: &Path) -> ClockTime {
+    let pipeline = gst::parse::launch(&format!(
+        "filesrc location={} ! decodebin ! video/x-raw ! fakesink",
+        file.display()
+    ));
+    let pipeline = pipeline.unwrap();
+    pipeline.set_state(gst::State::Paused).unwrap();
+    pipeline.state(ClockTime::try_from(common::TIMEOUT).unwrap()).0.unwrap();
+    let length = pipeline.query_duration::<ClockTime>();
+    pipeline.set_state(gst::State::Null).unwrap();
+    length.unwrap_or_default()
+}
+
+#[test]
+fn every_frame_of_a_variable_rate_is_shown_for_its_duration() {
+    let scratch = Scratch::new();
+    // The file says 60 fps. Its frames come every half second.
+    let video = "videotestsrc num-buffers=12 ! video/x-raw,format=I420,width=96,height=64,framerate=2/1 \
+        ! capssetter caps=video/x-raw,framerate=60/1 ! x264enc bframes=0 ! queue";
+    scratch.make("in.mp4", video, "mp4mux", &[]);
+    for output in ["out.mp4", "out.mov", "out.mkv"] {
+        let run = scratch.enhance(&["in.mp4", output, "--up-scale", "1", "--target-fps", "60"]);
+        assert!(run.status.success(), "{}", text(&run));
+        let times = decode(&scratch.path(output)).times;
+        assert_eq!(times.len(), 12, "{output}");
+        assert!(length(&scratch.path(output)) > times[11], "{output}");
+    }
+}
+
+#[test]
+fn a_picture_becomes_a_video_of_one_frame() {
+    let scratch = Scratch::new();
+    for (name, encoder) in [("in.png", "pngenc"), ("in.jpg", "jpegenc")] {
+        let video = format!("videotestsrc num-buffers=1 ! video/x-raw,width=96,height=64 ! {encoder}");
+        scratch.make(name, &video, "identity", &[]);
+        for output in ["out.mp4", "out.mov", "out.mkv", "out.webm"] {
+            let run = scratch.fast(&[name, output, "--overwrite"]);
+            assert!(run.status.success(), "{name} to {output}: {}", text(&run));
+            let file = scratch.path(output);
+            assert_eq!(decode(&file).times, [ClockTime::ZERO], "{name} to {output}");
+            assert!(length(&file) >= ClockTime::from_mseconds(39), "{name} to {output}");
+        }
+    }
+}
+
+#[test]
+fn one_two_and_three_frames_are_videos() {
+    let scratch = Scratch::new();
+    for frames in 1..=3 {
+        let video = SHORT.replace("num-buffers=4", &format!("num-buffers={frames}"));
+        scratch.make("in.mp4", &video, "mp4mux", &[]);
+        for output in ["out.mp4", "out.mov", "out.mkv", "out.webm"] {
+            let run = scratch.fast(&["in.mp4", output, "--overwrite"]);
+            assert!(run.status.success(), "{frames} to {output}: {}", text(&run));
+            assert_eq!(decode(&scratch.path(output)).times.len(), frames, "{output}");
+        }
+    }
+}
+
+#[test]
+fn the_partial_file_stays_until_the_finished_file_is_checked() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", SHORT, "mp4mux", &[]);
+    // A folder in the place of the finished file.
+    let obstacle = scratch.path("out.mp4.partial.new");
+    std::fs::create_dir(&obstacle).unwrap();
+    fails(&scratch.fast(&["in.mp4", "out.mp4"]), 4, "out.mp4.partial.new");
+    std::fs::remove_dir(&obstacle).unwrap();
+
+    let index = scratch.path("out.mp4.partial.json");
+    let written = std::fs::read_to_string(&index).unwrap();
+    let changed = written.replace("\"frames\":4", "\"frames\":5");
+    assert_ne!(changed, written);
+    std::fs::write(&index, changed).unwrap();
+    let run = scratch.fast(&["in.mp4", "out.mp4", "--resume"]);
+    fails(&run, 4, "it has 4 of 5 frames");
+    scratch.only(&["in.mp4", "out.mp4.partial.json", "out.mp4.partial.mkv"]);
+
+    std::fs::write(&index, written).unwrap();
+    let run = scratch.fast(&["in.mp4", "out.mp4", "--resume"]);
+    assert!(run.status.success(), "{}", text(&run));
+    assert!(text(&run).contains("out.mp4: finished; all frames were already done"), "{}", text(&run));
+    scratch.only(&["in.mp4", "out.mp4"]);
+    assert_eq!(decode(&scratch.path("out.mp4")).times.len(), 4);
+}
+
+#[test]
+fn names_that_cannot_be_written_are_refused_before_the_work() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", SHORT, "mp4mux", &[]);
+    let refused = |arguments: &[&str], code, why: &str| {
+        let run = scratch.fast(&[&["in.mp4"][..], arguments].concat());
+        fails(&run, code, why);
+        assert!(!text(&run).contains("is loaded"), "{}", text(&run));
+    };
+    // The names of the temporary files are longer.
+    for length in [240, 251, 300] {
+        refused(&[&("x".repeat(length) + ".mp4")], 4, "use a shorter name");
+    }
+    std::fs::create_dir(scratch.path("folder.mp4")).unwrap();
+    refused(&["folder.mp4"], 2, "is a folder");
+    refused(&["folder.mp4", "--overwrite"], 2, "is a folder");
+    refused(&["out.mp4", "--compare", "nowhere/picture.png"], 4, "create its folder first");
+    refused(&["out.mp4", "--compare", "folder.mp4", "--overwrite"], 4, "folder.mp4");
+    scratch.only(&["folder.mp4", "in.mp4"]);
+}
+
+#[test]
+fn two_runs_do_not_write_the_same_output() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", &VIDEO.replace("num-buffers=16", "num-buffers=4000"), "mp4mux", &[]);
+    let mut first = venhance();
+    let arguments = ["in.mp4", "out.mp4", "--model", "lite", "--up-scale", "8"];
+    first.current_dir(scratch.path("")).args(arguments);
+    let mut first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let partial = scratch.path("out.mp4.partial.mkv");
+    wait_for("the first frame", || partial.metadata().is_ok_and(|partial| partial.len() > 0));
+    let second = scratch.enhance(&[&arguments[..], &["--overwrite"]].concat());
+    first.kill().unwrap();
+    end(&mut first);
+    fails(&second, 4, "another venhance process is writing out.mp4.partial.mkv; wait for it");
+}
+
+#[test]
+fn a_plan_whose_reader_goes_away_is_no_failure() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", SHORT, "mp4mux", &[]);
+    let mut command = venhance();
+    command.current_dir(scratch.path("")).args(["in.mp4", "--plan", "--model", "lite"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    end(&mut child);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(text(&output), "");
+}
+
+#[test]
+fn a_plan_lists_every_video_of_a_folder() {
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.path("in")).unwrap();
+    for name in ["a.mp4", "b.mp4"] {
+        let file = scratch.make(name, SHORT, "mp4mux", &[]);
+        std::fs::rename(file, scratch.path("in").join(name)).unwrap();
+    }
+    let run = scratch.enhance(&["in", "--plan", "--model", "lite", "--up-scale", "2"]);
+    assert!(run.status.success(), "{}", text(&run));
+    for line in ["in/a.mp4:", "in/b.mp4:", "resolution: 96x64 to 192x128", "frame rate: 24 to 24 fps"] {
+        assert!(text(&run).contains(line), "{line:?} is not in {}", text(&run));
+    }
+}
+
+/// A run that hangs is found by its time.
+#[test]
+fn a_stream_that_is_not_there_is_an_error_and_no_hang() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", SHORT, "mp4mux", &[]);
+    let obstacle = scratch.path("out.mp4.partial.new");
+    std::fs::create_dir(&obstacle).unwrap();
+    fails(&scratch.fast(&["in.mp4", "out.mp4"]), 4, "out.mp4.partial.new");
+    std::fs::remove_dir(&obstacle).unwrap();
+    // A file of the same length without the video.
+    let partial = scratch.path("out.mp4.partial.mkv");
+    let length = partial.metadata().unwrap().len();
+    run(&format!(
+        "audiotestsrc num-buffers=200 ! audio/x-raw,rate=44100 ! matroskamux ! filesink location={}",
+        partial.display()
+    ));
+    assert!(partial.metadata().unwrap().len() >= length);
+    let began = Instant::now();
+    let run = scratch.fast(&["in.mp4", "out.mp4", "--resume"]);
+    fails(&run, 4, "a stream is missing");
+    assert!(began.elapsed() < Duration::from_secs(20));
+}

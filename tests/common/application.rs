@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the tests of the application share: how to run it, and what it works on.
+#![allow(dead_code, reason = "every test file uses a part of this")]
+
+use std::{
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use super::common::{self, Video, decode, run};
+
+pub fn venhance() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_venhance"));
+    command.env_remove("G_DEBUG").stdin(Stdio::null());
+    command
+}
+
+/// A temporary folder for the files of one test.
+pub struct Scratch(pub tempfile::TempDir);
+
+pub const VIDEO: &str = "videotestsrc pattern=ball num-buffers=16 \
+    ! video/x-raw,format=I420,width=96,height=64,framerate=8/1 ! x264enc ! queue";
+
+/// Two seconds of sound from `encoder`.
+pub fn audio(encoder: &str) -> String {
+    format!(
+        "audiotestsrc num-buffers=88 samplesperbuffer=1000 ! audio/x-raw,rate=44100,channels=2 ! audioconvert ! audioresample ! {encoder} ! queue"
+    )
+}
+
+impl Scratch {
+    pub fn new() -> Self {
+        common::init();
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Writes a file with video and the given other streams.
+    pub fn make(&self, name: &str, video: &str, muxer: &str, others: &[String]) -> PathBuf {
+        let path = self.path(name);
+        let others: Vec<_> = others.iter().map(|other| format!(" {other} ! m.")).collect();
+        let location = path.display();
+        run(&format!("{video} ! {muxer} name=m ! filesink location={location}{}", others.concat()));
+        path
+    }
+
+    pub fn enhance(&self, arguments: &[&str]) -> Output {
+        let mut child = venhance()
+            .current_dir(self.0.path())
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It prints less than a pipe holds.
+        end(&mut child);
+        child.wait_with_output().unwrap()
+    }
+
+    /// Enhances, and decodes what has come out.
+    pub fn result(&self, arguments: &[&str]) -> Video {
+        let output = self.enhance(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+        self.nothing_left(arguments[1]);
+        decode(&self.path(arguments[1]))
+    }
+
+    pub fn nothing_left(&self, output: &str) {
+        for suffix in ["mkv", "json", "new"] {
+            let path = self.path(&format!("{output}.partial.{suffix}"));
+            assert!(!path.exists(), "{} is left", path.display());
+        }
+    }
+}
+
+/// Waits for a run, which must not hang.
+pub fn end(child: &mut Child) -> ExitStatus {
+    let began = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if began.elapsed() > common::TIMEOUT {
+            child.kill().unwrap();
+            panic!("venhance hangs");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+pub fn fails(output: &Output, code: i32, why: &str) {
+    assert_eq!(output.status.code(), Some(code), "{}", text(output));
+    assert!(text(output).contains(why), "{why:?} is not in {}", text(output));
+}
