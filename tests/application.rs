@@ -80,7 +80,9 @@ fn webm_gets_vp9_and_opus() {
     for (pad, codec) in [("video_0", "video/x-vp9"), ("audio_0", "audio/x-opus")] {
         // Another codec would be a not-negotiated error.
         let location = file.display();
-        run(&format!("filesrc location={location} ! matroskademux name=d d.{pad} ! {codec} ! fakesink"));
+        run(&format!(
+            "filesrc location={location} ! matroskademux name=d d.{pad} ! {codec} ! fakesink"
+        ));
     }
 }
 
@@ -485,7 +487,10 @@ fn interrupted(twice: bool) -> (String, Option<i32>) {
     long(&scratch);
     let mut command = venhance();
     let held_up = ["--encoder", "queue ! identity sleep-time=100000 ! x264enc tune=zerolatency"];
-    command.current_dir(scratch.0.path()).args(["in.mp4", "out.mkv", "--up-scale", "1"]).args(held_up);
+    command
+        .current_dir(scratch.0.path())
+        .args(["in.mp4", "out.mkv", "--up-scale", "1"])
+        .args(held_up);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let partial = scratch.path("out.mkv.partial.mkv");
     wait_for("the first frame", || partial.metadata().is_ok_and(|partial| partial.len() > 0));

@@ -196,14 +196,18 @@ fn values_that_the_reference_takes_are_taken() {
     for cfg in ["-1", "0", "0.5", "25", "100"] {
         plan(&model, &["--cfg", cfg]);
     }
-    has(&["--solver_mode", "normal", "--steps", "150"], "evaluations: 150 per window, 150 in total");
+    has(
+        &["--solver_mode", "normal", "--steps", "150"],
+        "evaluations: 150 per window, 150 in total",
+    );
     let run = "in.mp4 out.mp4 --version v1 --model_path model --min-height 0 --up_scale 1 --solver_mode normal --steps 1";
     let extreme = ["--cfg", "0.5", "--negative-prompt", "", "--overwrite"];
     enhance(&model, &run.split(' ').chain(extreme).collect::<Vec<_>>());
 
     has(&["--prompt", ""], "prompt: ");
     has(&["--negative-prompt", ""], "negative prompt: ");
-    std::fs::write(model.path("in.txt"), "\u{feff}\n\n  a red balloon \r\nsomething else\n").unwrap();
+    std::fs::write(model.path("in.txt"), "\u{feff}\n\n  a red balloon \r\nsomething else\n")
+        .unwrap();
     has(&[], "prompt: a red balloon");
     has(&["--prompt", ""], "prompt: ");
     std::fs::write(model.path("prompts"), "\n \r\na cat\n\na dog\n").unwrap();
@@ -216,5 +220,8 @@ fn values_that_the_reference_takes_are_taken() {
     let output = program(&model).args(folder.split(' ')).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3));
-    assert!(said.contains("prompts has 2 lines but there are more videos; add one line for each"), "{said}");
+    assert!(
+        said.contains("prompts has 2 lines but there are more videos; add one line for each"),
+        "{said}"
+    );
 }

@@ -67,7 +67,9 @@ fn colorimetry(file: &Path) -> gst_video::VideoColorimetry {
 fn pixels(file: &Path) -> Vec<u8> {
     let raw = file.with_extension("raw");
     let (file, location) = (file.display(), raw.display());
-    run(&format!("filesrc location={file} ! decodebin ! video/x-raw ! filesink location={location}"));
+    run(&format!(
+        "filesrc location={file} ! decodebin ! video/x-raw ! filesink location={location}"
+    ));
     std::fs::read(raw).unwrap()
 }
 
@@ -239,7 +241,8 @@ fn sound_that_is_encoded_again_is_not_late() {
     for rate in [8000, 48000] {
         // A tone that never repeats.
         let count = rate as usize;
-        let tone = |n: usize| (n as f32 / rate as f32).powi(2) * 900.0 + n as f32 / rate as f32 * 200.0;
+        let tone =
+            |n: usize| (n as f32 / rate as f32).powi(2) * 900.0 + n as f32 / rate as f32 * 200.0;
         let sound: Vec<f32> =
             (0..count).map(|n| 0.5 * (std::f32::consts::TAU * tone(n)).sin()).collect();
         std::fs::write(scratch.path("raw"), bytemuck::cast_slice::<f32, u8>(&sound)).unwrap();
@@ -304,7 +307,8 @@ fn every_frame_of_a_variable_rate_is_shown_for_its_duration() {
 fn a_picture_becomes_a_video_of_one_frame() {
     let scratch = Scratch::new();
     for (name, encoder) in [("in.png", "pngenc"), ("in.jpg", "jpegenc")] {
-        let video = format!("videotestsrc num-buffers=1 ! video/x-raw,width=96,height=64 ! {encoder}");
+        let video =
+            format!("videotestsrc num-buffers=1 ! video/x-raw,width=96,height=64 ! {encoder}");
         scratch.make(name, &video, "identity", &[]);
         for output in ["out.mp4", "out.mov", "out.mkv", "out.webm"] {
             let run = scratch.fast(&[name, output, "--overwrite"]);
@@ -352,7 +356,11 @@ fn the_partial_file_stays_until_the_finished_file_is_checked() {
     std::fs::write(&index, written).unwrap();
     let run = scratch.fast(&["in.mp4", "out.mp4", "--resume"]);
     assert!(run.status.success(), "{}", text(&run));
-    assert!(text(&run).contains("out.mp4: finished; all frames were already done"), "{}", text(&run));
+    assert!(
+        text(&run).contains("out.mp4: finished; all frames were already done"),
+        "{}",
+        text(&run)
+    );
     scratch.only(&["in.mp4", "out.mp4"]);
     assert_eq!(decode(&scratch.path("out.mp4")).times.len(), 4);
 }
@@ -418,7 +426,9 @@ fn a_plan_lists_every_video_of_a_folder() {
     }
     let run = scratch.enhance(&["in", "--plan", "--model", "lite", "--up-scale", "2"]);
     assert!(run.status.success(), "{}", text(&run));
-    for line in ["in/a.mp4:", "in/b.mp4:", "resolution: 96x64 to 192x128", "frame rate: 24 to 24 fps"] {
+    for line in
+        ["in/a.mp4:", "in/b.mp4:", "resolution: 96x64 to 192x128", "frame rate: 24 to 24 fps"]
+    {
         assert!(text(&run).contains(line), "{line:?} is not in {}", text(&run));
     }
 }

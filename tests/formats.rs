@@ -3,52 +3,25 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::path::Path;
 
-use common::{Rig, caps, frames};
+use common::{Rig, caps, frames, record, try_run};
 use gst::prelude::*;
-use gst_video::{VideoFormat, VideoInfo};
+use gst_video::{VideoFormat, VideoFormatInfo, VideoInfo};
 
-const FORMATS: [&str; 22] = [
-    "I420",
-    "YV12",
-    "NV12",
-    "Y42B",
-    "Y444",
-    "GRAY8",
-    "RGB",
-    "BGR",
-    "RGBx",
-    "BGRx",
-    "xRGB",
-    "xBGR",
-    "RGBA",
-    "BGRA",
-    "ARGB",
-    "ABGR",
-    "GBR",
-    "I420_10LE",
-    "P010_10LE",
-    "I422_10LE",
-    "Y444_10LE",
-    "GBR_10LE",
-];
+/// All formats that GStreamer has, so that new ones are tested as well.
+fn formats() -> impl Iterator<Item = (&'static str, VideoFormatInfo)> {
+    common::init();
+    VideoFormat::iter_raw()
+        .map(|format| (format.to_str().as_str(), VideoFormatInfo::from_format(format)))
+}
 
 /// The bytes of every buffer that reaches the element called "sink", and its caps.
 fn collect(pipeline: &str) -> (gst::Caps, Vec<Vec<u8>>) {
     common::init();
-    let pipeline = gst::parse::launch(pipeline).unwrap().downcast::<gst::Pipeline>().unwrap();
-    let seen = Arc::new(Mutex::new((None, Vec::new())));
-    let log = seen.clone();
-    let pad = pipeline.by_name("sink").unwrap().static_pad("sink").unwrap();
-    pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
-        if let Some(gst::PadProbeData::Buffer(buffer)) = &info.data {
-            let mut log = log.lock().unwrap();
-            log.0 = pad.current_caps();
-            log.1.push(buffer.map_readable().unwrap().to_vec());
-        }
-        gst::PadProbeReturn::Ok
-    });
+    let text = pipeline;
+    let pipeline = gst::parse::launch(text).unwrap().downcast::<gst::Pipeline>().unwrap();
+    let recorded = record(&pipeline.by_name("sink").unwrap().static_pad("sink").unwrap());
     pipeline.set_state(gst::State::Playing).unwrap();
     let ends = [gst::MessageType::Eos, gst::MessageType::Error];
     let end = pipeline
@@ -57,68 +30,55 @@ fn collect(pipeline: &str) -> (gst::Caps, Vec<Vec<u8>>) {
         .timed_pop_filtered(gst::ClockTime::from_seconds(30), &ends)
         .expect("the pipeline hangs");
     pipeline.set_state(gst::State::Null).unwrap();
-    assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
-    let (caps, frames) = std::mem::take(&mut *seen.lock().unwrap());
-    (caps.unwrap(), frames)
+    assert_eq!(end.type_(), gst::MessageType::Eos, "{text}: {end:?}");
+    let recorded = std::mem::take(&mut *recorded.lock().unwrap());
+    let bytes = recorded.buffers.iter().map(|buffer| buffer.map_readable().unwrap().to_vec());
+    (recorded.caps.unwrap(), bytes.collect())
 }
 
-/// The components of a frame, one after the other, row by row without padding.
-fn components(caps: &gst::Caps, bytes: &[u8]) -> Vec<Vec<u32>> {
-    let info = VideoInfo::from_caps(caps).unwrap();
-    let buffer = gst::Buffer::from_slice(bytes.to_vec());
-    let frame = gst_video::VideoFrame::from_buffer_readable(buffer, &info).unwrap();
-    let format = info.format_info();
-    (0..format.n_components() as usize)
-        .map(|component| {
-            let plane = format.plane()[component];
-            let data = frame.plane_data(plane).unwrap();
-            let stride = info.stride()[plane as usize] as usize;
-            let step = format.pixel_stride()[component] as usize;
-            // GStreamer gives 1 for the second chroma of P010, which is at 2.
-            let bytes = usize::from(format.depth()[component] > 8) + 1;
-            let offset = (format.poffset()[component] as usize).next_multiple_of(bytes);
-            let width = info.comp_width(component as u8) as usize;
-            let height = info.comp_height(component as u8) as usize;
-            (0..width * height)
-                .map(|i| {
-                    let at = i / width * stride + i % width * step + offset;
-                    match format.depth()[component] > 8 {
-                        true => u32::from(
-                            u16::from_le_bytes([data[at], data[at + 1]])
-                                >> format.shift()[component],
-                        ),
-                        false => u32::from(data[at]),
-                    }
-                })
-                .collect()
-        })
-        .collect()
+/// GStreamer's converter without anything that changes values, to a format of 16 bits: unpacks.
+const UNPACK: &str =
+    "videoconvert dither=none chroma-mode=none matrix-mode=none primaries-mode=none";
+
+/// The 16-bit values of every frame, unpacked, as the elements after `source` leave them.
+fn values(source: &str, elements: &str, format: VideoFormatInfo) -> Vec<u16> {
+    let wide = if format.is_rgb() { "ARGB64" } else { "AYUV64" };
+    let (_, frames) = collect(&format!(
+        "{source} ! {elements} ! {UNPACK} ! video/x-raw,format={wide} ! fakesink name=sink"
+    ));
+    let bytes = frames.concat();
+    bytes.as_chunks().0.iter().map(|bytes| u16::from_ne_bytes(*bytes)).collect()
 }
 
-fn worst(a: &[Vec<u32>], b: &[Vec<u32>]) -> u32 {
-    a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
+fn worst(a: &[u16], b: &[u16]) -> u16 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
 }
 
-fn mean_square(a: &[Vec<u32>], b: &[Vec<u32>]) -> f64 {
-    let squares: f64 = a
-        .iter()
-        .flatten()
-        .zip(b.iter().flatten())
-        .map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2))
-        .sum();
-    squares / a.iter().map(Vec::len).sum::<usize>() as f64
+fn mean_square(a: &[u16], b: &[u16]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let squares = a.iter().zip(b).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+    squares.sum::<f64>() / a.len() as f64
 }
 
-/// A colourful picture, in a format, that RGB can show, so that nothing is clipped on the way.
+/// A colourful picture with alpha that RGB can show, so that nothing is clipped on the way.
 struct Picture(tempfile::NamedTempFile);
 
 impl Picture {
+    const SIZE: (i32, i32) = (96, 64);
+
     fn new() -> Self {
         let wave = |x: f64| (127.0 + 80.0 * x.sin()) as u8;
-        let pixels: Vec<u8> = (0..96 * 64)
+        let (width, height) = Self::SIZE;
+        let pixels: Vec<u8> = (0..width * height)
             .flat_map(|i| {
-                let (x, y) = (f64::from(i % 96), f64::from(i / 96));
-                [wave(x / 5.0 + y / 40.0), wave(y / 7.0 - x / 30.0), wave((x + y) / 9.0)]
+                let (x, y) = (f64::from(i % width), f64::from(i / width));
+                [
+                    wave(x / 5.0 + y / 40.0),
+                    wave(y / 7.0 - x / 30.0),
+                    wave((x + y) / 9.0),
+                    wave((x - y) / 12.0),
+                ]
             })
             .collect();
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -126,55 +86,118 @@ impl Picture {
         Self(file)
     }
 
-    fn through(&self, format: &str, elements: &str) -> (gst::Caps, Vec<Vec<u32>>) {
-        let (caps, frames) = collect(&format!(
-            "filesrc location={} ! rawvideoparse format=rgb width=96 height=64 framerate=10/1 \
-             ! videoconvert dither=none ! video/x-raw,format={format} ! {elements} ! fakesink name=sink",
-            self.0.path().display()
-        ));
-        let components = components(&caps, &frames[0]);
-        (caps, components)
+    fn path(&self) -> &Path {
+        self.0.path()
     }
+
+    /// Elements that give one frame of this format.
+    fn source(&self, format: &str) -> String {
+        let (width, height) = Self::SIZE;
+        format!(
+            "filesrc location={} \
+             ! rawvideoparse format=rgba width={width} height={height} framerate=10/1 \
+             ! videoconvert dither=none ! video/x-raw,format={format}",
+            self.path().display()
+        )
+    }
+}
+
+/// Whether chroma has the size of luma.
+fn has_full_chroma(format: VideoFormatInfo) -> bool {
+    format.w_sub().iter().chain(format.h_sub()).all(|shift| *shift == 0)
 }
 
 #[test]
 fn every_format_goes_in_and_comes_out_as_itself_at_any_size() {
-    for format in FORMATS {
+    for (format, _) in formats() {
         let (caps, frames) = collect(&format!(
             "videotestsrc num-buffers=2 ! video/x-raw,format={format},width=33,height=21,framerate=10/1 \
-             ! venhance up-scale=2 target-fps=20 ! fakesink name=sink"
+             ! venhance up-scale=2 target-fps=20 ! video/x-raw,format={format} ! fakesink name=sink"
         ));
         let info = VideoInfo::from_caps(&caps).unwrap();
         assert_eq!(
             (info.format().to_str().as_str(), info.width(), info.height()),
             (format, 66, 42)
         );
-        assert_eq!(frames.len(), 3);
+        assert_eq!(frames.len(), 3, "{format}");
+    }
+}
+
+#[test]
+fn the_output_has_the_format_of_the_input_unless_that_has_a_palette() {
+    for (format, info) in formats() {
+        let (caps, _) = collect(&format!(
+            "videotestsrc num-buffers=1 ! video/x-raw,format={format},width=16,height=16 \
+             ! venhance up-scale=2 ! fakesink name=sink"
+        ));
+        let output = VideoInfo::from_caps(&caps).unwrap().format();
+        match info.has_palette() {
+            false => assert_eq!(output, info.format()),
+            true => assert!(!VideoFormatInfo::from_format(output).has_palette()),
+        }
     }
 }
 
 #[test]
 fn without_enlarging_a_frame_of_full_chroma_stays_within_one_code_value() {
     let picture = Picture::new();
-    for format in ["Y444", "Y444_10LE", "RGB", "BGRx", "ARGB", "GBR", "GBR_10LE", "GRAY8"] {
-        let (before, input) = picture.through(format, "identity");
-        let (after, output) = picture.through(format, "venhance up-scale=1 target-fps=0/1");
-        assert_eq!(VideoInfo::from_caps(&before).unwrap(), VideoInfo::from_caps(&after).unwrap());
-        assert!(worst(&input, &output) <= 1, "{format}: {}", worst(&input, &output));
+    for (name, format) in formats().filter(|(_, format)| has_full_chroma(*format)) {
+        let through = |elements: &str| values(&picture.source(name), elements, format);
+        let input = through("identity");
+        let output =
+            through(&format!("venhance up-scale=1 target-fps=0/1 ! video/x-raw,format={name}"));
+        // Entries of a palette are 51 apart.
+        let steps = match format.has_palette() {
+            true => 5,
+            false => (1 << format.depth().iter().min().unwrap().min(&16)) - 1,
+        };
+        let step = (65535 / steps) as u16;
+        let step = step.max(3);
+        assert!(worst(&input, &output) <= step, "{name}: {}", worst(&input, &output));
     }
 }
 
 #[test]
 fn without_enlarging_a_frame_of_less_chroma_loses_no_more_than_through_videoconvert() {
     let picture = Picture::new();
-    for format in ["I420", "YV12", "NV12", "Y42B", "I420_10LE", "P010_10LE", "I422_10LE"] {
-        let (_, input) = picture.through(format, "identity");
-        let loss = |elements: &str| mean_square(&input, &picture.through(format, elements).1);
-        let ours = loss("venhance up-scale=1 target-fps=0/1");
+    for (name, format) in formats().filter(|(_, format)| !has_full_chroma(*format)) {
+        let through = |elements: &str| values(&picture.source(name), elements, format);
+        let input = through("identity");
+        let loss = |elements: &str| mean_square(&input, &through(elements));
+        let ours = loss(&format!("venhance up-scale=1 target-fps=0/1 ! video/x-raw,format={name}"));
         let theirs = loss(&format!(
-            "videoconvert ! video/x-raw,format=ARGB64 ! videoconvert ! video/x-raw,format={format}"
+            "videoconvert n-threads=1 dither=none ! video/x-raw,format=ARGB64 \
+             ! videoconvert n-threads=1 dither=none ! video/x-raw,format={name}"
         ));
-        assert!(ours <= theirs, "{format}: mean square {ours}, videoconvert {theirs}");
+        assert!(ours <= theirs, "{name}: mean square {ours}, videoconvert {theirs}");
+    }
+}
+
+/// The picture, enlarged in a format, in 16-bit RGB with alpha.
+fn enlarged(picture: &Picture, format: &str) -> Vec<u16> {
+    let rgb = VideoFormatInfo::from_format(VideoFormat::Argb64);
+    let elements = format!(
+        "venhance model=lite up-scale=2 target-fps=0/1 ! video/x-raw,format={format} \
+         ! videoconvert dither=none ! video/x-raw,format=ARGB64"
+    );
+    values(&picture.source(format), &elements, rgb)
+}
+
+#[test]
+fn lite_makes_the_same_picture_of_every_format() {
+    let picture = Picture::new();
+    let reference = enlarged(&picture, "ARGB64");
+    for (name, format) in formats() {
+        let output = enlarged(&picture, name);
+        let alpha = |values: &[u16]| values.iter().step_by(4).copied().collect::<Vec<_>>();
+        let colour = |values: &[u16]| {
+            let pixels = values.as_chunks::<4>().0;
+            pixels.iter().flat_map(|[_, r, g, b]| [*r, *g, *b]).collect::<Vec<_>>()
+        };
+        let root = |a: Vec<u16>, b: Vec<u16>| mean_square(&a, &b).sqrt() / 257.0;
+        let colours = root(colour(&output), colour(&reference));
+        let alphas = root(alpha(&output), alpha(&reference));
+        eprintln!("{name}: {colours:.2} {alphas:.2}");
     }
 }
 
@@ -225,9 +248,34 @@ fn the_output_format_is_the_nearest_that_downstream_takes() {
     ] {
         assert_eq!(chosen(input, x264), output, "{input}");
     }
-    assert_eq!(chosen("I420", "RGB,RGBA,GRAY8"), VideoFormat::Rgb);
-    assert_eq!(chosen("RGBA", "RGB,I420,BGRA"), VideoFormat::Bgra);
-    assert_eq!(chosen("Y444_10LE", "Y444,I420_10LE"), VideoFormat::I42010le, "depth before chroma");
+    for (input, offered, output) in [
+        ("I420", "RGB,RGBA,GRAY8", "RGB"),
+        ("RGBA", "RGB,I420,BGRA", "BGRA"),
+        // Alpha, then depth, then family, then chroma.
+        ("A420", "I420,RGB,ARGB64,AYUV", "AYUV"),
+        ("GBRA_12LE", "GBR_12LE,ARGB", "ARGB"),
+        ("Y444_10LE", "Y444,I420_10LE", "I420_10LE"),
+        ("I420_10LE", "NV12,GBR_10LE", "GBR_10LE"),
+        ("I420", "RGB,I420_10LE", "I420_10LE"),
+        ("I420", "Y444,I420_10LE", "Y444"),
+        ("P016_LE", "I420,I420_12LE,I420_10LE", "I420_12LE"),
+        ("P012_LE", "P016_LE,I420_10LE,Y444_16LE", "P016_LE"),
+        ("v210", "Y444_10LE,I420_10LE,I422_10LE", "I422_10LE"),
+        ("Y41B", "I420,Y444,Y42B", "Y42B"),
+        ("YUV9", "Y444,Y42B,I420", "I420"),
+        ("YUY2", "UYVY,NV16,Y42B", "Y42B"),
+        ("RGB", "Y444,NV12", "NV12"),
+        ("RGB16", "RGB15,RGB", "RGB"),
+        ("RGB15", "RGB16,RGB", "RGB16"),
+        ("GRAY8", "RGB,I420,GRAY16_LE", "I420"),
+        ("GRAY16_LE", "I420,GRAY8,GRAY10_LE32,I420_10LE", "GRAY10_LE32"),
+        ("Y410", "Y444_10LE,AYUV,A444_10LE", "A444_10LE"),
+        ("RGB8P", "RGB8P,RGB,I420", "RGB"),
+        ("RGB", "RGB8P,RGB16", "RGB16"),
+    ] {
+        let output = VideoFormat::from_string(output);
+        assert_eq!(chosen(input, offered), output, "{input} to {offered}");
+    }
 }
 
 /// The output's caps for the input's.
@@ -296,9 +344,8 @@ fn a_matrix_that_downstream_insists_on_is_converted_to() {
     );
     assert_eq!(caps.structure(0).unwrap().get::<&str>("colorimetry"), Ok("bt709"));
     // ITU-R BT.709: red is (63, 102, 240), and (81, 90, 240) in BT.601.
-    let components = components(&caps, &frames[0]);
-    for (component, ideal) in components.iter().zip([63u32, 102, 240]) {
-        assert!(component[2000].abs_diff(ideal) <= 1, "{} {ideal}", component[2000]);
+    for (plane, ideal) in frames[0].chunks(64 * 64).zip([63u8, 102, 240]) {
+        assert!(plane[2000].abs_diff(ideal) <= 1, "{} {ideal}", plane[2000]);
     }
 }
 
@@ -324,6 +371,50 @@ fn pixels_stay_square_where_the_input_does_not_say_and_downstream_takes_any() {
          ! venhance up-scale=2 ! videoscale ! video/x-raw,pixel-aspect-ratio=1/1,width=64,height=64 ! fakesink name=sink",
     );
     assert_eq!(VideoInfo::from_caps(&caps).unwrap().par(), gst::Fraction::new(1, 1));
+}
+
+#[test]
+fn alpha_is_kept_in_every_format_that_has_it() {
+    let picture = Picture::new();
+    let rgb = VideoFormatInfo::from_format(VideoFormat::Argb64);
+    for (name, format) in formats() {
+        let depth = format.depth().get(3).copied().unwrap_or(0);
+        if depth == 0 {
+            continue;
+        }
+        let elements = "venhance model=lite up-scale=2 target-fps=0/1";
+        let rgba = |middle: &str| {
+            let elements = format!("{middle} ! venhance up-scale=1 ! video/x-raw,format=ARGB64");
+            values(&picture.source(name), &elements, rgb)
+        };
+        let output = rgba(&format!("{elements} ! video/x-raw,format={name}"));
+        let reference =
+            rgba(&format!("venhance up-scale=1 ! video/x-raw,format=ARGB64 ! {elements}"));
+        let off = output.iter().zip(&reference).step_by(4).map(|(a, b)| a.abs_diff(*b)).max();
+        // Half a code value, rounded once.
+        let step = 65535 / ((1 << depth.min(16)) - 1);
+        assert!(off.unwrap() <= step / 2 + 2, "{name}: {off:?}, a code value is {step}");
+        assert!(reference.iter().step_by(4).any(|alpha| *alpha < 30_000));
+    }
+}
+
+#[test]
+fn frames_that_cannot_be_read_are_refused_with_their_name_and_what_to_do() {
+    for (caps, name, remedy) in [
+        ("video/x-raw(memory:GLMemory),format=RGBA", "memory:GLMemory", "gldownload"),
+        ("video/x-raw(memory:DMABuf),format=NV12", "memory:DMABuf", "system memory"),
+        ("video/x-raw,format=DMA_DRM", "DMA_DRM", "before venhance"),
+        ("video/x-raw,format=ENCODED", "ENCODED", "before venhance"),
+        ("video/x-h264,stream-format=byte-stream", "video/x-h264", "decoder"),
+    ] {
+        let (_, error) = try_run(&format!(
+            "fakesrc num-buffers=1 sizetype=fixed sizemax=1024 format=time \
+             ! capssetter replace=true caps=\"{caps},width=16,height=16,framerate=10/1\" ! queue \
+             ! venhance ! fakesink"
+        ));
+        let error = error.unwrap();
+        assert!(error.contains(name) && error.contains(remedy), "{caps}: {error}");
+    }
 }
 
 #[test]

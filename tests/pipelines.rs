@@ -3,12 +3,9 @@
 
 mod common;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex},
-};
+use std::path::{Path, PathBuf};
 
-use common::{Video, decode, run, try_run, wait_for};
+use common::{Video, decode, record, run, try_run, wait_for};
 use gst::{ClockTime, prelude::*};
 use gst_video::VideoFormat;
 
@@ -55,21 +52,6 @@ fn wait_for_end(pipeline: &gst::Pipeline) {
     pipeline.set_state(gst::State::Null).unwrap();
     let end = end.expect("the pipeline hangs");
     assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
-}
-
-/// The caps and times of all that goes through a pad.
-fn record(pad: &gst::Pad) -> Arc<Mutex<(Option<gst::Caps>, Vec<ClockTime>)>> {
-    let record = Arc::new(Mutex::new((None, Vec::new())));
-    let log = record.clone();
-    pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
-        if let Some(gst::PadProbeData::Buffer(buffer)) = &info.data {
-            let mut log = log.lock().unwrap();
-            log.0 = pad.current_caps();
-            log.1.push(buffer.pts().unwrap());
-        }
-        gst::PadProbeReturn::Ok
-    });
-    record
 }
 
 /// 20 frames at 8 fps have become 58 at 24, each four times as wide and as high.
@@ -242,8 +224,9 @@ fn a_variable_rate_keeps_the_time_of_every_input_frame() {
     let input = record(&element.static_pad("sink").unwrap());
     let output = record(&element.static_pad("src").unwrap());
     play(&pipeline);
-    let times = output.lock().unwrap().1.clone();
-    let caps = input.lock().unwrap().0.clone().unwrap();
+    let times: Vec<_> =
+        output.lock().unwrap().buffers.iter().map(|buffer| buffer.pts().unwrap()).collect();
+    let caps = input.lock().unwrap().caps.clone().unwrap();
     let fps = gst_video::VideoInfo::from_caps(&caps).unwrap().fps();
     let frame = ClockTime::SECOND.mul_div_floor(fps.denom() as u64, fps.numer() as u64).unwrap();
     assert!(times.is_sorted() && times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
@@ -282,7 +265,7 @@ fn upstream_learns_the_size_and_rate_that_downstream_wants() {
     );
     let input = record(&pipeline.by_name("v").unwrap().static_pad("sink").unwrap());
     play(&pipeline);
-    let caps = input.lock().unwrap().0.clone().unwrap();
+    let caps = input.lock().unwrap().caps.clone().unwrap();
     let info = gst_video::VideoInfo::from_caps(&caps).unwrap();
     assert_eq!((info.width(), info.height()), (160, 120));
 }

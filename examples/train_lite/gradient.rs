@@ -4,6 +4,8 @@
 //! On the CPU the forward pass is the one that the plugin runs, so the weights are trained for its rounding; the
 //! backward pass uses the same convolution. On a GPU both are candle's.
 
+use std::convert::Infallible;
+
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor};
 use gstvenhance::ops::{ConvChain, LEAKY_SLOPE, Scratch};
 use rayon::prelude::*;
@@ -68,9 +70,11 @@ fn convolve(
 ) -> Vec<f32> {
     let mut y = vec![0.0; h * w * out];
     let input = |row: usize, target: &mut [f32]| target.copy_from_slice(&x[row * w * c..][..w * c]);
-    chain.run(&mut Scratch::default(), (w, h), 0..h, input, |row, values| {
+    let output = |row: usize, values: &[f32]| {
         y[row * w * out..][..w * out].copy_from_slice(values);
-    });
+        Ok::<_, Infallible>(())
+    };
+    let Ok(()) = chain.run(&mut Scratch::default(), (w, h), 0..h, input, output);
     y
 }
 

@@ -14,53 +14,78 @@ use crate::engine::{
     MAX_INTERPOLATED_FRAMES, Model, interpolated_frames, scaled_side, unscaled_sides,
 };
 
-/// The formats that decoders produce and encoders take.
-const FORMATS: [VideoFormat; 22] = [
+/// The formats that encoders take, most common first.
+const ENCODED_FORMATS: [VideoFormat; 9] = [
     VideoFormat::I420,
-    VideoFormat::Yv12,
     VideoFormat::Nv12,
+    VideoFormat::Yv12,
     VideoFormat::Y42b,
     VideoFormat::Y444,
     VideoFormat::I42010le,
     VideoFormat::P01010le,
     VideoFormat::I42210le,
     VideoFormat::Y44410le,
-    VideoFormat::Gray8,
-    VideoFormat::Rgb,
-    VideoFormat::Bgr,
-    VideoFormat::Rgbx,
-    VideoFormat::Bgrx,
-    VideoFormat::Xrgb,
-    VideoFormat::Xbgr,
-    VideoFormat::Rgba,
-    VideoFormat::Bgra,
-    VideoFormat::Argb,
-    VideoFormat::Abgr,
-    VideoFormat::Gbr,
-    VideoFormat::Gbr10le,
 ];
 
+/// All formats of both pads: those that encoders take, then all others that GStreamer's converter reads and
+/// writes, in its order.
+static FORMATS: Lazy<Vec<VideoFormat>> = Lazy::new(|| {
+    let others = VideoFormat::iter_raw().filter(|format| !ENCODED_FORMATS.contains(format));
+    ENCODED_FORMATS.into_iter().chain(others).collect()
+});
+
 static FORMAT_LIST: Lazy<gst::List> =
-    Lazy::new(|| gst::List::new(FORMATS.map(|format| format.to_str().as_str())));
+    Lazy::new(|| gst::List::new(FORMATS.iter().map(|format| format.to_str().as_str())));
 
 /// The caps of both pad templates.
 pub(super) fn template() -> gst::Caps {
-    gst_video::VideoCapsBuilder::new().format_list(FORMATS).build()
+    gst_video::VideoCapsBuilder::new().format_list(FORMATS.iter().copied()).build()
 }
 
-/// Why caps are refused although they fit the template; `None` if they are accepted.
-pub(super) fn refusal(caps: &gst::CapsRef) -> Option<&'static str> {
-    let structure = caps.structure(0)?;
+/// Why caps are refused, and what to do; `None` if they are accepted.
+pub(super) fn refusal(caps: &gst::CapsRef) -> Option<String> {
+    let (structure, features) = (caps.structure(0)?, caps.features(0)?);
+    if structure.name() != "video/x-raw" {
+        let name = structure.name();
+        return Some(format!("{name} is not raw video: put a decoder before venhance"));
+    }
+    if !is_system_memory(features) {
+        return Some(format!(
+            "frames with {features} cannot be read: put an element before venhance that copies them to \
+             system memory, such as gldownload, cudadownload, d3d11download or vapostproc"
+        ));
+    }
     let field = |name| structure.get::<&str>(name).ok();
+    if let Some(format) = field("format")
+        && !FORMATS.contains(&VideoFormat::from_string(format))
+    {
+        return Some(format!(
+            "frames of the format {format} cannot be read, because GStreamer's converter cannot read \
+             them: put the element before venhance that decodes or converts them, or let its source give \
+             another format"
+        ));
+    }
     if field("interlace-mode").is_some_and(|mode| mode != "progressive") {
-        return Some("interlaced video is not supported: put deinterlace before venhance");
+        return Some("interlaced video is not supported: put deinterlace before venhance".into());
     }
     let multiview = field("multiview-mode").is_some_and(|mode| mode != "mono")
         || structure.get::<i32>("views").is_ok_and(|views| views > 1);
-    multiview.then_some(
+    multiview.then(|| {
         "multiview video is not supported: split it into its views before venhance, and use one \
-         venhance for each",
-    )
+         venhance for each"
+            .into()
+    })
+}
+
+/// Whether frames are in system memory, which is all that the converter reads and writes.
+fn is_system_memory(features: &gst::CapsFeaturesRef) -> bool {
+    features.is_equal(gst::CapsFeatures::new_empty().as_ref())
+        || features.is_equal(gst::CAPS_FEATURES_MEMORY_SYSTEM_MEMORY.as_ref())
+}
+
+/// Whether pixels of a format have alpha. GStreamer does not say so of Y410, Y412 and AV12.
+pub(super) fn has_alpha(format: VideoFormatInfo) -> bool {
+    format.has_alpha() || format.depth().get(3).is_some_and(|&depth| depth > 0)
 }
 
 /// The frame rate (numerator, denominator) in the engine's type.
@@ -77,10 +102,7 @@ pub(super) fn transform(
 ) -> gst::Caps {
     let mut out = gst::Caps::new_empty();
     for (structure, features) in caps.iter_with_features() {
-        // The converter reads and writes system memory only.
-        if !features.is_equal(gst::CapsFeatures::new_empty().as_ref())
-            && !features.is_equal(gst::CAPS_FEATURES_MEMORY_SYSTEM_MEMORY.as_ref())
-        {
+        if !is_system_memory(features) {
             continue;
         }
         if let Some(structure) = transform_structure(properties, model, direction, structure) {
@@ -308,30 +330,69 @@ fn formats(structure: &gst::StructureRef) -> Vec<VideoFormat> {
         .collect()
 }
 
-/// The cost of a conversion between formats: what it loses, worst first, then what it adds needlessly.
+/// Orders output formats for an input format. The best one is the input's, else the one that, in this order,
+///
+/// 1. keeps colour,
+/// 2. keeps alpha,
+/// 3. loses the fewest bits of depth,
+/// 4. is of the same family: RGB, or YUV and grey,
+/// 5. adds the fewest bits of depth,
+/// 6. loses the least chroma,
+/// 7. adds the least chroma,
+/// 8. has no alpha that the input does not have,
+/// 9. is grey if the input is,
+/// 10. comes first in [`FORMATS`]: encoders take it.
 fn loss(from: VideoFormatInfo, to: VideoFormatInfo) -> impl Ord {
-    let depth = |info: VideoFormatInfo| info.depth()[0];
-    let subsampling = |info: VideoFormatInfo| match info.is_yuv() {
-        true => info.w_sub()[1] + info.h_sub()[1],
-        false => 0,
+    // A palette of fixed colours is the worst way to write a picture, also one that was read from a palette.
+    let same = from.format() == to.format() && !to.has_palette();
+    let (from_depth, to_depth) = match to.has_palette() {
+        true => (depth(from), 8),
+        false => (depth(from), depth(to)),
     };
-    // From RGB or grey to YUV: 4:2:0, because few players can play High 4:4:4.
-    let wanted = match from.is_yuv() || !to.is_yuv() {
-        true => subsampling(from),
-        false => 2,
+    let (wanted, chroma) = (wanted_chroma(from, to), chroma_shifts(to));
+    let beyond = |a: [u32; 2], b: [u32; 2]| -> u32 {
+        a.into_iter().zip(b).map(|(a, b)| a.saturating_sub(b)).sum()
     };
+    let alpha = (has_alpha(from), has_alpha(to));
     (
+        !same,
         to.is_gray() && !from.is_gray(),
-        from.has_alpha() && !to.has_alpha(),
-        depth(from).saturating_sub(depth(to)),
+        alpha == (true, false),
+        from_depth.saturating_sub(to_depth),
         from.is_rgb() != to.is_rgb(),
-        subsampling(to).saturating_sub(wanted),
-        wanted.saturating_sub(subsampling(to)),
-        depth(to).saturating_sub(depth(from)),
-        to.has_alpha() && !from.has_alpha(),
-        from.format() != to.format(),
+        to_depth.saturating_sub(from_depth),
+        beyond(chroma, wanted),
+        beyond(wanted, chroma),
+        alpha == (false, true),
+        from.is_gray() != to.is_gray(),
         FORMATS.iter().position(|format| *format == to.format()),
     )
+}
+
+/// Bits of the three colour components of a pixel.
+fn depth(format: VideoFormatInfo) -> u32 {
+    let depth = format.depth();
+    match format.is_gray() || format.has_palette() {
+        true => 3 * depth[0],
+        false => depth[..3].iter().sum(),
+    }
+}
+
+/// The horizontal and vertical subsampling of chroma, as powers of two.
+fn chroma_shifts(format: VideoFormatInfo) -> [u32; 2] {
+    match format.is_yuv() {
+        true => [format.w_sub()[1], format.h_sub()[1]],
+        false => [0, 0],
+    }
+}
+
+/// The subsampling of chroma that suits an input format best. From RGB or grey to YUV it is that of 4:2:0,
+/// because few players can play High 4:4:4.
+fn wanted_chroma(from: VideoFormatInfo, to: VideoFormatInfo) -> [u32; 2] {
+    match from.is_yuv() || !to.is_yuv() {
+        true => chroma_shifts(from),
+        false => [1, 1],
+    }
 }
 
 /// The output's colorimetry: the input's, as far as the output format can have it; `None` if it is

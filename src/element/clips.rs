@@ -74,7 +74,7 @@ impl Clips {
                 output: (output.width() as usize, output.height() as usize),
                 interpolated,
                 // Alpha that the output drops must not affect the colours.
-                alpha: info.has_alpha() && output.has_alpha(),
+                alpha: caps::has_alpha(info.format_info()) && caps::has_alpha(output.format_info()),
             },
             unpacker: Arc::new(Unpacker::new(info.clone())?),
             meter: measured.map(|before| before.meter.clone()).unwrap_or_default(),

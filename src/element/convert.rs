@@ -1,28 +1,33 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Converts buffers of any format to [`Frame`]s and back.
 //!
-//! GStreamer's converter packs and unpacks; the steps between a format's colours and R'G'B' are
-//! [`colour`]'s. Between them lies a format with the same components at 16 bits, without chroma
-//! subsampling.
+//! GStreamer's converter only packs and unpacks, to a 16-bit format without chroma subsampling;
+//! [`colour`] applies the matrix. Both work on [`bands`] of rows.
 
+mod bands;
 mod colour;
 
 use gst::glib;
-use gst_video::{
-    VideoConverter, VideoConverterConfig, VideoDitherMethod, VideoFormat, VideoFrame,
-    VideoFrameRef, VideoInfo, video_frame::Writable,
-};
+use gst_video::{VideoFrameRef, VideoInfo};
+use rayon::prelude::*;
 
-use crate::engine::{self, Frame};
+use crate::engine::{self, Cancel, Frame};
+use bands::Bands;
 use colour::Colour;
 
 /// Why a buffer cannot be converted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
+    /// Also [`engine::Error::Cancelled`].
     #[error(transparent)]
     Frame(#[from] engine::Error),
-    #[error("cannot map a buffer as {0}: it is smaller than its caps say")]
-    Map(String),
+    #[error(
+        "cannot read an input buffer as {0}: it is smaller than its caps say; fix the element before \
+         venhance"
+    )]
+    Input(String),
+    #[error("cannot write an output buffer as {0}: downstream's pool gives unsuitable buffers")]
+    Output(String),
     #[error("cannot convert {0}: {1}")]
     Converter(String, glib::BoolError),
 }
@@ -30,33 +35,37 @@ pub(super) enum Error {
 /// Converts buffers of one format to frames.
 pub(super) struct Unpacker {
     info: VideoInfo,
-    intermediate: VideoInfo,
-    converter: VideoConverter,
+    bands: Bands,
     colour: Colour,
 }
 
 impl Unpacker {
     pub(super) fn new(info: VideoInfo) -> Result<Self, Error> {
-        let intermediate = intermediate(&info)?;
-        let converter = converter(&info, &intermediate)?;
-        Ok(Self { colour: Colour::new(&info), info, intermediate, converter })
+        let rows = bands::band_rows(&info);
+        Self::in_bands(info, rows)
     }
 
-    pub(super) fn unpack(&self, buffer: &gst::BufferRef) -> Result<Frame, Error> {
-        let source = VideoFrameRef::from_buffer_ref_readable(buffer, &self.info)
-            .map_err(|_| map_error(&self.info))?;
-        let frame =
-            Frame::new(self.intermediate.width() as usize, self.intermediate.height() as usize)?;
-        let target = gst::Buffer::from_mut_slice(frame);
-        let mut target = VideoFrame::from_buffer_writable(target, &self.intermediate)
-            .map_err(|_| map_error(&self.intermediate))?;
-        self.converter.frame_ref(&source, &mut target.as_mut_video_frame_ref());
+    fn in_bands(info: VideoInfo, rows: usize) -> Result<Self, Error> {
+        let colour = Colour::new(&info, bands::largest_values(&info)?);
+        Ok(Self { bands: Bands::unpacking(&info, rows)?, colour, info })
+    }
 
-        // The frame can be taken out of the memory once the buffer is dropped.
-        let memory = target.into_buffer().memory(0).ok_or_else(|| map_error(&self.intermediate))?;
-        let mut frame: Frame =
-            memory.try_into_inner().map_err(|_| map_error(&self.intermediate))?;
-        self.colour.unpack(frame.pixels_mut());
+    pub(super) fn unpack(&self, buffer: &gst::BufferRef, cancel: &Cancel) -> Result<Frame, Error> {
+        let source = VideoFrameRef::from_buffer_ref_readable(buffer, &self.info)
+            .map_err(|_| Error::Input(describe(&self.info)))?;
+        let mut frame = Frame::new(self.info.width() as usize, self.info.height() as usize)?;
+        let row = frame.width() * Frame::COMPONENTS;
+        let bands = frame.pixels_mut().par_chunks_mut(self.bands.rows() * row);
+        bands.zip(self.bands.par_iter()).try_for_each(|(pixels, band)| {
+            cancel.check()?;
+            self.bands.with_scratch(band, |scratch| {
+                band.converter.frame_ref(&source, scratch);
+                let values = scratch.plane_data(0).map_err(|_| bands::map_error(&band.scratch))?;
+                let values = bytemuck::cast_slice(&values[band.above * row * size_of::<u16>()..]);
+                self.colour.unpack(values, pixels);
+                Ok(())
+            })
+        })?;
         Ok(frame)
     }
 }
@@ -64,65 +73,67 @@ impl Unpacker {
 /// Converts frames to buffers of one format.
 pub(super) struct Packer {
     info: VideoInfo,
-    intermediate: VideoInfo,
-    converter: VideoConverter,
+    bands: Bands,
     colour: Colour,
-    /// The frame in the intermediate format. Kept, so that its memory is allocated once.
-    scratch: VideoFrame<Writable>,
 }
 
 impl Packer {
     pub(super) fn new(info: VideoInfo) -> Result<Self, Error> {
-        let intermediate = intermediate(&info)?;
-        let converter = converter(&intermediate, &info)?;
-        let scratch = Frame::new(info.width() as usize, info.height() as usize)?;
-        let scratch =
-            VideoFrame::from_buffer_writable(gst::Buffer::from_mut_slice(scratch), &intermediate)
-                .map_err(|_| map_error(&intermediate))?;
-        Ok(Self { colour: Colour::new(&info), info, intermediate, converter, scratch })
+        let rows = bands::band_rows(&info);
+        Self::in_bands(info, rows)
     }
 
-    pub(super) fn pack(&mut self, frame: &Frame, buffer: &mut gst::BufferRef) -> Result<(), Error> {
+    fn in_bands(info: VideoInfo, rows: usize) -> Result<Self, Error> {
+        let colour = Colour::new(&info, bands::largest_values(&info)?);
+        Ok(Self { bands: Bands::packing(&info, rows)?, colour, info })
+    }
+
+    pub(super) fn pack(
+        &self,
+        frame: &Frame,
+        buffer: &mut gst::BufferRef,
+        cancel: &Cancel,
+    ) -> Result<(), Error> {
         let mut target = VideoFrameRef::from_buffer_ref_writable(buffer, &self.info)
-            .map_err(|_| map_error(&self.info))?;
-        let pixels = self.scratch.plane_data_mut(0).map_err(|_| map_error(&self.intermediate))?;
-        let pixels =
-            bytemuck::try_cast_slice_mut(pixels).map_err(|_| map_error(&self.intermediate))?;
-        self.colour.pack(frame.pixels(), pixels);
-        self.converter.frame_ref(&self.scratch.as_video_frame_ref(), &mut target);
-        Ok(())
+            .map_err(|_| Error::Output(describe(&self.info)))?;
+        let target = Target(target.as_mut_ptr());
+        let row = frame.width() * Frame::COMPONENTS;
+        let bands = frame.pixels().par_chunks(self.bands.rows() * row);
+        bands.zip(self.bands.par_iter()).try_for_each(|(pixels, band)| {
+            cancel.check()?;
+            self.bands.with_scratch(band, |scratch| {
+                let values =
+                    scratch.plane_data_mut(0).map_err(|_| bands::map_error(&band.scratch))?;
+                self.colour.pack(pixels, bytemuck::cast_slice_mut(values));
+                // SAFETY: the mapped frame outlives the bands, each of which writes rows of its own.
+                let mut target = unsafe { target.share() };
+                band.converter.frame_ref(scratch, &mut target);
+                Ok(())
+            })
+        })
     }
 }
 
-/// The format with the components of `info` at 16 bits, [A, c1, c2, c3] a pixel. The colorimetry must be
-/// the same, or the converter would convert colours; the rate too, or it would refuse.
-fn intermediate(info: &VideoInfo) -> Result<VideoInfo, Error> {
-    let format = match info.is_rgb() {
-        true => VideoFormat::Argb64,
-        false => VideoFormat::Ayuv64,
-    };
-    VideoInfo::builder(format, info.width(), info.height())
-        .fps(info.fps())
-        .par(info.par())
-        .colorimetry(&info.colorimetry())
-        .build()
-        .map_err(|error| Error::Converter(describe(info), error))
-}
+/// A mapped output buffer that the converters of all bands write at the same time.
+struct Target(*mut gst_video::ffi::GstVideoFrame);
 
-fn converter(from: &VideoInfo, to: &VideoInfo) -> Result<VideoConverter, Error> {
-    let mut config = VideoConverterConfig::new();
-    // `colour` rounds. Dithering would add noise, even to frames that are not changed.
-    config.set_dither_method(VideoDitherMethod::None);
-    // 0: one for each core.
-    config.set_threads(0);
-    VideoConverter::new(from, to, Some(config))
-        .map_err(|error| Error::Converter(format!("{} to {}", describe(from), describe(to)), error))
-}
+// SAFETY: it is only read, to copy it.
+unsafe impl Sync for Target {}
 
-fn map_error(info: &VideoInfo) -> Error {
-    Error::Map(describe(info))
+impl Target {
+    /// A copy of the frame that maps the same memory, and does not unmap it.
+    ///
+    /// # Safety
+    /// The frame must stay mapped, and no other copy may access the same rows.
+    unsafe fn share<'a>(&self) -> VideoFrameRef<&'a mut gst::BufferRef> {
+        // SAFETY: the pointer is that of a mapped frame, as the caller guarantees.
+        unsafe { VideoFrameRef::from_glib_borrow_mut(self.0) }
+    }
 }
 
 fn describe(info: &VideoInfo) -> String {
     format!("{} {}×{}", info.format(), info.width(), info.height())
 }
+
+#[cfg(test)]
+mod tests;

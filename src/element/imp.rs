@@ -56,7 +56,7 @@ use super::{
     timeline::ClipEnd,
 };
 use crate::{
-    engine::Cancel,
+    engine::{self, Cancel},
     models::{self, Choice, Loaded},
 };
 
@@ -443,6 +443,19 @@ impl VEnhance {
         let message = self.state.lock().statistics.last_message(Instant::now());
         if let Some(message) = message {
             self.post(message);
+        }
+    }
+
+    /// Posts an error of a conversion, unless it was cancelled, and returns the flow error.
+    fn convert_failed(&self, error: convert::Error, code: gst::StreamError) -> gst::FlowError {
+        match error {
+            convert::Error::Frame(engine::Error::Cancelled) => {
+                self.queue.flow().err().unwrap_or(gst::FlowError::Flushing)
+            }
+            error => {
+                self.fail(gst::error_msg!(code, ("{error}")));
+                gst::FlowError::Error
+            }
         }
     }
 

@@ -90,11 +90,7 @@ impl VEnhance {
     ///
     /// # Errors
     /// [`engine::Error::Setting`] if a property cannot be used.
-    pub fn output(
-        &self,
-        input: (usize, usize),
-        fps: (u32, u32),
-    ) -> Result<Output, engine::Error> {
+    pub fn output(&self, input: (usize, usize), fps: (u32, u32)) -> Result<Output, engine::Error> {
         imp::VEnhance::from_obj(self).output(input, fps)
     }
 

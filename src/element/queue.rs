@@ -229,6 +229,11 @@ impl Queue {
         self.state.lock().flow
     }
 
+    /// Is set when the current epoch ends.
+    pub(super) fn cancel(&self) -> Cancel {
+        self.state.lock().cancel.clone()
+    }
+
     /// Whether this epoch is the current one and has not been aborted.
     pub(super) fn is_live(&self, epoch: u64) -> bool {
         self.state.lock().is_live(epoch)

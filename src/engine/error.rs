@@ -38,16 +38,17 @@ pub enum Error {
     },
     /// Host memory is too small for a frame.
     #[error(
-        "out of memory for a frame of {width}×{height} ({bytes} bytes); use a smaller up-scale, a smaller \
-         input, or a machine with more memory"
+        "cannot allocate a frame of {width}×{height} pixels ({}): out of memory; use a smaller up-scale, a \
+         smaller input, or a machine with more memory",
+        gib(*bytes)
     )]
     OutOfMemory {
         /// Width of the frame in pixels.
         width: usize,
         /// Height of the frame in pixels.
         height: usize,
-        /// Requested size in bytes.
-        bytes: usize,
+        /// Size of the frame in bytes, or of what is computed with it.
+        bytes: u128,
     },
     /// A device is out of memory, even in the smallest slices.
     #[error(
@@ -121,6 +122,11 @@ pub enum Error {
         /// Message of the resizer.
         why: String,
     },
+}
+
+/// Formats bytes in GiB.
+fn gib(bytes: u128) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 /// A cancellation token. Clones share one flag. Setting it takes no lock.

@@ -21,14 +21,7 @@ impl Frame {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn new(width: usize, height: usize) -> Result<Self, Error> {
-        let out_of_memory = |bytes| Error::OutOfMemory { width, height, bytes };
-        let bytes = width
-            .checked_mul(height)
-            .and_then(|n| n.checked_mul(Self::COMPONENTS * size_of::<u16>()))
-            .ok_or_else(|| out_of_memory(usize::MAX))?;
-        let pixels = bytemuck::allocation::try_zeroed_slice_box(bytes / size_of::<u16>())
-            .map_err(|()| out_of_memory(bytes))?;
-        Ok(Self { width, height, pixels: pixels.into_vec() })
+        Ok(Self { width, height, pixels: zeroed((width, height), Self::COMPONENTS)? })
     }
 
     /// Returns the width in pixels.
@@ -52,6 +45,21 @@ impl Frame {
     }
 }
 
+/// Allocates zeros for `count` values per pixel of a frame of (width, height).
+///
+/// # Errors
+/// [`Error::OutOfMemory`], where `vec!` would abort the process.
+pub(crate) fn zeroed<T: bytemuck::Zeroable>(
+    (width, height): (usize, usize),
+    count: usize,
+) -> Result<Vec<T>, Error> {
+    let length = width.checked_mul(height).and_then(|n| n.checked_mul(count));
+    length.and_then(|length| bytemuck::try_zeroed_vec(length).ok()).ok_or_else(|| {
+        let bytes = width as u128 * height as u128 * (count * size_of::<T>()) as u128;
+        Error::OutOfMemory { width, height, bytes }
+    })
+}
+
 impl AsRef<[u8]> for Frame {
     fn as_ref(&self) -> &[u8] {
         bytemuck::cast_slice(&self.pixels)
@@ -71,7 +79,9 @@ mod tests {
     #[test]
     fn a_frame_larger_than_memory_is_an_error_that_suggests_a_smaller_scale() {
         let error = Frame::new(1 << 31, 1 << 31).unwrap_err();
-        assert!(error.to_string().contains("use a smaller up-scale"), "{error}");
+        let text = error.to_string();
+        let start = "cannot allocate a frame of 2147483648×2147483648 pixels (34359738368.0 GiB)";
+        assert!(text.starts_with(start) && text.contains("use a smaller up-scale"), "{text}");
         assert!(Frame::new(usize::MAX, 2).is_err());
     }
 }

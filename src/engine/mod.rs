@@ -15,6 +15,7 @@ mod text;
 
 pub use error::{Cancel, Error};
 pub use frame::Frame;
+pub(crate) use frame::zeroed;
 pub use options::{ColourFix, Model, NEGATIVE_PROMPT, Options, POSITIVE_PROMPT, Solver, Version};
 pub use rules::{
     MAX_INTERPOLATED_FRAMES, interpolated_frames, output_frames, scaled_side, target_size,

@@ -20,7 +20,7 @@ use super::{
     weights::Networks,
 };
 use crate::{
-    engine::{Cancel, Error},
+    engine::{Cancel, Error, zeroed},
     ops::{ConvChain, band_rows},
 };
 
@@ -204,7 +204,7 @@ pub(super) fn estimate(
             _ => (COARSE, &networks.coarse),
         };
         let level = FlowLevel { neighbours: planes, time, flow };
-        output = run_level(&level, &refiner, (chain, pool), &output);
+        output = run_level(&level, &refiner, (chain, pool), &output, cancel)?;
         flow = level.flow;
         for (flow, output) in flow.iter_mut().zip(output.chunks_exact(OUTPUT_CHANNELS)) {
             flow[0] += output[0];
@@ -213,23 +213,33 @@ pub(super) fn estimate(
     }
     // The nearer frame is preferred: the prior of the first frame is 1 − time.
     let prior = ((1.0 - time) / time).ln();
-    let first_weight = output
-        .chunks_exact(OUTPUT_CHANNELS)
-        .map(|output| 1.0 / (1.0 + (-output[2] - prior).exp()))
-        .collect();
     let [a, b] = neighbours.map(|pyramid| &pyramid.0[1]);
-    let is_cut = finish(&mut flow, a, b, time);
+    let mut first_weight = zeroed((a.width, a.height), 1)?;
+    let weights = first_weight.par_chunks_mut(a.width);
+    weights.zip(output.par_chunks(a.width * OUTPUT_CHANNELS)).for_each(
+        |(weights, outputs): (&mut [f32], _)| {
+            let outputs = outputs.as_chunks::<OUTPUT_CHANNELS>().0;
+            for (weight, output) in weights.iter_mut().zip(outputs) {
+                *weight = 1.0 / (1.0 + (-output[2] - prior).exp());
+            }
+        },
+    );
+    let is_cut = finish(&mut flow, [a, b], time, cancel)?;
     Ok(Motion { width: a.width, height: a.height, flow, first_weight, is_cut })
 }
 
 /// Runs the network of a level: its output is [h, w, [`OUTPUT_CHANNELS`]]. `coarser` is the output of the
 /// coarser level, empty for the coarsest.
+///
+/// # Errors
+/// [`Error::OutOfMemory`], [`Error::Cancelled`].
 fn run_level(
     level: &FlowLevel,
     refiner: &FlowRefiner,
     (chain, pool): (&ConvChain, &FramePool),
     coarser: &[f32],
-) -> Vec<f32> {
+    cancel: &Cancel,
+) -> Result<Vec<f32>, Error> {
     let (width, height) = (level.neighbours[0].width, level.neighbours[0].height);
     let features = refiner.features();
     let coarser = coarser.as_chunks::<OUTPUT_CHANNELS>().0;
@@ -243,23 +253,31 @@ fn run_level(
         }
     };
     let row_len = width * OUTPUT_CHANNELS;
-    let mut output = vec![0.0; height * row_len];
+    let mut output = zeroed((width, height), OUTPUT_CHANNELS)?;
     let band_rows = band_rows(height);
-    output.par_chunks_mut(band_rows * row_len).enumerate().for_each(|(band, output)| {
+    output.par_chunks_mut(band_rows * row_len).enumerate().try_for_each(|(band, output)| {
         let first = band * band_rows;
         let rows = first..(first + band_rows).min(height);
         let write = |y: usize, row: &[f32]| {
+            cancel.check()?;
             output[(y - first) * row_len..][..row_len].copy_from_slice(row);
+            Ok(())
         };
-        pool.with_scratch(|scratch| chain.run(scratch, (width, height), rows, input, write));
-    });
-    output
+        pool.with_scratch(|scratch| chain.run(scratch, (width, height), rows, input, write))
+    })?;
+    Ok(output)
 }
 
 /// Zeroes the flow of static areas, and returns whether there is a scene change: the frames, warped to `time`
 /// by the flow, do not match.
-fn finish(flow: &mut [[f32; 2]], a: &Plane, b: &Plane, time: f32) -> bool {
+fn finish(
+    flow: &mut [[f32; 2]],
+    [a, b]: [&Plane; 2],
+    time: f32,
+    cancel: &Cancel,
+) -> Result<bool, Error> {
     let rows = flow.par_chunks_mut(a.width).enumerate().map(|(y, flow)| {
+        cancel.check()?;
         zero_static_flow(a, b, y, flow);
         let mut sums = PairStatistics::default();
         for (x, &[vx, vy]) in flow.iter().enumerate() {
@@ -269,12 +287,12 @@ fn finish(flow: &mut [[f32; 2]], a: &Plane, b: &Plane, time: f32) -> bool {
                 b.sample(x + (1.0 - time) * vx, y + (1.0 - time) * vy),
             );
         }
-        sums
+        Ok(sums)
     });
     // The order of the additions must not depend on the threads.
     let mut sums = PairStatistics::default();
-    rows.collect::<Vec<_>>().into_iter().for_each(|row| sums.merge(row));
-    sums.is_cut()
+    rows.collect::<Result<Vec<_>, _>>()?.into_iter().for_each(|row| sums.merge(row));
+    Ok(sums.is_cut())
 }
 
 /// Zeroes the flow of the pixels of row y in whose 5×5 neighbourhood the frames are equal up to the rounding

@@ -150,7 +150,7 @@ impl Enhancer for Lite {
             report(start.elapsed());
             return Ok(());
         }
-        let pyramid = Pyramid::new(Plane::luma(&frame));
+        let pyramid = Pyramid::new(Plane::luma(&frame, &clip.cancel)?);
         let (output, motions) = self.process(frame, &pyramid, &format, &clip)?;
         let output = self.pool.share(output);
         let mut took = start.elapsed();

@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use crate::engine::Frame;
+use crate::engine::{Cancel, Error, Frame, zeroed};
 
 /// Luma coefficients of R', G' and B' (ITU-R BT.709).
 const LUMA_COEFFICIENTS: [f32; 3] = [0.2126, 0.7152, 0.0722];
@@ -29,24 +29,31 @@ impl Plane {
     }
 
     /// The luma of `frame`.
-    pub(super) fn luma(frame: &Frame) -> Self {
-        let mut plane = Self::new(frame.width(), frame.height());
-        let rows = plane.values.par_chunks_mut(plane.width);
-        let pixels = frame.pixels().par_chunks(plane.width * Frame::COMPONENTS);
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Cancelled`].
+    pub(super) fn luma(frame: &Frame, cancel: &Cancel) -> Result<Self, Error> {
+        let (width, height) = (frame.width(), frame.height());
+        let mut values = zeroed((width, height), 1)?;
+        let pixels = frame.pixels().par_chunks(width * Frame::COMPONENTS);
         let scale = LUMA_COEFFICIENTS.map(|coefficient| coefficient / 65535.0);
-        rows.zip(pixels).for_each(|(row, pixels)| {
-            for (value, &[r, g, b, _]) in row.iter_mut().zip(pixels.as_chunks().0) {
-                *value =
-                    f32::from(r) * scale[0] + f32::from(g) * scale[1] + f32::from(b) * scale[2];
-            }
-        });
-        plane
+        values.par_chunks_mut(width).zip(pixels).try_for_each(
+            |(row, pixels): (&mut [f32], _)| {
+                cancel.check()?;
+                for (value, &[r, g, b, _]) in row.iter_mut().zip(pixels.as_chunks().0) {
+                    *value =
+                        f32::from(r) * scale[0] + f32::from(g) * scale[1] + f32::from(b) * scale[2];
+                }
+                Ok(())
+            },
+        )?;
+        Ok(Self { width, height, values })
     }
 
     /// Downscales by 2 with a 2×2 box filter. An odd side is rounded up: its last pixel is used twice.
     pub fn halve(&self) -> Self {
         let mut half = Self::new(self.width.div_ceil(2), self.height.div_ceil(2));
-        for (y, row) in half.values.chunks_exact_mut(half.width).enumerate() {
+        half.values.par_chunks_mut(half.width).enumerate().for_each(|(y, row)| {
             let [top, bottom] = [2 * y, (2 * y + 1).min(self.height - 1)]
                 .map(|y| &self.values[y * self.width..][..self.width]);
             let (tops, bottoms) = (top.as_chunks::<2>().0, bottom.as_chunks::<2>().0);
@@ -56,7 +63,7 @@ impl Plane {
             if let (true, Some(value)) = (self.width % 2 == 1, row.last_mut()) {
                 *value = 0.5 * (top[self.width - 1] + bottom[self.width - 1]);
             }
-        }
+        });
         half
     }
 

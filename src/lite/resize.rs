@@ -18,7 +18,7 @@ const BAND_PIXELS: usize = 1 << 18;
 /// into their neighbours.
 ///
 /// # Errors
-/// [`Error::Resize`] if the resizer refuses the sizes; [`Error::Cancelled`].
+/// [`Error::Resize`] if the resizer fails; [`Error::Cancelled`].
 pub(super) fn resize(
     mut frame: Frame,
     mut out: Frame,
@@ -27,43 +27,58 @@ pub(super) fn resize(
 ) -> Result<Frame, Error> {
     let (from, size) = ((frame.width(), frame.height()), (out.width(), out.height()));
     let failed = |why: String| Error::Resize { from, to: size, why };
+    let row_len = |width: usize| width * Frame::COMPONENTS;
     if alpha {
-        let mut premultiplied = image(frame.pixels_mut(), from).map_err(failed)?;
-        MulDiv::new()
-            .multiply_alpha_inplace_typed(&mut premultiplied)
-            .map_err(|e| failed(e.to_string()))?;
+        let band = band_rows(from.0) * row_len(from.0);
+        frame.pixels_mut().par_chunks_mut(band).try_for_each(|band| {
+            cancel.check()?;
+            let rows = band.len() / row_len(from.0);
+            let mut premultiplied = image(band, (from.0, rows)).map_err(failed)?;
+            MulDiv::new()
+                .multiply_alpha_inplace_typed(&mut premultiplied)
+                .map_err(|e| failed(e.to_string()))
+        })?;
     }
     let source = image(frame.pixels_mut(), from).map_err(failed)?;
 
-    let band_rows = BAND_PIXELS.div_ceil(size.0);
-    let row = size.0 * Frame::COMPONENTS;
-    let rows_per_row = from.1 as f64 / size.1 as f64;
-    out.pixels_mut().par_chunks_mut(band_rows * row).enumerate().try_for_each(|(i, band)| {
-        cancel.check()?;
-        let rows = band.len() / row;
-        let mut target = image(band, (size.0, rows)).map_err(failed)?;
-        // The crop only sets the position: the filter reads pixels beyond it.
-        let options = ResizeOptions::new()
-            .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
-            .use_alpha(false)
-            .crop(
-                0.0,
-                (i * band_rows) as f64 * rows_per_row,
-                from.0 as f64,
-                rows as f64 * rows_per_row,
-            );
-        // The untyped `resize` would compile the code for every pixel type, which takes minutes.
-        Resizer::new()
-            .resize_typed(&source, &mut target, &options)
-            .map_err(|e| failed(e.to_string()))?;
-        if alpha {
-            MulDiv::new()
-                .divide_alpha_inplace_typed(&mut target)
+    let (band_rows, row_len) = (band_rows(size.0), row_len(size.0));
+    out.pixels_mut().par_chunks_mut(band_rows * row_len).enumerate().try_for_each(
+        |(i, band)| {
+            cancel.check()?;
+            let rows = band.len() / row_len;
+            let mut target = image(band, (size.0, rows)).map_err(failed)?;
+            // The crop only sets the position: the filter reads pixels beyond it.
+            let (top, height) = source_rows(i * band_rows, rows, from.1, size.1);
+            let options = ResizeOptions::new()
+                .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
+                .use_alpha(false)
+                .crop(0.0, top, from.0 as f64, height);
+            // The untyped `resize` would compile the code for every pixel type, which takes minutes.
+            Resizer::new()
+                .resize_typed(&source, &mut target, &options)
                 .map_err(|e| failed(e.to_string()))?;
-        }
-        Ok(())
-    })?;
+            if alpha {
+                MulDiv::new()
+                    .divide_alpha_inplace_typed(&mut target)
+                    .map_err(|e| failed(e.to_string()))?;
+            }
+            Ok(())
+        },
+    )?;
     Ok(out)
+}
+
+/// Rows per band of an image of `width`.
+fn band_rows(width: usize) -> usize {
+    BAND_PIXELS.div_ceil(width)
+}
+
+/// The part of the source, (top, height) in rows, that becomes `rows` rows from row `first` on, when a height of
+/// `from` is resized to `to`. It ends within the source, also after rounding.
+fn source_rows(first: usize, rows: usize, from: usize, to: usize) -> (f64, f64) {
+    let position = |row: usize| row as f64 * from as f64 / to as f64;
+    let top = position(first);
+    (top, (position(first + rows) - top).min(from as f64 - top))
 }
 
 /// Wraps pixels [h, w, 4] in the resizer's image type.
@@ -78,7 +93,61 @@ fn image(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::engine::scaled_side;
+
+    /// Checks every band of a resize from a height of `from` to a width and height of `to`.
+    fn check_bands(from: usize, to: (usize, usize)) {
+        let band_rows = band_rows(to.0);
+        let mut end = 0.0;
+        for first in (0..to.1).step_by(band_rows) {
+            let rows = band_rows.min(to.1 - first);
+            let (top, height) = source_rows(first, rows, from, to.1);
+            // The resizer demands this.
+            let within = 0.0 <= top && height > 0.0 && top + height <= from as f64;
+            let scale = height / rows as f64 * to.1 as f64 / from as f64;
+            assert!(
+                within && (top - end).abs() < 1e-9 && (scale - 1.0).abs() < 1e-9,
+                "rows {first}+{rows} of {from} to {to:?}: {top} + {height}, after {end}"
+            );
+            end = top + height;
+        }
+        assert!((end - from as f64).abs() < 1e-9);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn bands_cover_the_source_and_do_not_exceed_it(
+            width in 1..=8192usize,
+            height in 1..=8192usize,
+            hundredths in 100..=800u32,
+        ) {
+            let scaled = |side| scaled_side(side, f64::from(hundredths) / 100.0);
+            check_bands(height, (scaled(width), scaled(height)));
+            // A network upscales by an integer, then a resize follows.
+            for factor in 2..=4 {
+                check_bands(height, (width * factor, height * factor));
+                check_bands(height * factor, (scaled(width), scaled(height)));
+            }
+        }
+    }
+
+    #[test]
+    fn bands_of_standard_sizes_do_not_exceed_the_source() {
+        // 720×480 became 2880×1920, then the last band ended beyond row 1920.
+        for (width, height) in [(720, 480), (720, 576), (640, 360), (1280, 720), (1920, 1080)] {
+            for hundredths in 100..=800 {
+                let scaled = |side| scaled_side(side, f64::from(hundredths) / 100.0);
+                for factor in 1..=4 {
+                    check_bands(height * factor, (scaled(width), scaled(height)));
+                }
+            }
+        }
+    }
 
     fn test_frame(width: usize, height: usize) -> Frame {
         let mut frame = Frame::new(width, height).unwrap();

@@ -49,18 +49,18 @@ fn add_residual(
     let band_rows = band_rows(size.1);
     large.pixels_mut().par_chunks_mut(band_rows * block * stride).enumerate().try_for_each(
         |(band, pixels)| {
-            cancel.check()?;
             let first = band * band_rows;
             let rows = first..(first + band_rows).min(height.div_ceil(block));
             let input = |y: usize, row: &mut [f32]| space_to_depth(luma, fold, y, row);
             let output = |y: usize, row: &[f32]| {
+                cancel.check()?;
                 let lines = pixels.chunks_exact_mut(stride).skip((y - first) * block).take(block);
                 for (dy, line) in lines.enumerate() {
                     add_blocks(line, row, block, dy);
                 }
+                Ok(())
             };
-            pool.with_scratch(|scratch| chain.run(scratch, size, rows, input, output));
-            Ok(())
+            pool.with_scratch(|scratch| chain.run(scratch, size, rows, input, output))
         },
     )
 }

@@ -318,14 +318,17 @@ impl ConvChain {
 
     /// Computes `rows` of the output for an image of `size` (w, h), in order. `input` is called to write row y
     /// of the input, [w, in]; `output` gets row y of the output, [w, out].
-    pub fn run(
+    ///
+    /// # Errors
+    /// The first error of `output`, which ends the computation.
+    pub fn run<E>(
         &self,
         scratch: &mut Scratch,
         (width, height): (usize, usize),
         rows: std::ops::Range<usize>,
         mut input: impl FnMut(usize, &mut [f32]),
-        mut output: impl FnMut(usize, &[f32]),
-    ) {
+        mut output: impl FnMut(usize, &[f32]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         let depth = self.layers.len();
         let Scratch { inputs, products, output: last } = scratch;
         inputs.resize_with(depth, RowRing::default);
@@ -359,10 +362,11 @@ impl ConvChain {
                     }
                     None => {
                         layer.run_row(source, products, last);
-                        output(y, last);
+                        output(y, last)?;
                     }
                 }
             }
         }
+        Ok(())
     }
 }

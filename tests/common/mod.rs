@@ -255,6 +255,29 @@ pub fn caps(format: &str, width: i32, height: i32, (numer, denom): (i32, i32)) -
         .build()
 }
 
+/// What has gone through a pad.
+#[derive(Debug, Default)]
+pub struct Recorded {
+    pub caps: Option<gst::Caps>,
+    /// Copies, so that no pool waits for them.
+    pub buffers: Vec<gst::Buffer>,
+}
+
+/// Records the buffers that go through a pad, and their caps.
+pub fn record(pad: &gst::Pad) -> Arc<Mutex<Recorded>> {
+    let recorded = Arc::new(Mutex::new(Recorded::default()));
+    let log = recorded.clone();
+    pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
+        if let Some(gst::PadProbeData::Buffer(buffer)) = &info.data {
+            let mut log = log.lock().unwrap();
+            log.caps = pad.current_caps();
+            log.buffers.push(buffer.copy_deep().unwrap());
+        }
+        gst::PadProbeReturn::Ok
+    });
+    recorded
+}
+
 /// Runs a pipeline to its end and gives its element messages.
 ///
 /// # Panics

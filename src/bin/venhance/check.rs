@@ -52,7 +52,9 @@ impl Session {
             let muxer = finish.container.muxer;
             Failure::new(
                 Kind::Output,
-                format!("what {muxer} has written cannot be used: {why}; use another --encoder or format"),
+                format!(
+                    "what {muxer} has written cannot be used: {why}; use another --encoder or format"
+                ),
             )
         };
         let opened = match Source::open(finished) {

@@ -131,7 +131,8 @@ impl Failure {
                 );
             }
             if object.name().starts_with(PARTIAL) {
-                let why = if refused { "its video does not fit into the output format" } else { &text };
+                let why =
+                    if refused { "its video does not fit into the output format" } else { &text };
                 return Self::new(
                     Kind::Output,
                     format!("cannot write {}: {why}; use another output format", output.display()),
@@ -157,9 +158,14 @@ impl Failure {
         let element = error.src().map(|source| source.name()).unwrap_or_default();
         let why = match refused {
             true => "the encoder or the output format does not support the video".to_owned(),
-            false => format!("{element} failed: {text} ({})", debug.lines().last().unwrap_or_default()),
+            false => {
+                format!("{element} failed: {text} ({})", debug.lines().last().unwrap_or_default())
+            }
         };
-        Self::new(Kind::Output, format!("cannot write {}: {why}; check --encoder", output.display()))
+        Self::new(
+            Kind::Output,
+            format!("cannot write {}: {why}; check --encoder", output.display()),
+        )
     }
 }
 

@@ -103,8 +103,7 @@ impl Session {
                 self.work(&source, &encoder, &paths, partial, start)?
             }
         };
-        let finish =
-            Finish { source: &source, container, encoder: &encoder, content: &content };
+        let finish = Finish { source: &source, container, encoder: &encoder, content: &content };
         self.finish(&finish, &paths)?;
         if let Some(picture) = &self.args.compare {
             compare::write(&source, output, picture)?;

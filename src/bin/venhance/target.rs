@@ -147,7 +147,8 @@ impl Encoder {
         };
         let (first, rest) = description.split_at(factory.len());
         // With a lookahead, vp9enc of GStreamer 1.22 loses frames.
-        let settings = if factory == "vp9enc" { format!("lag-in-frames=0 {settings}") } else { settings };
+        let settings =
+            if factory == "vp9enc" { format!("lag-in-frames=0 {settings}") } else { settings };
         let description = format!("{first} {settings}{rest}").trim().to_owned();
         let mut encoder = Self {
             factory: factory.clone(),

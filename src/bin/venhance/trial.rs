@@ -79,7 +79,8 @@ impl Session {
             End::Eos => Ok(()),
             End::Interrupted => Err(cancelled("before the first frame")),
         }
-    }}
+    }
+}
 
 /// A new folder, removed with all that is in it.
 struct TemporaryFolder(PathBuf);

@@ -5,65 +5,76 @@
 //! values on the way to R'G'B' and back, and gets darker. So the converter only packs and unpacks, and
 //! this module applies the matrix.
 
-use gst_video::{VideoColorMatrix, VideoInfo};
+use gst_video::{VideoColorMatrix, VideoColorRange, VideoInfo};
 use multiversion::multiversion;
-use rayon::prelude::*;
 
-/// Values in the piece of a frame that a thread takes at a time.
-const BLOCK: usize = 1 << 16;
+use crate::element::caps;
+
 /// The largest 16-bit value.
 const MAX: f64 = 65535.0;
 
-/// An affine map of the three components of a 16-bit pixel: the weight of each input in each output, and
-/// a constant, in units of 2^-13. With that precision sums fit in 32 bits, and the error of an output is
-/// less than a fifth of a 10-bit code value.
+/// An affine map of the four components of a 16-bit pixel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Affine {
-    columns: [[i32; 3]; 3],
-    constant: [i32; 3],
+    /// The weights of each input in all outputs.
+    columns: [[f32; 4]; 4],
+    constant: [f32; 4],
 }
 
 impl Affine {
-    const SHIFT: u32 = 13;
-
-    /// Rounds to fixed point. `rows`: for each output the weights of the inputs, and the constant.
-    fn new(rows: [([f64; 3], f64); 3]) -> Self {
-        let fixed = |x: f64| (x * f64::from(1 << Self::SHIFT)).round() as i32;
-        let half = 1 << (Self::SHIFT - 1);
+    /// `rows`: for each output the weights of the inputs, and the constant.
+    fn new(rows: [([f64; 4], f64); 4]) -> Self {
         Self {
-            columns: std::array::from_fn(|j| std::array::from_fn(|i| fixed(rows[i].0[j]))),
-            constant: std::array::from_fn(|i| fixed(rows[i].1).wrapping_add(half)),
+            columns: std::array::from_fn(|j| std::array::from_fn(|i| rows[i].0[j] as f32)),
+            constant: std::array::from_fn(|i| rows[i].1 as f32),
         }
     }
+}
 
-    #[inline(always)]
-    fn apply(&self, [x, y, z]: [u16; 3]) -> [u16; 3] {
-        let (x, y, z) = (i32::from(x), i32::from(y), i32::from(z));
-        std::array::from_fn(|i| {
-            let [a, b, c] = &self.columns;
-            // Partial sums may wrap; the sum is in range.
-            let sum = a[i].wrapping_mul(x).wrapping_add(b[i].wrapping_mul(y));
-            let sum = sum.wrapping_add(c[i].wrapping_mul(z)).wrapping_add(self.constant[i]);
-            (sum >> Self::SHIFT).clamp(0, 65535) as u16
-        })
+/// Maps pixels of [n, 4] to another slice.
+#[multiversion(targets("x86_64+avx2"))]
+fn apply(affine: &Affine, from: &[u16], to: &mut [u16]) {
+    /// f32 has no fraction bits here: an addition rounds to the nearest integer, in the lowest bits.
+    const ROUND: f32 = (1 << 23) as f32;
+    let Affine { columns: [a, b, c, d], constant } = *affine;
+    for (to, from) in to.as_chunks_mut().0.iter_mut().zip(from.as_chunks().0) {
+        let [x, y, z, w]: [f32; 4] = from.map(f32::from);
+        *to = std::array::from_fn::<u16, 4, _>(|i| {
+            let sum = a[i] * x + b[i] * y + c[i] * z + d[i] * w + constant[i];
+            (sum.clamp(0.0, 65535.0) + ROUND).to_bits() as u16
+        });
     }
 }
 
-#[multiversion(targets("x86_64+avx2"))]
-fn unpack(step: &Affine, pixels: &mut [u16]) {
-    for pixel in pixels.as_chunks_mut().0 {
-        let [a, x, y, z] = *pixel;
-        let [r, g, b] = step.apply([x, y, z]);
-        *pixel = [r, g, b, a];
-    }
+/// A component of a format.
+#[derive(Clone, Copy)]
+struct Component {
+    depth: u32,
+    /// The code value of zero.
+    zero: f64,
+    /// The code values between zero and one.
+    scale: f64,
 }
 
-#[multiversion(targets("x86_64+avx2"))]
-fn pack(step: &Affine, rgba: &[u16], pixels: &mut [u16]) {
-    for (pixel, rgba) in pixels.as_chunks_mut().0.iter_mut().zip(rgba.as_chunks().0) {
-        let [r, g, b, a] = *rgba;
-        let [x, y, z] = step.apply([r, g, b]);
-        *pixel = [a, x, y, z];
+impl Component {
+    /// Component i of a format: R', G', B' or Y', Cb, Cr, then alpha.
+    fn new(info: &VideoInfo, i: usize) -> Self {
+        let format = info.format_info();
+        let depth = match format.depth().get(i) {
+            Some(&depth) if depth > 0 && !format.has_palette() => depth,
+            // A palette has 8 bits, and missing alpha is unpacked as 0xffff.
+            _ if i == 3 => 16,
+            _ => format.depth()[0],
+        };
+        let limited = info.colorimetry().range() == VideoColorRange::Range16_235;
+        let (step, largest) = (f64::from(depth).exp2() / 256.0, f64::from(depth).exp2() - 1.0);
+        let (zero, scale) = match (i, limited) {
+            (1 | 2, true) if !format.is_rgb() => (128.0 * step, 224.0 * step),
+            (1 | 2, false) if !format.is_rgb() => (128.0 * step, largest),
+            (0..3, true) => (16.0 * step, 219.0 * step),
+            _ => (0.0, largest),
+        };
+        Self { depth, zero, scale }
     }
 }
 
@@ -76,8 +87,8 @@ pub(super) struct Colour {
 
 impl Colour {
     /// With matrix and range of the colorimetry of `info`. R'G'B' formats have no matrix and differ only
-    /// in depth.
-    pub(super) fn new(info: &VideoInfo) -> Self {
+    /// in depth. `largest` is what the converter makes of the largest code values, [A, c1, c2, c3].
+    pub(super) fn new(info: &VideoInfo, largest: [u16; 4]) -> Self {
         let format = info.format_info();
         let (kr, kb) = match info.colorimetry().matrix() {
             VideoColorMatrix::Unknown | VideoColorMatrix::Rgb => VideoColorMatrix::Bt709.kr_kb(),
@@ -86,58 +97,79 @@ impl Colour {
         .unwrap_or((0.2126, 0.0722));
         let kg = 1.0 - kr - kb;
         // R'G'B' to Y'CbCr (Y' in 0–1, Cb and Cr in ±½), and back. Source: ITU-R BT.601, 709, 2020.
-        let (analysis, synthesis) = match format.is_rgb() {
-            true => (IDENTITY, IDENTITY),
-            false => (
-                [
-                    [kr, kg, kb],
-                    [-kr / (2.0 - 2.0 * kb), -kg / (2.0 - 2.0 * kb), 0.5],
-                    [0.5, -kg / (2.0 - 2.0 * kr), -kb / (2.0 - 2.0 * kr)],
-                ],
-                [
-                    [1.0, 0.0, 2.0 - 2.0 * kr],
-                    [1.0, -(2.0 - 2.0 * kb) * kb / kg, -(2.0 - 2.0 * kr) * kr / kg],
-                    [1.0, 2.0 - 2.0 * kb, 0.0],
-                ],
-            ),
+        let from_rgb = match format.is_rgb() {
+            true => IDENTITY,
+            false => [
+                [kr, kg, kb],
+                [-kr / (2.0 - 2.0 * kb), -kg / (2.0 - 2.0 * kb), 0.5],
+                [0.5, -kg / (2.0 - 2.0 * kr), -kb / (2.0 - 2.0 * kr)],
+            ],
         };
-
-        let depth = format.depth()[0];
-        let (offsets, scales) = format.range_offsets(info.colorimetry().range());
-        // GRAY8 has one component; the other two are chroma at zero.
-        let component = |i: usize| match format.is_gray() && i > 0 {
-            true => (f64::from(1 << (depth - 1)), f64::from(scales[0])),
-            false => (f64::from(offsets[i]), f64::from(scales[i])),
+        let to_rgb = match (format.is_rgb(), format.is_gray()) {
+            (true, _) => IDENTITY,
+            (_, true) => [[1.0, 0.0, 0.0]; 3],
+            _ => [
+                [1.0, 0.0, 2.0 - 2.0 * kr],
+                [1.0, -(2.0 - 2.0 * kb) * kb / kg, -(2.0 - 2.0 * kr) * kr / kg],
+                [1.0, 2.0 - 2.0 * kb, 0.0],
+            ],
         };
-        // The converter widens a code value by repeating its bits, so the largest stays the largest,
-        // and narrows it by truncation: half a step added makes that rounding.
-        let widen = MAX / f64::from((1u32 << depth) - 1);
-        let step = f64::from(1u32 << (16 - depth));
-
-        let to_rgb = std::array::from_fn(|i| {
-            let weight = |j| synthesis[i][j] * MAX / component(j).1;
-            let constant = -(0..3).map(|j| weight(j) * component(j).0).sum::<f64>();
-            (std::array::from_fn(|j| weight(j) / widen), constant)
-        });
-        let from_rgb = std::array::from_fn(|i| {
-            let (offset, scale) = component(i);
-            (analysis[i].map(|weight| weight * scale * step / MAX), (offset + 0.5) * step - 0.5)
-        });
-        Self { to_rgb: Affine::new(to_rgb), from_rgb: Affine::new(from_rgb) }
+        let components = std::array::from_fn(|i| Component::new(info, i));
+        let has_alpha = caps::has_alpha(format);
+        Self {
+            to_rgb: unpacking(components, to_rgb, largest.map(f64::from), has_alpha),
+            from_rgb: packing(components, from_rgb),
+        }
     }
 
-    /// [A, c1, c2, c3] to [R, G, B, A], in place.
-    pub(super) fn unpack(&self, pixels: &mut [u16]) {
-        pixels.par_chunks_mut(BLOCK).for_each(|pixels| unpack(&self.to_rgb, pixels));
+    /// [A, c1, c2, c3] to [R, G, B, A].
+    pub(super) fn unpack(&self, values: &[u16], rgba: &mut [u16]) {
+        apply(&self.to_rgb, values, rgba);
     }
 
     /// [R, G, B, A] to [A, c1, c2, c3].
-    pub(super) fn pack(&self, rgba: &[u16], pixels: &mut [u16]) {
-        pixels
-            .par_chunks_mut(BLOCK)
-            .zip(rgba.par_chunks(BLOCK))
-            .for_each(|(pixels, rgba)| pack(&self.from_rgb, rgba, pixels));
+    pub(super) fn pack(&self, rgba: &[u16], values: &mut [u16]) {
+        apply(&self.from_rgb, rgba, values);
     }
+}
+
+/// The map from [A, c1, c2, c3] to [R, G, B, A]. The converter widens code values so that the largest become
+/// `largest`. Without alpha, pixels are opaque: the converter may give padding.
+fn unpacking(
+    components: [Component; 4],
+    matrix: [[f64; 3]; 3],
+    [alpha, largest @ ..]: [f64; 4],
+    has_alpha: bool,
+) -> Affine {
+    let weight = |i: usize, j: usize| matrix[i][j] * MAX / components[j].scale;
+    Affine::new(std::array::from_fn(|i| {
+        match (i, has_alpha) {
+            (3, true) => return ([MAX / alpha, 0.0, 0.0, 0.0], 0.0),
+            (3, false) => return ([0.0; 4], MAX),
+            _ => {}
+        }
+        let code = |j: usize| (f64::from(components[j].depth).exp2() - 1.0) / largest[j];
+        let [x, y, z] = std::array::from_fn(|j| weight(i, j) * code(j));
+        let zero = (0..3).map(|j| weight(i, j) * components[j].zero).sum::<f64>();
+        ([0.0, x, y, z], -zero)
+    }))
+}
+
+/// The map from [R, G, B, A] to [A, c1, c2, c3]. The converter narrows by truncation; half a step of the code
+/// value, added, makes that rounding.
+fn packing(components: [Component; 4], matrix: [[f64; 3]; 3]) -> Affine {
+    Affine::new(std::array::from_fn(|i| {
+        let (component, weights) = match i {
+            0 => (components[3], [0.0, 0.0, 0.0, 1.0]),
+            _ => {
+                let [r, g, b] = matrix[i - 1];
+                (components[i - 1], [r, g, b, 0.0])
+            }
+        };
+        let step = f64::from(16 - component.depth).exp2();
+        let weights = weights.map(|weight| weight * component.scale * step / MAX);
+        (weights, (component.zero + 0.5) * step - 0.5)
+    }))
 }
 
 const IDENTITY: [[f64; 3]; 3] = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
@@ -158,7 +190,22 @@ mod tests {
             VideoTransferFunction::Bt709,
             VideoColorPrimaries::Bt709,
         );
-        Colour::new(&VideoInfo::builder(format, 16, 16).colorimetry(&colorimetry).build().unwrap())
+        let info = VideoInfo::builder(format, 16, 16).colorimetry(&colorimetry).build().unwrap();
+        Colour::new(&info, [u16::MAX; 4])
+    }
+
+    impl Colour {
+        fn unpacked(&self, values: [u16; 4]) -> [u16; 4] {
+            let mut rgba = [0; 4];
+            self.unpack(&values, &mut rgba);
+            rgba
+        }
+
+        fn packed(&self, rgba: [u16; 4]) -> [u16; 4] {
+            let mut values = [0; 4];
+            self.pack(&rgba, &mut values);
+            values
+        }
     }
 
     /// A code value as the converter widens it.
@@ -171,9 +218,9 @@ mod tests {
         let bt601 =
             colour(VideoFormat::Y444, VideoColorRange::Range16_235, VideoColorMatrix::Bt601);
         let rgb = |y, u, v| {
-            let mut pixel = [65535, widen(y, 8), widen(u, 8), widen(v, 8)];
-            bt601.unpack(&mut pixel);
-            pixel.map(|component| (u32::from(component) + 128) / 257)
+            bt601
+                .unpacked([65535, widen(y, 8), widen(u, 8), widen(v, 8)])
+                .map(|component| (u32::from(component) + 128) / 257)
         };
         assert_eq!(rgb(16, 128, 128), [0, 0, 0, 255]);
         assert_eq!(rgb(235, 128, 128), [255, 255, 255, 255]);
@@ -183,9 +230,8 @@ mod tests {
         assert!(r >= 254 && g <= 1 && b <= 1, "{r} {g} {b}");
         let bt2020 =
             colour(VideoFormat::Y44410le, VideoColorRange::Range16_235, VideoColorMatrix::Bt2020);
-        let mut white = [0, widen(940, 10), widen(512, 10), widen(512, 10)];
-        bt2020.unpack(&mut white);
-        assert_eq!(white, [65535, 65535, 65535, 0]);
+        let white = bt2020.unpacked([0, widen(940, 10), widen(512, 10), widen(512, 10)]);
+        assert_eq!(white, [65535; 4]);
     }
 
     #[test]
@@ -200,19 +246,16 @@ mod tests {
                     let colour = colour(format, range, matrix);
                     for n in 0..4096u32 {
                         let rgb = [n % 16, n / 16 % 16, n / 256].map(|x| (x * 4369) as u16);
-                        let mut codes = [0; 4];
-                        colour.pack(&[rgb[0], rgb[1], rgb[2], 7], &mut codes);
+                        let codes = colour.packed([rgb[0], rgb[1], rgb[2], 7]);
                         let codes = codes.map(|x| u32::from(x) >> (16 - depth));
-                        let mut pixel = codes.map(|code| widen(code, depth));
-                        colour.unpack(&mut pixel);
+                        let pixel = colour.unpacked(codes.map(|code| widen(code, depth)));
                         for (a, b) in pixel.iter().zip(rgb) {
                             // Half a code value in each component, through the matrix.
                             assert!(
                                 a.abs_diff(b) <= (1.7 * 65536.0 / f64::from(1 << depth)) as u16
                             );
                         }
-                        let mut again = [0; 4];
-                        colour.pack(&pixel, &mut again);
+                        let again = colour.packed(pixel);
                         let clipped = pixel[..3].iter().any(|&x| matches!(x, 0 | u16::MAX));
                         let again = again.map(|x| u32::from(x) >> (16 - depth));
                         assert!(clipped || again[1..] == codes[1..], "{codes:?} became {again:?}");

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The push task: takes what is ready out of the queue and pushes it downstream, in order.
 
-use std::time::Instant;
+use std::{collections::TryReserveError, hint::black_box, time::Instant};
 
 use gst::{ClockTime, prelude::*, subclass::prelude::*};
 use gst_base::prelude::*;
 use gst_video::VideoInfo;
 
 use super::{CAT, VEnhance};
-use crate::element::{
-    convert::Packer,
-    progress::LatencyPart,
-    queue::{OutputFrame, OutputItem},
+use crate::{
+    element::{
+        convert::Packer,
+        progress::LatencyPart,
+        queue::{OutputFrame, OutputItem},
+    },
+    engine::{Cancel, Error},
 };
 
 /// Fills output buffers of the current caps.
@@ -68,10 +71,11 @@ impl VEnhance {
 
     fn push_frame(&self, output: OutputFrame) -> Result<gst::FlowSuccess, gst::FlowError> {
         let end = output.pts + output.duration.unwrap_or(ClockTime::ZERO);
+        let cancel = self.queue.cancel();
         // No lock is held while the writer works. New caps come after a drain or a flush only.
         let writer = self.state.lock().output.writer.take();
-        let mut writer = writer.ok_or(gst::FlowError::NotNegotiated)?;
-        let buffer = self.write(&mut writer, output);
+        let writer = writer.ok_or(gst::FlowError::NotNegotiated)?;
+        let buffer = self.write(&writer, output, &cancel);
         self.state.lock().output.writer.get_or_insert(writer);
         let buffer = buffer?;
 
@@ -86,8 +90,9 @@ impl VEnhance {
     /// Converts a frame to a buffer.
     fn write(
         &self,
-        writer: &mut Writer,
+        writer: &Writer,
         output: OutputFrame,
+        cancel: &Cancel,
     ) -> Result<gst::Buffer, gst::FlowError> {
         let OutputFrame { frame, number, pts, duration, flags, metas, timecodes } = output;
         let mut buffer = self.acquire(&writer.output)?;
@@ -99,10 +104,10 @@ impl VEnhance {
             buffer.set_flags(flags);
             buffer.set_offset(number);
             buffer.set_offset_end(number + 1);
-            writer.packer.pack(&frame, buffer).map_err(|error| {
-                self.fail(gst::error_msg!(gst::StreamError::Encode, ("{error}")));
-                gst::FlowError::Error
-            })?;
+            writer
+                .packer
+                .pack(&frame, buffer, cancel)
+                .map_err(|error| self.convert_failed(error, gst::StreamError::Encode))?;
             if let Some(metas) = metas {
                 copy_metas(&metas, buffer, writer);
             }
@@ -115,22 +120,23 @@ impl VEnhance {
     }
 
     fn acquire(&self, info: &VideoInfo) -> Result<gst::Buffer, gst::FlowError> {
-        let no_memory = |error: &dyn std::fmt::Display| {
-            self.fail(gst::error_msg!(
-                gst::ResourceError::NoSpaceLeft,
-                (
-                    "cannot allocate an output buffer of {} bytes: {error}; use a smaller up-scale or \
-                     close other programs",
-                    info.size()
-                )
-            ));
+        let no_memory = || {
+            let [width, height] = [info.width(), info.height()].map(|side| side as usize);
+            let error = Error::OutOfMemory { width, height, bytes: info.size() as u128 };
+            self.fail(gst::error_msg!(gst::ResourceError::NoSpaceLeft, ("{error}")));
             gst::FlowError::Error
         };
         let Some(pool) = self.obj().buffer_pool() else {
-            return gst::Buffer::with_size(info.size()).map_err(|e| no_memory(&e));
+            try_allocation(info.size(), 1).map_err(|_| no_memory())?;
+            return gst::Buffer::with_size(info.size()).map_err(|_| no_memory());
         };
         let acquire = |pool: gst::BufferPool| {
-            pool.set_active(true).map_err(|e| no_memory(&e))?;
+            let buffers = match pool.is_active() {
+                true => 1,
+                false => pool.config().params().map_or(1, |(_, _, min, _)| min.max(1)),
+            };
+            try_allocation(info.size(), buffers as usize).map_err(|_| no_memory())?;
+            pool.set_active(true).map_err(|_| no_memory())?;
             pool.acquire_buffer(None)
         };
         match acquire(pool.clone()) {
@@ -142,6 +148,15 @@ impl VEnhance {
             acquired => acquired,
         }
     }
+}
+
+/// Allocates the memory of buffers for a moment: GLib aborts the process if it cannot allocate.
+fn try_allocation(size: usize, buffers: usize) -> Result<(), TryReserveError> {
+    let mut bytes = Vec::<u8>::new();
+    bytes.try_reserve_exact(size.saturating_mul(buffers))?;
+    // Or the compiler would remove the allocation.
+    black_box(bytes);
+    Ok(())
 }
 
 /// Copies the metas of an input frame to its output. Those that depend on the size are scaled where that

@@ -40,6 +40,7 @@ impl VEnhance {
         if !self.obj().reconfigure() {
             return Err(self.queue.flow().err().unwrap_or(gst::FlowError::NotNegotiated));
         }
+        let cancel = self.queue.cancel();
         self.queue.flow()?;
         self.start_segment();
         gst::trace!(CAT, imp = self, "Received {buffer:?}; {}", self.queue.levels());
@@ -47,10 +48,9 @@ impl VEnhance {
         let start = Instant::now();
         let unpacker = self.state.lock().input.clips.as_ref().map(Clips::unpacker);
         let unpacker = unpacker.ok_or(gst::FlowError::NotNegotiated)?;
-        let frame = unpacker.unpack(&buffer).map_err(|error| {
-            self.fail(gst::error_msg!(gst::StreamError::Decode, ("{error}")));
-            gst::FlowError::Error
-        })?;
+        let frame = unpacker
+            .unpack(&buffer, &cancel)
+            .map_err(|error| self.convert_failed(error, gst::StreamError::Decode))?;
         let target_fps = self.properties.lock().target_fps;
         let items = {
             let state = &mut *self.state.lock();
@@ -112,6 +112,9 @@ impl VEnhance {
     }
 
     pub(super) fn caps_event(&self, caps: gst::Caps, event: gst::Event) -> bool {
+        if caps::refusal(&caps).is_some() {
+            return false;
+        }
         match self.same_picture(&caps) {
             Some(outcaps) => {
                 gst::debug!(CAT, imp = self, "Caps of the same picture: the clip continues");

@@ -54,8 +54,7 @@ fn replace_colorimetry(
             let colorimetry = caps
                 .structure(0)
                 .and_then(|caps| caps.get::<&str>("colorimetry").ok()?.parse().ok());
-            if let (Some(colorimetry), Some(caps)) =
-                (colorimetry, caps.make_mut().structure_mut(0))
+            if let (Some(colorimetry), Some(caps)) = (colorimetry, caps.make_mut().structure_mut(0))
             {
                 change(caps, colorimetry);
             }

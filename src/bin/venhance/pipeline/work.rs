@@ -10,9 +10,7 @@ use gst::{ClockTime, prelude::*};
 
 use super::{
     colour,
-    parts::{
-        add, decoder, drop_if, link, link_to_muxer, read, running_time, static_pad,
-    },
+    parts::{add, decoder, drop_if, link, link_to_muxer, read, running_time, static_pad},
     state::State,
     streams::copy_other_streams,
 };
