@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A diffusion model at work in the element stops within a block of the network. In its own test binary, because it
+//! The element at work stops within a block of a network, or a part of a large frame. In its own test binary, because it
 //! measures the processor time of the process, which other work on the machine hardly changes.
 
 mod common;
@@ -71,5 +71,34 @@ fn an_evaluation_ends_within_a_block_when_the_element_stops_or_flushes() {
         sleep(Duration::from_millis(50));
         assert!(processor_time() - rest < evaluation / 20, "{state:?}: something works on");
         assert!(rig.frames().is_empty());
+    }
+}
+
+#[test]
+fn lite_and_the_conversions_around_it_end_within_a_part_of_a_large_frame() {
+    common::init();
+    let mut rig =
+        Rig::with("model=lite up-scale=4 target-fps=0/1", &caps("I420", 960, 540, (10, 1)));
+    rig.push(1);
+    rig.wait_for_frames(1);
+    let before = processor_time();
+    rig.push(1);
+    rig.wait_for_frames(2);
+    let frame = processor_time() - before;
+    // At different times of a frame.
+    for part in [0.1, 0.3, 0.5, 0.7, 0.9] {
+        rig.element.set_state(gst::State::Playing).unwrap();
+        let caps = caps("I420", 960, 540, (10, 1));
+        rig.harness.push_event(gst::event::StreamStart::new("again"));
+        rig.set_caps(&caps);
+        rig.event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
+        let start = processor_time();
+        rig.push(2);
+        wait_for("the middle of a frame", || processor_time() > start + frame.mul_f64(part));
+        let before = processor_time();
+        rig.element.set_state(gst::State::Null).unwrap();
+        let after = processor_time() - before;
+        eprintln!("at {part}: {after:?} of {frame:?}");
+        assert!(after < frame / 4, "at {part}: {after:?} of {frame:?}");
     }
 }

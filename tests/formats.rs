@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Rig, caps, frames, record, try_run};
+use common::{Rig, caps, frames, record};
 use gst::prelude::*;
 use gst_video::{VideoFormat, VideoFormatInfo, VideoInfo};
 
@@ -47,7 +47,10 @@ fn values(source: &str, elements: &str, format: VideoFormatInfo) -> Vec<u16> {
         "{source} ! {elements} ! {UNPACK} ! video/x-raw,format={wide} ! fakesink name=sink"
     ));
     let bytes = frames.concat();
-    bytes.as_chunks().0.iter().map(|bytes| u16::from_ne_bytes(*bytes)).collect()
+    let values = bytes.as_chunks().0.iter().map(|bytes| u16::from_ne_bytes(*bytes));
+    // What GStreamer unpacks as alpha may be padding.
+    let has_alpha = format.has_palette() || format.depth().get(3).is_some_and(|&depth| depth > 0);
+    values.enumerate().map(|(n, value)| if n % 4 > 0 || has_alpha { value } else { 0 }).collect()
 }
 
 fn worst(a: &[u16], b: &[u16]) -> u16 {
@@ -68,6 +71,7 @@ impl Picture {
     const SIZE: (i32, i32) = (96, 64);
 
     fn new() -> Self {
+        common::init();
         let wave = |x: f64| (127.0 + 80.0 * x.sin()) as u8;
         let (width, height) = Self::SIZE;
         let pixels: Vec<u8> = (0..width * height)
@@ -407,12 +411,11 @@ fn frames_that_cannot_be_read_are_refused_with_their_name_and_what_to_do() {
         ("video/x-raw,format=ENCODED", "ENCODED", "before venhance"),
         ("video/x-h264,stream-format=byte-stream", "video/x-h264", "decoder"),
     ] {
-        let (_, error) = try_run(&format!(
-            "fakesrc num-buffers=1 sizetype=fixed sizemax=1024 format=time \
-             ! capssetter replace=true caps=\"{caps},width=16,height=16,framerate=10/1\" ! queue \
-             ! venhance ! fakesink"
-        ));
-        let error = error.unwrap();
+        let mut rig = Rig::without_caps("");
+        let caps = format!("{caps},width=16,height=16,framerate=10/1").parse().unwrap();
+        rig.harness.push_event(gst::event::StreamStart::new("x"));
+        assert!(!rig.harness.push_event(gst::event::Caps::new(&caps)));
+        let error = rig.error().unwrap();
         assert!(error.contains(name) && error.contains(remedy), "{caps}: {error}");
     }
 }

@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Rig, caps, frames};
+use gst::prelude::*;
 
 /// Size of the input; the scene is `scale` times as large.
 const SMALL: (usize, usize) = (160, 96);
@@ -117,5 +118,28 @@ fn input_frames_beat_lanczos_and_interpolated_frames_beat_cross_fades() {
         println!("×{scale}: input frames {input:.2?}, interpolated frames {interpolated:.2?}");
         assert!(input.0 > input.1 + input_gain, "×{scale}: {input:?}");
         assert!(interpolated.0 > interpolated.1 + interpolated_gain, "×{scale}: {interpolated:?}");
+    }
+}
+
+#[test]
+fn any_size_can_be_enlarged_by_any_scale() {
+    for (width, height, scale, size) in [
+        // The first five failed: a band of the resize ended beyond the frame.
+        (720, 480, 5.0, (3600, 2400)),
+        (64, 48, 7.8, (498, 374)),
+        (160, 120, 1.32, (210, 158)),
+        (33, 21, 1.81, (58, 38)),
+        (176, 144, 2.24, (394, 322)),
+        (1, 1, 8.0, (8, 8)),
+        (1, 300, 3.7, (2, 1110)),
+        (513, 2, 1.01, (518, 2)),
+    ] {
+        let caps = caps("I420", width, height, (10, 1));
+        let mut rig = Rig::with(&format!("model=lite up-scale={scale} target-fps=20"), &caps);
+        rig.push(2);
+        assert_eq!(frames(&rig.finish()).len(), 3, "{width}×{height}, {scale}: {:?}", rig.error());
+        let caps = rig.element.static_pad("src").unwrap().current_caps().unwrap();
+        let info = gst_video::VideoInfo::from_caps(&caps).unwrap();
+        assert_eq!((info.width(), info.height()), size, "{width}×{height}, {scale}");
     }
 }

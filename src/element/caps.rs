@@ -333,22 +333,19 @@ fn formats(structure: &gst::StructureRef) -> Vec<VideoFormat> {
 /// Orders output formats for an input format. The best one is the input's, else the one that, in this order,
 ///
 /// 1. keeps colour,
-/// 2. keeps alpha,
-/// 3. loses the fewest bits of depth,
-/// 4. is of the same family: RGB, or YUV and grey,
-/// 5. adds the fewest bits of depth,
-/// 6. loses the least chroma,
-/// 7. adds the least chroma,
-/// 8. has no alpha that the input does not have,
-/// 9. is grey if the input is,
-/// 10. comes first in [`FORMATS`]: encoders take it.
+/// 2. has no palette: that would be one of fixed colours, also for input with a palette,
+/// 3. keeps alpha,
+/// 4. loses the fewest bits of depth,
+/// 5. is of the same family: RGB, or YUV and grey,
+/// 6. adds the fewest bits of depth,
+/// 7. loses the least chroma,
+/// 8. adds the least chroma,
+/// 9. has no alpha that the input does not have,
+/// 10. is grey if the input is,
+/// 11. comes first in [`FORMATS`]: encoders take it.
 fn loss(from: VideoFormatInfo, to: VideoFormatInfo) -> impl Ord {
-    // A palette of fixed colours is the worst way to write a picture, also one that was read from a palette.
     let same = from.format() == to.format() && !to.has_palette();
-    let (from_depth, to_depth) = match to.has_palette() {
-        true => (depth(from), 8),
-        false => (depth(from), depth(to)),
-    };
+    let (from_depth, to_depth) = (depth(from), depth(to));
     let (wanted, chroma) = (wanted_chroma(from, to), chroma_shifts(to));
     let beyond = |a: [u32; 2], b: [u32; 2]| -> u32 {
         a.into_iter().zip(b).map(|(a, b)| a.saturating_sub(b)).sum()
@@ -357,6 +354,7 @@ fn loss(from: VideoFormatInfo, to: VideoFormatInfo) -> impl Ord {
     (
         !same,
         to.is_gray() && !from.is_gray(),
+        to.has_palette(),
         alpha == (true, false),
         from_depth.saturating_sub(to_depth),
         from.is_rgb() != to.is_rgb(),

@@ -33,6 +33,8 @@ use pending::PendingQueue;
 const MAX_INPUTS: usize = 4;
 /// Output frames that wait for the push task, so that computing continues while it pushes.
 const MAX_OUTPUTS: usize = 2;
+/// Bytes of the frames that wait in one of these places, if that is more than one frame: an 8K frame has 253 MiB.
+const MAX_BYTES: usize = 512 << 20;
 
 /// Identifies a clip and the epoch it began in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +72,11 @@ impl fmt::Display for Levels {
              {outputs}/{MAX_OUTPUTS} output frames waiting"
         )
     }
+}
+
+/// How many frames of this many bytes may wait, `most` or fewer.
+fn most_frames(bytes: usize, most: usize) -> usize {
+    (MAX_BYTES / bytes.max(1)).clamp(1, most)
 }
 
 /// The queue, and the one place where the threads of the element wait for each other.
@@ -252,9 +259,10 @@ impl Queue {
     /// events get the error.
     pub(super) fn push(&self, item: QueueItem) -> Result<gst::FlowSuccess, gst::FlowError> {
         let mut state = self.state.lock();
-        if item.is_frame() {
+        if let QueueItem::Frame(frame, ..) = &item {
+            let most = most_frames(size_of_val(frame.pixels()), MAX_INPUTS);
             self.changed.wait_while(&mut state, |state| {
-                state.flow.is_ok() && state.levels().inputs >= MAX_INPUTS
+                state.flow.is_ok() && state.levels().inputs >= most
             });
         }
         if let (Err(error), item) = (state.flow, &item) {
@@ -385,9 +393,10 @@ impl Queue {
     /// [`Error::Internal`] if the clip has no such frame.
     pub(super) fn deliver(&self, clip: ClipId, frame: Arc<Frame>) -> Result<(), Error> {
         let start = Instant::now();
+        let most = most_frames(size_of_val(frame.pixels()), MAX_OUTPUTS);
         let mut state = self.state.lock();
         self.changed.wait_while(&mut state, |state| {
-            state.is_live(clip.epoch) && state.levels().outputs >= MAX_OUTPUTS
+            state.is_live(clip.epoch) && state.levels().outputs >= most
         });
         let pending = self.clip(&mut state, clip)?;
         pending.add_wait(start.elapsed());
@@ -439,5 +448,18 @@ impl Queue {
             Some((id, pending)) if *id == clip => Ok(pending),
             _ => Err(Error::Internal { what: format!("{clip} is used after its end") }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_large_frames_wait_but_always_one() {
+        let frame = |width, height| width * height * 8;
+        assert_eq!(most_frames(frame(3840, 2160), MAX_INPUTS), MAX_INPUTS);
+        assert_eq!(most_frames(frame(7680, 4320), MAX_INPUTS), 2);
+        assert_eq!(most_frames(frame(15360, 8640), MAX_OUTPUTS), 1);
     }
 }

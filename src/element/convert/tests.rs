@@ -103,6 +103,10 @@ fn a_colour_comes_back_as_exactly_as_the_depth_of_every_format_allows() {
         let (packer, unpacker) =
             (Packer::new(info.clone()).unwrap(), Unpacker::new(info.clone()).unwrap());
         for colour in colours {
+            if format_info.has_palette() && colour[3] < 0x8000 {
+                // There is one transparent entry.
+                continue;
+            }
             let grey = [colour[1], colour[1], colour[1], colour[3]];
             let colour = if format_info.is_gray() { grey } else { colour };
             let mut frame = Frame::new(16, 8).unwrap();

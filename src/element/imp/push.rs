@@ -171,3 +171,15 @@ fn copy_metas(metas: &gst::BufferRef, buffer: &mut gst::BufferRef, writer: &Writ
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_allocation_that_cannot_succeed_is_an_error_and_does_not_abort() {
+        assert!(try_allocation(1000, 2).is_ok());
+        assert!(try_allocation(isize::MAX as usize, 1).is_err());
+        assert!(try_allocation(usize::MAX, 2).is_err());
+    }
+}
