@@ -82,6 +82,91 @@ fn tensors_are_converted_and_loaded_one_by_one() {
     }
 }
 
+/// Opens a file, which is refused, and returns the error and the peak memory.
+fn refused(path: &Path) -> (String, usize) {
+    let keys = Keys::from([("a".into(), vec![1])]);
+    let checkpoint = Checkpoint::new(path.into());
+    MEMORY.reset_peak_usage();
+    let before = MEMORY.current_usage();
+    let result = checkpoint.open(&keys, DType::F32, &Device::Cpu, &Cancel::default(), &mut |_| ());
+    (result.err().unwrap().to_string(), MEMORY.peak_usage() - before)
+}
+
+#[test]
+fn what_describes_the_tensors_of_a_file_takes_at_most_64_mib() {
+    let _one = ONE.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.pt");
+    const PICKLE: usize = (8 << 20) - 100;
+    let repeated = |codes: &[u8], again: &[u8]| {
+        let count = (PICKLE - codes.len()) / again.len();
+        Pickle::new().raw(codes).raw(&again.repeat(count)).end()
+    };
+    let name = "x".repeat(4 << 20);
+    let tensor = |storage| Tensor {
+        kind: "FloatStorage",
+        storage,
+        length: 1,
+        offset: 0,
+        shape: &[1],
+        strides: &[1],
+    };
+    // A long name of a storage or tensor, in the memo, and used again and again.
+    let storage = Pickle::default().raw(b"}(").text("k").tensor(&tensor(&name)).raw(b"q\x01").end();
+    let storage = &storage[..storage.len() - 1];
+    let keys = (0..100_000).map(|n| Pickle::default().text(&n.to_string()).raw(b"h\x01").end());
+    let keys: Vec<_> =
+        keys.flat_map(|mut codes| codes.drain(..codes.len() - 1).collect::<Vec<_>>()).collect();
+    let long_storage = Pickle::new().raw(storage).raw(&keys).raw(b"u").end();
+    let key = Pickle::default()
+        .raw(b"}(")
+        .text(&name)
+        .raw(b"q\x01")
+        .tensor(&tensor("0"))
+        .raw(b"q\x02")
+        .end();
+    let long_key = [&key[..key.len() - 1], &b"h\x01h\x02".repeat(800_000), b"u"].concat();
+    let call = Pickle::default().raw(b"(").tensor(&tensor("0")).end();
+    for pickle in [
+        repeated(b"", b"N"),
+        repeated(b"", b"("),
+        repeated(b"", b"(("),
+        repeated(b"", b"]"),
+        repeated(b"", b"}"),
+        repeated(b"N", b"\x85"),
+        repeated(b"N", b"2"),
+        repeated(b"Nq\0", b"h\0"),
+        repeated(b"(", b"NNNNNNNNt("),
+        repeated(b"}(", b"NN"),
+        repeated(&call[..call.len() - 1], b"cos\nsystem\n)R"),
+        (0..1_500_000_u32)
+            .fold(Pickle::new().raw(b"N"), |pickle, n| pickle.raw(b"r").raw(&n.to_le_bytes()))
+            .end(),
+        long_storage,
+        Pickle::new().raw(&long_key).end(),
+    ] {
+        torch::write(&path, &pickle, &[("0", &[0; 4])]);
+        let (error, peak) = refused(&path);
+        assert!(peak <= 64 * MIB, "{} MiB: {error}", peak / MIB);
+        assert!(error.len() < 5000, "{} bytes", error.len());
+    }
+    let tiny =
+        (0..).map(|n| format!(r#""{n}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}},"#));
+    let mut tensors: String = tiny.take(65_000).collect();
+    tensors.pop();
+    let long = format!(
+        r#""a":{{"dtype":"U8","shape":[{}0],"data_offsets":[0,0]}}"#,
+        "1,".repeat((2 << 20) - 50)
+    );
+    for header in [format!("{{{tensors}}}"), format!("{{{}}}", &long)] {
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        std::fs::write(&path, bytes).unwrap();
+        let (error, peak) = refused(&path);
+        assert!(peak <= 64 * MIB, "{} MiB: {error}", peak / MIB);
+        assert!(error.len() < 5000, "{} bytes", error.len());
+    }
+}
+
 /// The published denoiser with a fifth of the channels: the same tensors, each of a 25th of the size. What loading
 /// takes beyond them is in proportion to the tensors that exist twice at a time, so that the share is the published
 /// model's: less than a sixteenth, which is less than 256 MiB of its 4 GiB.

@@ -457,7 +457,7 @@ mod tests {
 
     #[test]
     fn few_large_frames_wait_but_always_one() {
-        let frame = |width, height| width * height * 8;
+        let frame = |width: usize, height: usize| width * height * 8;
         assert_eq!(most_frames(frame(3840, 2160), MAX_INPUTS), MAX_INPUTS);
         assert_eq!(most_frames(frame(7680, 4320), MAX_INPUTS), 2);
         assert_eq!(most_frames(frame(15360, 8640), MAX_OUTPUTS), 1);

@@ -120,7 +120,7 @@ impl Config {
         check_count("vae.block_out_channels", &vae.block_out_channels, 4..=4)?;
         let (height, width) = self.min_padded;
         let numbers: [(&str, &[usize], RangeInclusive<usize>); 13] = [
-            ("min_padded", &[height, width], 1..=1 << 14),
+            ("min_padded", &[height, width], 1..=4096),
             // The autoencoder has no other number.
             ("unet.latents", &[unet.latents], 4..=4),
             ("unet.dim", &[unet.dim], 1..=2048),

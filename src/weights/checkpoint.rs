@@ -16,7 +16,7 @@ use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 
 use super::{
-    disk::{MAX_HEADER, free_space, map_file, open_or_create, readable_size, with_suffix},
+    disk::{free_space, map_file, open_or_create, readable_size, with_suffix},
     keys::{self, Keys},
     lock,
     progress::{Progress, Reporter},
@@ -33,6 +33,9 @@ use crate::engine::{
 /// with newer protocols, a frame header. The first byte alone is not enough, since a safetensors file begins with the
 /// length of its header.
 const LEGACY_TORCH_MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+
+/// Maximum length of the header of a safetensors file in bytes. That of the denoiser has 0.3 MB.
+const MAX_HEADER: u64 = 4 << 20;
 
 /// The weights file of a network.
 #[derive(Debug, Clone, PartialEq, Eq)]

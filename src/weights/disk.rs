@@ -12,8 +12,8 @@ use std::{
 use memmap2::Mmap;
 use rustix::fs::OFlags;
 
-/// Maximum size in bytes of the part of a weights file that describes its tensors. That of the denoiser, with 2180
-/// tensors, has half a megabyte.
+/// Maximum size in bytes of the pickle and of the central directory of a PyTorch file. The pickle of the denoiser, with
+/// 2180 tensors, has half a megabyte.
 pub(super) const MAX_HEADER: u64 = 8 << 20;
 
 /// Creates a file for writing, also in the place of an old one, so that no link is followed.

@@ -44,6 +44,10 @@ pub struct Answer {
     pub cut: Option<usize>,
     /// Stalls before the connection is closed.
     pub stall: bool,
+    /// Whether the header does not say how long the body is.
+    pub without_length: bool,
+    /// Time between two bytes, of the header as well.
+    pub slow: Option<Duration>,
 }
 
 impl Answer {
@@ -222,17 +226,28 @@ fn serve(
         request
     };
     let answer = answer(&request);
-    let mut head = format!(
-        "HTTP/1.1 {} Status\r\nConnection: close\r\nContent-Length: {}\r\n",
-        answer.status,
-        answer.body.len()
-    );
+    let mut head = format!("HTTP/1.1 {} Status\r\nConnection: close\r\n", answer.status);
+    if !answer.without_length {
+        head.push_str(&format!("Content-Length: {}\r\n", answer.body.len()));
+    }
     for (name, value) in &answer.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
-    stream.write_all(format!("{head}\r\n").as_bytes())?;
+    let mut response = format!("{head}\r\n").into_bytes();
     if request.method != "HEAD" {
-        stream.write_all(&answer.body[..answer.cut.unwrap_or(answer.body.len())])?;
+        response.extend(&answer.body[..answer.cut.unwrap_or(answer.body.len())]);
+    }
+    match answer.slow {
+        None => stream.write_all(&response)?,
+        Some(pause) => {
+            for byte in response {
+                if stopped.load(Ordering::Acquire) {
+                    break;
+                }
+                stream.write_all(&[byte])?;
+                thread::sleep(pause);
+            }
+        }
     }
     stream.flush()?;
     let mut left = if answer.stall { 200 } else { 0 };

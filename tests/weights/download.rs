@@ -21,15 +21,18 @@ use crate::{
     hub::{self, Answer, COMMIT, Server, TEXT, UNET, VAE, sha256},
 };
 
+/// What to do after a failure that a new start may get past.
+const RESUMES: &str = "check the network connection and start again: the download resumes";
+
 /// A temporary hub cache.
-struct Cache(tempfile::TempDir);
+pub struct Cache(tempfile::TempDir);
 
 impl Cache {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn hub(&self, endpoint: &str) -> Hub {
+    pub fn hub(&self, endpoint: &str) -> Hub {
         Hub {
             cache: self.0.path().join("hub"),
             endpoint: endpoint.into(),
@@ -48,6 +51,20 @@ impl Cache {
 
     fn blob(&self, file: &str, bytes: &[u8]) -> PathBuf {
         self.folder(file).join("blobs").join(sha256(bytes))
+    }
+
+    /// Adds a file in the layout that Python's `huggingface_hub` writes; returns its path.
+    pub fn add(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let (folder, blob) = (self.folder(name), self.blob(name, bytes));
+        fs::create_dir_all(blob.parent().unwrap()).unwrap();
+        fs::write(&blob, bytes).unwrap();
+        fs::create_dir_all(folder.join("refs")).unwrap();
+        fs::write(folder.join("refs/main"), COMMIT).unwrap();
+        let name = name.splitn(3, '/').nth(2).unwrap();
+        let link = folder.join("snapshots").join(COMMIT).join(name);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&blob, &link).unwrap();
+        link
     }
 
     /// All files in the cache but incomplete downloads and locks.
@@ -268,7 +285,9 @@ fn server_errors_are_retried_a_limited_number_of_times() {
         match fine {
             true => assert_complete(&fetch(cache.hub(&server.endpoint())).unwrap(), &published),
             false => {
-                assert_refused(&cache, &server, &["502", "model-dir"]);
+                let error = fetch(cache.hub(&server.endpoint())).unwrap_err().to_string();
+                assert!(error.contains("502") && error.contains(RESUMES), "{error}");
+                assert!(!error.contains("HF_TOKEN"), "{error}");
                 assert_eq!(server.requests().len(), 3);
             }
         }
@@ -279,31 +298,28 @@ fn server_errors_are_retried_a_limited_number_of_times() {
 fn truncated_oversized_and_corrupt_downloads_are_refused() {
     type Spoil = fn(&mut Answer);
     let spoils: [(Spoil, &str); 3] = [
-        (|answer| answer.body.truncate(123_456), "after 123456 of 700000 bytes"),
-        (|answer| answer.body.extend([0; 100_000]), "more than its 700000 bytes"),
+        (|answer| answer.body.truncate(123_456), "answered with 123456 bytes instead of 700000"),
+        (
+            |answer| {
+                answer.body.extend([0; 100_000]);
+                answer.without_length = true;
+            },
+            "more than its 700000 bytes",
+        ),
         (|answer| answer.body[1000] ^= 1, "its SHA-256 is"),
     ];
     for (spoil, text) in spoils {
         let (cache, published) = (Cache::new(), hub::Files::new());
         let answers = published.clone();
         let server = Server::start(move |request| {
-            // The server fails requests for the bytes behind its truncated file.
-            let mut answer = match request.from {
-                Some(from) if request.path.starts_with("/cdn/") && from >= 123_456 => {
-                    return Answer::status(500, "");
-                }
-                _ => answers.answer(request),
-            };
+            let mut answer = answers.answer(request);
             if request.gets(UNET) && request.path.starts_with("/cdn/") {
                 spoil(&mut answer);
             }
             answer
         });
-        match text.starts_with("after") {
-            // The error is that of the last retry.
-            true => assert_refused(&cache, &server, &["downloading", "500"]),
-            false => assert_refused(&cache, &server, &["downloading", text]),
-        }
+        assert_refused(&cache, &server, &["downloading", text, "HF_ENDPOINT"]);
+        assert_eq!(server.gets("venhancer_paper.pt").len(), 1);
         // The failed download does not block the next one.
         let answers = published.clone();
         let server = Server::start(move |request| answers.answer(request));
@@ -328,9 +344,7 @@ fn a_refused_connection_fails_soon() {
     let closed = Server::start(|_| Answer::default()).endpoint();
     let start = Instant::now();
     let error = fetch(cache.hub(&closed)).unwrap_err().to_string();
-    for part in ADVICE {
-        assert!(error.contains(part), "{error}");
-    }
+    assert!(error.contains(RESUMES), "{error}");
     assert!(start.elapsed() < Duration::from_secs(2));
     assert_eq!(cache.complete_files(), Vec::<PathBuf>::new());
 }
@@ -344,17 +358,8 @@ fn offline_mode_uses_the_cache_or_fails() {
     for part in ADVICE.into_iter().chain(["HF_HUB_OFFLINE", "venhancer_paper.pt"]) {
         assert!(error.contains(part), "{part}: {error}");
     }
-    // The layout that Python's huggingface_hub writes.
     for (name, bytes) in &published.0 {
-        let (folder, blob) = (cache.folder(name), cache.blob(name, bytes));
-        fs::create_dir_all(blob.parent().unwrap()).unwrap();
-        fs::write(&blob, bytes).unwrap();
-        fs::create_dir_all(folder.join("refs")).unwrap();
-        fs::write(folder.join("refs/main"), COMMIT).unwrap();
-        let name = name.splitn(3, '/').nth(2).unwrap();
-        let link = folder.join("snapshots").join(COMMIT).join(name);
-        fs::create_dir_all(link.parent().unwrap()).unwrap();
-        std::os::unix::fs::symlink(&blob, link).unwrap();
+        cache.add(name, bytes);
     }
     assert_complete(&fetch(hub).unwrap(), &published);
     assert!(server.requests().is_empty());
@@ -375,7 +380,7 @@ fn too_little_disk_space_fails_before_any_download() {
         assert_eq!(result.is_ok(), fine, "{result:?}");
         if let Err(error) = result {
             let error = error.to_string();
-            for part in ["need 2200000 bytes", "2199999 free", "HF_HOME"] {
+            for part in ["need 2.10 MiB", "2.10 MiB free", "HF_HOME"] {
                 assert!(error.contains(part), "{error}");
             }
             assert!(server.requests().iter().all(|request| request.method == "HEAD"));
@@ -383,44 +388,30 @@ fn too_little_disk_space_fails_before_any_download() {
     }
 }
 
+/// With the limit of a shell for the size of files, because filling a disk takes one that only root can make.
 #[test]
-fn a_full_disk_is_an_error_and_the_download_resumes_later() {
-    /// A small tmpfs, which only root can mount.
-    struct Disk(tempfile::TempDir);
-    impl Drop for Disk {
-        fn drop(&mut self) {
-            let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-        }
+fn a_failed_write_is_an_error_and_the_download_resumes_later() {
+    let (home, published) = (tempfile::tempdir().unwrap(), hub::Files::new());
+    let server = Server::start(move |request| published.answer(request));
+    let plain = process(home.path(), &server.endpoint());
+    let mut limited = Command::new("sh");
+    // In blocks of 512 or 1024 bytes.
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 400; exec \"$0\" \"$@\""]);
+    limited.arg(plain.get_program()).args(plain.get_args());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
     }
-    let mount = |disk: &Disk, options: &str| {
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
-            .arg(disk.0.path())
-            .stderr(Stdio::null())
-            .status();
-        mount.is_ok_and(|status| status.success())
+    let output = |mut command: Command| {
+        String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
     };
-    let disk = Disk(tempfile::tempdir().unwrap());
-    if !mount(&disk, "size=400k") {
-        eprintln!("skipped: mounting a tmpfs needs root");
-        return;
-    }
-    let published = hub::Files::new();
-    let answers = published.clone();
-    let server = Server::start(move |request| answers.answer(request));
-    let cache = Cache::new();
-    let hub = Hub {
-        cache: disk.0.path().join("hub"),
-        // The disk fills up after the check.
-        free_space: |_| Ok(u64::MAX),
-        ..cache.hub(&server.endpoint())
-    };
-    let error = fetch(hub.clone()).unwrap_err().to_string();
-    for part in ["writing", "No space left", "HF_HOME"] {
+    let error = output(limited);
+    for part in ["error: writing", "File too large", "HF_HOME"] {
         assert!(error.contains(part), "{error}");
     }
-    assert!(mount(&disk, "remount,size=8m"));
-    assert_complete(&fetch(hub).unwrap(), &published);
+    assert!(output(plain).contains("unet: "));
     assert!(server.gets("venhancer_paper.pt")[1].from > Some(100_000));
 }
 
@@ -456,8 +447,12 @@ fn download_in_a_subprocess() {
 fn process(home: &Path, endpoint: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "download::download_in_a_subprocess", "--ignored", "--nocapture"]);
-    for name in ["HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "HTTP_PROXY"] {
-        command.env_remove(name).env_remove(name.to_lowercase());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy().to_uppercase();
+        let used = ["HF_", "HUGGING", "TRANSFORMERS_", "XDG_CACHE_HOME", "HTTP_PROXY", "ALL_PROXY"];
+        if used.iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(name);
+        }
     }
     command.env("HF_HOME", home).env("HF_ENDPOINT", endpoint);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
@@ -490,17 +485,215 @@ fn the_environment_variables_of_huggingface_hub_are_used() {
     let (home, published) = (tempfile::tempdir().unwrap(), hub::Files::new());
     let server = Server::start(move |request| published.answer(request));
     let run = |variables: &[(&str, &str)]| {
-        let mut command = process(home.path(), &server.endpoint());
+        let mut command = process(&home.path().join("unused"), &server.endpoint());
+        command.env("HOME", home.path());
         let output = command.envs(variables.iter().copied()).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let output = run(&[("HF_HUB_OFFLINE", "true")]);
-    assert!(output.contains("HF_HUB_OFFLINE is set"), "{output}");
+    for variable in [("HF_HUB_OFFLINE", "true"), ("TRANSFORMERS_OFFLINE", "1")] {
+        let output = run(&[variable]);
+        assert!(output.contains("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"), "{output}");
+    }
     assert!(server.requests().is_empty());
-    let cache = home.path().join("another");
-    let output = run(&[("HF_HUB_CACHE", &cache.to_string_lossy()), ("HF_TOKEN", "a token")]);
-    assert!(output.contains(&format!("unet: {}/models--", cache.display())), "{output}");
-    assert_eq!(server.requests()[0].token.as_deref(), Some("Bearer a token"));
+    let folder = |name: &str| home.path().join(name).display().to_string();
+    for (n, (variables, cache, token)) in [
+        (
+            vec![
+                ("HF_HUB_CACHE", folder("a").as_str()),
+                ("HF_TOKEN", "new"),
+                // The old names, which the new ones replace.
+                ("HUGGINGFACE_HUB_CACHE", "unused"),
+                ("HUGGING_FACE_HUB_TOKEN", "unused"),
+                ("HF_HUB_OFFLINE", "0"),
+                ("TRANSFORMERS_OFFLINE", "1"),
+            ],
+            folder("a"),
+            "new",
+        ),
+        (
+            vec![
+                ("HUGGINGFACE_HUB_CACHE", folder("b").as_str()),
+                ("HUGGING_FACE_HUB_TOKEN", " old\n"),
+            ],
+            folder("b"),
+            "old",
+        ),
+        (vec![("HF_HOME", "~/c"), ("HF_TOKEN", "x")], folder("c/hub"), "x"),
+        (
+            vec![("HF_HOME", "${HOME}/$UNSET_NAME"), ("HF_TOKEN_PATH", "~/token")],
+            folder("$UNSET_NAME/hub"),
+            "of a file",
+        ),
+        (vec![("HF_HUB_CACHE", "$HOME/d"), ("HF_TOKEN", "x")], folder("d"), "x"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        fs::write(home.path().join("token"), "of a file\n").unwrap();
+        let before = server.requests().len();
+        let output = run(&variables);
+        assert!(output.contains(&format!("unet: {cache}/models--")), "{n}: {output}");
+        let sent = server.requests()[before].token.clone();
+        assert_eq!(sent, Some(format!("Bearer {token}")), "{n}");
+    }
+}
+
+#[test]
+fn a_token_file_that_cannot_be_read_is_none() {
+    let (home, published) = (tempfile::tempdir().unwrap(), hub::Files::new());
+    let server = Server::start(move |request| published.answer(request));
+    let fifo = home.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let mut command = process(home.path(), &server.endpoint());
+    let output = command.env("HF_TOKEN_PATH", &fifo).output().unwrap();
+    let output = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.contains("unet: "), "{output}");
+    assert_eq!(server.requests()[0].token, None);
+}
+
+#[test]
+fn retries_end_when_a_server_never_gets_further() {
+    type Spoil = fn(Answer) -> Answer;
+    let spoils: [(bool, Spoil); 3] = [
+        // The first bytes again and again.
+        (true, |answer| answer.cut(50_000)),
+        (true, |answer| Answer { without_length: true, ..answer.cut(50_000) }),
+        // One more byte each time.
+        (false, |answer| answer.cut(1)),
+    ];
+    for (ignores_range, spoil) in spoils {
+        let (cache, published) = (Cache::new(), hub::Files::new());
+        let server = Server::start(move |request| {
+            let mut asked = request.clone();
+            asked.from = asked.from.filter(|_| !ignores_range);
+            let answer = published.answer(&asked);
+            match request.gets(UNET) && request.path.starts_with("/cdn/") {
+                true => spoil(answer),
+                false => answer,
+            }
+        });
+        assert_refused(&cache, &server, &["venhancer_paper.pt failed", RESUMES]);
+        let gets = server.gets("venhancer_paper.pt").len();
+        // The first restart from 0 is the first request.
+        assert!((6..=7).contains(&gets), "{gets}");
+    }
+}
+
+#[test]
+fn a_login_page_does_not_replace_what_is_downloaded() {
+    let (cache, published) = (Cache::new(), hub::Files::new());
+    let answers = published.clone();
+    let server = Server::start(move |request| match request.path.starts_with("/cdn/") {
+        true => Answer::status(200, "<html>log in</html>"),
+        false => answers.answer(request),
+    });
+    let blob = cache.blob(UNET, &published.0[UNET]);
+    fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    let incomplete = blob.with_extension("incomplete");
+    fs::write(&incomplete, published_part(UNET, 400_000)).unwrap();
+    assert_refused(&cache, &server, &["answered with 19 bytes instead of 700000", "HF_ENDPOINT"]);
+    assert_eq!(server.gets("venhancer_paper.pt").len(), 1);
+    assert!(fs::read(incomplete).unwrap() == published_part(UNET, 400_000));
+}
+
+#[test]
+fn a_server_that_trickles_is_given_up() {
+    for only_bodies in [false, true] {
+        let (cache, published) = (Cache::new(), hub::Files::new());
+        let server = Server::start(move |request| {
+            let mut answer = published.answer(request);
+            if !only_bodies {
+                answer.slow = Some(Duration::from_millis(40));
+            } else if request.path.starts_with("/cdn/") {
+                // A header is sent within the limit.
+                answer.slow = Some(Duration::from_micros(500));
+            }
+            answer
+        });
+        let read_timeout = Duration::from_millis(300);
+        let hub = Hub { read_timeout, ..cache.hub(&server.endpoint()) };
+        let start = Instant::now();
+        let error = fetch(hub).unwrap_err().to_string();
+        assert!(error.contains(RESUMES), "{error}");
+        assert_eq!(error.contains("fewer than 16384 bytes in 0.3 s"), only_bodies, "{error}");
+        // At most six attempts.
+        assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn only_the_scheme_host_and_port_of_the_hub_get_the_token() {
+    let (cache, published) = (Cache::new(), hub::Files::new());
+    let storage = published.clone();
+    // Another port of the same host.
+    let other = Server::start(move |request| {
+        let name = request.path.trim_start_matches('/');
+        storage.bytes(&storage.0[name], request)
+    });
+    let target = other.endpoint();
+    let answers = published.clone();
+    let server = Server::start(move |request| {
+        if let Some(path) = request.path.strip_prefix("/moved") {
+            let mut answer = answers.answer(&hub::Request { path: path.into(), ..request.clone() });
+            for (name, value) in &mut answer.headers {
+                if *name == "Location" {
+                    *value = value.replacen(
+                        &format!(
+                            "http://localhost:{}/cdn",
+                            request.host.rsplit(':').next().unwrap()
+                        ),
+                        &target,
+                        1,
+                    );
+                }
+            }
+            return answer;
+        }
+        // A renamed repository: a redirect within the hub, by its path or its whole URL.
+        let path = format!("/moved{}", request.path);
+        let location = match request.path.contains("CLIP") {
+            true => format!("http://{}{path}", request.host),
+            false => path,
+        };
+        Answer { status: 307, headers: vec![("Location", location)], ..Answer::default() }
+    });
+    assert_complete(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
+    assert!(server.requests().iter().all(|r| r.token.as_deref() == Some("Bearer secret")));
+    assert_eq!(other.requests().len(), 3);
+    assert!(other.requests().iter().all(|request| request.token.is_none()));
+}
+
+#[test]
+fn redirects_that_never_end_or_lead_nowhere_are_errors() {
+    for (location, text) in [
+        ("/loop", "redirects more than 5 times"),
+        ("ftp://example.com/", "is not a URL"),
+        ("file:///etc/passwd", "is not a URL"),
+        ("//", "is not a URL"),
+    ] {
+        let cache = Cache::new();
+        let server = Server::start(move |_| Answer {
+            status: 302,
+            headers: vec![("Location", location.into())],
+            ..Answer::default()
+        });
+        assert_refused(&cache, &server, &[text, "HF_ENDPOINT"]);
+    }
+}
+
+#[test]
+fn a_link_in_the_place_of_an_incomplete_file_is_not_followed() {
+    let (cache, published) = (Cache::new(), hub::Files::new());
+    let answers = published.clone();
+    let server = Server::start(move |request| answers.answer(request));
+    let blob = cache.blob(UNET, &published.0[UNET]);
+    fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    let target = blob.with_extension("target");
+    fs::write(&target, "mine").unwrap();
+    std::os::unix::fs::symlink(&target, blob.with_extension("incomplete")).unwrap();
+    let error = fetch(cache.hub(&server.endpoint())).unwrap_err().to_string();
+    assert!(error.contains("it is a symbolic link"), "{error}");
+    assert_eq!(fs::read(&target).unwrap(), b"mine");
 }
 
 /// A server that stalls after 100,000 bytes of the denoiser, unless the rest is requested.

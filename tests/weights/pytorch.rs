@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! PyTorch files and their converted copies.
 
-use std::{fs, path::PathBuf, process::Command, thread};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 
 use candle_core::{DType, Device};
 use gstvenhance::{
@@ -92,6 +99,232 @@ fn a_state_dict_may_be_nested_next_to_other_data() {
     assert_eq!(counting(inner(Pickle::new()), 4).read("a", &[4]), [0.0, 1.0, 2.0, 3.0]);
 }
 
+/// What training scripts save beside the weights, as Python 3.11 pickles it.
+#[test]
+fn extras_beside_the_state_dict_are_skipped() {
+    let namespace = |pickle: Pickle| {
+        let object = pickle.global("argparse", "Namespace").raw(b")\x81}(");
+        object.text("lr").raw(b"G\x3f\xf0\0\0\0\0\0\0").text("out").int(3).raw(b"ub")
+    };
+    let scalar = |pickle: Pickle| {
+        let kind = pickle.global("numpy.core.multiarray", "scalar").global("numpy", "dtype");
+        let kind = kind.raw(b"(").text("f8").raw(b"\x89\x88tR(K\x03").text("<");
+        let kind = kind.raw(b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb");
+        kind.global("_codecs", "encode").raw(b"(").text("\0").text("latin1").raw(b"tR\x86R")
+    };
+    let set = |pickle: Pickle| pickle.global("__builtin__", "set").raw(b"](K\x01K\x02e\x85R");
+    let size = |pickle: Pickle| pickle.global("torch", "Size").raw(b"K\x02K\x03\x86\x85R");
+    let wide = |pickle: Pickle| pickle.raw(b"\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\x7f");
+    let wider = |pickle: Pickle| pickle.raw(b"\x8b\x2c\x01\0\0").raw(&[7; 300]);
+    let defaults = |pickle: Pickle| {
+        let made = pickle.global("collections", "defaultdict").global("__builtin__", "list");
+        made.raw(b"\x85R(K\x01](K\x02K\x03eu")
+    };
+    let partial = |pickle: Pickle| {
+        let made = pickle.global("functools", "partial").global("torch.optim", "Adam");
+        made.raw(b"\x85R(").global("torch.optim", "Adam").raw(b")}NtbK\x01\x85R")
+    };
+    // l = []; l.append((l,))
+    let recursive = |pickle: Pickle| pickle.raw(b"]q\x63h\x63\x85q\x640h\x64a");
+    let quantized = |pickle: Pickle| {
+        let rebuild = pickle.global("torch._utils", "_rebuild_qtensor").raw(b"((").text("storage");
+        let storage = rebuild.global("torch", "QInt8Storage").text("9").text("cpu").int(4);
+        storage.raw(b"tQK\0K\x04\x85K\x01\x85tR")
+    };
+    let dtype = |pickle: Pickle| pickle.global("torch", "float32");
+    type Extra<'a> = &'a dyn Fn(Pickle) -> Pickle;
+    let extras: [Extra; 11] = [
+        &namespace, &scalar, &set, &size, &wide, &wider, &defaults, &partial, &recursive,
+        &quantized, &dtype,
+    ];
+    let inner = |pickle| state_dict(pickle, &[("a", whole("FloatStorage", "0", &[4]))]);
+    for (n, extra) in extras.into_iter().enumerate() {
+        let pickle = extra(Pickle::new().raw(b"}(").text("args")).text("state_dict");
+        let pickle = extra(inner(pickle).text("more")).raw(b"u");
+        assert_eq!(counting(pickle, 4).read("a", &[4]), [0.0, 1.0, 2.0, 3.0], "{n}");
+        // In the state dict it is an error.
+        let pickle = extra(Pickle::new().raw(b"}").text("a")).raw(b"s");
+        let error = counting(pickle, 4).refusal(&[("a", &[4])]);
+        assert!(error.contains("a is ") && error.contains("not a tensor"), "{n}: {error}");
+    }
+}
+
+#[test]
+fn a_copy_has_the_type_that_the_network_needs() {
+    let number = 1.0_f32 / 3.0;
+    let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[1]))]);
+    let file = Torch::new(&pickle.end(), &[("0", &number.to_le_bytes())]);
+    let keys = Keys::from([("a".into(), vec![1])]);
+    for (copy_dtype, expected, name) in [
+        (DType::F32, number, "weights.pt.f32.safetensors"),
+        (DType::F16, f16::from_f32(number).to_f32(), "weights.pt.f16.safetensors"),
+    ] {
+        let checkpoint = Checkpoint { copy_dtype, ..Checkpoint::new(file.path()) };
+        let weights =
+            checkpoint.open(&keys, DType::F32, &Device::Cpu, &Cancel::default(), &mut |_| ());
+        let values = weights.unwrap().get(1, "a").unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values, [expected]);
+        assert!(file.0.path().join(name).exists());
+    }
+}
+
+#[test]
+fn the_sizes_of_tensors_are_named_in_errors() {
+    for (shape, text) in [
+        (&b"(K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01K\x01t"[..], "a tensor has rank 9; at most 8"),
+        (b"J\xff\xff\xff\xff\x85", "a tensor has the negative size -1"),
+        (b"\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\x7f\x85", "an integer of more than 8 bytes"),
+        (b"N\x85", "a tensor has None as a size"),
+        (b"]", "a tensor has a list as its shape"),
+    ] {
+        let pickle = Pickle::new().raw(b"}").text("a").global("torch._utils", "_rebuild_tensor_v2");
+        let pickle = pickle.raw(b"((").text("storage").global("torch", "FloatStorage").text("0");
+        let pickle = pickle.text("cpu").int(1).raw(b"tQK\0").raw(shape).raw(b"K\x01\x85tRs");
+        let error = counting(pickle, 1).refusal(&[("a", &[1])]);
+        assert!(error.contains(text), "{text}: {error}");
+    }
+}
+
+#[test]
+fn names_in_errors_are_escaped_and_cut() {
+    let name = format!("\u{1b}[31m{}", "x".repeat(1 << 20));
+    let tensors = [(name.as_str(), whole("FloatStorage", "0", &[1]))];
+    let storage = [("a", whole("FloatStorage", &name, &[1]))];
+    let number = Pickle::new().raw(b"}").text(&name).int(1).raw(b"s");
+    let header = format!(
+        "{{\"{}\":{{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[8,12]}}}}",
+        name.replace('\u{1b}', "\\u001b")
+    );
+    let safetensors = Torch(tempfile::tempdir().unwrap());
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
+    fs::write(safetensors.path(), bytes).unwrap();
+    for (file, text) in [
+        (counting(state_dict(Pickle::new(), &tensors), 1), "is unexpected"),
+        (
+            counting(state_dict(Pickle::new(), &storage), 1),
+            "the archive has no entry archive/data/",
+        ),
+        (counting(number, 1), "is the integer 1, not a tensor"),
+        (safetensors, "\\u{1b}[31mxxx"),
+    ] {
+        let error = file.refusal(&[("a", &[1])]);
+        assert!(error.contains(text), "{text}: {}", &error[..error.len().min(2000)]);
+        assert!(error.len() < 1000 && !error.contains('\u{1b}'), "{} bytes", error.len());
+    }
+}
+
+#[test]
+fn the_errors_of_a_file_say_what_to_do() {
+    let file = Torch(tempfile::tempdir().unwrap());
+    let bytes =
+        |header: &str| [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    for (bytes, text) in [
+        (vec![], "neither a safetensors file nor a PyTorch file"),
+        (b"<!DOCTYPE html><html>".to_vec(), "neither a safetensors file nor a PyTorch file"),
+        (
+            bytes(&" ".repeat((4 << 20) + 1)).into_iter().chain([0]).collect(),
+            "the limit is 4194304",
+        ),
+        (bytes("{}"), "a [1] is missing"),
+        (bytes("{"), "weights.pt failed"),
+    ] {
+        fs::write(file.path(), bytes).unwrap();
+        let error = file.refusal(&[("a", &[1])]);
+        assert!(error.contains(text), "{text}: {error}");
+        assert!(error.ends_with("replace it by the published file"), "{error}");
+    }
+    fs::remove_file(file.path()).unwrap();
+    let error = file.refusal(&[("a", &[1])]);
+    assert!(error.ends_with("check that the file can be read"), "{error}");
+}
+
+#[test]
+fn links_in_the_place_of_temporary_files_are_not_followed() {
+    let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[4]))]);
+    let file = counting(pickle, 4);
+    let target = file.0.path().join("mine");
+    let created = file.0.path().join("created");
+    fs::write(&target, "mine").unwrap();
+    symlink(&target, file.0.path().join("weights.pt.f16.safetensors.incomplete")).unwrap();
+    // Where the copy goes: the link itself is replaced.
+    symlink(&target, file.copy()).unwrap();
+    assert_eq!(file.read("a", &[4]), [0.0, 1.0, 2.0, 3.0]);
+    assert!(!file.copy().is_symlink());
+    // A link in the place of the lock is not used. The copy goes to the cache.
+    let other = Torch(tempfile::tempdir().unwrap());
+    fs::copy(file.path(), other.path()).unwrap();
+    symlink(&created, other.0.path().join("weights.pt.f16.safetensors.lock")).unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let output = read_with_cache(&other, cache.path());
+    assert!(output.contains("read: [0.0, 1.0, 2.0, 3.0]"), "{output}");
+    assert!(!created.exists() && !other.copy().exists());
+    assert_eq!(fs::read(&target).unwrap(), b"mine");
+}
+
+#[test]
+fn an_archive_that_claims_more_than_it_has_is_refused() {
+    let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[12]))]);
+    let file = counting(pickle, 12);
+    let bytes = fs::read(file.path()).unwrap();
+    let end = bytes.len() - 22;
+    assert_eq!(bytes[end..end + 4], *b"PK\x05\x06");
+    for (offset, value, text) in [
+        // Entries, size and start of the central directory.
+        (10, &u16::MAX.to_le_bytes()[..], "directory of the archive is truncated"),
+        (12, &(9_u32 << 20).to_le_bytes(), "has 9437184 bytes; the limit is 8388608"),
+        (16, &u32::MAX.to_le_bytes(), "no central directory"),
+        (20, &5_u16.to_le_bytes(), "no central directory"),
+    ] {
+        let mut changed = bytes.clone();
+        changed[end + offset..][..value.len()].copy_from_slice(value);
+        fs::write(file.path(), changed).unwrap();
+        let error = file.refusal(&[("a", &[12])]);
+        assert!(error.contains(text), "{text}: {error}");
+    }
+    // A comment is allowed.
+    let mut commented = [&bytes[..], b"hello"].concat();
+    commented[end + 20] = 5;
+    fs::write(file.path(), commented).unwrap();
+    assert_eq!(file.read("a", &[12])[11], 11.0);
+}
+
+/// Archives of 4 GiB and more, which have 64-bit fields.
+#[test]
+fn an_archive_with_64_bit_fields_is_read() {
+    let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[4]))]);
+    let file = counting(pickle, 4);
+    let bytes = fs::read(file.path()).unwrap();
+    let (u16_at, u32_at) = (
+        |at: usize| u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap()),
+        |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()),
+    );
+    let end = bytes.len() - 22;
+    let (count, start) = (u16_at(end + 10), u32_at(end + 16) as usize);
+    let (mut at, mut archive) = (start, bytes[..start].to_vec());
+    for _ in 0..count {
+        let name = at + 46..at + 46 + usize::from(u16_at(at + 28));
+        let mut header = bytes[at..at + 46].to_vec();
+        for field in [20, 24, 42] {
+            header[field..field + 4].fill(0xff);
+        }
+        header[30..32].copy_from_slice(&28_u16.to_le_bytes());
+        archive.extend([&header, &bytes[name.clone()], &[1, 0, 24, 0]].concat());
+        for field in [24, 20, 42] {
+            archive.extend(u64::from(u32_at(at + field)).to_le_bytes());
+        }
+        at = name.end + usize::from(u16_at(at + 30));
+    }
+    let (size, end64) = ((archive.len() - start) as u64, archive.len() as u64);
+    archive.extend(b"PK\x06\x06\x2c\0\0\0\0\0\0\0\x2d\0\x2d\0\0\0\0\0\0\0\0\0");
+    for field in [count.into(), count.into(), size, start as u64] {
+        archive.extend(u64::to_le_bytes(field));
+    }
+    archive.extend([b"PK\x06\x07\0\0\0\0", &end64.to_le_bytes()[..], &[1, 0, 0, 0]].concat());
+    archive.extend([b"PK\x05\x06\0\0\0\0", &[0xff; 12][..], &[0, 0]].concat());
+    fs::write(file.path(), archive).unwrap();
+    assert_eq!(file.read("a", &[4]), [0.0, 1.0, 2.0, 3.0]);
+}
+
 #[test]
 fn parameters_are_read_as_tensors() {
     let tensor = whole("FloatStorage", "0", &[2]);
@@ -164,12 +397,12 @@ fn a_value_that_is_not_finite_in_f16_is_refused() {
             state_dict(Pickle::new(), &[("some.weight", whole("FloatStorage", "0", &[1]))]);
         let file = Torch::new(&pickle.end(), &[("0", &number.to_le_bytes())]);
         let error = file.refusal(&[("some.weight", &[1])]);
-        assert!(error.contains("some.weight") && error.contains("not finite"), "{error}");
+        assert!(error.contains("some.weight: a value is not finite in F16"), "{error}");
     }
 }
 
 #[test]
-fn a_pickle_that_would_run_code_is_refused() {
+fn a_pickle_that_would_run_code_runs_nothing() {
     let marker = std::env::temp_dir().join(format!("venhance-ran-{}", std::process::id()));
     let command = format!("touch {}", marker.display());
     let calls = |module: &str, name: &str| {
@@ -180,14 +413,18 @@ fn a_pickle_that_would_run_code_is_refused() {
     {
         let file = Torch::new(&calls(module, name), &[]);
         let error = file.refusal(&[("a", &[1])]);
-        assert!(error.contains(&format!("{module}.{name}")), "{error}");
+        let expected = format!("an object of {module}.{name}, which was not called");
+        assert!(error.contains(&expected), "{error}");
     }
-    // Referred to before the tensors, and never called.
-    let pickle = state_dict(Pickle::new().raw(b"(").global("os", "system").raw(b"1"), &[]);
-    assert!(Torch::new(&pickle.end(), &[]).refusal(&[("a", &[1])]).contains("os.system"));
-    // An allowed name that is called.
-    let storage = Pickle::new().global("torch", "FloatStorage").int(1 << 30).raw(b"\x85R").end();
-    assert!(Torch::new(&storage, &[]).refusal(&[("a", &[1])]).contains("the pickle calls"));
+    // A tensor that a call would make.
+    let tensor = Pickle::new().raw(b"}").text("a").global("os", "system").text(&command);
+    let error = Torch::new(&tensor.raw(b"\x85Rs").end(), &[]).refusal(&[("a", &[1])]);
+    assert!(error.contains("a is an object of os.system, which was not called"), "{error}");
+    // Beside the state dict.
+    let pickle = Pickle::new().raw(b"}(").text("x").global("os", "system").text(&command);
+    let pickle = pickle.raw(b"\x85R").text("state_dict");
+    let pickle = state_dict(pickle, &[("a", whole("FloatStorage", "0", &[4]))]).raw(b"u");
+    assert_eq!(counting(pickle, 4).read("a", &[4]), [0.0, 1.0, 2.0, 3.0]);
     assert!(!marker.exists());
 }
 
@@ -204,15 +441,21 @@ fn malformed_pickles_are_errors() {
         (b"\x80\x04.", "protocol 4"),
         (b"\x80\x02.", "empty stack"),
         (b"\x80\x02u.", "empty stack"),
-        (b"\x80\x02N.", "no state dict"),
+        (b"\x80\x02N.", "contains None, not a state dict"),
+        (b"\x80\x02K\x05.", "the integer 5, not a state dict"),
+        (b"\x80\x02c\x1b[2Ja\nb\n.", "\\u{1b}[2Ja.b, which was not called"),
+        (b"\x80\x02cab", "truncated"),
+        (b"\x80\x02\x8b\xff\xff\xff\xff.", "truncated"),
+        (b"\x80\x020.", "empty stack"),
+        (b"\x80\x022.", "empty stack"),
         (b"\x80\x02}h\x05.", "no entry 5"),
         (b"\x80\x02X\xff\xff\xff\xff.", "truncated"),
         (b"\x80\x02\x8a\xff.", "truncated"),
-        (b"\x80\x02}K\x01K\x02s.", "a tensor name is an integer"),
+        (b"\x80\x02}K\x01K\x02s.", "a tensor name is the integer 1"),
         (b"\x80\x02}X\x01\0\0\0aK\x02s.", "a is not a tensor"),
         (b"\x80\x02\x93.", "unsupported opcode 0x93"),
-        (&deep, "no state dict"),
-        (&doubling, "no state dict"),
+        (&deep, "MiB of objects"),
+        (&doubling, "contains a tuple, not a state dict"),
     ] {
         let error = Torch::new(pickle, &[]).refusal(&[("a", &[1])]);
         assert!(error.contains(text), "{text}: {error}");
@@ -285,7 +528,7 @@ fn missing_and_unexpected_tensors_are_named_and_ignored_ones_are_not() {
 fn integer_tensors_are_refused() {
     let pickle = state_dict(Pickle::new(), &[("steps", whole("LongStorage", "0", &[1]))]);
     let file = Torch::new(&pickle.end(), &[("0", &[0; 8])]);
-    assert!(file.refusal(&[("steps", &[1])]).contains("steps has dtype I64"));
+    assert!(file.refusal(&[("steps", &[1])]).contains("steps: it has dtype I64"));
 }
 
 #[test]
@@ -293,9 +536,9 @@ fn a_file_of_an_unknown_format_is_an_error() {
     for (bytes, text) in [
         (&b""[..], "weights.pt"),
         (b"<html>403 Forbidden</html>", "weights.pt"),
-        (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "old format"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "before PyTorch 1.6; load it with"),
         // With pickle_protocol=4.
-        (b"\x80\x04\x95\x0d\0\0\0\0\0\0\0\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "old format"),
+        (b"\x80\x04\x95\x0d\0\0\0\0\0\0\0\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "PyTorch 1.6"),
     ] {
         let file = Torch(tempfile::tempdir().unwrap());
         fs::write(file.path(), bytes).unwrap();
@@ -363,20 +606,22 @@ fn read_in_a_subprocess() {
     }
 }
 
+/// Reads a file in a process with another cache folder.
+fn read_with_cache(file: &Torch, cache: &Path) -> String {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "pytorch::read_in_a_subprocess", "--ignored", "--nocapture"]);
+    command.env("XDG_CACHE_HOME", cache).env("WEIGHTS", file.path());
+    String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
+}
+
 #[test]
 fn the_copy_of_a_file_in_a_read_only_folder_is_in_the_users_cache() {
     let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[4]))]);
     let (file, cache) = (counting(pickle, 4), tempfile::tempdir().unwrap());
     // A folder in the place of the lock file stops even root.
     fs::create_dir(file.0.path().join("weights.pt.f16.safetensors.lock")).unwrap();
-    let run = || {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "pytorch::read_in_a_subprocess", "--ignored", "--nocapture"]);
-        command.env("XDG_CACHE_HOME", cache.path()).env("WEIGHTS", file.path());
-        String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
-    };
     for _ in 0..2 {
-        let output = run();
+        let output = read_with_cache(&file, cache.path());
         assert!(output.contains("read: [0.0, 1.0, 2.0, 3.0]"), "{output}");
         let copies = fs::read_dir(cache.path().join("venhance")).unwrap();
         let copies: Vec<_> = copies.map(|entry| entry.unwrap().file_name()).collect();
@@ -390,11 +635,25 @@ fn the_copy_of_a_file_in_a_read_only_folder_is_in_the_users_cache() {
 fn concurrent_threads_share_a_copy() {
     let pickle = state_dict(Pickle::new(), &[("a", whole("FloatStorage", "0", &[60_000]))]);
     let file = counting(pickle, 60_000);
+    let reports = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| assert_eq!(file.read("a", &[60_000])[2047], 2047.0));
+            scope.spawn(|| {
+                let checkpoint = Checkpoint::new(file.path());
+                let keys = Keys::from([("a".into(), vec![60_000])]);
+                let mut report = |_| {
+                    reports.fetch_add(1, Ordering::Relaxed);
+                };
+                let cancel = Cancel::default();
+                let weights =
+                    checkpoint.open(&keys, DType::F32, &Device::Cpu, &cancel, &mut report);
+                let values = weights.unwrap().get(60_000, "a").unwrap().to_vec1::<f32>().unwrap();
+                assert_eq!(values[2047], 2047.0);
+            });
         }
     });
+    // One conversion reports at its start and at its end, and this one does not take long enough for more.
+    assert_eq!(reports.into_inner(), 2);
     let left: Vec<_> =
         fs::read_dir(file.0.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".incomplete")), "{left:?}");
