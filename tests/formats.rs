@@ -191,7 +191,7 @@ fn enlarged(picture: &Picture, format: &str) -> Vec<u16> {
 fn lite_makes_the_same_picture_of_every_format() {
     let picture = Picture::new();
     let reference = enlarged(&picture, "ARGB64");
-    for (name, format) in formats() {
+    for (name, _) in formats() {
         let output = enlarged(&picture, name);
         let alpha = |values: &[u16]| values.iter().step_by(4).copied().collect::<Vec<_>>();
         let colour = |values: &[u16]| {

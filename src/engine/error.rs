@@ -48,7 +48,7 @@ pub enum Error {
         /// Height of the frame in pixels.
         height: usize,
         /// Size of the frame in bytes, or of what is computed with it.
-        bytes: u128,
+        bytes: u64,
     },
     /// A device is out of memory, even in the smallest slices.
     #[error(
@@ -125,7 +125,7 @@ pub enum Error {
 }
 
 /// Formats bytes in GiB.
-fn gib(bytes: u128) -> String {
+fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 

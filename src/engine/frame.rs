@@ -55,7 +55,8 @@ pub(crate) fn zeroed<T: bytemuck::Zeroable>(
 ) -> Result<Vec<T>, Error> {
     let length = width.checked_mul(height).and_then(|n| n.checked_mul(count));
     length.and_then(|length| bytemuck::try_zeroed_vec(length).ok()).ok_or_else(|| {
-        let bytes = width as u128 * height as u128 * (count * size_of::<T>()) as u128;
+        // In floating point, which does not overflow.
+        let bytes = (width as f64 * height as f64 * (count * size_of::<T>()) as f64) as u64;
         Error::OutOfMemory { width, height, bytes }
     })
 }

@@ -4,9 +4,9 @@
 use std::fs;
 
 use gstvenhance::{
-    engine::{Cancel, Error, Format, Model, Options},
+    engine::{Cancel, Error, Format, Model, Options, Version},
     models::{self, Config, locate},
-    weights::{Source, Version},
+    weights::Source,
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -39,7 +39,7 @@ fn check(config: &[u8]) {
         files.config.vae_keys()?;
         files.config.text_keys()?;
         let options = Options {
-            model: Some(Model::V1),
+            model: Some(Model::Diffusion(Version::V1)),
             device: "cpu".into(),
             model_dir: Some(folder.path().into()),
             ..Options::default()

@@ -126,7 +126,7 @@ fn an_index_that_no_run_writes_is_refused() {
         json!({"bytes": 0, "complete": true}),
         json!({"bytes": bytes, "complete": false}),
     ] {
-        let index = joined(&[&lines[..2], &[last.clone()]].concat());
+        let index = joined(&[&lines[..2], std::slice::from_ref(&last)].concat());
         let output = interrupted.resume(&index);
         assert_eq!(output.status.code(), Some(2), "{last}: {}", text(&output));
         for part in ["cannot resume out.mkv.partial.mkv", "start over with --overwrite"] {

@@ -122,7 +122,7 @@ impl VEnhance {
     fn acquire(&self, info: &VideoInfo) -> Result<gst::Buffer, gst::FlowError> {
         let no_memory = || {
             let [width, height] = [info.width(), info.height()].map(|side| side as usize);
-            let error = Error::OutOfMemory { width, height, bytes: info.size() as u128 };
+            let error = Error::OutOfMemory { width, height, bytes: info.size() as u64 };
             self.fail(gst::error_msg!(gst::ResourceError::NoSpaceLeft, ("{error}")));
             gst::FlowError::Error
         };
