@@ -272,16 +272,40 @@ fn upstream_learns_the_size_and_rate_that_downstream_wants() {
 
 #[test]
 fn interlaced_and_multiview_video_is_refused_with_what_to_do() {
-    for (caps, advice) in [
-        ("interlace-mode=interleaved", "put deinterlace before venhance"),
-        ("interlace-mode=mixed", "put deinterlace before venhance"),
-        ("multiview-mode=side-by-side", "multiview"),
+    // The decoder sends the caps: an error. capssetter asks first, and its upstream posts the error.
+    for (source, kind, advice) in [
+        (
+            "interlace ! x264enc interlaced=true ! h264parse ! avdec_h264",
+            gst::MessageType::Error,
+            "put deinterlace before",
+        ),
+        (
+            "capssetter caps=video/x-raw,interlace-mode=mixed",
+            gst::MessageType::Warning,
+            "put deinterlace before",
+        ),
+        (
+            "capssetter caps=video/x-raw,multiview-mode=side-by-side",
+            gst::MessageType::Warning,
+            "multiview",
+        ),
     ] {
-        let (_, error) = try_run(&format!(
-            "videotestsrc num-buffers=3 ! video/x-raw,format=I420 ! capssetter caps=video/x-raw,{caps} ! venhance ! fakesink"
+        let pipeline = launch(&format!(
+            "videotestsrc num-buffers=3 ! video/x-raw,format=I420,width=64,height=64 ! {source} ! venhance ! fakesink"
         ));
-        let error = error.unwrap();
-        assert!(error.contains(advice), "{caps}: {error}");
+        let _ = pipeline.set_state(gst::State::Playing);
+        let kinds = [gst::MessageType::Error, gst::MessageType::Warning];
+        let message =
+            pipeline.bus().unwrap().timed_pop_filtered(ClockTime::from_seconds(30), &kinds);
+        pipeline.set_state(gst::State::Null).unwrap();
+        let message = message.expect("the pipeline hangs");
+        assert_eq!(message.type_(), kind, "{source}: {message:?}");
+        let text = match message.view() {
+            gst::MessageView::Error(error) => error.error().to_string(),
+            gst::MessageView::Warning(warning) => warning.error().to_string(),
+            _ => unreachable!(),
+        };
+        assert!(text.contains(advice), "{source}: {text}");
     }
 }
 

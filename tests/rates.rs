@@ -206,7 +206,7 @@ fn images_without_rate_and_timestamps_are_interpolated_at_25_fps_with_a_warning(
         files.display()
     ));
     let pipeline = gst::parse::launch(&format!(
-        "multifilesrc location={} caps=image/png ! pngdec ! venhance up-scale=1 target-fps=50 ! fakesink name=sink",
+        "multifilesrc location={} ! pngdec ! venhance up-scale=1 target-fps=50 ! fakesink name=sink",
         files.display()
     ))
     .unwrap()

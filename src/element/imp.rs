@@ -88,6 +88,8 @@ struct State {
     choice: Option<Choice>,
     /// Whether an error has been posted since the last start or flush.
     failed: bool,
+    /// Whether a warning has said, since the last start, why caps are refused.
+    warned_of_refusal: bool,
     /// Whether a warning has said, since the last start, that the frame rate is not that of the caps.
     warned_of_rate: bool,
     /// The compute thread, and what cancels the loading of its model; `None` while stopped.
@@ -232,7 +234,8 @@ impl BaseTransformImpl for VEnhance {
             state.choice = Some(choice.clone());
             state.input = Input { discont: true, segment_starts: true, ..Input::default() };
             state.output = Output::default();
-            (state.failed, state.warned_of_rate) = (false, false);
+            state.failed = false;
+            (state.warned_of_refusal, state.warned_of_rate) = (false, false);
         }
         self.queue.open();
 
@@ -272,8 +275,13 @@ impl BaseTransformImpl for VEnhance {
     }
 
     fn accept_caps(&self, direction: gst::PadDirection, caps: &gst::Caps) -> bool {
-        let refused = direction == gst::PadDirection::Sink && caps::refusal(caps).is_some();
-        !refused && self.parent_accept_caps(direction, caps)
+        if direction == gst::PadDirection::Sink
+            && let Some(refusal) = caps::refusal(caps)
+        {
+            self.warn_of_refusal(refusal);
+            return false;
+        }
+        self.parent_accept_caps(direction, caps)
     }
 
     fn transform_caps(

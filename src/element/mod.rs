@@ -111,11 +111,16 @@ impl VEnhance {
 
     /// The index of the input frame at which a run must begin, with that index as the property
     /// `first-frame`, so that from input frame `frame` on it gives the same output as a run over the
-    /// whole clip. The frame rate is (numerator, denominator).
+    /// whole clip. The frame rate is (numerator, denominator). `None` if the rate that frames are
+    /// interpolated at is measured, which depends on all frames since the start.
     ///
     /// # Errors
     /// As [`plan`](Self::plan).
-    pub fn resume_from(&self, fps: (u32, u32), frame: usize) -> Result<usize, engine::Error> {
+    pub fn resume_from(
+        &self,
+        fps: (u32, u32),
+        frame: usize,
+    ) -> Result<Option<usize>, engine::Error> {
         imp::VEnhance::from_obj(self).resume_from(fps, frame)
     }
 }

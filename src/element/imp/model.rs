@@ -80,10 +80,13 @@ impl VEnhance {
         &self,
         fps: (u32, u32),
         frame: usize,
-    ) -> Result<usize, engine::Error> {
+    ) -> Result<Option<usize>, engine::Error> {
+        if self.state.lock().warned_of_rate {
+            return Ok(None);
+        }
         let Properties { target_fps, options, .. } = self.properties.lock().clone();
         let interpolated = engine::interpolated_frames(caps::rate(target_fps), fps);
-        Ok(models::resume_from(&models::choose(&options)?, interpolated, frame))
+        Ok(Some(models::resume_from(&models::choose(&options)?, interpolated, frame)))
     }
 
     /// The model that runs, or that will run as far as it is known.

@@ -16,8 +16,8 @@ use crate::element::{
 };
 
 impl VEnhance {
-    /// The sink pad refuses the caps of which `accept_caps` says so, before any event function. This
-    /// posts an error that says why.
+    /// Posts an error when refused caps come. The sink pad itself refuses them after that, because
+    /// `accept_caps` does, and calls no event function.
     pub(super) fn explain_refused_caps(&self) {
         let imp = self.obj().downgrade();
         self.obj().sink_pad().add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
@@ -30,6 +30,19 @@ impl VEnhance {
             }
             gst::PadProbeReturn::Ok
         });
+    }
+
+    /// Posts a warning if upstream asks for caps that are refused: it may end the stream without sending
+    /// them, and with an error that does not say why.
+    pub(super) fn warn_of_refusal(&self, refusal: &str) {
+        let quiet = {
+            let state = &mut *self.state.lock();
+            let stopped = state.compute.is_none();
+            stopped || state.failed || std::mem::replace(&mut state.warned_of_refusal, true)
+        };
+        if !quiet {
+            gst::element_imp_warning!(self, gst::StreamError::Format, ("{refusal}"));
+        }
     }
 
     /// Takes a buffer: negotiates if necessary, converts it to a frame, and puts that in the queue.

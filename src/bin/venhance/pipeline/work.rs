@@ -258,8 +258,8 @@ fn request_key_frame(pad: &gst::Pad) {
 }
 
 /// The resume point before the output frame at `time`, which belongs to frame `input` of its clip. `inputs`
-/// counts the input frames up to that one. `None` if the frame rate is unknown: the element measures it from
-/// the first frames it gets.
+/// counts the input frames up to that one. `None` if the frame rate is unknown or wrong: the element measures
+/// it from the first frames it gets.
 fn resume_point(
     enhancer: &gst::Element,
     sink: &gst::Pad,
@@ -268,7 +268,7 @@ fn resume_point(
     inputs: u64,
 ) -> Option<ResumePoint> {
     let (enhancer, rate) = (enhancer.downcast_ref::<gstvenhance::VEnhance>()?, rate(sink));
-    let first = (rate.0 > 0).then(|| enhancer.resume_from(rate, input as usize))?.ok()?;
+    let first = (rate.0 > 0).then(|| enhancer.resume_from(rate, input as usize))?.ok()??;
     let first: u32 = first.try_into().ok()?;
     let before_clip = inputs.checked_sub(input + 1)?;
     let skip = before_clip + u64::from(first);
