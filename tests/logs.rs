@@ -50,7 +50,7 @@ fn the_log_names_model_device_clips_with_the_reason_for_their_end_windows_and_st
         ("venhance", "Model v1 on cpu: model=v1 is set"),
         ("venhance-weights", "unet.safetensors"),
         ("venhance-models", "Loading the denoiser on cpu as F32"),
-        ("venhance", "Format: (32, 16) to (32, 16), 0 interpolated frames between two"),
+        ("venhance", "Format: (32, 16) to (32, 16), an input frame each 0:00:00.100000000"),
         ("venhance", "Start of clip 1 at 0:00:00.000000000 with input frame 0"),
         ("venhance-sampler", "window 0, step 0: frames 0 to 2, final window"),
         ("venhance-sampler", "window 0, step 0 took"),

@@ -278,7 +278,7 @@ impl BaseTransformImpl for VEnhance {
         if direction == gst::PadDirection::Sink
             && let Some(refusal) = caps::refusal(caps)
         {
-            self.warn_of_refusal(refusal);
+            self.warn_of_refusal(&refusal);
             return false;
         }
         self.parent_accept_caps(direction, caps)

@@ -38,17 +38,16 @@ pub enum Error {
     },
     /// Host memory is too small for a frame.
     #[error(
-        "cannot allocate a frame of {width}×{height} pixels ({}): out of memory; use a smaller up-scale, a \
-         smaller input, or a machine with more memory",
-        gib(*bytes)
+        "cannot allocate a frame of {width}×{height} pixels ({gib} GiB): out of memory; use a smaller up-scale, a \
+         smaller input, or a machine with more memory"
     )]
     OutOfMemory {
         /// Width of the frame in pixels.
         width: usize,
         /// Height of the frame in pixels.
         height: usize,
-        /// Size of the frame in bytes, or of what is computed with it.
-        bytes: u64,
+        /// Size of the frame in GiB, or of what is computed with it.
+        gib: String,
     },
     /// A device is out of memory, even in the smallest slices.
     #[error(
@@ -124,9 +123,11 @@ pub enum Error {
     },
 }
 
-/// Formats bytes in GiB.
-fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+impl Error {
+    /// Creates an [`OutOfMemory`](Self::OutOfMemory) error for a frame that takes `bytes`.
+    pub(crate) fn out_of_memory((width, height): (usize, usize), bytes: f64) -> Self {
+        Self::OutOfMemory { width, height, gib: format!("{:.1}", bytes / f64::from(1 << 30)) }
+    }
 }
 
 /// A cancellation token. Clones share one flag. Setting it takes no lock.

@@ -56,8 +56,8 @@ pub(crate) fn zeroed<T: bytemuck::Zeroable>(
     let length = width.checked_mul(height).and_then(|n| n.checked_mul(count));
     length.and_then(|length| bytemuck::try_zeroed_vec(length).ok()).ok_or_else(|| {
         // In floating point, which does not overflow.
-        let bytes = (width as f64 * height as f64 * (count * size_of::<T>()) as f64) as u64;
-        Error::OutOfMemory { width, height, bytes }
+        let bytes = width as f64 * height as f64 * (count * size_of::<T>()) as f64;
+        Error::out_of_memory((width, height), bytes)
     })
 }
 

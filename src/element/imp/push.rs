@@ -121,8 +121,8 @@ impl VEnhance {
 
     fn acquire(&self, info: &VideoInfo) -> Result<gst::Buffer, gst::FlowError> {
         let no_memory = || {
-            let [width, height] = [info.width(), info.height()].map(|side| side as usize);
-            let error = Error::OutOfMemory { width, height, bytes: info.size() as u64 };
+            let size = (info.width() as usize, info.height() as usize);
+            let error = Error::out_of_memory(size, info.size() as f64);
             self.fail(gst::error_msg!(gst::ResourceError::NoSpaceLeft, ("{error}")));
             gst::FlowError::Error
         };
