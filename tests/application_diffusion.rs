@@ -42,7 +42,7 @@ fn pixels(file: &Path) -> Vec<u8> {
 fn the_application_takes_the_command_line_of_the_reference() {
     let model = TinyModel::new();
     let script = |rest: &[&str]| {
-        let all = "--version v2 --model_path model --up_scale 3 --target_fps 24 --noise_aug 250 \
+        let all = "--version v2 --model_path model/unet.safetensors --up_scale 3 --target_fps 24 --noise_aug 250 \
             --solver_mode normal --steps 1 --cfg 7.5 --s_cond 8 --min-height 0 --overwrite";
         enhance(&model, &all.split_whitespace().chain(rest.iter().copied()).collect::<Vec<_>>());
     };
@@ -224,4 +224,23 @@ fn values_that_the_reference_takes_are_taken() {
         said.contains("prompts has 2 lines but there are more videos; add one line for each"),
         "{said}"
     );
+}
+
+#[test]
+fn what_is_not_beside_a_denoiser_is_looked_for_in_the_hub_cache() {
+    let model = TinyModel::new();
+    std::fs::write(model.path("tuned.pt"), "").unwrap();
+    let output = program(&model)
+        .args("in.mp4 out.mp4 --version v2 --model_path tuned.pt".split(' '))
+        .envs([("HF_HUB_OFFLINE", "1"), ("HF_HOME", "~/hf")])
+        .env("HOME", model.path("home"))
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(6), "{error}");
+    let cache = model.path("home/hf/hub");
+    for part in ["diffusion_pytorch_model.fp16", "open_clip_model", &cache.display().to_string()] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert!(!error.contains("venhancer_v2.pt from"), "{error}");
 }

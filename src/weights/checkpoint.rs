@@ -35,7 +35,7 @@ use crate::engine::{
 const LEGACY_TORCH_MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
 
 /// Maximum length of the header of a safetensors file in bytes. That of the denoiser has 0.3 MB.
-const MAX_HEADER: u64 = 4 << 20;
+const MAX_HEADER: u64 = 2 << 20;
 
 /// The weights file of a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
