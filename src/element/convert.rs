@@ -61,8 +61,8 @@ impl Unpacker {
             self.bands.with_scratch(band, |scratch| {
                 band.converter.frame_ref(&source, scratch);
                 let values = scratch.plane_data(0).map_err(|_| bands::map_error(&band.scratch))?;
-                let values = bytemuck::cast_slice(&values[band.above * row * size_of::<u16>()..]);
-                self.colour.unpack(values, pixels);
+                let values: &[u16] = bytemuck::cast_slice(values);
+                self.colour.unpack(&values[band.above * row..][..pixels.len()], pixels);
                 Ok(())
             })
         })?;

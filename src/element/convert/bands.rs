@@ -12,8 +12,8 @@ use rayon::prelude::*;
 use super::{Error, describe};
 use crate::engine::{self, Frame};
 
-/// Pixels per band, at least: some hundred kilobytes at 16 bits.
-const BAND_PIXELS: usize = 1 << 16;
+/// Pixels per band, at least: a megabyte at 16 bits, which takes about a millisecond.
+const BAND_PIXELS: usize = 1 << 17;
 /// The most bands of a frame: each has a converter, which keeps some lines.
 const MAX_BANDS: usize = 64;
 /// Bands begin at a multiple of this many rows, which share chroma.
