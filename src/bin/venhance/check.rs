@@ -28,11 +28,14 @@ impl Session {
         let packets = Packets::new(&source.path, Some(ids))?;
         match self.run(&packets.pipeline, source, &source.path, None) {
             Ok(End::Interrupted) => return Err(cancelled("before the first frame")),
-            Ok(End::Eos) => {}
-            // A damaged file. What comes before the damage counts.
-            Err(_) => {}
+            // Of a damaged file, what comes before the damage counts.
+            Ok(End::Eos) | Err(_) => {}
         }
         let streams = packets.streams();
+        if streams.is_empty() {
+            // The work will say why.
+            return Ok(());
+        }
         for (name, others) in [("sound", &mut source.audio), ("subtitle", &mut source.subtitles)] {
             others.retain(|stream| {
                 let empty = !streams.contains_key(&stream.id);

@@ -4,6 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::UNIX_EPOCH,
 };
 
 use gst::{ClockTime, prelude::*};
@@ -87,7 +88,8 @@ struct TemporaryFolder(PathBuf);
 
 impl TemporaryFolder {
     fn new() -> Result<Self, Failure> {
-        let path = std::env::temp_dir().join(format!("venhance-{}", std::process::id()));
+        let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        let path = std::env::temp_dir().join(format!("venhance-{}-{now}", std::process::id()));
         fs::create_dir(&path).map_err(|error| Failure::output(&path, &error))?;
         Ok(Self(path))
     }
