@@ -172,6 +172,19 @@ fn a_short_gap_passes_and_a_long_one_ends_the_clip() {
 }
 
 #[test]
+fn a_gap_event_that_overtakes_a_frame_does_not_part_it_from_its_clip() {
+    let mut rig = Rig::new();
+    rig.push_at(0);
+    rig.push_at(100);
+    let start = ClockTime::from_mseconds(300);
+    rig.event(gst::event::Gap::builder(start).duration(ClockTime::SECOND).build());
+    for ms in [200, 1300, 1400] {
+        rig.push_at(ms);
+    }
+    assert_eq!(times(&rig.finish()), [tripled(0, 3), tripled(1300, 2)].concat());
+}
+
+#[test]
 fn a_hole_in_the_times_ends_the_clip_and_nothing_is_made_across() {
     let mut rig = Rig::new();
     for ms in [0, 100, 1100, 1200] {

@@ -126,6 +126,11 @@ impl Clips {
         self.cadence().is_some_and(|cadence| cadence.spans_one_frame(gap))
     }
 
+    /// Whether a frame is missing between the last one and this time.
+    pub(super) fn awaits_frame_before(&self, time: ClockTime) -> bool {
+        self.timeline.awaits_frame_before(time)
+    }
+
     /// Whether a segment continues the one before. They may differ in position, which says nothing of
     /// what follows, and by a shift of less than half a frame, with which matroskademux corrects the
     /// start of a stream.

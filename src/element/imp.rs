@@ -360,7 +360,7 @@ impl BaseTransformImpl for VEnhance {
     /// | event | clip | event passes |
     /// |---|---|---|
     /// | FLUSH_START, FLUSH_STOP | dropped | at once |
-    /// | CAPS of the same picture; SEGMENT that continues; GAP up to 1.5 frames; STREAM_START, TAG and all other serialized events | continues | after the frames before it |
+    /// | CAPS of the same picture; SEGMENT that continues; GAP up to 1.5 frames, or before which a frame is still to come; STREAM_START, TAG and all other serialized events | continues | after the frames before it |
     /// | CAPS, SEGMENT, GAP otherwise; EOS, SEGMENT_DONE | ends | after the clip |
     /// | not serialized | continues | at once |
     fn sink_event(&self, event: gst::Event) -> bool {
@@ -377,8 +377,8 @@ impl BaseTransformImpl for VEnhance {
             EventView::Caps(e) => self.caps_event(e.caps_owned(), event),
             EventView::Segment(e) => self.segment_event(e.segment().clone(), event),
             EventView::Gap(e) => {
-                let (_, duration) = e.get();
-                self.gap_event(duration, event)
+                let (start, duration) = e.get();
+                self.gap_event(start, duration, event)
             }
             EventView::Eos(_) | EventView::SegmentDone(_) => self.end_event(event),
             EventView::StreamStart(_) => self.stream_start_event(event),

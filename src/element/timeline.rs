@@ -168,6 +168,11 @@ impl Timeline {
         self.last = None;
     }
 
+    /// Whether a frame is missing between the last one and this time.
+    pub(super) fn awaits_frame_before(&self, time: ClockTime) -> bool {
+        self.end.is_some_and(|end| time > end + ROUNDING)
+    }
+
     /// Places a frame with the timestamp `pts`. A frame without a timestamp follows the last frame. The
     /// first frame is then at `start`. A frame with the timestamp of the frame before counts as one
     /// without: libav's GIF decoder gives all frames the same. Without a `cadence`, each frame is a

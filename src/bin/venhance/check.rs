@@ -29,7 +29,7 @@ impl Session {
         match self.run(&packets.pipeline, source, &source.path, None) {
             Ok(End::Interrupted) => return Err(cancelled("before the first frame")),
             // Of a damaged file, what comes before the damage counts.
-            Ok(End::Eos) | Err(_) => {}
+            Ok(End::Eos(_)) | Err(_) => {}
         }
         let streams = packets.streams();
         if streams.is_empty() {

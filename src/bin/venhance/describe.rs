@@ -9,7 +9,7 @@ use gstvenhance::{Model, Output, VEnhance};
 use crate::{
     failure::{Failure, Kind},
     session::Session,
-    source::{STILL_RATE, Source},
+    source::{ASSUMED_RATE, Source},
 };
 
 /// The input video.
@@ -76,7 +76,7 @@ fn input_of(source: &Source) -> Result<Input, Failure> {
     let Ok(info) = info else {
         return Err(Failure::input(&source.path, "the size of its video is unknown"));
     };
-    let rate = if source.still { STILL_RATE } else { info.fps() };
+    let rate = if source.still { ASSUMED_RATE } else { info.fps() };
     let fps = (rate.numer().max(0) as u32, rate.denom().max(1) as u32);
     let seconds = source.duration.unwrap_or(ClockTime::ZERO).seconds_f64();
     let frames = (seconds * f64::from(fps.0) / f64::from(fps.1)).round() as usize;

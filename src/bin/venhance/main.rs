@@ -74,10 +74,15 @@ fn run() -> Result<(), Failure> {
         std::fs::create_dir_all(folder).map_err(|error| Failure::output(folder, &error))?;
     }
     match session.enhance(&input, &output, 0)? {
-        Outcome::Enhanced(summary) => println!("{}: {summary}", output.display()),
-        Outcome::Skipped => println!("{}: already finished", output.display()),
+        Outcome::Enhanced(summary, early) => {
+            println!("{}: {summary}", output.display());
+            early.map_or(Ok(()), Err)
+        }
+        Outcome::Skipped => {
+            println!("{}: already finished", output.display());
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 /// Prints what would be done with a video, or with every video of a folder.
@@ -103,9 +108,10 @@ fn enhance_folder(session: &Session) -> Result<(), Failure> {
     let (mut enhanced, mut skipped, mut failures) = (0, 0, Vec::new());
     for (index, (input, output)) in jobs.iter().enumerate() {
         match session.enhance(input, output, index) {
-            Ok(Outcome::Enhanced(summary)) => {
+            Ok(Outcome::Enhanced(summary, early)) => {
                 println!("{}: {summary}", output.display());
                 enhanced += 1;
+                failures.extend(early.inspect(|early| eprintln!("venhance: {early}")));
             }
             Ok(Outcome::Skipped) => skipped += 1,
             Err(failure) if failure.kind == Kind::Cancelled => return Err(failure),
@@ -115,11 +121,13 @@ fn enhance_folder(session: &Session) -> Result<(), Failure> {
             }
         }
     }
-    println!("{enhanced} enhanced, {skipped} already finished, {} failed", failures.len());
+    let failed = jobs.len() - enhanced - skipped;
+    println!("{enhanced} enhanced, {skipped} already finished, {failed} failed");
     match failures.first() {
         None => Ok(()),
         Some(first) => {
-            let message = format!("{} of {} videos failed", failures.len(), jobs.len());
+            let (bad, all) = (failures.len(), jobs.len());
+            let message = format!("{bad} of {all} videos failed or ended early");
             Err(Failure::new(first.kind, message))
         }
     }

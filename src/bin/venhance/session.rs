@@ -13,7 +13,7 @@ use crate::{
     compare,
     failure::{Failure, Kind, make, missing_plugin},
     partial::{Content, Partial, Paths, Progress, ResumePoint, Settings},
-    pipeline::{Finish, Work},
+    pipeline::{Finish, Work, fed_by},
     report::{Report, clock},
     signals::Signals,
     source::Source,
@@ -26,6 +26,9 @@ const TICK: ClockTime = ClockTime::from_mseconds(100);
 /// Time for the encoder to write its frames after Ctrl-C.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Containers round the duration, and some count from an earlier clock reference than the first frame.
+const DURATION_ROUNDING: ClockTime = ClockTime::from_mseconds(500);
+
 /// What all files of a run share.
 pub struct Session {
     pub args: Args,
@@ -37,14 +40,24 @@ pub struct Session {
 /// The result for one file.
 #[derive(Debug)]
 pub enum Outcome {
-    /// With a summary of the output.
-    Enhanced(String),
+    /// With a summary of the output, and why it is shorter than the input should be.
+    Enhanced(String, Option<Failure>),
     /// With `--resume`: the output already exists.
     Skipped,
 }
 
+/// The video in the partial file.
+struct Made {
+    content: Content,
+    frames: u64,
+    format: String,
+    /// Why it is shorter than the input should be.
+    early: Option<Failure>,
+}
+
 pub enum End {
-    Eos,
+    /// With the failure of a stream of the input that ended there.
+    Eos(Option<Failure>),
     Interrupted,
 }
 
@@ -100,7 +113,8 @@ impl Session {
                 if let Ok(description) = self.describe(&source) {
                     eprintln!("{description}");
                 }
-                self.work(&source, &encoder, &paths, partial, start)?
+                let made = self.work(&source, &encoder, &paths, partial, start)?;
+                (made.content.clone(), Some(made))
             }
         };
         let finish = Finish { source: &source, container, encoder: &encoder, content: &content };
@@ -109,12 +123,14 @@ impl Session {
             compare::write(&source, output, picture)?;
         }
         let took = started.elapsed();
-        let finished = || "finished; all frames were already done".to_owned();
-        let summary = made.map_or_else(finished, |(frames, format)| {
-            let rate = frames as f64 / took.as_secs_f64();
-            format!("{frames} frames of {format} in {}, {rate:.1} a second", clock(took.as_secs()))
-        });
-        Ok(Outcome::Enhanced(summary))
+        let Some(Made { frames, format, early, .. }) = made else {
+            let summary = "finished; all frames were already done".to_owned();
+            return Ok(Outcome::Enhanced(summary, None));
+        };
+        let rate = frames as f64 / took.as_secs_f64();
+        let summary =
+            format!("{frames} frames of {format} in {}, {rate:.1} a second", clock(took.as_secs()));
+        Ok(Outcome::Enhanced(summary, early))
     }
 
     /// Sets the prompt of a video, and returns it unless it is the same for all videos.
@@ -227,8 +243,7 @@ impl Session {
         Ok((partial, progress.unwrap_or(nothing)))
     }
 
-    /// Enhances the video into the partial file. Returns what the file contains, and the number of frames of
-    /// this run and their format.
+    /// Enhances the video into the partial file.
     fn work(
         &self,
         source: &Source,
@@ -236,7 +251,7 @@ impl Session {
         paths: &Paths,
         partial: Partial,
         start: ResumePoint,
-    ) -> Result<(Content, Option<(u64, String)>), Failure> {
+    ) -> Result<Made, Failure> {
         let name = source.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let work = Work::new(source, encoder, &self.enhancer, partial, start)?;
         let mut report = Report::new(name, source.duration, start.time);
@@ -246,21 +261,26 @@ impl Session {
         let (frames, position) = (work.state.frames(), work.state.position());
         let empty = work.state.partial().is_empty();
         match end {
-            Ok(End::Eos) if frames == 0 && start.time.is_zero() => {
+            Ok(End::Eos(Some(failure))) if frames == 0 => Err(failure),
+            Ok(End::Eos(None)) if frames == 0 && start.time.is_zero() => {
                 Err(Failure::input(&source.path, "it contains no video frames"))
             }
             // A piece ends before a frame, so at least that frame should have come.
-            Ok(End::Eos) if frames == 0 => Err(Failure::input(
+            Ok(End::Eos(None)) if frames == 0 => Err(Failure::input(
                 &source.path,
                 format!(
                     "it has no frames after {}; start over with --overwrite",
                     clock(start.time.seconds())
                 ),
             )),
-            Ok(End::Eos) => {
+            Ok(End::Eos(failure)) => {
+                // Some demuxers know how long each stream is.
+                let expected = [source.duration, work.duration()].into_iter().flatten().min();
+                let expected = expected.filter(|_| !source.elementary);
+                let early = ended_early(source, work.state.read_until(), expected, failure);
                 let content = work.state.complete()?;
                 let format = work.output_info().as_ref().map_or(String::new(), format_of);
-                Ok((content, Some((frames, format))))
+                Ok(Made { content, frames, format, early })
             }
             Ok(End::Interrupted) if empty => Err(cancelled("before the first frame")),
             Ok(End::Interrupted) => Err(cancelled(&how_to_resume(paths, position))),
@@ -278,7 +298,7 @@ impl Session {
         let end = self.run(&pipeline, finish.source, &paths.output, None);
         let _ = pipeline.set_state(gst::State::Null);
         let finished = match end {
-            Ok(End::Eos) => finish
+            Ok(End::Eos(_)) => finish
                 .remove_audio_delay(&paths.finished)
                 .and_then(|()| self.check_finished(finish, &paths.finished))
                 .and_then(|()| paths.publish()),
@@ -316,6 +336,7 @@ impl Session {
         // The bus also has the error.
         let started = pipeline.set_state(gst::State::Playing);
         let mut missing = None;
+        let mut broken = None;
         let mut stopping: Option<Instant> = None;
         let mut shown = Instant::now();
         loop {
@@ -330,10 +351,17 @@ impl Session {
                 missing = missing.or(missing_plugin(message));
                 match message.view() {
                     gst::MessageView::Eos(_) => {
-                        return Ok(if stopping.is_some() { End::Interrupted } else { End::Eos });
+                        return Ok(match stopping {
+                            Some(_) => End::Interrupted,
+                            None => End::Eos(broken),
+                        });
                     }
                     gst::MessageView::Error(error) => {
                         let failure = Failure::from_bus(error, &source.path, output);
+                        if failure.kind == Kind::Input && end_stream(error) {
+                            broken.get_or_insert(failure);
+                            continue;
+                        }
                         return Err(match (failure.kind, missing) {
                             (Kind::Input, Some(what)) => Failure::no_decoder(&source.path, &what),
                             _ => failure,
@@ -356,6 +384,9 @@ impl Session {
                 (Some((work, _)), None) if self.signals.interrupted() => {
                     stopping = Some(Instant::now());
                     work.stop();
+                }
+                (Some((work, _)), Some(_)) if work.state.frames() == 0 => {
+                    return Ok(End::Interrupted);
                 }
                 (None, None) if self.signals.interrupted() => return Ok(End::Interrupted),
                 (_, Some(since)) if since.elapsed() > STOP_TIMEOUT => return Ok(End::Interrupted),
@@ -408,8 +439,13 @@ fn conversions(source: &Source, container: &Container) -> Result<Vec<String>, Fa
     }
     for stream in &source.subtitles {
         if container.subtitles(stream)? == Treatment::Drop {
-            let codec = codec(&stream.caps);
-            notes.push(format!("{muxer} does not support {codec}: dropping these subtitles"));
+            notes.push(match stream.is("application/x-subtitle-unknown") {
+                true => "GStreamer cannot tell the format of these subtitles: dropping them".into(),
+                false => {
+                    let codec = codec(&stream.caps);
+                    format!("{muxer} does not support {codec}: dropping these subtitles")
+                }
+            });
         }
     }
     Ok(notes)
@@ -418,6 +454,36 @@ fn conversions(source: &Source, container: &Container) -> Result<Vec<String>, Fa
 /// The lines of a text that are not blank.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.trim_start_matches('\u{feff}').lines().map(str::trim).filter(|line| !line.is_empty())
+}
+
+/// Ends the stream of the input that has failed, so that what it gave before is kept. False if it gave
+/// nothing.
+fn end_stream(error: &gst::message::Error) -> bool {
+    let fed = error.src().and_then(fed_by).filter(|pad| pad.has_current_caps());
+    fed.is_some_and(|pad| {
+        // This waits for the buffer in the pad.
+        std::thread::spawn(move || pad.send_event(gst::event::Eos::new()));
+        true
+    })
+}
+
+/// Why the input is read to `end` only, although it should be as long as `expected`.
+fn ended_early(
+    source: &Source,
+    end: ClockTime,
+    expected: Option<ClockTime>,
+    failure: Option<Failure>,
+) -> Option<Failure> {
+    let short = expected.filter(|expected| end + DURATION_ROUNDING < *expected);
+    let (end, why) = match (short, failure) {
+        (Some(expected), _) => {
+            (end, format!(" of {:.1} s; the file is damaged or truncated", expected.seconds_f64()))
+        }
+        (None, Some(failure)) => (end, format!(": {failure}")),
+        (None, None) => return None,
+    };
+    let end = end.seconds_f64();
+    Some(Failure::input(&source.path, format!("it ended early: the output has {end:.1} s{why}")))
 }
 
 /// Size and frame rate: "1280x720 at 24 fps".

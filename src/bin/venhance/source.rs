@@ -21,17 +21,22 @@ pub struct Stream {
     pub caps: gst::Caps,
 }
 
+impl Stream {
+    pub fn is(&self, format: &str) -> bool {
+        self.caps.structure(0).is_some_and(|structure| structure.name() == format)
+    }
+}
+
 /// A file that contains video.
 #[derive(Debug, Clone)]
 pub struct Source {
     pub path: PathBuf,
     pub duration: Option<ClockTime>,
     pub video: Stream,
-    /// Whether the frames have times: all frames that libav reads from a GIF have the time 0.
-    pub timed: bool,
+    /// Whether the video is in no container. Then its duration is an estimate.
+    pub elementary: bool,
     /// Whether it is a picture.
     pub still: bool,
-    pub interlaced: bool,
     /// Whether a tag of the stream asks players to rotate or mirror the video.
     pub rotated: bool,
     /// Whether that makes its width its height.
@@ -42,8 +47,9 @@ pub struct Source {
     pub tags: gst::TagList,
 }
 
-/// The frame rate of a picture: it becomes a video of one frame.
-pub const STILL_RATE: gst::Fraction = gst::Fraction::new_raw(25, 1);
+/// The frame rate of a picture, which becomes a video of one frame, and of a video that says nothing of its
+/// times.
+pub const ASSUMED_RATE: gst::Fraction = gst::Fraction::new_raw(25, 1);
 
 /// Longest time to find the streams. GStreamer 1.22 sometimes loses a demuxer's error, and then waits
 /// forever.
@@ -102,10 +108,11 @@ impl Source {
         });
         Ok(Self {
             duration: info.duration(),
+            elementary: info.stream_info().is_none_or(|info| {
+                info.downcast_ref::<gst_pbutils::DiscovererContainerInfo>().is_none()
+            }),
             still: timed && video.is_image() && video.framerate().numer() == 0,
-            timed,
             video: stream(video.upcast_ref()).ok_or_else(no_id)?,
-            interlaced: video.is_interlaced(),
             rotated: rotation.as_ref().is_some_and(|rotation| rotation != "rotate-0"),
             swaps_sides: rotation
                 .is_some_and(|rotation| rotation.ends_with("90") || rotation.ends_with("270")),

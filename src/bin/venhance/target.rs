@@ -79,7 +79,10 @@ impl Container {
         });
         Ok(match self.subtitles {
             true if marked_up => Treatment::RemoveMarkup,
+            // The demuxer does not say what it is.
+            _ if stream.is("application/x-subtitle-unknown") => Treatment::Drop,
             true if self.accepts("subtitle", &stream.caps)? => Treatment::Copy,
+            true if becomes_text(&stream.caps) => Treatment::RemoveMarkup,
             _ => Treatment::Drop,
         })
     }
@@ -106,6 +109,15 @@ impl Container {
             .filter(|template| template.name_template().starts_with(kind))
             .any(|template| template.caps().can_intersect(&codec)))
     }
+}
+
+/// Whether `parsebin` turns these subtitles into text.
+fn becomes_text(caps: &gst::Caps) -> bool {
+    let parser = gst::ElementFactoryType::PARSER;
+    gst::ElementFactory::factories_with_type(parser, gst::Rank::MARGINAL).iter().any(|factory| {
+        let class = factory.metadata("klass").unwrap_or_default();
+        class.contains("Subtitle") && factory.can_sink_any_caps(caps)
+    })
 }
 
 /// How the video is encoded.

@@ -77,7 +77,7 @@ impl Session {
         let end = self.run(pipeline, source, output, None);
         let _ = pipeline.set_state(gst::State::Null);
         match end? {
-            End::Eos => Ok(()),
+            End::Eos(_) => Ok(()),
             End::Interrupted => Err(cancelled("before the first frame")),
         }
     }

@@ -216,13 +216,21 @@ impl VEnhance {
         }
     }
 
-    pub(super) fn gap_event(&self, duration: Option<ClockTime>, event: gst::Event) -> bool {
-        let short = {
+    pub(super) fn gap_event(
+        &self,
+        start: ClockTime,
+        duration: Option<ClockTime>,
+        event: gst::Event,
+    ) -> bool {
+        let goes_on = {
             let state = self.state.lock();
-            let clips = state.input.clips.as_ref().zip(duration);
-            clips.is_some_and(|(clips, gap)| clips.spans_one_frame(gap))
+            state.input.clips.as_ref().is_some_and(|clips| {
+                let short = duration.is_some_and(|gap| clips.spans_one_frame(gap));
+                // Decoders hand this event on before the frames that they hold.
+                short || clips.awaits_frame_before(start)
+            })
         };
-        (short || self.end_clip(ClipEnd::Gap).is_ok()) && self.push_event(event)
+        (goes_on || self.end_clip(ClipEnd::Gap).is_ok()) && self.push_event(event)
     }
 
     /// EOS and SEGMENT_DONE.

@@ -13,6 +13,8 @@
 //! `venhance` holds seconds of video.
 
 mod colour;
+mod conform;
+mod demuxers;
 mod edit_list;
 mod finish;
 mod packets;
@@ -23,5 +25,5 @@ mod work;
 
 pub use finish::Finish;
 pub use packets::Packets;
-pub use parts::{add, add_in_front, bin, chain, link, link_to_muxer, static_pad};
+pub use parts::{add, add_in_front, bin, chain, fed_by, link, link_to_muxer, static_pad};
 pub use work::{Work, add_encoder};

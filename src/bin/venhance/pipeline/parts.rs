@@ -1,32 +1,50 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the pipelines are built from: readers, decoders, chains of elements, links.
 
-use std::{
-    fmt,
-    path::Path,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{fmt, path::Path};
 
 use gst::{ClockTime, prelude::*};
 
+use super::demuxers::{end_at_end_of_file, hide_duration};
 use crate::{
     failure::{Failure, Kind, PARTIAL, READER, make},
     target,
 };
+
+/// How a stream of the input is read.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Form {
+    /// As `parsebin` gives it.
+    Parsed,
+    /// As the demuxer gives it: subtitles that a parser would turn into text.
+    Unparsed,
+}
+
+/// Subtitles that muxers take as they are, but that `parsebin` would turn into text.
+const SUBTITLES: [&str; 2] = ["application/x-ass", "application/x-ssa"];
 
 /// Adds a reader that feeds the stream `id` of the input to `sink`.
 pub fn read(
     pipeline: &gst::Pipeline,
     path: &Path,
     id: &str,
+    form: Form,
     sink: &gst::Pad,
 ) -> Result<(), Failure> {
     let (file, parser) = (make("filesrc")?, make("parsebin")?);
     file.set_property("location", path);
     let reader = bin(pipeline, READER);
     reader.add_many([&file, &parser]).and_then(|()| file.link(&parser)).map_err(internal)?;
-    end_at_end_of_file(&static_pad(&file, "src")?, path, sink);
+    let output = static_pad(&file, "src")?;
+    end_at_end_of_file(&output, path, sink);
+    hide_duration(&output);
+    if form == Form::Unparsed {
+        parser.connect("autoplug-continue", false, |arguments| {
+            let caps = arguments.get(2).and_then(|caps| caps.get::<gst::Caps>().ok());
+            let name = caps.and_then(|caps| Some(caps.structure(0)?.name().to_string()));
+            Some(name.is_none_or(|name| !SUBTITLES.contains(&name.as_str())).to_value())
+        });
+    }
     let id = id.to_owned();
     add_in_front(pipeline, &reader, &parser, sink, move |pad| {
         pad.stream_id().is_some_and(|stream| stream == id.as_str())
@@ -57,30 +75,6 @@ pub fn read_partial(
 /// A bin whose name says what it is for.
 pub fn bin(pipeline: &gst::Pipeline, prefix: &str) -> gst::Bin {
     gst::Bin::with_name(&format!("{prefix}-{}", pipeline.children().len()))
-}
-
-/// Ends a stream whose demuxer does not notice the end of the file: libav's GIF demuxer in Debian 12 reads
-/// there forever.
-fn end_at_end_of_file(file: &gst::Pad, path: &Path, sink: &gst::Pad) {
-    /// Other demuxers read at the end of a file a few times at most.
-    const READS: u64 = 64;
-    let Ok(length) = path.metadata().map(|metadata| metadata.len()) else { return };
-    let (reads, sink) = (AtomicU64::new(0), sink.clone());
-    file.add_probe(gst::PadProbeType::PULL | gst::PadProbeType::BLOCK, move |_, info| {
-        if info.offset < length {
-            reads.store(0, Ordering::Relaxed);
-            return gst::PadProbeReturn::Pass;
-        }
-        let reads = reads.fetch_add(1, Ordering::Relaxed);
-        if reads == READS {
-            sink.send_event(gst::event::Eos::new());
-        }
-        if reads > READS {
-            // The demuxer would keep a core busy until the pipeline stops.
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        gst::PadProbeReturn::Pass
-    });
 }
 
 /// Adds a decoder in front of `sink`, and returns the pad that takes the encoded stream.
@@ -121,9 +115,25 @@ pub fn add_in_front(
         if let Some(output) = output.filter(|_| wanted(pad)) {
             // If the pad does not fit, the demuxer posts a not-linked error.
             let _ = output.set_target(Some(pad));
+        } else {
+            // Some demuxers stop at a stream that nobody reads.
+            let data = gst::PadProbeType::BUFFER | gst::PadProbeType::BUFFER_LIST;
+            pad.add_probe(data, |_, _| drop_if(true));
         }
     });
     Ok(())
+}
+
+/// The pad that is fed by the reader or decoder to which `object` belongs.
+pub fn fed_by(object: &gst::Object) -> Option<gst::Pad> {
+    let mut part = Some(object.clone());
+    while let Some(object) = part {
+        if object.name().starts_with(READER) {
+            return object.downcast_ref::<gst::Bin>()?.static_pad("src")?.peer();
+        }
+        part = object.parent();
+    }
+    None
 }
 
 /// Adds elements and links them in their order.

@@ -44,6 +44,8 @@ pub struct State {
     position: AtomicU64,
     /// Running time of its end in nanoseconds.
     end: AtomicU64,
+    /// The running time in nanoseconds until which some stream has data.
+    read_until: AtomicU64,
 }
 
 impl State {
@@ -61,6 +63,7 @@ impl State {
             frames: AtomicU64::new(0),
             position: AtomicU64::new(start.time.nseconds()),
             end: AtomicU64::new(start.time.nseconds()),
+            read_until: AtomicU64::new(start.time.nseconds()),
         }
     }
 
@@ -118,6 +121,16 @@ impl State {
         self.frames.fetch_add(1, Ordering::Relaxed);
         self.position.store(time.nseconds(), Ordering::Relaxed);
         self.end.store((time + duration).nseconds(), Ordering::Relaxed);
+        self.extend(time + duration);
+    }
+
+    /// Some stream has data until `end`.
+    pub fn extend(&self, end: ClockTime) {
+        self.read_until.fetch_max(end.nseconds(), Ordering::Relaxed);
+    }
+
+    pub fn read_until(&self) -> ClockTime {
+        ClockTime::from_nseconds(self.read_until.load(Ordering::Relaxed))
     }
 
     /// Whether the frame at `time` is the first of a new piece.

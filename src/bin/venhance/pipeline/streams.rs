@@ -3,7 +3,7 @@
 
 use gst::prelude::*;
 
-use super::parts::{chain, decoder, link_to_muxer, read, static_pad};
+use super::parts::{Form, chain, decoder, link_to_muxer, read, static_pad};
 use crate::{
     failure::Failure,
     source::{Source, Stream},
@@ -45,7 +45,11 @@ pub fn copy_other_streams(
             });
         }
         let sink = if decode { decoder(pipeline, &sink)? } else { sink };
-        read(pipeline, &source.path, &stream.id, &sink)?;
+        let form = match template {
+            "subtitle_%u" if treatment == Treatment::Copy => Form::Unparsed,
+            _ => Form::Parsed,
+        };
+        read(pipeline, &source.path, &stream.id, form, &sink)?;
     }
     Ok(pads)
 }

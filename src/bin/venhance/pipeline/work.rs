@@ -10,14 +10,15 @@ use gst::{ClockTime, prelude::*};
 
 use super::{
     colour,
-    parts::{add, decoder, drop_if, link, link_to_muxer, read, running_time, static_pad},
+    conform::{conform, keep_first_caps},
+    parts::{Form, add, decoder, drop_if, link, link_to_muxer, read, running_time, static_pad},
     state::State,
     streams::copy_other_streams,
 };
 use crate::{
     failure::{ENCODER, Failure, WRITER, make},
     partial::{Partial, ResumePoint},
-    source::{STILL_RATE, Source},
+    source::Source,
     target::{self, Encoder, MATROSKA},
 };
 
@@ -29,6 +30,8 @@ pub struct Work {
     pub pipeline: gst::Pipeline,
     pub state: Arc<State>,
     enhancer: gst::Element,
+    /// Where the decoder hands the frames on.
+    decoded: gst::Pad,
     /// Probes on the enhancer's pads. The enhancer outlives the pipeline.
     probes: Vec<(gst::Pad, gst::PadProbeId)>,
     /// The muxer's pads for audio and subtitles, where [`stop`](Self::stop) ends these streams.
@@ -44,18 +47,19 @@ impl Work {
         partial: Partial,
         start: ResumePoint,
     ) -> Result<Self, Failure> {
-        // Frames without times cannot be skipped.
-        let start = match source.timed {
-            true => start,
-            false => ResumePoint { skip: 0, first: 0, ..start },
-        };
         let pipeline = gst::Pipeline::new();
         let state = Arc::new(State::new(partial, start));
         let muxer = add_muxer(&pipeline, &state)?;
-        let video = add_video(&pipeline, source, encoder, enhancer, &muxer)?;
+        let (decoded, video) = add_video(&pipeline, source, encoder, enhancer, &muxer)?;
         let other_pads = copy_other_streams(&pipeline, source, &MATROSKA, &muxer)?;
-        let mut work =
-            Self { pipeline, state, enhancer: enhancer.clone(), probes: Vec::new(), other_pads };
+        let mut work = Self {
+            pipeline,
+            state,
+            enhancer: enhancer.clone(),
+            decoded,
+            probes: Vec::new(),
+            other_pads,
+        };
         work.record_stream(&video);
         work.watch_enhancer_input(start)?;
         work.watch_enhancer_output(start.time)?;
@@ -125,7 +129,7 @@ impl Work {
                 state.add_resume_point(ResumePoint { frames: state.all_frames(), ..point });
                 request_key_frame(pad);
             }
-            state.count_frame(time, buffer.duration().unwrap_or(frame_duration(pad)));
+            state.count_frame(time, buffer.duration().unwrap_or_else(|| frame_duration(pad)));
             gst::PadProbeReturn::Ok
         });
         self.probes.extend(probe.map(|probe| (src, probe)));
@@ -137,6 +141,10 @@ impl Work {
         let state = self.state.clone();
         pad.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
             let time = info.buffer().and_then(|buffer| running_time(pad, buffer));
+            let duration = info.buffer().and_then(|buffer| buffer.duration());
+            if let Some(time) = time {
+                state.extend(time + duration.unwrap_or_default());
+            }
             let early = from > ClockTime::ZERO && time.is_none_or(|time| time < from);
             drop_if(early || state.stopped())
         });
@@ -152,6 +160,11 @@ impl Work {
             // Each call waits for the buffer in its pad, which may wait for another stream.
             std::thread::spawn(move || pad.send_event(gst::event::Eos::new()));
         }
+    }
+
+    /// The duration of the video according to its demuxer.
+    pub fn duration(&self) -> Option<ClockTime> {
+        self.decoded.peer_query_duration::<ClockTime>()
     }
 
     /// The format of the enhanced video, once it is known.
@@ -201,29 +214,16 @@ fn add_muxer(pipeline: &gst::Pipeline, state: &Arc<State>) -> Result<gst::Elemen
     Ok(muxer)
 }
 
-/// Adds reader, decoder, enhancer and encoder, and returns the muxer's pad for the video.
+/// Adds reader, decoder, enhancer and encoder, and returns where the decoder hands the
+/// frames on, and the muxer's pad for the video.
 fn add_video(
     pipeline: &gst::Pipeline,
     source: &Source,
     encoder: &Encoder,
     enhancer: &gst::Element,
     muxer: &gst::Element,
-) -> Result<gst::Pad, Failure> {
-    let mut path = Vec::new();
-    if source.still {
-        let rate = make("capssetter")?;
-        let caps = gst::Caps::builder("video/x-raw").field("framerate", STILL_RATE).build();
-        rate.set_property("caps", caps);
-        path.push(rate);
-    }
-    if source.interlaced {
-        path.extend([make("videoconvert")?, make("deinterlace")?]);
-    }
-    if source.rotated {
-        let flip = make("videoflip")?;
-        flip.set_property_from_str("video-direction", "auto");
-        path.extend([make("videoconvert")?, flip]);
-    }
+) -> Result<(gst::Pad, gst::Pad), Failure> {
+    let mut path = conform(source, enhancer)?;
     path.push(enhancer.clone());
     if let Some(caps) = &encoder.input {
         let filter = make("capsfilter")?;
@@ -232,13 +232,15 @@ fn add_video(
     }
     add(pipeline, &path.iter().collect::<Vec<_>>())?;
     let encoding = add_encoder(pipeline, encoder)?;
-    link(&static_pad(&path[path.len() - 1], "src")?, &static_pad(&encoding, "sink")?)?;
+    let encoding_sink = static_pad(&encoding, "sink")?;
+    let decoded = static_pad(&path[0], "sink")?;
+    keep_first_caps(&encoding_sink, &decoded);
+    link(&static_pad(&path[path.len() - 1], "src")?, &encoding_sink)?;
     let video = link_to_muxer(&static_pad(&encoding, "src")?, muxer, "video_%u")?;
-    let first = static_pad(&path[0], "sink")?;
-    let decoder = decoder(pipeline, &first)?;
-    colour::keep_range(&decoder, &first);
-    read(pipeline, &source.path, &source.video.id, &decoder)?;
-    Ok(video)
+    let decoder = decoder(pipeline, &decoded)?;
+    colour::keep_range(&decoder, &decoded);
+    read(pipeline, &source.path, &source.video.id, Form::Parsed, &decoder)?;
+    Ok((decoded, video))
 }
 
 /// Adds the encoder, with a name that tells its errors from others.
