@@ -29,13 +29,7 @@ fn enhance(model: &TinyModel, arguments: &[&str]) -> String {
 
 /// The decoded pixels of a video.
 fn pixels(file: &Path) -> Vec<u8> {
-    let raw = file.with_extension("raw");
-    run(&format!(
-        "filesrc location={} ! decodebin ! videoconvert ! video/x-raw,format=RGB ! filesink location={}",
-        file.display(),
-        raw.display()
-    ));
-    std::fs::read(raw).unwrap()
+    common::pixels(file, "videoconvert ! video/x-raw,format=RGB")
 }
 
 #[test]
@@ -86,14 +80,7 @@ fn video_with_a_hole(path: &Path, frames: u32, hole: u64) {
             _ => gst::PadProbeReturn::Ok,
         }
     });
-    let bus = pipeline.bus().unwrap();
-    pipeline.set_state(gst::State::Playing).unwrap();
-    let end = bus.timed_pop_filtered(
-        gst::ClockTime::try_from(TIMEOUT).unwrap(),
-        &[gst::MessageType::Eos, gst::MessageType::Error],
-    );
-    pipeline.set_state(gst::State::Null).unwrap();
-    assert_eq!(end.unwrap().type_(), gst::MessageType::Eos);
+    common::play(&pipeline);
 }
 
 #[test]

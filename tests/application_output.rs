@@ -65,12 +65,7 @@ fn colorimetry(file: &Path) -> gst_video::VideoColorimetry {
 
 /// The decoded pixels of a video in the format that the decoder gives.
 fn pixels(file: &Path) -> Vec<u8> {
-    let raw = file.with_extension("raw");
-    let (file, location) = (file.display(), raw.display());
-    run(&format!(
-        "filesrc location={file} ! decodebin ! video/x-raw ! filesink location={location}"
-    ));
-    std::fs::read(raw).unwrap()
+    common::pixels(file, "video/x-raw")
 }
 
 #[test]

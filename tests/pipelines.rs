@@ -40,20 +40,6 @@ fn launch(pipeline: &str) -> gst::Pipeline {
     gst::parse::launch(pipeline).unwrap().downcast().unwrap()
 }
 
-/// Plays to the end of the stream, and stops.
-fn play(pipeline: &gst::Pipeline) {
-    pipeline.set_state(gst::State::Playing).unwrap();
-    wait_for_end(pipeline);
-}
-
-fn wait_for_end(pipeline: &gst::Pipeline) {
-    let ends = [gst::MessageType::Eos, gst::MessageType::Error];
-    let end = pipeline.bus().unwrap().timed_pop_filtered(ClockTime::from_seconds(30), &ends);
-    pipeline.set_state(gst::State::Null).unwrap();
-    let end = end.expect("the pipeline hangs");
-    assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
-}
-
 /// 20 frames at 8 fps have become 58 at 24, each four times as wide and as high.
 fn assert_enhanced(video: &Video, format: VideoFormat) {
     let info = video.info();
@@ -107,16 +93,7 @@ fn vp9_in_webm() {
 fn gif_becomes_h264_of_4_2_0() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("in.gif");
-    let palette = [0, 0, 0, 255, 255, 255];
-    let mut encoder =
-        gif::Encoder::new(std::fs::File::create(&file).unwrap(), 64, 48, &palette).unwrap();
-    for n in 0..10 {
-        let pixels: Vec<u8> = (0..64 * 48).map(|i| u8::from(i % 64 / 4 == n)).collect();
-        let frame =
-            gif::Frame { delay: 10, ..gif::Frame::from_indexed_pixels(64, 48, pixels, None) };
-        encoder.write_frame(&frame).unwrap();
-    }
-    drop(encoder);
+    common::gif(&file, (64, 48), 10, |n, column| column / 4 == n);
     // GStreamer 1.22 with ffmpeg 5.1 never ends a GIF, with or without this element.
     let out = file.with_extension("mp4");
     let pipeline = launch(&format!(
@@ -310,7 +287,7 @@ fn interlaced_and_multiview_video_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn a_truncated_file_gives_what_can_be_read_and_the_decoders_error() {
+fn the_readable_part_of_a_truncated_file_is_enhanced() {
     let (_dir, file) = sample(
         &format!("{} ! x264enc key-int-max=4 tune=zerolatency ! matroskamux", source("I420")),
         "in.mkv",
@@ -318,7 +295,8 @@ fn a_truncated_file_gives_what_can_be_read_and_the_decoders_error() {
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..bytes.len() * 2 / 3]).unwrap();
     let out = file.with_extension("out.mkv");
-    let (_, _error) = try_run(&format!(
+    // Whether its end is an error is up to the demuxer.
+    try_run(&format!(
         "filesrc location={} ! decodebin ! venhance up-scale=2 target-fps=24 ! x264enc ! matroskamux ! filesink location={}",
         file.display(),
         out.display()

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "every test file uses a part of this")]
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -90,6 +90,11 @@ pub fn end(child: &mut Child) -> ExitStatus {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Number of lines in the index of a partial file: the settings, the stream, then each piece.
+pub fn pieces(index: &Path) -> usize {
+    std::fs::read_to_string(index).unwrap_or_default().lines().count()
 }
 
 pub fn text(output: &Output) -> String {

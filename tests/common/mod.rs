@@ -315,6 +315,51 @@ pub fn try_run(pipeline: &str) -> (Vec<gst::Structure>, Option<String>) {
     (messages, failure)
 }
 
+/// Plays to the end of the stream, and stops.
+pub fn play(pipeline: &gst::Pipeline) {
+    pipeline.set_state(gst::State::Playing).unwrap();
+    wait_for_end(pipeline);
+}
+
+/// Waits for the end of the stream, and stops.
+pub fn wait_for_end(pipeline: &gst::Pipeline) {
+    let ends = [gst::MessageType::Eos, gst::MessageType::Error];
+    let timeout = gst::ClockTime::try_from(TIMEOUT).unwrap();
+    let end = pipeline.bus().unwrap().timed_pop_filtered(timeout, &ends);
+    pipeline.set_state(gst::State::Null).unwrap();
+    let end = end.expect("the pipeline hangs");
+    assert_eq!(end.type_(), gst::MessageType::Eos, "{end:?}");
+}
+
+/// The decoded frames of a file after these elements, one after the other.
+pub fn pixels(file: &Path, elements: &str) -> Vec<u8> {
+    let raw = file.with_extension("raw");
+    let (file, location) = (file.display(), raw.display());
+    run(&format!(
+        "filesrc location={file} ! decodebin ! {elements} ! filesink location={location}"
+    ));
+    std::fs::read(raw).unwrap()
+}
+
+/// Writes a GIF of `frames` frames at 10 fps, white in the columns for which `white` (frame, column) holds.
+pub fn gif(
+    path: &Path,
+    (width, height): (u16, u16),
+    frames: usize,
+    white: impl Fn(usize, usize) -> bool,
+) {
+    let file = std::fs::File::create(path).unwrap();
+    let mut encoder = gif::Encoder::new(file, width, height, &[0, 0, 0, 255, 255, 255]).unwrap();
+    let columns = usize::from(width);
+    for n in 0..frames {
+        let area = 0..columns * usize::from(height);
+        let pixels: Vec<u8> = area.map(|at| u8::from(white(n, at % columns))).collect();
+        let mut frame = gif::Frame::from_indexed_pixels(width, height, pixels, None);
+        frame.delay = 10;
+        encoder.write_frame(&frame).unwrap();
+    }
+}
+
 /// What a decoder finds in a file; times are running times, what a player goes by.
 #[derive(Debug, Default)]
 pub struct Video {
@@ -368,14 +413,6 @@ pub fn decode(file: &Path) -> Video {
             gst::PadProbeReturn::Ok
         });
     });
-    let bus = pipeline.bus().unwrap();
-    pipeline.set_state(gst::State::Playing).unwrap();
-    let end = bus.timed_pop_filtered(
-        gst::ClockTime::try_from(TIMEOUT).unwrap(),
-        &[gst::MessageType::Eos, gst::MessageType::Error],
-    );
-    pipeline.set_state(gst::State::Null).unwrap();
-    let end = end.unwrap_or_else(|| panic!("decoding {} hangs", file.display()));
-    assert_eq!(end.type_(), gst::MessageType::Eos, "{}: {end:?}", file.display());
+    play(&pipeline);
     std::mem::take(&mut *video.lock().unwrap())
 }
