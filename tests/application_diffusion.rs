@@ -7,7 +7,6 @@ mod tiny_model;
 
 use std::{path::Path, process::Command};
 
-use common::{TIMEOUT, run};
 use gst::prelude::*;
 use serde_json::Value;
 use tiny_model::TinyModel;

@@ -57,8 +57,8 @@ IN and OUT are files or folders. For a folder, each video in IN becomes a video 
 OUT ends in .mp4, .m4v, .mov, .mkv or .webm. During the run, OUT.partial.mkv holds the finished part; it \
 can be played.";
 
-const EXIT_CODES: &str = "Exit codes: 0 success, 2 usage, 3 input, 4 output or disk, 5 missing GStreamer \
-plugin, 6 model, 130 cancelled. Ctrl-C stops and keeps the finished part; a second Ctrl-C aborts.";
+const EXIT_CODES: &str = "Exit codes: 0 success, 2 usage, 3 input (also one that ends \
+early: OUT has what could be read), 4 output or disk, 5 missing GStreamer plugin, 6 model, 130 cancelled. Ctrl-C stops and keeps the finished part; a second Ctrl-C aborts.";
 
 /// The application's own flags.
 #[derive(Parser)]
