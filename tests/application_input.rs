@@ -120,20 +120,20 @@ fn parts_of_another_size_or_aspect_are_scaled_into_the_first() {
 #[test]
 fn interlaced_video_of_any_depth_is_deinterlaced() {
     let scratch = Scratch::new();
-    for (format, mode) in [("I420", "interleaved"), ("I422_10LE", "interleaved"), ("I420", "mixed")]
-    {
-        let name = format!("{format}-{mode}");
+    let interlaced = ["I420", "I422_10LE"].map(|format| {
         let video = format!(
             "{SOURCE} ! video/x-raw,format={format},width=96,height=64,framerate=25/1 \
-             ! capssetter caps=video/x-raw,interlace-mode={mode},field-order=top-field-first \
-             ! identity ! avenc_ffv1 ! queue"
+             ! capssetter caps=video/x-raw,interlace-mode=interleaved,field-order=top-field-first \
+             ! avenc_ffv1 ! queue"
         );
-        let input = scratch.make(&name, &video, "matroskamux", &[]);
-        let output = format!("{name}.mp4");
-        let run = fast(&scratch, &input, &output);
-        succeeds(&run);
-        let video = decode(&scratch.path(&output));
-        assert!(!video.info().is_interlaced() && video.times.len() >= 10, "{name}");
+        scratch.make(format, &video, "matroskamux", &[])
+    });
+    for (input, frames) in interlaced.iter().zip([20, 20]).chain([(&media("mixed.ts"), 15)]) {
+        succeeds(&fast(&scratch, input, "out.mp4"));
+        let video = decode(&scratch.path("out.mp4"));
+        assert!(!video.info().is_interlaced());
+        assert!(video.times.len() >= frames, "{}: {}", input.display(), video.times.len());
+        std::fs::remove_file(scratch.path("out.mp4")).unwrap();
     }
 }
 
@@ -158,8 +158,8 @@ fn what_a_damaged_file_gives_is_kept_and_the_rest_is_missed() {
     let scratch = Scratch::new();
     let whole = scratch.make("in.mkv", VIDEO, "matroskamux", &[audio("opusenc")]);
     let mut bytes = std::fs::read(whole).unwrap();
-    let (half, end) = (bytes.len() / 2, bytes.len() * 9 / 10);
-    bytes[half..end].fill(0);
+    let half = bytes.len() / 2;
+    bytes[half..].fill(0);
     std::fs::write(scratch.path("zeros.mkv"), &bytes).unwrap();
     bytes.truncate(half);
     std::fs::write(scratch.path("cut.mkv"), &bytes).unwrap();
@@ -225,7 +225,7 @@ fn a_signal_ends_a_run_that_waits_for_a_file() {
     let pid = child.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
     assert_eq!(end(&mut child).code(), Some(130));
-    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(began.elapsed() < Duration::from_secs(10));
 }
 
 #[test]
