@@ -24,8 +24,15 @@ pub fn forbid_references() {
     }
 }
 
-/// Whether a file of this format can only refer to videos: a playlist, a manifest, or any other text.
-pub fn is_text(format: &str) -> bool {
-    let formats = ["application/x-hls", "application/sdp", "application/smil", "application/xges"];
-    format.starts_with("text/") || format.ends_with("xml") || formats.contains(&format)
+/// Whether a file with this beginning is text, such as a playlist, which can only refer to videos.
+pub fn is_text(beginning: &[u8]) -> bool {
+    let text = match std::str::from_utf8(beginning) {
+        Ok(text) => text,
+        // The last character may be cut.
+        Err(error) if error.error_len().is_none() => {
+            std::str::from_utf8(&beginning[..error.valid_up_to()]).unwrap_or_default()
+        }
+        Err(_) => return false,
+    };
+    !text.is_empty() && text.chars().all(|c| !c.is_control() || c.is_whitespace())
 }

@@ -55,8 +55,8 @@ pub const ASSUMED_RATE: gst::Fraction = gst::Fraction::new_raw(25, 1);
 /// forever.
 const TIMEOUT: ClockTime = ClockTime::from_seconds(15);
 
-/// Length of a file's beginning that tells its format.
-const TYPE_FIND_BYTES: u64 = 1 << 16;
+/// Length of a file's beginning that tells text from video.
+const BEGINNING: u64 = 1 << 16;
 
 impl Source {
     pub fn open(path: &Path) -> Result<Self, Failure> {
@@ -148,18 +148,13 @@ fn check_file(path: &Path) -> Result<(), Failure> {
     }
     let mut beginning = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(TYPE_FIND_BYTES).read_to_end(&mut beginning))
+        .and_then(|file| file.take(BEGINNING).read_to_end(&mut beginning))
         .map_err(|error| Failure::input(path, error))?;
-    let caps = gst_base::type_find_helper_for_data(gst::Object::NONE, &beginning);
-    let format = caps.ok().and_then(|(caps, _)| Some(caps.structure(0)?.name().to_string()));
-    match format.filter(|format| local::is_text(format)) {
-        Some(format) => Err(Failure::input(
+    match local::is_text(&beginning) {
+        true => Err(Failure::input(
             path,
-            format!(
-                "it is text or a playlist ({format}), and what it refers to is not opened; use the video \
-                 file itself"
-            ),
+            "it is text, and what a playlist refers to is not opened; use the video file itself",
         )),
-        None => Ok(()),
+        false => Ok(()),
     }
 }
