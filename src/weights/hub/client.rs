@@ -36,7 +36,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_REDIRECTS: usize = 5;
 
 /// Bytes that a download must transfer within every read timeout. Fewer are no progress.
-pub(super) const MIN_BYTES: u64 = 16 << 10;
+const MIN_BYTES: u64 = 16 << 10;
 
 /// Maximum length of the name of a commit, which is a file name in the cache.
 const MAX_COMMIT: usize = 64;

@@ -32,17 +32,15 @@ pub struct Hub {
     pub token: Option<String>,
     /// Whether to use the cache only.
     pub offline: bool,
-    #[doc(hidden)]
     /// Delay before the first retry of a request; it doubles with each further one.
+    #[doc(hidden)]
     pub retry_delay: Duration,
+    /// Timeout of each read and write, of the headers of a response, and of every 16 KiB of a body. The request is then
+    /// retried.
     #[doc(hidden)]
-    /// Timeout of each read and write, of the headers of a response, and of every [`MIN_BYTES`] of a body. The request
-    /// is then retried.
-    ///
-    /// [`MIN_BYTES`]: super::client::MIN_BYTES
     pub read_timeout: Duration,
-    #[doc(hidden)]
     /// Returns the free space of the disk that a folder is on, in bytes.
+    #[doc(hidden)]
     pub free_space: fn(&Path) -> io::Result<u64>,
 }
 
