@@ -91,7 +91,7 @@ impl Session {
         // Some videos do not say their size before they are decoded.
         let size = self.output(&source).ok().map(|output| output.size);
         if let Some(size) = size {
-            encoder.set_size(size)?;
+            encoder.set_size(container, size)?;
         }
         let started = Instant::now();
         let mut settings = self.settings(&source, &encoder);

@@ -93,7 +93,8 @@ impl Container {
             gst::ElementFactory::find(self.muxer).ok_or_else(|| Failure::no_element(self.muxer))?;
         let mut codec = gst::Caps::new_empty();
         for structure in caps.iter() {
-            let fields = ["mpegversion", "layer", "format", "layout", "rate", "channels"];
+            let fields =
+                ["mpegversion", "layer", "format", "layout", "rate", "channels", "width", "height"];
             let mut kept = gst::Structure::new_empty(structure.name());
             for field in fields {
                 if let Ok(value) = structure.value(field) {
@@ -134,6 +135,8 @@ pub struct Encoder {
     timestamper: Option<&'static str>,
     /// Format of the video to encode.
     pub input: Option<gst::Caps>,
+    /// Codec of the encoded video.
+    output: gst::Caps,
 }
 
 impl Encoder {
@@ -168,6 +171,7 @@ impl Encoder {
             asked: asked.is_some(),
             parser: "identity",
             timestamper: None,
+            output: gst::Caps::new_any(),
             input: asked.is_none().then(|| format("I420")),
         };
         let output = parse(&encoder.description)?
@@ -192,6 +196,7 @@ impl Encoder {
         };
         encoder.description.push_str(packing);
         (encoder.parser, encoder.timestamper) = (parser, timestamper);
+        encoder.output = output;
         Ok(encoder)
     }
 
@@ -208,8 +213,12 @@ impl Encoder {
     /// Prepares for frames of a size (w, h).
     ///
     /// # Errors
-    /// If the encoder does not support the size.
-    pub fn set_size(&mut self, (width, height): (usize, usize)) -> Result<(), Failure> {
+    /// If the encoder or the container does not support the size.
+    pub fn set_size(
+        &mut self,
+        container: &Container,
+        (width, height): (usize, usize),
+    ) -> Result<(), Failure> {
         let (width, height) = (width as i32, height as i32);
         if !self.asked && (width % 2, height % 2) != (0, 0) {
             // 4:2:0, which plays everywhere, needs even sides.
@@ -222,7 +231,19 @@ impl Encoder {
             return Err(Failure::usage(format!("{} has no input", self.factory)));
         };
         if sink.can_intersect(&size) {
-            return Ok(());
+            let mut output = self.output.clone();
+            for codec in output.make_mut().iter_mut() {
+                codec.set("width", width);
+                codec.set("height", height);
+            }
+            return match container.accepts("video", &output)? {
+                true => Ok(()),
+                false => Err(Failure::usage(format!(
+                    "{} does not support video of {width}x{height} pixels from {}: use another \
+                     --up-scale or output format",
+                    container.muxer, self.factory
+                ))),
+            };
         }
         let limit = |field| {
             let ranges = sink.iter().filter_map(|caps| caps.get::<gst::IntRange<i32>>(field).ok());

@@ -48,17 +48,20 @@ impl Session {
         let pad = link_to_muxer(&static_pad(&encoding, "src")?, &muxer, "video_%u")?;
         let source = Source { audio: Vec::new(), subtitles: Vec::new(), ..source.clone() };
         let write = || {
-            self.run_to_end(&pipeline, &source, output)?;
+            let end = self.run(&pipeline, &source, output, None);
             let caps = pad.current_caps().unwrap_or_else(gst::Caps::new_any);
+            let _ = pipeline.set_state(gst::State::Null);
+            complete(end?)?;
             let frame = ClockTime::SECOND / 25;
             let content = Content { frames: 3, last: frame * 2, end: frame * 3, caps };
             let finish = Finish { source: &source, container, encoder, content: &content };
-            self.run_to_end(&finish.pipeline(&partial, &finished)?, &source, output)?;
+            let pipeline = finish.pipeline(&partial, &finished)?;
+            let end = self.run(&pipeline, &source, output, None);
+            let _ = pipeline.set_state(gst::State::Null);
+            complete(end?)?;
             self.check_finished(&finish, &finished)
         };
-        let tried = write();
-        let _ = pipeline.set_state(gst::State::Null);
-        tried.map_err(|failure| match failure.kind {
+        write().map_err(|failure| match failure.kind {
             Kind::Cancelled | Kind::Plugin => failure,
             _ => Failure::usage(format!(
                 "--encoder {} cannot make video of {width}x{height} pixels in this format: {failure}",
@@ -66,20 +69,13 @@ impl Session {
             )),
         })
     }
+}
 
-    /// Runs a pipeline that writes a file to its end.
-    fn run_to_end(
-        &self,
-        pipeline: &gst::Pipeline,
-        source: &Source,
-        output: &Path,
-    ) -> Result<(), Failure> {
-        let end = self.run(pipeline, source, output, None);
-        let _ = pipeline.set_state(gst::State::Null);
-        match end? {
-            End::Eos(_) => Ok(()),
-            End::Interrupted => Err(cancelled("before the first frame")),
-        }
+/// Fails if a pipeline has not come to its end.
+fn complete(end: End) -> Result<(), Failure> {
+    match end {
+        End::Eos(_) => Ok(()),
+        End::Interrupted => Err(cancelled("before the first frame")),
     }
 }
 

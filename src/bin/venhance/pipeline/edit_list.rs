@@ -16,22 +16,9 @@ use std::{
 /// Skips the first packet of audio tracks; `tracks` has their numbers among the audio tracks.
 pub fn skip_first_packet(path: &Path, tracks: &[usize]) -> io::Result<()> {
     let mut file = OpenOptions::new().read(true).write(true).open(path)?;
-    let Some(moov) = find_moov(&mut file)? else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it has no moov box"));
-    };
-    let length = usize::try_from(moov.end - moov.start).map_err(io::Error::other)?;
-    let mut bytes = vec![0; length];
-    file.seek(SeekFrom::Start(moov.start))?;
-    file.read_exact(&mut bytes)?;
-    let audio: Vec<_> = children(&bytes, 0..length)
-        .into_iter()
-        .filter(|(name, _)| name == b"trak")
-        .filter(|(_, trak)| {
-            let handler = find(&bytes, trak, &[b"mdia", b"hdlr"]);
-            handler.is_some_and(|at| bytes.get(at.start + 8..at.start + 12) == Some(b"soun"))
-        })
-        .map(|(_, trak)| trak)
-        .collect();
+    let (moov, mut bytes) = read_moov(&mut file)?;
+    let audio = tracks_of(&bytes, b"soun");
+    let length = bytes.len();
     for track in tracks {
         let edited = audio.get(*track).and_then(|trak| skip_packet(&mut bytes, trak, length));
         if edited.is_none() {
@@ -40,6 +27,37 @@ pub fn skip_first_packet(path: &Path, tracks: &[usize]) -> io::Result<()> {
     }
     file.seek(SeekFrom::Start(moov.start))?;
     file.write_all(&bytes)
+}
+
+/// Number of packets of the first video track.
+pub fn video_packets(path: &Path) -> io::Result<u64> {
+    let (_, bytes) = read_moov(&mut File::open(path)?)?;
+    let sizes = tracks_of(&bytes, b"vide")
+        .first()
+        .and_then(|trak| find(&bytes, trak, &[b"mdia", b"minf", b"stbl", b"stsz"]));
+    Ok(sizes.and_then(|at| number(&bytes, at.start + 8)).unwrap_or(0).into())
+}
+
+/// The position and the content of the moov box.
+fn read_moov(file: &mut File) -> io::Result<(Range<u64>, Vec<u8>)> {
+    let Some(moov) = find_moov(file)? else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it has no moov box"));
+    };
+    let length = usize::try_from(moov.end - moov.start).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    file.seek(SeekFrom::Start(moov.start))?;
+    file.read_exact(&mut bytes)?;
+    Ok((moov, bytes))
+}
+
+/// The tracks of a kind.
+fn tracks_of(moov: &[u8], kind: &[u8; 4]) -> Vec<Range<usize>> {
+    let traks = children(moov, 0..moov.len()).into_iter().filter(|(name, _)| name == b"trak");
+    let of_kind = |trak: &Range<usize>| {
+        let handler = find(moov, trak, &[b"mdia", b"hdlr"]);
+        handler.is_some_and(|at| moov.get(at.start + 8..at.start + 12) == Some(kind))
+    };
+    traks.map(|(_, trak)| trak).filter(of_kind).collect()
 }
 
 /// Moves the start of the last edit behind the first packet.

@@ -64,6 +64,18 @@ impl Finish<'_> {
         Ok((self.source.audio.len(), kept.count()))
     }
 
+    /// Number of packets of the video in a written file that GStreamer would not read: qtdemux takes video of
+    /// less than a fifth of the duration for a preview, and skips it. `None` for other files.
+    pub fn packets_of_short_video(&self, finished: &Path) -> Option<Result<u64, Failure>> {
+        let longest = self.source.duration.unwrap_or(ClockTime::ZERO);
+        // With a margin: the durations of the tracks are not known here.
+        let short = self.container.has_edit_lists() && self.content.end * 4 < longest;
+        let packets = || {
+            edit_list::video_packets(finished).map_err(|error| Failure::output(finished, &error))
+        };
+        short.then(packets)
+    }
+
     /// Removes the encoder's delay from the audio of a written file.
     pub fn remove_audio_delay(&self, finished: &Path) -> Result<(), Failure> {
         if !self.container.has_edit_lists() {
