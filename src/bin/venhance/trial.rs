@@ -29,6 +29,26 @@ impl Session {
         (width, height): (usize, usize),
         output: &Path,
     ) -> Result<(), Failure> {
+        let source =
+            Source { audio: Vec::new(), subtitles: Vec::new(), duration: None, ..source.clone() };
+        let tried = self.encode_and_store(&source, container, encoder, (width, height), output);
+        tried.map_err(|failure| match failure.kind {
+            Kind::Cancelled | Kind::Plugin => failure,
+            _ => Failure::usage(format!(
+                "--encoder {} cannot make video of {width}x{height} pixels in this format: {failure}",
+                encoder.description
+            )),
+        })
+    }
+
+    fn encode_and_store(
+        &self,
+        source: &Source,
+        container: &Container,
+        encoder: &Encoder,
+        (width, height): (usize, usize),
+        output: &Path,
+    ) -> Result<(), Failure> {
         let folder = TemporaryFolder::new()?;
         let (partial, finished) = (folder.0.join("partial.mkv"), folder.0.join("finished"));
         let pipeline = gst::Pipeline::new();
@@ -38,36 +58,27 @@ impl Session {
                 "videotestsrc num-buffers=3 ! video/x-raw,width={width},height={height},framerate=25/1 \
                  ! videoconvert"
             ),
-        );
-        let (frames, encoding) = (frames?, add_encoder(&pipeline, encoder)?);
+        )?;
+        let encoding = add_encoder(&pipeline, encoder)?;
         let (muxer, file) = (make(MATROSKA.muxer)?, make("filesink")?);
         file.set_property("name", WRITER);
         file.set_property("location", &partial);
         add(&pipeline, &[&muxer, &file])?;
         link(&static_pad(&frames, "src")?, &static_pad(&encoding, "sink")?)?;
         let pad = link_to_muxer(&static_pad(&encoding, "src")?, &muxer, "video_%u")?;
-        let source = Source { audio: Vec::new(), subtitles: Vec::new(), ..source.clone() };
-        let write = || {
-            let end = self.run(&pipeline, &source, output, None);
-            let caps = pad.current_caps().unwrap_or_else(gst::Caps::new_any);
-            let _ = pipeline.set_state(gst::State::Null);
-            complete(end?)?;
-            let frame = ClockTime::SECOND / 25;
-            let content = Content { frames: 3, last: frame * 2, end: frame * 3, caps };
-            let finish = Finish { source: &source, container, encoder, content: &content };
-            let pipeline = finish.pipeline(&partial, &finished)?;
-            let end = self.run(&pipeline, &source, output, None);
-            let _ = pipeline.set_state(gst::State::Null);
-            complete(end?)?;
-            self.check_finished(&finish, &finished)
-        };
-        write().map_err(|failure| match failure.kind {
-            Kind::Cancelled | Kind::Plugin => failure,
-            _ => Failure::usage(format!(
-                "--encoder {} cannot make video of {width}x{height} pixels in this format: {failure}",
-                encoder.description
-            )),
-        })
+        let end = self.run(&pipeline, source, output, None);
+        let caps = pad.current_caps().unwrap_or_else(gst::Caps::new_any);
+        let _ = pipeline.set_state(gst::State::Null);
+        complete(end?)?;
+
+        let frame = ClockTime::SECOND / 25;
+        let content = Content { frames: 3, last: frame * 2, end: frame * 3, caps };
+        let finish = Finish { source, container, encoder, content: &content };
+        let pipeline = finish.pipeline(&partial, &finished)?;
+        let end = self.run(&pipeline, source, output, None);
+        let _ = pipeline.set_state(gst::State::Null);
+        complete(end?)?;
+        self.check_finished(&finish, &finished)
     }
 }
 
