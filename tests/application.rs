@@ -367,8 +367,8 @@ fn an_interrupt_acts_at_once_however_fast_the_frames_come() {
     wait_for("some pieces", || pieces().lines().count() >= 8);
     // No more than two seconds are lost when the machine is.
     for (n, piece) in pieces().lines().skip(2).enumerate() {
-        let time = format!("\"time\":{}}}", (n as u64 + 1) * 2_000_000_000);
-        assert!(piece.ends_with(&time), "piece {n}: {piece}");
+        let time = format!("\"time\":{},", (n as u64 + 1) * 2_000_000_000);
+        assert!(piece.contains(&time), "piece {n}: {piece}");
     }
     let before = Instant::now();
     signal(&child, "-INT");

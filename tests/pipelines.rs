@@ -5,7 +5,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{Video, decode, record, run, try_run, wait_for};
+use common::{Video, decode, play, record, run, try_run, wait_for, wait_for_end};
 use gst::{ClockTime, prelude::*};
 use gst_video::VideoFormat;
 
