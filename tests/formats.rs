@@ -203,7 +203,9 @@ fn lite_makes_the_same_picture_of_every_format() {
     for (name, format) in formats() {
         let output = enlarged(&picture, name);
         // Of [A, R, G, B]; grey formats keep the luma, of BT.601 by GStreamer's default.
-        let luma = |r, g, b| 0.299 * f64::from(r) + 0.587 * f64::from(g) + 0.114 * f64::from(b);
+        let luma = |r: u16, g: u16, b: u16| {
+            0.299 * f64::from(r) + 0.587 * f64::from(g) + 0.114 * f64::from(b)
+        };
         let colours = |values: &[u16]| -> Vec<u16> {
             let pixels = values.as_chunks::<4>().0.iter();
             match format.is_gray() {
