@@ -37,8 +37,8 @@ pub struct Source {
     pub elementary: bool,
     /// Whether it is a picture.
     pub still: bool,
-    /// Whether a tag of the stream asks players to rotate or mirror the video.
-    pub rotated: bool,
+    /// How a tag of the stream asks players to rotate or mirror the video, as a value of `videoflip`.
+    pub rotation: Option<&'static str>,
     /// Whether that makes its width its height.
     pub swaps_sides: bool,
     pub audio: Vec<Stream>,
@@ -113,7 +113,7 @@ impl Source {
             }),
             still: timed && video.is_image() && video.framerate().numer() == 0,
             video: stream(video.upcast_ref()).ok_or_else(no_id)?,
-            rotated: rotation.as_ref().is_some_and(|rotation| rotation != "rotate-0"),
+            rotation: rotation.as_deref().and_then(direction),
             swaps_sides: rotation
                 .is_some_and(|rotation| rotation.ends_with("90") || rotation.ends_with("270")),
             audio: info
@@ -157,4 +157,18 @@ fn check_file(path: &Path) -> Result<(), Failure> {
         )),
         false => Ok(()),
     }
+}
+
+/// Converts the tag image-orientation to a value of `video-direction`. `None` for an upright video.
+fn direction(orientation: &str) -> Option<&'static str> {
+    Some(match orientation {
+        "rotate-90" => "90r",
+        "rotate-180" => "180",
+        "rotate-270" => "90l",
+        "flip-rotate-0" => "horiz",
+        "flip-rotate-90" => "ul-lr",
+        "flip-rotate-180" => "vert",
+        "flip-rotate-270" => "ur-ll",
+        _ => return None,
+    })
 }

@@ -27,9 +27,10 @@ pub fn conform(source: &Source, enhancer: &gst::Element) -> Result<Vec<gst::Elem
     // A container would have given times.
     repair(&convert, source.elementary || source.still);
     let mut path = vec![convert, deinterlace];
-    if source.rotated {
+    if let Some(direction) = source.rotation {
         let flip = make("videoflip")?;
-        flip.set_property_from_str("video-direction", "auto");
+        // Not "auto": the tag can come after the first caps.
+        flip.set_property_from_str("video-direction", direction);
         path.extend([make("videoconvert")?, flip]);
     }
     let (scale, filter) = (make("videoconvertscale")?, make("capsfilter")?);
