@@ -97,17 +97,8 @@ impl Finish<'_> {
 }
 
 /// Replaces the demuxer's segment by one that starts at zero: times in the partial file are running times,
-/// also where the first one is not zero. Where the demuxer gives only decoding times, frames are in order.
+/// also where the first one is not zero.
 fn keep_times(sink: &gst::Pad) {
-    sink.add_probe(gst::PadProbeType::BUFFER, |_, info| {
-        if let Some(buffer) = info.buffer_mut()
-            && buffer.pts().is_none()
-        {
-            let time = buffer.dts();
-            buffer.make_mut().set_pts(time);
-        }
-        gst::PadProbeReturn::Ok
-    });
     sink.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
         if let Some(gst::PadProbeData::Event(event)) = &mut info.data
             && event.type_() == gst::EventType::Segment
