@@ -64,7 +64,8 @@ fn value() -> impl Strategy<Value = String> {
         "/dev/null",
         "/proc/self/mem",
     ];
-    let long = (0..100_000_usize).prop_map(|count| "x,".repeat(count));
+    // The time that GStreamer takes to parse a text grows with the square of its length.
+    let long = (0..1000_usize).prop_map(|count| "x,".repeat(count));
     prop_oneof![
         12 => proptest::sample::select(texts.map(str::to_owned).to_vec()).boxed(),
         4 => any::<String>().boxed(),
