@@ -304,7 +304,7 @@ fn subtitles_are_kept_or_converted_or_their_loss_is_said() {
     assert!(holds("converted.mp4", "Hello there"));
     let lost = fast(&scratch, &media("webvtt.webm"), "lost.mkv");
     succeeds(&lost);
-    says(&lost, "dropping these subtitles");
+    says(&lost, "dropping them");
 }
 
 #[test]

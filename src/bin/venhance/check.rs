@@ -11,7 +11,7 @@ use crate::{
     partial::Content,
     pipeline::{Finish, Packets},
     session::{End, Session, cancelled},
-    source::Source,
+    source::{Source, UNKNOWN_SUBTITLES},
 };
 
 /// Times in files are rounded, twice.
@@ -38,7 +38,8 @@ impl Session {
         }
         for (name, others) in [("sound", &mut source.audio), ("subtitle", &mut source.subtitles)] {
             others.retain(|stream| {
-                let empty = !streams.contains_key(&stream.id);
+                let unknown = stream.is(UNKNOWN_SUBTITLES);
+                let empty = !unknown && !streams.contains_key(&stream.id);
                 if empty {
                     eprintln!("{}: leaving out an empty {name} track", source.path.display());
                 }

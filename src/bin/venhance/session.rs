@@ -16,7 +16,7 @@ use crate::{
     pipeline::{Finish, Work, fed_by},
     report::{Report, clock},
     signals::Signals,
-    source::Source,
+    source::{Source, UNKNOWN_SUBTITLES},
     target::{Container, Encoder, Treatment},
 };
 
@@ -439,7 +439,7 @@ fn conversions(source: &Source, container: &Container) -> Result<Vec<String>, Fa
     }
     for stream in &source.subtitles {
         if container.subtitles(stream)? == Treatment::Drop {
-            notes.push(match stream.is("application/x-subtitle-unknown") {
+            notes.push(match stream.is(UNKNOWN_SUBTITLES) {
                 true => "GStreamer cannot tell the format of these subtitles: dropping them".into(),
                 false => {
                     let codec = codec(&stream.caps);

@@ -51,6 +51,9 @@ pub struct Source {
 /// times.
 pub const ASSUMED_RATE: gst::Fraction = gst::Fraction::new_raw(25, 1);
 
+/// Subtitles whose format the demuxer does not tell. `parsebin` leaves them out.
+pub const UNKNOWN_SUBTITLES: &str = "application/x-subtitle-unknown";
+
 /// Longest time to find the streams. GStreamer 1.22 sometimes loses a demuxer's error, and then waits
 /// forever.
 const TIMEOUT: ClockTime = ClockTime::from_seconds(15);

@@ -5,7 +5,10 @@ use std::path::Path;
 
 use gst::prelude::*;
 
-use crate::{failure::Failure, source::Stream};
+use crate::{
+    failure::Failure,
+    source::{Stream, UNKNOWN_SUBTITLES},
+};
 
 /// A file format.
 #[derive(Debug)]
@@ -80,7 +83,7 @@ impl Container {
         Ok(match self.subtitles {
             true if marked_up => Treatment::RemoveMarkup,
             // The demuxer does not say what it is.
-            _ if stream.is("application/x-subtitle-unknown") => Treatment::Drop,
+            _ if stream.is(UNKNOWN_SUBTITLES) => Treatment::Drop,
             true if self.accepts("subtitle", &stream.caps)? => Treatment::Copy,
             true if becomes_text(&stream.caps) => Treatment::RemoveMarkup,
             _ => Treatment::Drop,

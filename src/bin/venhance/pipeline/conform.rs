@@ -269,10 +269,9 @@ fn size_change(before: &gst::CapsRef, now: &gst::CapsRef) -> String {
 }
 
 /// Lets only the first caps reach an encoder, of those with the same size and format: others differ in what
-/// frames carry themselves, such as a nominal rate, and would start a second stream. Warns if the encoder
-/// takes no alpha channel although the decoder gives one at `decoded`.
-pub fn keep_first_caps(encoder: &gst::Pad, decoded: &gst::Pad) {
-    let (decoded, first) = (decoded.downgrade(), Mutex::new(None));
+/// frames carry themselves, such as a nominal rate, and would start a second stream.
+pub fn keep_first_caps(encoder: &gst::Pad) {
+    let first = Mutex::new(None);
     encoder.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
         let Some(gst::EventView::Caps(event)) = info.event().map(|event| event.view()) else {
             return gst::PadProbeReturn::Ok;
@@ -281,25 +280,29 @@ pub fn keep_first_caps(encoder: &gst::Pad, decoded: &gst::Pad) {
             return gst::PadProbeReturn::Ok;
         };
         let format = (info.format(), info.width(), info.height());
-        let mut first = first.lock();
-        if let Some(first) = *first {
-            return drop_if(first == format);
-        }
-        *first = Some(format);
-        let decoded = decoded.upgrade();
-        let input = decoded.as_ref().and_then(|pad| pad.current_caps());
-        let input = input.and_then(|caps| gst_video::VideoInfo::from_caps(&caps).ok());
-        let element = decoded.and_then(|pad| pad.parent_element());
-        if let Some(element) = element
-            && input.is_some_and(|input| input.has_alpha())
-            && !info.has_alpha()
+        drop_if(first.lock().replace(format) == Some(format))
+    });
+}
+
+/// Warns if the decoder gives an alpha channel at `decoded` and the encoder takes none.
+pub fn warn_of_lost_alpha(encoder: &gst::Pad, decoded: &gst::Pad) {
+    let decoded = decoded.downgrade();
+    encoder.add_probe(gst::PadProbeType::BUFFER, move |encoder, _| {
+        let has_alpha = |pad: &gst::Pad| {
+            let info = pad.current_caps().map(|caps| gst_video::VideoInfo::from_caps(&caps));
+            info.is_some_and(|info| info.is_ok_and(|info| info.has_alpha()))
+        };
+        if let Some(decoded) = decoded.upgrade()
+            && has_alpha(&decoded)
+            && !has_alpha(encoder)
+            && let Some(element) = decoded.parent_element()
         {
             warn(
                 &element,
-                "its alpha channel is left out because the encoder takes none; \
-                 --encoder avenc_ffv1 does, for .mkv",
+                "its alpha channel is left out because the encoder takes none; --encoder avenc_ffv1 \
+                 does, for .mkv",
             );
         }
-        gst::PadProbeReturn::Ok
+        gst::PadProbeReturn::Remove
     });
 }

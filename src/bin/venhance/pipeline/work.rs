@@ -10,7 +10,7 @@ use gst::{ClockTime, prelude::*};
 
 use super::{
     colour,
-    conform::{conform, keep_first_caps},
+    conform::{conform, keep_first_caps, warn_of_lost_alpha},
     parts::{Form, add, decoder, drop_if, link, link_to_muxer, read, running_time, static_pad},
     state::State,
     streams::copy_other_streams,
@@ -234,7 +234,8 @@ fn add_video(
     let encoding = add_encoder(pipeline, encoder)?;
     let encoding_sink = static_pad(&encoding, "sink")?;
     let decoded = static_pad(&path[0], "sink")?;
-    keep_first_caps(&encoding_sink, &decoded);
+    keep_first_caps(&encoding_sink);
+    warn_of_lost_alpha(&encoding_sink, &decoded);
     link(&static_pad(&path[path.len() - 1], "src")?, &encoding_sink)?;
     let video = link_to_muxer(&static_pad(&encoding, "src")?, muxer, "video_%u")?;
     let decoder = decoder(pipeline, &decoded)?;
