@@ -21,7 +21,8 @@ impl Session {
     /// Leaves out the streams without packets, which would make an output that cannot be read, and says so.
     pub fn leave_out_empty_streams(&self, source: &mut Source) -> Result<(), Failure> {
         let others = source.audio.iter().chain(&source.subtitles);
-        let ids: Vec<_> = others.map(|stream| stream.id.clone()).collect();
+        let known = others.filter(|stream| !stream.is(UNKNOWN_SUBTITLES));
+        let ids: Vec<_> = known.map(|stream| stream.id.clone()).collect();
         if ids.is_empty() {
             return Ok(());
         }

@@ -127,7 +127,11 @@ impl Source {
             subtitles: info
                 .subtitle_streams()
                 .iter()
-                .filter_map(|info| stream(info.upcast_ref()))
+                // Those of an unknown format have no id.
+                .filter_map(|info| {
+                    let id = info.stream_id().map(|id| id.to_string()).unwrap_or_default();
+                    Some(Stream { id, caps: info.caps()? })
+                })
                 .collect(),
             tags: container.unwrap_or_default(),
             path,

@@ -299,7 +299,7 @@ pub fn warn_of_lost_alpha(encoder: &gst::Pad, decoded: &gst::Pad) {
         {
             warn(
                 &element,
-                "its alpha channel is left out because the encoder takes none; --encoder avenc_ffv1 \
+                "its alpha channel is left out because the encoder takes none; --encoder avenc_huffyuv \
                  does, for .mkv",
             );
         }
