@@ -77,6 +77,8 @@ fn value() -> impl Strategy<Value = String> {
 
 /// Runs two frames through an element with these properties; `lite` needs no weights.
 fn check(properties: &[(String, String)]) {
+    // GObject warns of a value that is out of range.
+    glib::log_set_always_fatal(glib::LogLevels::LEVEL_ERROR);
     let properties: Vec<_> = properties
         .iter()
         .map(|(name, value)| {
