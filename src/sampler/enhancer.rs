@@ -86,7 +86,7 @@ impl DiffusionEnhancer {
         Self { models, params, noise, run: None }
     }
 
-    /// Returns the number of frames of latents in flight: see [`Sampler::latents`].
+    /// Returns the number of frames of latents in flight: see [`Sampler::latents`](super::Sampler::latents).
     ///
     /// # Errors
     /// Any error of the run.
