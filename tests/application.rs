@@ -235,7 +235,7 @@ fn mistakes_and_bad_files_have_their_exit_codes_and_say_what_to_do() {
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--overwrite", "--resume"]), 2, "--resume");
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--up-scale", "9"]), 2, "out of range");
     fails(&scratch.enhance(&["in.mp4", "out.webm", "--encoder", "x264enc"]), 2, "webmmux");
-    fails(&scratch.enhance(&["in.mp4", "out.mp4", "--encoder", "nosuchenc"]), 5, "apt-get install");
+    fails(&scratch.enhance(&["in.mp4", "out.mp4", "--encoder", "nosuchenc"]), 5, "gst-inspect-1.0");
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--model", "v1"]), 6, "model=lite");
     fails(&scratch.enhance(&["in.mp4", "nowhere/out.mp4"]), 4, "create its folder");
     assert_eq!(std::fs::read(scratch.path("there.mp4")).unwrap(), b"mine");

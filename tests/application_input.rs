@@ -325,3 +325,29 @@ fn a_gap_costs_no_frame() {
     // Two runs of 25 frames, and one frame between two.
     assert_eq!(decode(&scratch.path("out.mp4")).times.len(), 2 * 49);
 }
+
+/// Files whose video begins late, or with frames that need an earlier one, are whole.
+#[test]
+fn video_that_does_not_begin_at_0_is_complete() {
+    let scratch = Scratch::new();
+    for input in ["late.mp4", "late.mkv", "no_key_frame.mp4"] {
+        for output in ["out.mp4", "out.mkv"] {
+            let arguments =
+                [media(input).to_str().unwrap(), output, "--overwrite"].map(str::to_owned);
+            let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(FAST).collect();
+            let run = scratch.enhance(&arguments);
+            succeeds(&run);
+            assert!(!text(&run).contains("ended early"), "{}", text(&run));
+            scratch.nothing_left(output);
+        }
+    }
+}
+
+#[test]
+fn a_file_without_frames_leaves_nothing_behind() {
+    let scratch = Scratch::new();
+    for _ in 0..2 {
+        fails(&fast(&scratch, &media("no_frames.mkv"), "out.mkv"), 3, "no video frames");
+        scratch.nothing_left("out.mkv");
+    }
+}

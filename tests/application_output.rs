@@ -467,3 +467,16 @@ fn a_stream_that_is_not_there_is_an_error_and_no_hang() {
     fails(&run, 4, "a stream is missing");
     assert!(began.elapsed() < Duration::from_secs(20));
 }
+
+#[test]
+fn flags_that_an_encoder_does_not_take_are_refused_before_the_work() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", SHORT, "mp4mux", &[]);
+    for (arguments, code, why) in [
+        (&["--quality", "60"][..], 2, "--quality 60: x264enc takes 0 to 51"),
+        (&["--encoder", "x264"], 5, "there is no GStreamer element x264; gst-inspect-1.0 lists"),
+    ] {
+        fails(&scratch.fast(&[&["in.mp4", "out.mp4"], arguments].concat()), code, why);
+        scratch.only(&["in.mp4"]);
+    }
+}

@@ -95,12 +95,16 @@ fn the_published_example_is_compared_with_what_was_published() {
 fn every_command_runs() {
     // These are run by scripts/test itself, which runs this test; but the last, which takes gigabytes of
     // weights and hours. Another test runs what does not need them.
-    let outer = ["scripts/enhance", "scripts/test", "cargo build --release", PUBLISHED];
+    let outer =
+        ["scripts/enhance", "scripts/test", "cargo build --release --features cli", PUBLISHED];
     let (outside, commands): (Vec<_>, Vec<_>) =
         commands().into_iter().partition(|command| outer.contains(command));
     assert_eq!(outside, outer);
     let script = include_str!("../scripts/test");
-    assert!(script.contains("\ncargo build --release\n") && script.contains("\nscripts/enhance\n"));
+    assert!(
+        script.contains("\ncargo build --release --features cli\n")
+            && script.contains("\nscripts/enhance\n")
+    );
 
     let dir = tempfile::tempdir().unwrap();
     common::run(&format!(

@@ -8,8 +8,7 @@ use gst::ClockTime;
 
 use crate::{
     failure::{Failure, Kind},
-    partial::Content,
-    pipeline::{Finish, Packets},
+    pipeline::{Contents, Finish, Packets},
     session::{End, Session, cancelled},
     source::{Source, UNKNOWN_SUBTITLES},
 };
@@ -50,9 +49,14 @@ impl Session {
         Ok(())
     }
 
-    /// Fails unless a finished file can be opened and contains all streams, all frames, and the last frame at
-    /// its time.
-    pub fn check_finished(&self, finish: &Finish<'_>, finished: &Path) -> Result<(), Failure> {
+    /// Fails unless a finished file can be opened and contains all streams and frames. `span` is the time from the
+    /// first to the last frame.
+    pub fn check_finished(
+        &self,
+        finish: &Finish<'_>,
+        finished: &Path,
+        span: ClockTime,
+    ) -> Result<(), Failure> {
         let fails = |why: String| {
             let muxer = finish.container.muxer;
             Failure::new(
@@ -74,6 +78,7 @@ impl Session {
             Err(Failure { kind: Kind::Plugin, .. }) => None,
             opened => Some(opened.map_err(|failure| fails(failure.message))?),
         };
+        let duration = opened.as_ref().and_then(|opened| opened.duration);
         if let Some(opened) = opened {
             let expected = finish.streams()?;
             let found = (opened.audio.len(), opened.subtitles.len());
@@ -84,24 +89,35 @@ impl Session {
                      tracks"
                 )));
             }
-            if opened.duration.is_some_and(|duration| duration <= finish.content.last) {
-                return Err(fails("it is too short".into()));
-            }
         }
-        let packets = Packets::new(finished, None)?;
-        let run = self.run(&packets.pipeline, finish.source, finished, None);
-        if let End::Interrupted = run.map_err(|failure| fails(failure.message))? {
+        let video = self.video_of(finish.source, finished);
+        let video = video.map_err(|failure| match failure.kind {
+            Kind::Cancelled => failure,
+            _ => fails(failure.message),
+        })?;
+        let frames = finish.content.frames;
+        if video.shown != frames {
+            return Err(fails(format!("it has {} of {frames} frames", video.shown)));
+        }
+        let found = video.span();
+        if found.absdiff(span) > ROUNDING {
+            return Err(fails(format!(
+                "its last frame comes {found} after the first one instead of {span}"
+            )));
+        }
+        match duration.is_some_and(|duration| duration <= span) {
+            true => Err(fails("it is too short".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Reads the packets of the video in a file that was made of `source`.
+    pub fn video_of(&self, source: &Source, path: &Path) -> Result<Contents, Failure> {
+        let packets = Packets::new(path, None)?;
+        if let End::Interrupted = self.run(&packets.pipeline, source, path, None)? {
             return Err(cancelled("all frames are finished; --resume writes the output file"));
         }
         let streams = packets.streams();
-        let video = streams.values().find(|stream| stream.video).cloned().unwrap_or_default();
-        let Content { frames, last, .. } = finish.content;
-        if video.shown != *frames {
-            return Err(fails(format!("it has {} of {frames} frames", video.shown)));
-        }
-        match video.last {
-            Some(time) if time.absdiff(*last) <= ROUNDING => Ok(()),
-            time => Err(fails(format!("its last frame is at {time:?} instead of {last}"))),
-        }
+        Ok(streams.values().find(|stream| stream.video).cloned().unwrap_or_default())
     }
 }

@@ -1,21 +1,31 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `println!` and `eprintln!` for this program. Those of the standard library panic where the reader has gone
-//! (`| head`) or the disk is full; the work goes on without these lines.
+//! (`| head`) or the disk is full; the work goes on without these lines. Control characters of names and messages
+//! are escaped, so that they do not reach the terminal.
+
+use std::io::Write;
 
 macro_rules! println {
-    ($($arg:tt)*) => {{
-        let _ = std::io::Write::write_fmt(
-            &mut std::io::stdout(),
-            format_args!("{}\n", format_args!($($arg)*)),
-        );
-    }};
+    ($($arg:tt)*) => {
+        $crate::console::write(&mut std::io::stdout(), format!($($arg)*))
+    };
 }
 
 macro_rules! eprintln {
-    ($($arg:tt)*) => {{
-        let _ = std::io::Write::write_fmt(
-            &mut std::io::stderr(),
-            format_args!("{}\n", format_args!($($arg)*)),
-        );
-    }};
+    ($($arg:tt)*) => {
+        $crate::console::write(&mut std::io::stderr(), format!($($arg)*))
+    };
+}
+
+/// Writes a text and a line break.
+pub fn write(to: &mut impl Write, text: String) {
+    let mut line = String::with_capacity(text.len() + 1);
+    for c in text.chars() {
+        match c.is_control() && c != '\n' {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line.push('\n');
+    let _ = to.write_all(line.as_bytes());
 }

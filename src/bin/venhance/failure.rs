@@ -78,11 +78,15 @@ impl Failure {
     pub fn no_element(factory: &str) -> Self {
         Self::new(
             Kind::Plugin,
-            format!(
-                "the GStreamer element {factory} is not installed; on Debian and Ubuntu: \
-                 sudo apt-get install {}",
-                package(factory)
-            ),
+            match package(factory) {
+                Some(package) => format!(
+                    "the GStreamer element {factory} is not installed; on Debian and Ubuntu: \
+                     sudo apt-get install {package}"
+                ),
+                None => format!(
+                    "there is no GStreamer element {factory}; gst-inspect-1.0 lists those that are installed"
+                ),
+            },
         )
     }
 
@@ -169,17 +173,22 @@ impl Failure {
     }
 }
 
-/// The Debian package that contains an element.
-fn package(factory: &str) -> &'static str {
-    match factory {
+/// The Debian package that contains an element, if known.
+fn package(factory: &str) -> Option<&'static str> {
+    Some(match factory {
         "x264enc" => "gstreamer1.0-plugins-ugly",
         "vp8enc" | "vp9enc" | "mp4mux" | "qtmux" | "matroskamux" | "webmmux" | "deinterlace"
         | "videoflip" | "aacparse" => "gstreamer1.0-plugins-good",
         "x265enc" | "av1enc" | "openh264enc" | "h264parse" | "h265parse" | "vp9parse"
         | "av1parse" | "h264timestamper" | "h265timestamper" => "gstreamer1.0-plugins-bad",
         factory if factory.starts_with("av") => "gstreamer1.0-libav",
-        _ => "gstreamer1.0-plugins-base",
-    }
+        "opusenc" | "theoraenc" | "vorbisenc" => "gstreamer1.0-plugins-base",
+        factory if factory.starts_with("audio") || factory.starts_with("video") => {
+            "gstreamer1.0-plugins-base"
+        }
+        "appsink" | "appsrc" | "parsebin" => "gstreamer1.0-plugins-base",
+        _ => return None,
+    })
 }
 
 /// Creates an element; the failure names its package.

@@ -147,6 +147,8 @@ pub struct Partial {
     stream: Option<String>,
     /// Whether to drop the muxer's header because the file has one.
     appends: bool,
+    /// Whether the files are removed, see [`discard`](Self::discard).
+    discarded: bool,
     settings: Settings,
 }
 
@@ -256,6 +258,7 @@ impl Partial {
             video_path: paths.video.clone(),
             index_path: paths.index.clone(),
             bytes: 0,
+            discarded: false,
             stream: None,
             appends: false,
             settings: settings.clone(),
@@ -368,6 +371,11 @@ impl Partial {
         self.bytes == 0
     }
 
+    /// Removes the files when this is dropped: they hold nothing but a header.
+    pub fn discard(&mut self) {
+        self.discarded = true;
+    }
+
     fn sync(&self) -> Result<(), Failure> {
         self.video.sync_data().map_err(|error| Failure::output(&self.video_path, &error))
     }
@@ -384,7 +392,8 @@ impl Partial {
 impl Drop for Partial {
     /// Removes the files if nothing has been written.
     fn drop(&mut self) {
-        if self.is_empty() && self.video.metadata().is_ok_and(|video| video.len() == 0) {
+        let unwritten = || self.video.metadata().is_ok_and(|video| video.len() == 0);
+        if self.discarded || self.is_empty() && unwritten() {
             let _ = std::fs::remove_file(&self.video_path);
             let _ = std::fs::remove_file(&self.index_path);
         }

@@ -20,6 +20,8 @@ use crate::{
     target::{Container, Encoder, Treatment},
 };
 
+/// Time without a message after which a run over a damaged file ends. No frame of `lite` takes as long.
+const STALLED: Duration = Duration::from_secs(60);
 /// Longest wait for a bus message before Ctrl-C is checked and the progress is shown.
 const TICK: ClockTime = ClockTime::from_mseconds(100);
 
@@ -263,6 +265,7 @@ impl Session {
         match end {
             Ok(End::Eos(Some(failure))) if frames == 0 => Err(failure),
             Ok(End::Eos(None)) if frames == 0 && start.time.is_zero() => {
+                work.state.partial().discard();
                 Err(Failure::input(&source.path, "it contains no video frames"))
             }
             // A piece ends before a frame, so at least that frame should have come.
@@ -276,7 +279,10 @@ impl Session {
             Ok(End::Eos(failure)) => {
                 // Some demuxers know how long each stream is.
                 let expected = [source.duration, work.duration()].into_iter().flatten().min();
-                let expected = expected.filter(|_| !source.elementary);
+                let offset = work.offset().saturating_sub(start.time);
+                let expected = expected
+                    .filter(|_| !source.elementary)
+                    .map(|expected| expected.saturating_sub(offset));
                 let early = ended_early(source, work.state.read_until(), expected, failure);
                 let content = work.state.complete()?;
                 let format = work.output_info().as_ref().map_or(String::new(), format_of);
@@ -297,10 +303,14 @@ impl Session {
         let pipeline = finish.pipeline(&paths.video, &paths.finished)?;
         let end = self.run(&pipeline, finish.source, &paths.output, None);
         let _ = pipeline.set_state(gst::State::Null);
+        // A first signal comes too late from here on: the finished file replaces the partial one.
+        let _signals = self.signals.watch();
         let finished = match end {
             Ok(End::Eos(_)) => finish
                 .remove_audio_delay(&paths.finished)
-                .and_then(|()| self.check_finished(finish, &paths.finished))
+                // Demuxers count from the first frame of a file, or from 0: compare what they find in both files.
+                .and_then(|()| self.video_of(finish.source, &paths.video))
+                .and_then(|video| self.check_finished(finish, &paths.finished, video.span()))
                 .and_then(|()| paths.publish()),
             Ok(End::Interrupted) => {
                 Err(cancelled("all frames are finished; --resume writes the output file"))
@@ -339,6 +349,7 @@ impl Session {
         let mut broken = None;
         let mut stopping: Option<Instant> = None;
         let mut shown = Instant::now();
+        let mut active = Instant::now();
         loop {
             let message = bus.timed_pop(TICK);
             if started.is_err() && message.is_none() {
@@ -348,6 +359,7 @@ impl Session {
                 ));
             }
             if let Some(message) = &message {
+                active = Instant::now();
                 missing = missing.or(missing_plugin(message));
                 match message.view() {
                     gst::MessageView::Eos(_) => {
@@ -373,6 +385,12 @@ impl Session {
                         }
                     }
                 }
+            }
+            // Elements can wait for ever for a stream that has failed.
+            if broken.is_some() && active.elapsed() > STALLED {
+                let Some((work, _)) = &work else { return Ok(End::Eos(broken)) };
+                active = Instant::now();
+                work.stop();
             }
             if let Some((work, report)) = &mut work
                 && shown.elapsed() >= TICK.into()

@@ -10,7 +10,7 @@ use std::{
 };
 
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ},
     flag,
 };
 
@@ -34,6 +34,8 @@ impl Default for Signals {
 
 impl Signals {
     pub fn handle(&self) -> io::Result<()> {
+        // A file that exceeds a limit is then a failed write.
+        flag::register(SIGXFSZ, Arc::default())?;
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             // Actions run in the order in which they are registered: the first signal finds `at_once` as the
             // program has set it.

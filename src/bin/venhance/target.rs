@@ -151,6 +151,11 @@ impl Encoder {
     ) -> Result<Self, Failure> {
         let description = asked.unwrap_or(container.video_encoder).trim();
         let factory = description.split_whitespace().next().unwrap_or_default().to_owned();
+        if let Some(quality) = quality.filter(|quality| *quality > 51)
+            && matches!(&*factory, "x264enc" | "x265enc")
+        {
+            return Err(Failure::usage(format!("--quality {quality}: {factory} takes 0 to 51")));
+        }
         let settings = match constant_quality(&factory, quality) {
             // The user sets the rate control.
             Some(_) if quality.is_none() && description.contains('=') => String::new(),

@@ -78,7 +78,7 @@ impl Session {
         let end = self.run(&pipeline, source, output, None);
         let _ = pipeline.set_state(gst::State::Null);
         complete(end?)?;
-        self.check_finished(&finish, &finished)
+        self.check_finished(&finish, &finished, finish.content.last)
     }
 }
 

@@ -24,6 +24,6 @@ mod streams;
 mod work;
 
 pub use finish::Finish;
-pub use packets::Packets;
+pub use packets::{Contents, Packets};
 pub use parts::{add, add_in_front, bin, chain, fed_by, link, link_to_muxer, static_pad};
 pub use work::{Work, add_encoder};

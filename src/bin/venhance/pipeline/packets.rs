@@ -14,6 +14,8 @@ use crate::failure::{Failure, READER, make};
 pub struct Contents {
     /// Number of packets that a player shows.
     pub shown: u64,
+    /// The earliest running time at which one begins.
+    pub first: Option<ClockTime>,
     /// The latest running time at which one begins.
     pub last: Option<ClockTime>,
     /// Whether it is neither sound nor text.
@@ -80,6 +82,12 @@ impl Drop for Packets {
 }
 
 impl Contents {
+    /// Time from the first to the last packet that is shown.
+    pub fn span(&self) -> ClockTime {
+        let times = self.first.zip(self.last);
+        times.map_or(ClockTime::ZERO, |(first, last)| last.saturating_sub(first))
+    }
+
     fn add(&mut self, pad: &gst::Pad, buffer: &gst::BufferRef) {
         let segment = pad.sticky_event::<gst::event::Segment>(0);
         let segment = segment.as_ref().and_then(|event| event.segment().downcast_ref());
@@ -90,6 +98,7 @@ impl Contents {
             before_end.then(|| segment.to_running_time(time)).flatten()
         });
         self.shown += u64::from(shown.is_some());
+        self.first = self.first.into_iter().chain(shown).min();
         self.last = self.last.max(shown);
         self.video = pad.current_caps().is_some_and(|caps| {
             caps.iter().any(|s| s.name().starts_with("video/") || s.name().starts_with("image/"))

@@ -162,6 +162,14 @@ impl Work {
         }
     }
 
+    /// Where the video begins in its file; the duration counts from 0.
+    pub fn offset(&self) -> ClockTime {
+        let segment = self.decoded.sticky_event::<gst::event::Segment>(0);
+        let segment = segment.as_ref().and_then(|event| event.segment().downcast_ref());
+        let start = segment.and_then(gst::FormattedSegment::<ClockTime>::start);
+        start.unwrap_or(ClockTime::ZERO)
+    }
+
     /// The duration of the video according to its demuxer.
     pub fn duration(&self) -> Option<ClockTime> {
         self.decoded.peer_query_duration::<ClockTime>()
