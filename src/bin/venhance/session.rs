@@ -349,7 +349,7 @@ impl Session {
         let mut broken = None;
         let mut stopping: Option<Instant> = None;
         let mut shown = Instant::now();
-        let mut active = Instant::now();
+        let (mut active, mut damaged) = (Instant::now(), false);
         loop {
             let message = bus.timed_pop(TICK);
             if started.is_err() && message.is_none() {
@@ -361,6 +361,9 @@ impl Session {
             if let Some(message) = &message {
                 active = Instant::now();
                 missing = missing.or(missing_plugin(message));
+                // Of a demuxer that goes on after an error.
+                damaged |= message.type_() == gst::MessageType::Warning
+                    && message.src() != Some(self.enhancer.upcast_ref());
                 match message.view() {
                     gst::MessageView::Eos(_) => {
                         return Ok(match stopping {
@@ -387,7 +390,7 @@ impl Session {
                 }
             }
             // Elements can wait for ever for a stream that has failed.
-            if broken.is_some() && active.elapsed() > STALLED {
+            if (damaged || broken.is_some()) && active.elapsed() > STALLED {
                 let Some((work, _)) = &work else { return Ok(End::Eos(broken)) };
                 active = Instant::now();
                 work.stop();
