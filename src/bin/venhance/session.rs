@@ -7,6 +7,7 @@ use std::{
 };
 
 use gst::{ClockTime, prelude::*};
+use gstvenhance::Model;
 
 use crate::{
     args::{Args, Prompts},
@@ -361,9 +362,9 @@ impl Session {
             if let Some(message) = &message {
                 active = Instant::now();
                 missing = missing.or(missing_plugin(message));
-                // Of a demuxer that goes on after an error.
-                damaged |= message.type_() == gst::MessageType::Warning
-                    && message.src() != Some(self.enhancer.upcast_ref());
+                // Some demuxers only warn of an error.
+                damaged |= matches!(message.view(), gst::MessageView::Warning(warning)
+                    if warning.error().matches(gst::StreamError::Demux));
                 match message.view() {
                     gst::MessageView::Eos(_) => {
                         return Ok(match stopping {
@@ -389,8 +390,9 @@ impl Session {
                     }
                 }
             }
-            // Elements can wait for ever for a stream that has failed.
-            if (damaged || broken.is_some()) && active.elapsed() > STALLED {
+            // Elements can wait for ever for a stream that has failed. The other models can work as long.
+            let lite = || self.enhancer.property::<Model>("active-model") == Model::Lite;
+            if (damaged || broken.is_some()) && active.elapsed() > STALLED && lite() {
                 let Some((work, _)) = &work else { return Ok(End::Eos(broken)) };
                 active = Instant::now();
                 work.stop();
