@@ -87,8 +87,10 @@ fn main() {
         let mut enhancer = DiffusionEnhancer::new(models, params, Arc::new(Seeded(1)));
         enhancer.start(format, clip).unwrap();
         let start = Instant::now();
-        (0..INPUTS).for_each(|n| enhancer.push(toy::picture(n, format.input)).unwrap());
-        enhancer.finish().unwrap();
+        (0..INPUTS).for_each(|n| {
+            toy::push(&mut enhancer, n, toy::picture(n, format.input), format).unwrap()
+        });
+        enhancer.finish(&[]).unwrap();
         let elapsed = start.elapsed().as_secs_f64();
         let times = times.0.lock().unwrap();
         // The middle half: without filling and draining the wavefront.

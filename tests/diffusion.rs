@@ -14,7 +14,7 @@ use std::{path::Path, sync::Arc};
 use common::{TIMEOUT, decode, run, try_run};
 use gst::prelude::*;
 use gstvenhance::{
-    engine::{Cancel, Format, Frame, Model, Options, Version},
+    engine::{Cancel, Format, Frame, Model, Options, Version, multiple_times},
     models,
 };
 use sink::Record;
@@ -83,12 +83,14 @@ fn the_element_and_the_library_produce_the_same_frames() {
     let choice = models::choose(&options).unwrap();
     let mut loaded = models::build(&choice, None, &cancel, &mut |_| {}).unwrap();
     let sink = Arc::new(Record::default());
-    let format = Format { input: (36, 24), output: (108, 72), interpolated: 2, alpha: false };
+    let format =
+        Format { input: (36, 24), output: (108, 72), interpolated: 2, exact: false, alpha: false };
     loaded.enhancer.start(format, sink::clip(&sink)).unwrap();
-    for frame in frames(&folder.path("in.raw"), (36, 24)) {
-        loaded.enhancer.push(frame).unwrap();
+    for (n, frame) in (0..).zip(frames(&folder.path("in.raw"), (36, 24))) {
+        let (time, outputs) = multiple_times(n, n == 0, format.interpolated);
+        loaded.enhancer.push(frame, time, &outputs).unwrap();
     }
-    loaded.enhancer.finish().unwrap();
+    loaded.enhancer.finish(&[]).unwrap();
     let (library, element) = (sink.take(), frames(&folder.path("out.raw"), (108, 72)));
     assert_eq!((library.len(), element.len()), (10, 10));
     for (library, element) in library.iter().zip(&element) {

@@ -53,12 +53,12 @@ fn memory_stays_flat_over_three_hundred_frames() {
     for n in 0..100 {
         let (held, peak) = &mut quarters[n / 25];
         MEMORY.reset_peak_usage();
-        enhancer.push(toy::picture(n, format.input)).unwrap();
+        toy::push(&mut enhancer, n, toy::picture(n, format.input), format).unwrap();
         *held = MEMORY.current_usage().max(*held);
         *peak = MEMORY.peak_usage().max(*peak);
         assert!(enhancer.latents().unwrap() <= plan.latents());
     }
-    enhancer.finish().unwrap();
+    enhancer.finish(&[]).unwrap();
     eprintln!("bytes held and at the peak, by quarter: {quarters:?}");
     let [_, (held, peak), _, (later_held, later_peak)] = quarters;
     // In 150 frames, less than the latents of 30; the threads' own buffers may come and go.

@@ -183,10 +183,10 @@ fn stream(
     let mut enhancer =
         DiffusionEnhancer::new(models(devices), params.clone(), Arc::new(Seeded(seed)));
     enhancer.start(format, clip(&sink)).unwrap();
-    for input in inputs {
-        enhancer.push(input.clone()).unwrap();
+    for (n, input) in inputs.iter().enumerate() {
+        toy::push(&mut enhancer, n, input.clone(), format).unwrap();
     }
-    enhancer.finish().unwrap();
+    enhancer.finish(&[]).unwrap();
     sink.take()
 }
 
@@ -236,10 +236,11 @@ fn stream_from(
     let sink = Arc::new(Record::default());
     let mut enhancer = DiffusionEnhancer::new(models(1), params.clone(), Arc::new(Seeded(3)));
     enhancer.start_at(first, format, clip(&sink)).unwrap();
-    for input in &inputs[first..] {
-        enhancer.push(input.clone()).unwrap();
+    for (n, input) in inputs.iter().enumerate().skip(first) {
+        let (time, outputs) = engine::multiple_times(n as u64, n == first, format.interpolated);
+        enhancer.push(input.clone(), time, &outputs).unwrap();
     }
-    enhancer.finish().unwrap();
+    enhancer.finish(&[]).unwrap();
     sink.take()
 }
 
@@ -360,6 +361,27 @@ fn an_empty_clip_has_no_output() {
 }
 
 #[test]
+fn times_of_frames_that_the_model_does_not_make_are_an_error() {
+    let format = format(1, false);
+    for (time, outputs, last) in [
+        (10, &[5, 10][..], &[11][..]),
+        (10, &[4, 10], &[]),
+        (10, &[10], &[]),
+        (10, &[5], &[]),
+        (10, &[], &[]),
+    ] {
+        let sink = Arc::new(Record::default());
+        let params = params(Solver::Normal, 1);
+        let mut enhancer = DiffusionEnhancer::new(models(1), params, Arc::new(Seeded(1)));
+        enhancer.start(format, clip(&sink)).unwrap();
+        enhancer.push(picture(0, format.input), 0, &[0]).unwrap();
+        let pushed = enhancer.push(picture(1, format.input), time, outputs);
+        let finished = pushed.and_then(|()| enhancer.finish(last));
+        assert!(matches!(finished, Err(Error::Internal { .. })), "{outputs:?} {last:?}");
+    }
+}
+
+#[test]
 fn the_lookahead_is_sufficient_and_minimal() {
     for (interpolated, steps) in [(0, 3), (2, 4), (3, 1), (4, 2), (8, 3)] {
         let (params, format) = (params(Solver::Normal, steps), format(interpolated, false));
@@ -370,7 +392,7 @@ fn the_lookahead_is_sufficient_and_minimal() {
         enhancer.start(format, clip(&sink)).unwrap();
         let mut late = 0;
         for n in 0..ahead + 60 {
-            enhancer.push(picture(n, format.input)).unwrap();
+            toy::push(&mut enhancer, n, picture(n, format.input), format).unwrap();
             if let Some(input) = n.checked_sub(ahead) {
                 assert!(
                     sink.count() > input * (interpolated + 1),
@@ -396,7 +418,7 @@ fn frames_in_flight_match_the_plan_and_do_not_grow_with_the_clip() {
         enhancer.start(format, clip(&sink)).unwrap();
         let mut most = 0;
         for n in 0..700 / (interpolated + 1) {
-            enhancer.push(picture(n, format.input)).unwrap();
+            toy::push(&mut enhancer, n, picture(n, format.input), format).unwrap();
             most = most.max(enhancer.latents().unwrap());
         }
         let planned = plan.latents();
@@ -441,7 +463,8 @@ fn means(frame: &Frame) -> Vec<f64> {
 #[test]
 fn the_colour_fix_restores_colours_that_the_decoder_shifts() {
     // The left half is bluish, the right half reddish, and the whole gets darker from frame to frame.
-    let format = Format { input: (64, 32), output: (128, 64), interpolated: 2, alpha: false };
+    let format =
+        Format { input: (64, 32), output: (128, 64), interpolated: 2, exact: false, alpha: false };
     let input = |n: usize| {
         let mut frame = Frame::new(64, 32).unwrap();
         for (at, pixel) in frame.pixels_mut().chunks_exact_mut(4).enumerate() {
@@ -462,8 +485,10 @@ fn the_colour_fix_restores_colours_that_the_decoder_shifts() {
         let mut enhancer = DiffusionEnhancer::new(models, params, Arc::new(Seeded(1)));
         let sink = Arc::new(Record::default());
         enhancer.start(format, clip(&sink)).unwrap();
-        inputs.iter().for_each(|frame| enhancer.push(frame.clone()).unwrap());
-        enhancer.finish().unwrap();
+        for (n, frame) in inputs.iter().enumerate() {
+            toy::push(&mut enhancer, n, frame.clone(), format).unwrap();
+        }
+        enhancer.finish(&[]).unwrap();
         let frames = sink.take();
         assert_eq!(frames.len(), 7);
         let error = |(n, frame): (usize, &Frame)| {
@@ -530,8 +555,9 @@ impl Faulty {
         let params = params(Solver::Fast, 15);
         let mut enhancer = DiffusionEnhancer::new(models, params, Arc::new(Seeded(1)));
         enhancer.start(format, clip(&sink)).unwrap();
-        let pushed = (0..40).try_for_each(|n| enhancer.push(picture(n, format.input)));
-        let result = pushed.and_then(|()| enhancer.finish());
+        let pushed =
+            (0..40).try_for_each(|n| toy::push(&mut enhancer, n, picture(n, format.input), format));
+        let result = pushed.and_then(|()| enhancer.finish(&[]));
         // The enhancer is dropped: another reference would belong to a leaked thread.
         drop(enhancer);
         assert_eq!(Arc::strong_count(self), 1);
@@ -634,13 +660,20 @@ impl SmallDevice {
 
     /// Runs four frames of 90×24, upscaled to 360×96: 48×18 latents with padding.
     fn run(models: sampler::Models) -> (Arc<Record>, std::result::Result<(), Error>) {
-        let format = Format { input: (90, 24), output: (360, 96), interpolated: 2, alpha: false };
+        let format = Format {
+            input: (90, 24),
+            output: (360, 96),
+            interpolated: 2,
+            exact: false,
+            alpha: false,
+        };
         let sink = Arc::new(Record::default());
         let params = params(Solver::Normal, 2);
         let mut enhancer = DiffusionEnhancer::new(models, params, Arc::new(Seeded(1)));
         enhancer.start(format, clip(&sink)).unwrap();
-        let pushed = (0..4).try_for_each(|n| enhancer.push(picture(n, format.input)));
-        let result = pushed.and_then(|()| enhancer.finish());
+        let pushed =
+            (0..4).try_for_each(|n| toy::push(&mut enhancer, n, picture(n, format.input), format));
+        let result = pushed.and_then(|()| enhancer.finish(&[]));
         (sink, result)
     }
 }
@@ -821,8 +854,9 @@ fn cancelling_ends_the_run_on_all_devices_and_the_next_clip_runs() {
             stop.cancel();
             Instant::now()
         });
-        let pushed = (0..200).try_for_each(|n| enhancer.push(picture(n, format.input)));
-        assert_eq!(pushed.and_then(|()| enhancer.finish()), Err(Error::Cancelled));
+        let pushed = (0..200)
+            .try_for_each(|n| toy::push(&mut enhancer, n, picture(n, format.input), format));
+        assert_eq!(pushed.and_then(|()| enhancer.finish(&[])), Err(Error::Cancelled));
         assert!(stopper.join().unwrap().elapsed() < Duration::from_secs(5));
         // The next clip starts.
         enhancer.start(format, clip(&sink)).unwrap();
@@ -838,8 +872,8 @@ fn progress_units_name_window_and_step() {
     let mut enhancer =
         DiffusionEnhancer::new(models(1), params(Solver::Normal, 2), Arc::new(Seeded(1)));
     enhancer.start(format, clip(&sink)).unwrap();
-    (0..15).for_each(|n| enhancer.push(picture(n, format.input)).unwrap());
-    enhancer.finish().unwrap();
+    (0..15).for_each(|n| toy::push(&mut enhancer, n, picture(n, format.input), format).unwrap());
+    enhancer.finish(&[]).unwrap();
     let units = sink.units.lock().unwrap();
     let evaluations: Vec<_> = units.iter().filter(|unit| unit.contains("step")).collect();
     let expected = ["window 0, step 0", "window 1, step 0", "window 0, step 1", "window 1, step 1"];
@@ -850,7 +884,7 @@ fn progress_units_name_window_and_step() {
 fn the_plan_of_the_published_example_matches_the_reference() {
     let output = engine::target_size((720, 480), 4.0, 720, 1280 * 2048);
     let interpolated = engine::interpolated_frames((24, 1), (8, 1));
-    let format = Format { input: (720, 480), output, interpolated, alpha: false };
+    let format = Format { input: (720, 480), output, interpolated, exact: false, alpha: false };
     let params = SamplerParams::from(&engine::Options::default());
     let plan = sampler::Plan::new(&params, format, 49);
     let text = plan.to_string();

@@ -11,7 +11,10 @@ use std::{
 
 use candle_core::{Device, Error as Failure, Result};
 use gstvenhance::{
-    engine::{Cancel, ClipContext, Enhancer, Error, Format, Frame, Options, Progress, Sink},
+    engine::{
+        Cancel, ClipContext, Enhancer, Error, Format, Frame, Options, Progress, Sink,
+        multiple_times,
+    },
     ops,
     sampler::{DiffusionEnhancer, Models, SamplerParams, Seeded},
 };
@@ -60,7 +63,7 @@ fn picture(number: usize, (width, height): (usize, usize)) -> std::result::Resul
 pub fn run(args: &Args, device: &Device, findings: &mut Findings) -> Result<()> {
     let output = (args.size[1], args.size[0]);
     let input = (output.0 / 4, output.1 / 4);
-    let format = Format { input, output, interpolated: INTERPOLATED, alpha: false };
+    let format = Format { input, output, interpolated: INTERPOLATED, exact: false, alpha: false };
     let autoencoder = Arc::new(model::autoencoder(device)?);
     let models = Models {
         encoder: autoencoder.clone(),
@@ -75,8 +78,11 @@ pub fn run(args: &Args, device: &Device, findings: &mut Findings) -> Result<()> 
     let mut run = || {
         let clip = ClipContext { sink: sink.clone(), cancel: Cancel::default() };
         enhancer.start(format, clip)?;
-        (0..INPUT_FRAMES).try_for_each(|n| enhancer.push(picture(n, input)?))?;
-        enhancer.finish()
+        (0..INPUT_FRAMES).try_for_each(|n| {
+            let (time, outputs) = multiple_times(n as u64, n == 0, INTERPOLATED);
+            enhancer.push(picture(n, input)?, time, &outputs)
+        })?;
+        enhancer.finish(&[])
     };
     run().map_err(Failure::wrap)?;
     let seconds = start.elapsed().as_secs_f64();

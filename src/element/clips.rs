@@ -73,6 +73,7 @@ impl Clips {
                 input: (info.width() as usize, info.height() as usize),
                 output: (output.width() as usize, output.height() as usize),
                 interpolated,
+                exact: false,
                 // Alpha that the output drops must not affect the colours.
                 alpha: caps::has_alpha(info.format_info()) && caps::has_alpha(output.format_info()),
             },

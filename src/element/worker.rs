@@ -13,7 +13,9 @@ use super::{
     queue::{BufferInfo, ClipFormat, ClipId, Next, Queue},
     timeline::{ClipEnd, FrameTime},
 };
-use crate::engine::{Cancel, ClipContext, Enhancer, Error, Frame, Progress, Sink};
+use crate::engine::{
+    Cancel, ClipContext, Enhancer, Error, Format, Frame, Progress, Sink, multiple_times,
+};
 
 /// What the compute thread, and the threads of the model, tell the element.
 pub(super) trait Report: Send + Sync + 'static {
@@ -47,6 +49,8 @@ pub(super) struct Worker<'a> {
     /// The index, in its clip, of the first input frame of the next clip: not 0 only for the first
     /// clip after a start.
     first: u32,
+    /// The index, in its clip, of the next input frame.
+    number: u64,
 }
 
 impl<'a> Worker<'a> {
@@ -58,7 +62,17 @@ impl<'a> Worker<'a> {
         first: u32,
     ) -> Self {
         let cancel = Cancel::default();
-        Self { queue, enhancer, report, epoch: 0, cancel, format: None, clip: None, first }
+        Self {
+            queue,
+            enhancer,
+            report,
+            epoch: 0,
+            cancel,
+            format: None,
+            clip: None,
+            first,
+            number: 0,
+        }
     }
 
     /// Works until the queue is [closed](Queue::close).
@@ -109,23 +123,27 @@ impl<'a> Worker<'a> {
     }
 
     fn push_frame(&mut self, frame: Frame, time: FrameTime, info: BufferInfo) -> Result<(), Error> {
-        let clip = match self.clip {
-            Some(clip) => clip,
-            None => self.start_clip(time.pts)?,
+        let begins = self.clip.is_none();
+        let (clip, format) = match (self.clip, self.format) {
+            (Some(clip), Some(format)) => (clip, format.format),
+            _ => self.start_clip(time.pts)?,
         };
         self.queue.pend(clip, time, info)?;
         let start = Instant::now();
-        self.enhancer.push(frame)?;
+        let (time, outputs) = multiple_times(self.number, begins, format.interpolated);
+        self.number += 1;
+        self.enhancer.push(frame, time, &outputs)?;
         self.report.computed(start.elapsed().saturating_sub(self.queue.take_wait(clip)));
         Ok(())
     }
 
-    fn start_clip(&mut self, pts: ClockTime) -> Result<ClipId, Error> {
+    fn start_clip(&mut self, pts: ClockTime) -> Result<(ClipId, Format), Error> {
         let clip_format = self
             .format
             .ok_or_else(|| Error::Internal { what: "a frame came before its format".into() })?;
         let format = clip_format.format;
         let first = std::mem::take(&mut self.first);
+        self.number = first.into();
         let number = u64::from(first) * (format.interpolated as u64 + 1);
         let clip = self.queue.begin_clip(self.epoch, &clip_format, number)?;
         self.clip = Some(clip);
@@ -134,12 +152,12 @@ impl<'a> Worker<'a> {
             Arc::new(ClipOutput { queue: self.queue.clone(), report: self.report.clone(), clip });
         let output = ClipContext { sink, cancel: self.cancel.clone() };
         self.enhancer.start_at(first as usize, format, output)?;
-        Ok(clip)
+        Ok((clip, format))
     }
 
     fn end_clip(&mut self, reason: ClipEnd) -> Result<(), Error> {
         let Some(clip) = self.clip else { return Ok(()) };
-        self.enhancer.finish()?;
+        self.enhancer.finish(&[])?;
         let (inputs, outputs) = self.queue.end_clip(clip)?;
         self.clip = None;
         self.report.log(format_args!(

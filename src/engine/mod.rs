@@ -1,10 +1,34 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Defines the interface between the element and every model, independent of GStreamer and tensors.
 //!
-//! A model turns the N *input frames* of a *clip* into N + k·(N−1) output frames: every input frame,
-//! upscaled, with k *interpolated frames* between two of them. A clip is a run of
-//! consecutive frames: nothing is interpolated across its ends. It may contain scene cuts. The model takes one frame at a time and delivers output from any thread. It may hold output back
+//! # Clips
+//!
+//! A *clip* is a run of consecutive *input frames*: nothing is interpolated across its ends. It may contain
+//! scene cuts. A model takes one frame at a time and delivers output from any thread. It may hold output back
 //! for as many input frames as its [lookahead](Enhancer::lookahead).
+//!
+//! # Times
+//!
+//! The caller decides when output frames are shown. Each input frame has a time, and with it come the times of
+//! the output frames to deliver. Times are integers in a unit that the caller chooses for each clip; the first
+//! frame may be at any time. The model delivers exactly one frame for each output time, in order:
+//!
+//! | output time | output frame |
+//! |---|---|
+//! | that of an input frame | that frame, upscaled |
+//! | between two input frames at a and b | an *interpolated frame* at the fraction (time − a) / (b − a) of the way |
+//! | before the first input frame, or after the last one | that frame again: nothing is extrapolated |
+//!
+//! With k interpolated frames between two input frames ([`multiple_times`]), input frame n is at n·(k+1) and
+//! there is an output frame at every integer from the first to the last input frame: N + k·(N−1) for N input
+//! frames. The models that make a fixed number of frames accept only these times, in any unit. With
+//! [`Format::exact`] the output times are free: an input frame may have no output frame at its own time, and an
+//! interval between two may have none at all.
+//!
+//! The contract allows an `Enhancer` to wrap another one. What it changes of a clip, it changes in the times:
+//! - To drop an input frame, push its output times with the next frame, before that one's.
+//! - To end the clip of the inner model early, [`finish`](Enhancer::finish) it with the output times that repeat
+//!   its last frame, and start it again with those that repeat the next frame.
 
 mod error;
 mod frame;
@@ -12,6 +36,7 @@ pub mod log;
 mod options;
 mod rules;
 mod text;
+mod times;
 
 pub use error::{Cancel, Error};
 pub use frame::Frame;
@@ -22,6 +47,7 @@ pub use rules::{
     unscaled_sides,
 };
 pub use text::printable;
+pub use times::{check_times, multiple_times};
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,6 +60,8 @@ pub struct Format {
     pub output: (usize, usize),
     /// Interpolated frames between two input frames: k in the [module documentation](self).
     pub interpolated: usize,
+    /// Whether output times may lie anywhere. Otherwise they are those of `interpolated` frames.
+    pub exact: bool,
     /// Whether the input has an alpha channel. Without one, output frames are opaque.
     pub alpha: bool,
 }
@@ -49,7 +77,7 @@ pub struct Progress {
 
 /// Receives the output of an [`Enhancer`]. Any thread may call it; only one at a time delivers frames.
 pub trait Sink: Send + Sync {
-    /// Takes the next output frame: input frame 0, the interpolated frames after it, input frame 1, …
+    /// Takes the frame for the next output time.
     ///
     /// Blocks while the consumer is behind.
     ///
@@ -97,18 +125,22 @@ pub trait Enhancer: Send {
         self.start(format, clip)
     }
 
-    /// Takes the next frame of the clip. May return before the frame is processed.
+    /// Takes the next frame of the clip, which is shown at `time`. May return before the frame is processed.
+    ///
+    /// `outputs` are the times of the output frames after the previous input frame (or before the first one),
+    /// up to and including `time`, in ascending order.
     ///
     /// # Errors
-    /// Any error of the clip, also from earlier frames.
-    fn push(&mut self, frame: Frame) -> Result<(), Error>;
+    /// Any error of the clip, also from earlier frames. [`Error::Internal`] if [`check_times`] refuses the
+    /// times, or the model cannot make frames for them.
+    fn push(&mut self, frame: Frame, time: u64, outputs: &[u64]) -> Result<(), Error>;
 
-    /// Ends the clip. Returns when all output is delivered: N + k·(N−1) frames for N input frames, none
-    /// for N = 0.
+    /// Ends the clip. `outputs` are the times of the output frames after the last input frame: it is repeated.
+    /// Returns when all output is delivered.
     ///
     /// # Errors
-    /// Any error of the clip.
-    fn finish(&mut self) -> Result<(), Error>;
+    /// As [`push`](Self::push); also if there are `outputs` and no input frame.
+    fn finish(&mut self, outputs: &[u64]) -> Result<(), Error>;
 
     /// Drops the clip and its state. The model stays loaded.
     fn reset(&mut self);

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::{ClipContext, Enhancer, Error, Format, Frame, Progress};
+use crate::engine::{ClipContext, Enhancer, Error, Format, Frame, Progress, check_times};
 use flow::{Motion, Pyramid};
 use plane::Plane;
 use pool::FramePool;
@@ -30,8 +30,9 @@ use weights::Networks;
 
 /// An input frame after processing.
 struct InputFrame {
-    /// Luma pyramid of the input.
-    pyramid: Pyramid,
+    time: u64,
+    /// Luma pyramid of the input, if frames are interpolated.
+    pyramid: Option<Pyramid>,
     /// The frame at the output size.
     output: Arc<Frame>,
 }
@@ -42,7 +43,7 @@ pub struct Lite {
     pool: FramePool,
     /// The current clip; `None` before `start` and after `finish`.
     clip: Option<(Format, ClipContext)>,
-    /// The last input frame, if frames are interpolated.
+    /// The last input frame of the clip.
     previous: Option<InputFrame>,
 }
 
@@ -60,25 +61,20 @@ impl Lite {
         })
     }
 
-    /// The times of `count` frames interpolated between time 0 and 1.
-    fn times(count: usize) -> impl Iterator<Item = f32> {
-        (1..=count).map(move |step| step as f32 / (count + 1) as f32)
-    }
-
     fn clip(&self) -> Result<&(Format, ClipContext), Error> {
         self.clip.as_ref().ok_or_else(|| Error::Internal {
             what: "a frame or the end of a clip without a start".into(),
         })
     }
 
-    /// Resizes `frame` to the output size and, concurrently, estimates the motion from the previous frame for
-    /// each frame to interpolate.
+    /// Resizes `frame` to the output size and, concurrently, estimates the motion from the previous frame at each
+    /// of the `fractions`.
     fn process(
         &self,
         frame: Frame,
         pyramid: &Pyramid,
-        format: &Format,
-        clip: &ClipContext,
+        fractions: &[f32],
+        (format, clip): &(Format, ClipContext),
     ) -> Result<(Frame, Vec<Motion>), Error> {
         let upscale = || match format.input == format.output {
             true => Ok(frame),
@@ -87,38 +83,39 @@ impl Lite {
                 upscale::upscale(self.networks, &self.pool, frame, luma, format, &clip.cancel)
             }
         };
-        let estimate = || match &self.previous {
-            Some(previous) => Self::times(format.interpolated)
-                .map(|time| {
-                    let pyramids = [&previous.pyramid, pyramid];
-                    flow::estimate(self.networks, &self.pool, pyramids, time, &clip.cancel)
-                })
-                .collect(),
+        let previous = self.previous.as_ref().and_then(|previous| previous.pyramid.as_ref());
+        let estimate = || match previous {
+            Some(previous) => {
+                let pyramids = [previous, pyramid];
+                let motion = |fraction: &f32| {
+                    flow::estimate(self.networks, &self.pool, pyramids, *fraction, &clip.cancel)
+                };
+                fractions.iter().map(motion).collect()
+            }
             None => Ok(Vec::new()),
         };
         let (output, motions): (_, Result<Vec<_>, Error>) = rayon::join(upscale, estimate);
         Ok((output?, motions?))
     }
 
-    /// Delivers the frames between `previous` and `next`, one per motion. Returns the time spent on computing
-    /// them, without the time that the sink blocked.
+    /// Delivers the frames between `previous` and `next`: one per motion, at its fraction of the way. Returns the
+    /// time spent on computing them, without the time that the sink blocked.
     fn interpolate(
         &self,
         [previous, next]: [&Arc<Frame>; 2],
-        motions: &[Motion],
-        format: &Format,
-        clip: &ClipContext,
+        motions: impl Iterator<Item = (f32, Motion)>,
+        (format, clip): &(Format, ClipContext),
     ) -> Result<Duration, Error> {
         let mut took = Duration::ZERO;
-        for (motion, time) in motions.iter().zip(Self::times(format.interpolated)) {
+        for (fraction, motion) in motions {
             let start = Instant::now();
             let frame = match motion.is_cut {
-                true => if time <= 0.5 { previous } else { next }.clone(),
+                true => if fraction <= 0.5 { previous } else { next }.clone(),
                 false => {
                     let mut frame = self.pool.frame(format.output)?;
                     let neighbours = [&**previous, &**next];
-                    let at = (time, format.alpha);
-                    synthesis::interpolate(neighbours, motion, at, &mut frame, &clip.cancel)?;
+                    let at = (fraction, format.alpha);
+                    synthesis::interpolate(neighbours, &motion, at, &mut frame, &clip.cancel)?;
                     self.pool.share(frame)
                 }
             };
@@ -129,9 +126,25 @@ impl Lite {
     }
 }
 
+/// Whether a model must be ready to interpolate frames of this format.
+fn interpolates(format: &Format) -> bool {
+    format.interpolated > 0 || format.exact
+}
+
+/// Delivers a frame once for each of the `times`.
+fn repeat(frame: &Arc<Frame>, times: &[u64], clip: &ClipContext) -> Result<(), Error> {
+    times.iter().try_for_each(|_| clip.sink.frame(frame.clone()))
+}
+
+/// The part of the way from an input frame at `previous` to the next one at `next` at which `time` lies.
+fn fraction(previous: u64, next: u64, time: u64) -> f32 {
+    // In f64, so that equal fractions of any unit are equal.
+    ((time - previous) as f64 / (next - previous) as f64) as f32
+}
+
 impl Enhancer for Lite {
     fn lookahead(&self, format: &Format) -> usize {
-        usize::from(format.interpolated > 0)
+        usize::from(interpolates(format))
     }
 
     fn start(&mut self, format: Format, clip: ClipContext) -> Result<(), Error> {
@@ -140,32 +153,62 @@ impl Enhancer for Lite {
         Ok(())
     }
 
-    fn push(&mut self, frame: Frame) -> Result<(), Error> {
-        let (format, clip) = self.clip()?.clone();
+    fn push(&mut self, frame: Frame, time: u64, outputs: &[u64]) -> Result<(), Error> {
+        let context = self.clip()?.clone();
+        let (format, clip) = &context;
         let start = Instant::now();
         clip.cancel.check()?;
-        let report = |took| clip.sink.progress(Progress { unit: "frame".into(), took });
-        if format.interpolated == 0 && format.input == format.output {
-            clip.sink.frame(Arc::new(frame))?;
-            report(start.elapsed());
-            return Ok(());
+        let before = self.previous.as_ref().map(|previous| previous.time);
+        check_times(before, time, outputs)?;
+        // Before the first frame there is nothing to interpolate from: it is repeated.
+        let between = match before {
+            Some(_) => outputs.partition_point(|output| *output < time),
+            None => 0,
+        };
+        let (between, repeats) = outputs.split_at(between);
+        if !between.is_empty() && !interpolates(format) {
+            return Err(Error::Internal {
+                what: format!("output frames at {between:?} in a format without interpolation"),
+            });
         }
-        let pyramid = Pyramid::new(Plane::luma(&frame, &clip.cancel)?);
-        let (output, motions) = self.process(frame, &pyramid, &format, &clip)?;
-        let output = self.pool.share(output);
+
+        let fractions: Vec<f32> = match before {
+            Some(before) => between.iter().map(|at| fraction(before, time, *at)).collect(),
+            None => Vec::new(),
+        };
+        let (pyramid, output, motions) = match interpolates(format) || format.input != format.output
+        {
+            true => {
+                let pyramid = Pyramid::new(Plane::luma(&frame, &clip.cancel)?);
+                let (output, motions) = self.process(frame, &pyramid, &fractions, &context)?;
+                (interpolates(format).then_some(pyramid), self.pool.share(output), motions)
+            }
+            false => (None, Arc::new(frame), Vec::new()),
+        };
         let mut took = start.elapsed();
         if let Some(previous) = &self.previous {
-            took += self.interpolate([&previous.output, &output], &motions, &format, &clip)?;
+            let motions = fractions.into_iter().zip(motions);
+            took += self.interpolate([&previous.output, &output], motions, &context)?;
         }
-        if format.interpolated > 0 {
-            self.previous = Some(InputFrame { pyramid, output: output.clone() });
-        }
-        clip.sink.frame(output)?;
-        report(took);
+        self.previous = Some(InputFrame { time, pyramid, output: output.clone() });
+        repeat(&output, repeats, clip)?;
+        clip.sink.progress(Progress { unit: "frame".into(), took });
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<(), Error> {
+    fn finish(&mut self, outputs: &[u64]) -> Result<(), Error> {
+        let (_, clip) = self.clip()?;
+        match &self.previous {
+            Some(last) => {
+                check_times(Some(last.time), u64::MAX, outputs)?;
+                repeat(&last.output, outputs, clip)?;
+            }
+            None if outputs.is_empty() => {}
+            None => {
+                let what = "output frames in a clip without input frames".into();
+                return Err(Error::Internal { what });
+            }
+        }
         self.reset();
         Ok(())
     }

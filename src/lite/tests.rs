@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::engine::{Cancel, Sink, output_frames};
+use crate::engine::{Cancel, Sink, multiple_times, output_frames};
 
 /// Collects the output.
 #[derive(Default)]
@@ -36,10 +36,11 @@ fn enhance(frames: Vec<Frame>, format: Format) -> Vec<Arc<Frame>> {
     let sink = Arc::new(Collect::default());
     let mut lite = Lite::new().unwrap();
     lite.start(format, ClipContext { sink: sink.clone(), cancel: Cancel::default() }).unwrap();
-    for frame in frames {
-        lite.push(frame).unwrap();
+    for (n, frame) in (0..).zip(frames) {
+        let (time, outputs) = multiple_times(n, n == 0, format.interpolated);
+        lite.push(frame, time, &outputs).unwrap();
     }
-    lite.finish().unwrap();
+    lite.finish(&[]).unwrap();
     sink.0.lock().unwrap().clone()
 }
 
@@ -66,7 +67,8 @@ fn texture(x: f32, y: f32) -> f32 {
 #[test]
 fn n_frames_give_n_plus_k_times_n_minus_1_frames_and_flat_frames_fade_linearly() {
     for interpolated in [0, 1, 3, 8] {
-        let format = Format { input: (14, 11), output: (28, 22), interpolated, alpha: false };
+        let format =
+            Format { input: (14, 11), output: (28, 22), interpolated, exact: false, alpha: false };
         for length in 0..4usize {
             let brightness = |n: usize| 0.2 + 0.1 * n as f32;
             let frames = (0..length).map(|n| image((14, 11), |_, _| brightness(n))).collect();
@@ -94,7 +96,7 @@ fn any_scale_and_size_gives_the_output_size_and_the_same_image() {
         ((1, 1), (8, 8)),
         ((3, 50), (12, 200)),
     ] {
-        let format = Format { input, output, interpolated: 1, alpha: false };
+        let format = Format { input, output, interpolated: 1, exact: false, alpha: false };
         let scale = output.0 as f32 / input.0 as f32;
         let source = |x: f32| (x + 0.5) / scale - 0.5;
         let smooth = |x: f32, y: f32| 0.5 + 0.3 * ((x + 2.0 * y) * 0.1).sin();
@@ -112,7 +114,7 @@ fn a_moving_texture_is_displaced_and_not_cross_faded() {
     let size = (128, 96);
     let at = |shift: f32| image(size, |x, y| texture(x - shift, y - shift / 2.0));
     for interpolated in [1, 2, 4] {
-        let format = Format { input: size, output: size, interpolated, alpha: false };
+        let format = Format { input: size, output: size, interpolated, exact: false, alpha: false };
         let output = enhance(vec![at(0.0), at(8.0)], format);
         for (n, frame) in output.iter().enumerate() {
             let time = n as f32 / (interpolated + 1) as f32;
@@ -133,7 +135,7 @@ fn a_moving_texture_is_displaced_and_not_cross_faded() {
 #[test]
 fn static_areas_are_bit_equal_in_interpolated_frames() {
     let size = (64, 48);
-    let format = Format { input: size, output: size, interpolated: 2, alpha: false };
+    let format = Format { input: size, output: size, interpolated: 2, exact: false, alpha: false };
     // A ball moves in front of a static texture.
     let at = |left: f32| {
         image(size, |x, y| {
@@ -151,7 +153,7 @@ fn static_areas_are_bit_equal_in_interpolated_frames() {
 #[test]
 fn frames_at_a_cut_are_repeated_and_not_blended() {
     let size = (96, 64);
-    let format = Format { input: size, output: size, interpolated: 3, alpha: false };
+    let format = Format { input: size, output: size, interpolated: 3, exact: false, alpha: false };
     let other = |x: f32, y: f32| {
         if (x / 9.0).floor() as i32 % 2 == (y / 13.0).floor() as i32 % 2 { 0.15 } else { 0.8 }
     };
@@ -161,11 +163,57 @@ fn frames_at_a_cut_are_repeated_and_not_blended() {
     assert_eq!(output[3], output[4]);
 }
 
+/// The frames that are delivered for a clip with these input and output times, and last these output times.
+fn enhance_at(inputs: Vec<(Frame, u64, &[u64])>, last: &[u64], format: Format) -> Vec<Arc<Frame>> {
+    let sink = Arc::new(Collect::default());
+    let mut lite = Lite::new().unwrap();
+    lite.start(format, ClipContext { sink: sink.clone(), cancel: Cancel::default() }).unwrap();
+    for (frame, time, outputs) in inputs {
+        lite.push(frame, time, outputs).unwrap();
+    }
+    lite.finish(last).unwrap();
+    sink.0.lock().unwrap().clone()
+}
+
+#[test]
+fn output_at_any_time_equals_that_of_the_same_fraction_and_is_repeated_beyond_the_ends() {
+    let size = (64, 48);
+    let frames = || moving_clip_with_cut(size).into_iter().take(3);
+    let thirds = Format { input: size, output: size, interpolated: 2, exact: false, alpha: false };
+    let expected = enhance(frames().collect(), thirds);
+    // In units of 1/3000 of the first interval; the second one is twice as long.
+    let times = [7000, 10_000, 16_000];
+    let outputs: [&[u64]; 3] = [&[0, 6999], &[8000, 9000], &[14_000, 16_000]];
+    let inputs =
+        frames().zip(times).zip(outputs).map(|((frame, time), outputs)| (frame, time, outputs));
+    let exact = Format { interpolated: 0, exact: true, ..thirds };
+    let actual = enhance_at(inputs.collect(), &[16_001, 99_999], exact);
+    let same: Vec<_> = [0, 0, 1, 2, 5, 6, 6, 6].map(|n: usize| expected[n].clone()).into();
+    assert!(actual == same);
+}
+
+#[test]
+fn times_that_a_format_cannot_have_are_an_error() {
+    let mut lite = Lite::new().unwrap();
+    let size = (6, 4);
+    let frame = || Frame::new(6, 4).unwrap();
+    let format = Format { input: size, output: size, interpolated: 0, exact: false, alpha: false };
+    let clip = ClipContext { sink: Arc::new(Collect::default()), cancel: Cancel::default() };
+    for (time, outputs) in [(2, &[1, 2][..]), (0, &[]), (2, &[3])] {
+        lite.start(format, clip.clone()).unwrap();
+        lite.push(frame(), 0, &[0]).unwrap();
+        assert!(matches!(lite.push(frame(), time, outputs), Err(Error::Internal { .. })));
+    }
+    lite.start(format, clip).unwrap();
+    assert!(matches!(lite.finish(&[0]), Err(Error::Internal { .. })));
+}
+
 #[test]
 fn black_and_white_are_preserved() {
     let size = (24, 16);
     for value in [0.0, 1.0] {
-        let format = Format { input: size, output: (48, 32), interpolated: 2, alpha: true };
+        let format =
+            Format { input: size, output: (48, 32), interpolated: 2, exact: false, alpha: true };
         let frames = (0..2).map(|_| image(size, |_, _| value)).collect();
         for frame in enhance(frames, format) {
             assert!(difference(&frame, &image((48, 32), |_, _| value)) < 0.004);
@@ -175,7 +223,8 @@ fn black_and_white_are_preserved() {
 
 #[test]
 fn transparent_neighbours_do_not_change_the_colour() {
-    let format = Format { input: (1, 1), output: (1, 1), interpolated: 1, alpha: true };
+    let format =
+        Format { input: (1, 1), output: (1, 1), interpolated: 1, exact: false, alpha: true };
     let mut red = Frame::new(1, 1).unwrap();
     red.pixels_mut().copy_from_slice(&[60000, 0, 0, u16::MAX]);
     let output = enhance(vec![Frame::new(1, 1).unwrap(), red], format);
@@ -217,7 +266,7 @@ fn the_output_is_bit_equal_to_the_recorded_hash() {
         ((64, 48), (64, 48), 3, false),
         ((16, 12), (128, 96), 0, false),
     ] {
-        let format = Format { input, output, interpolated, alpha };
+        let format = Format { input, output, interpolated, exact: false, alpha };
         let frames = enhance(moving_clip_with_cut(input), format);
         assert_eq!(frames.len(), 5 + 4 * interpolated);
         if interpolated > 0 {
@@ -240,12 +289,13 @@ fn the_output_is_bit_equal_to_the_recorded_hash() {
 
 #[test]
 fn a_cancelled_clip_ends_with_an_error_and_the_next_clip_works() {
-    let format = Format { input: (6, 4), output: (12, 8), interpolated: 1, alpha: false };
+    let format =
+        Format { input: (6, 4), output: (12, 8), interpolated: 1, exact: false, alpha: false };
     let mut lite = Lite::new().unwrap();
     let clip = ClipContext { sink: Arc::new(Collect::default()), cancel: Cancel::default() };
     lite.start(format, clip.clone()).unwrap();
     clip.cancel.cancel();
-    assert_eq!(lite.push(Frame::new(6, 4).unwrap()), Err(Error::Cancelled));
+    assert_eq!(lite.push(Frame::new(6, 4).unwrap(), 0, &[0]), Err(Error::Cancelled));
     lite.reset();
     let frames = (0..2).map(|_| Frame::new(6, 4).unwrap()).collect();
     assert_eq!(enhance(frames, format).len(), 3);

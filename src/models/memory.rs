@@ -267,7 +267,7 @@ mod tests {
     }
 
     fn format(output: (usize, usize)) -> Format {
-        Format { input: (720, 480), output, interpolated: 2, alpha: false }
+        Format { input: (720, 480), output, interpolated: 2, exact: false, alpha: false }
     }
 
     /// Parses the number that follows `part` in `text`.

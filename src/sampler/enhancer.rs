@@ -22,7 +22,7 @@ use super::{
     stream::{Models, Stream},
     wavefront::LatentSink,
 };
-use crate::engine::{self, ClipContext, ColourFix, Enhancer, Error, Format};
+use crate::engine::{self, ClipContext, ColourFix, Enhancer, Error, Format, check_times};
 
 /// Decodes sampled latents and passes finished frames to the sink.
 struct FrameOutput {
@@ -48,9 +48,39 @@ struct Run {
     stream: Stream<FrameOutput>,
     /// To [`Finish`].
     side_data: Sender<SideData>,
+    /// The time of the last input frame.
+    previous: Option<u64>,
 }
 
 impl Run {
+    /// Checks that the output times are those of the frames that the model makes.
+    fn check(&mut self, time: u64, outputs: &[u64]) -> Result<(), Error> {
+        check_times(self.previous, time, outputs)?;
+        let made = match self.previous.replace(time) {
+            None => outputs == [time],
+            Some(previous) => {
+                let steps = self.format.interpolated as u128 + 1;
+                let evenly = |(n, output): (u128, &u64)| {
+                    u128::from(output - previous) * steps == u128::from(time - previous) * n
+                };
+                outputs.len() as u128 == steps && (1..).zip(outputs).all(evenly)
+            }
+        };
+        match made {
+            true => Ok(()),
+            false => Err(self.unavailable(outputs)),
+        }
+    }
+
+    fn unavailable(&self, outputs: &[u64]) -> Error {
+        Error::Internal {
+            what: format!(
+                "output frames at {outputs:?}; the model makes {} at equal intervals between two input frames",
+                self.format.interpolated
+            ),
+        }
+    }
+
     fn push(&mut self, frame: &engine::Frame, colour_fix: ColourFix) -> Result<(), Error> {
         let failed = |error: candle_core::Error| Error::Compute {
             what: "reading an input frame".into(),
@@ -120,7 +150,7 @@ impl DiffusionEnhancer {
         let params =
             ClipParams { sampler: self.params.clone(), interpolated: format.interpolated, noise };
         let stream = Stream::with_control(&self.models, params, canvas, control, output)?;
-        self.run = Some(Run { format, canvas, stream, side_data });
+        self.run = Some(Run { format, canvas, stream, side_data, previous: None });
         Ok(())
     }
 
@@ -150,13 +180,19 @@ impl Enhancer for DiffusionEnhancer {
         self.begin(first, format, clip)
     }
 
-    fn push(&mut self, frame: engine::Frame) -> Result<(), Error> {
+    fn push(&mut self, frame: engine::Frame, time: u64, outputs: &[u64]) -> Result<(), Error> {
         let colour_fix = self.params.colour_fix;
-        self.with_run(|run| run.push(&frame, colour_fix))
+        self.with_run(|run| {
+            run.check(time, outputs)?;
+            run.push(&frame, colour_fix)
+        })
     }
 
-    fn finish(&mut self) -> Result<(), Error> {
-        self.with_run(|run| run.stream.finish())?;
+    fn finish(&mut self, outputs: &[u64]) -> Result<(), Error> {
+        self.with_run(|run| match outputs {
+            [] => run.stream.finish(),
+            _ => Err(run.unavailable(outputs)),
+        })?;
         self.run = None;
         Ok(())
     }

@@ -106,7 +106,18 @@ pub fn params(solver: Solver, steps: u32) -> SamplerParams {
 
 /// A format of small frames, upscaled by about 2.5.
 pub fn format(interpolated: usize, alpha: bool) -> Format {
-    Format { input: (12, 5), output: (30, 12), interpolated, alpha }
+    Format { input: (12, 5), output: (30, 12), interpolated, exact: false, alpha }
+}
+
+/// Gives the model input frame `n` of a clip, and asks for the frames that the format interpolates.
+pub fn push(
+    enhancer: &mut dyn engine::Enhancer,
+    n: usize,
+    frame: engine::Frame,
+    format: Format,
+) -> std::result::Result<(), engine::Error> {
+    let (time, outputs) = engine::multiple_times(n as u64, n == 0, format.interpolated);
+    enhancer.push(frame, time, &outputs)
 }
 
 /// A frame with pseudo-random pixels that differ for every `number`.

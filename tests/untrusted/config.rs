@@ -45,7 +45,13 @@ fn check(config: &[u8]) {
             ..Options::default()
         };
         let choice = models::choose(&options)?;
-        let format = Format { input: (64, 48), output: (128, 96), interpolated: 2, alpha: false };
+        let format = Format {
+            input: (64, 48),
+            output: (128, 96),
+            interpolated: 2,
+            exact: false,
+            alpha: false,
+        };
         models::plan(&choice, format, 2.0, 40)?;
         models::check_memory(&choice, &format, 2.0)
     };

@@ -44,7 +44,8 @@ impl VEnhance {
         let Properties { up_scale, options, .. } = self.properties.lock().clone();
         let choice = models::choose(&options)?;
         let Output { size, interpolated, .. } = self.output(input, fps)?;
-        let format = engine::Format { input, output: size, interpolated, alpha: false };
+        let format =
+            engine::Format { input, output: size, interpolated, exact: false, alpha: false };
         models::plan(&choice, format, up_scale, inputs)
     }
 

@@ -28,11 +28,11 @@ impl Enhancer for Mock {
         Ok(())
     }
 
-    fn push(&mut self, frame: Frame) -> Result<(), Error> {
+    fn push(&mut self, frame: Frame, _: u64, _: &[u64]) -> Result<(), Error> {
         (self.push)(self.clip.as_ref().unwrap(), frame)
     }
 
-    fn finish(&mut self) -> Result<(), Error> {
+    fn finish(&mut self, _: &[u64]) -> Result<(), Error> {
         Ok(())
     }
 
