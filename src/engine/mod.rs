@@ -21,9 +21,9 @@
 //!
 //! With k interpolated frames between two input frames ([`multiple_times`]), input frame n is at n·(k+1) and
 //! there is an output frame at every integer from the first to the last input frame: N + k·(N−1) for N input
-//! frames. The models that make a fixed number of frames accept only these times, in any unit. With
-//! [`Format::exact`] the output times are free: an input frame may have no output frame at its own time, and an
-//! interval between two may have none at all.
+//! frames. A model that makes a fixed number of frames accepts only these times, in any unit; `lite::Retimed` is
+//! such a model for any times. With [`Format::exact`] the output times are free: an input frame may have no
+//! output frame at its own time, and an interval between two may have none at all.
 //!
 //! The contract allows an `Enhancer` to wrap another one. What it changes of a clip, it changes in the times:
 //! - To drop an input frame, push its output times with the next frame, before that one's.

@@ -13,6 +13,7 @@ pub mod network;
 pub mod plane;
 mod pool;
 mod resize;
+mod retimed;
 mod synthesis;
 mod upscale;
 mod weights;
@@ -26,6 +27,7 @@ use crate::engine::{ClipContext, Enhancer, Error, Format, Frame, Progress, check
 use flow::{Motion, Pyramid};
 use plane::Plane;
 use pool::FramePool;
+pub use retimed::Retimed;
 use weights::Networks;
 
 /// An input frame after processing.

@@ -9,7 +9,7 @@ mod memory;
 
 use crate::{
     engine::{self, Cancel, Enhancer, Error, Format, Model, Options, Version},
-    lite::Lite,
+    lite::{Lite, Retimed},
     weights,
 };
 #[doc(hidden)]
@@ -170,7 +170,7 @@ pub fn build(
             diffusion::check_memory(request, choice.model, None)?;
             let previous = previous.and_then(|loaded| loaded.networks);
             let (wavefront, networks) = diffusion::build(request, previous, cancel, note)?;
-            (Box::new(wavefront), Some(networks))
+            (Box::new(Retimed::new(Box::new(wavefront))), Some(networks))
         }
     };
     Ok(Loaded { choice: choice.clone(), enhancer, networks })
