@@ -6,6 +6,7 @@ mod application;
 mod common;
 
 use std::{
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -218,8 +219,15 @@ fn mistakes_and_bad_files_have_their_exit_codes_and_say_what_to_do() {
     scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
     std::fs::write(scratch.path("text.mp4"), "This is no video.").unwrap();
     std::fs::write(scratch.path("there.mp4"), "mine").unwrap();
+    std::fs::write(scratch.path("there.png"), "mine").unwrap();
+    symlink(scratch.path("in.mp4"), scratch.path("in.png")).unwrap();
     fails(&scratch.enhance(&["text.mp4", "out.mp4"]), 3, "text.mp4");
-    fails(&scratch.enhance(&["missing.mp4", "out.mp4"]), 3, "No such file");
+    for output in ["out.mp4", "there.mp4", "nowhere/out.mp4"] {
+        fails(&scratch.enhance(&["missing.mp4", output]), 3, "missing.mp4: No such file");
+    }
+    fails(&scratch.enhance(&["missing.mp4", "--save_dir", "results"]), 3, "missing.mp4");
+    fails(&scratch.enhance(&["--input_path", "text.mp4", "--save_dir", "results"]), 3, "text.mp4");
+    assert!(!scratch.path("results").exists());
     fails(&scratch.enhance(&["in.mp4", "out.txt"]), 2, ".mkv");
     fails(&scratch.enhance(&["in.mp4", "there.mp4"]), 2, "--overwrite");
     fails(&scratch.enhance(&["in.mp4", "in.mp4", "--overwrite"]), 2, "overwrite the input");
@@ -227,16 +235,19 @@ fn mistakes_and_bad_files_have_their_exit_codes_and_say_what_to_do() {
     let partial_as_input = ["old.mp4.partial.mkv", "old.mp4", "--overwrite"];
     fails(&scratch.enhance(&partial_as_input), 2, "overwrite the input");
     assert!(scratch.path("old.mp4.partial.mkv").exists());
-    for picture in ["in.mp4", "out.mp4", "there.mp4"] {
-        let arguments = ["in.mp4", "out.mp4", "--compare", picture];
-        let overwrite = if picture == "there.mp4" { &[][..] } else { &["--overwrite"] };
-        fails(&scratch.enhance(&[&arguments[..], overwrite].concat()), 2, picture);
+    for (picture, why) in [
+        ("out.mp4", "use a name that ends in .png"),
+        ("in.png", "would overwrite IN"),
+        ("there.png", "there.png exists"),
+    ] {
+        fails(&scratch.enhance(&["in.mp4", "out.mp4", "--compare", picture]), 2, why);
     }
+    fails(&scratch.enhance(&["http://example.org/in.mp4", "out.mp4"]), 3, "not addresses");
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--overwrite", "--resume"]), 2, "--resume");
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--up-scale", "9"]), 2, "out of range");
     fails(&scratch.enhance(&["in.mp4", "out.webm", "--encoder", "x264enc"]), 2, "webmmux");
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--encoder", "nosuchenc"]), 5, "gst-inspect-1.0");
-    fails(&scratch.enhance(&["in.mp4", "out.mp4", "--model", "v1"]), 6, "model=lite");
+    fails(&scratch.enhance(&["in.mp4", "out.mp4", "--model", "v1"]), 6, "--model lite");
     fails(&scratch.enhance(&["in.mp4", "nowhere/out.mp4"]), 4, "create its folder");
     assert_eq!(std::fs::read(scratch.path("there.mp4")).unwrap(), b"mine");
     scratch.nothing_left("out.mp4");
@@ -296,9 +307,14 @@ fn a_folder_is_enhanced_with_one_model_load_and_a_broken_file_stops_nothing() {
         std::fs::copy(&one, folder.join(format!("{n}.mp4"))).unwrap();
     }
     std::fs::write(folder.join("4a.mp4"), "broken").unwrap();
-    std::fs::write(folder.join("notes.txt"), "no video").unwrap();
+    for name in ["notes.txt", "cover.png", "0.txt", "x.mp4.partial.mkv"] {
+        std::fs::write(folder.join(name), "no video").unwrap();
+    }
+    std::fs::create_dir(folder.join("more")).unwrap();
+    fails(&scratch.enhance(&["in", "out.mp4"]), 2, "in is a folder, so OUT must be one");
     let output = scratch.enhance(&["in", "out", "--up-scale", "2"]);
-    fails(&output, 3, "9 enhanced, 0 already finished, 1 failed");
+    fails(&output, 3, "9 enhanced, 0 already finished, 1 failed, 3 skipped");
+    assert!(text(&output).contains("skipping cover.png, more/, notes.txt:"), "{}", text(&output));
     assert_eq!(text(&output).matches("is loaded").count(), 1, "{}", text(&output));
     for n in 0..9 {
         assert_eq!(decode(&scratch.path(&format!("out/{n}.mp4"))).times.len(), 10);
@@ -442,9 +458,10 @@ fn a_run_interrupted_at_any_time_plays_and_resumes_to_the_same_video() {
 
         fails(&scratch.enhance(&arguments), 2, "--resume");
         let changed = scratch.enhance(&["in.mp4", &output, "--up-scale", "2", "--resume"]);
-        fails(&changed, 2, "--up-scale");
-        let mut again = arguments.to_vec();
-        again.push("--resume");
+        fails(&changed, 2, "--up-scale was 4 and is now 2; use --up-scale 4, or start over");
+        // The same values, and one that this model does not use.
+        let same = ["--resume", "--model", "lite", "--target-fps", "48/2", "--prompt", "waves"];
+        let again = [&arguments[..], &same].concat();
         let video = scratch.result(&again);
         assert_eq!(video.times.len(), whole.times.len());
         for (before, after) in whole.times.iter().zip(&video.times) {

@@ -38,6 +38,19 @@ fn succeeds(output: &Output) {
     assert!(output.status.success(), "{}", text(output));
 }
 
+#[test]
+fn a_run_says_which_model_was_chosen_and_which_flags_it_does_not_use() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let flags = ["--prompt", "a cat", "--noise-aug", "100", "--filename_as_prompt"];
+    let run = scratch.enhance(&[&["in.mp4", "out.mp4", "--up-scale", "1"], &flags[..]].concat());
+    succeeds(&run);
+    says(&run, "model lite does not use --noise-aug, --prompt, --filename_as_prompt\n");
+    says(&run, "model: lite (--model auto: ");
+    let run = scratch.enhance(&["in.mp4", "other.mp4", "--model", "lite", "--device", "cuda:0"]);
+    fails(&run, 6, "model lite runs on the CPU only; use --device auto or --device cpu");
+}
+
 fn says(output: &Output, what: &str) {
     assert!(text(output).contains(what), "{what:?} is not in {}", text(output));
 }

@@ -390,12 +390,14 @@ fn names_that_cannot_be_written_are_refused_before_the_work() {
     for length in [240, 251, 300] {
         refused(&[&("x".repeat(length) + ".mp4")], 4, "use a shorter name");
     }
-    std::fs::create_dir(scratch.path("folder.mp4")).unwrap();
-    refused(&["folder.mp4"], 2, "is a folder");
-    refused(&["folder.mp4", "--overwrite"], 2, "is a folder");
+    std::fs::create_dir_all(scratch.path("folder.mp4/in.mp4")).unwrap();
+    refused(&["folder.mp4"], 2, "folder.mp4/in.mp4 is a folder");
+    refused(&["folder.mp4", "--overwrite"], 2, "folder.mp4/in.mp4 is a folder");
+    refused(&["."], 2, "would overwrite the input");
     refused(&["out.mp4", "--compare", "nowhere/picture.png"], 4, "create its folder first");
-    refused(&["out.mp4", "--compare", "folder.mp4", "--overwrite"], 4, "folder.mp4");
-    scratch.only(&["folder.mp4", "in.mp4"]);
+    std::fs::create_dir(scratch.path("folder.png")).unwrap();
+    refused(&["out.mp4", "--compare", "folder.png", "--overwrite"], 4, "folder.png");
+    scratch.only(&["folder.mp4", "folder.png", "in.mp4"]);
 }
 
 #[test]
@@ -474,6 +476,7 @@ fn flags_that_an_encoder_does_not_take_are_refused_before_the_work() {
     scratch.make("in.mp4", SHORT, "mp4mux", &[]);
     for (arguments, code, why) in [
         (&["--quality", "60"][..], 2, "--quality 60: x264enc takes 0 to 51"),
+        (&["--encoder", ""], 2, "--encoder is empty"),
         (&["--encoder", "x264"], 5, "there is no GStreamer element x264; gst-inspect-1.0 lists"),
     ] {
         fails(&scratch.fast(&[&["in.mp4", "out.mp4"], arguments].concat()), code, why);

@@ -76,8 +76,6 @@ glib::wrapper! {
 /// What the element makes of a video: see [`VEnhance::output`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Output {
-    /// The model that runs; never [`Model::Auto`].
-    pub model: Model,
     /// Size (w, h).
     pub size: (usize, usize),
     /// Number of frames between two input frames.
@@ -85,6 +83,15 @@ pub struct Output {
 }
 
 impl VEnhance {
+    /// The model that runs with the current properties, never [`Model::Auto`], and the reason for the choice. Reads no
+    /// weights.
+    ///
+    /// # Errors
+    /// [`engine::Error::Setting`] if a property cannot be used.
+    pub fn choice(&self) -> Result<(Model, String), engine::Error> {
+        imp::VEnhance::from_obj(self).choice()
+    }
+
     /// What the element, with its current properties, makes of a video of size (w, h) at a frame rate
     /// (numerator, denominator). Reads no weights.
     ///

@@ -33,6 +33,7 @@ impl Default for Properties {
     }
 }
 
+/// The description of a property that only the diffusion models use contains “(v1, v2)”: the application goes by it.
 pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
     let Properties { up_scale, target_fps, first_frame, options, .. } = Properties::default();
     let int = |name, nick, low, high, default: u32, blurb| {

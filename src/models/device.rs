@@ -69,36 +69,43 @@ impl Device {
     /// Parses "auto" (returned as `None`) or a comma-separated list of "cpu" and "cuda:N".
     ///
     /// # Errors
-    /// [`Error::Setting`] that names the unknown or unusable device.
+    /// [`Error::Setting`] that names the unknown device.
     pub(super) fn parse(text: &str) -> Result<Option<Vec<Self>>, Error> {
         if text.trim() == "auto" {
             return Ok(None);
         }
-        let unusable = |why: String, instead: &str| Error::Setting {
-            setting: "device",
-            value: text.into(),
-            why,
-            instead: instead.into(),
+        let device = |part: &str| match part.split_once(':') {
+            None if part == "cpu" => Some(Self::Cpu),
+            Some(("cuda", ordinal)) => ordinal.parse().ok().map(Self::Cuda),
+            _ => None,
         };
+        let known = |part: &str| {
+            device(part).ok_or_else(|| Error::Setting {
+                setting: "device",
+                value: text.into(),
+                why: format!("unknown device “{part}”"),
+                instead: "use auto, cpu, cuda:N or a comma-separated list".into(),
+            })
+        };
+        text.split(',').map(|part| known(part.trim())).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Checks that this device can be opened.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] with the reason.
+    pub(super) fn check(self) -> Result<(), Error> {
+        let Self::Cuda(ordinal) = self else { return Ok(()) };
         let instead = match candle_core::utils::cuda_is_available() {
             true => "use device=auto",
             false => "build the plugin with the feature cuda, or use device=auto",
         };
-        let device = |part: &str| match part.split_once(':') {
-            None if part == "cpu" => Ok(Self::Cpu),
-            Some(("cuda", ordinal)) if ordinal.parse::<usize>().is_ok() => {
-                let ordinal = ordinal.parse().unwrap_or_default();
-                match cuda_usable(ordinal) {
-                    Ok(()) => Ok(Self::Cuda(ordinal)),
-                    Err(why) => Err(unusable(format!("{part} is not usable ({why})"), instead)),
-                }
-            }
-            _ => Err(unusable(
-                format!("unknown device “{part}”"),
-                "use auto, cpu, cuda:N or a comma-separated list",
-            )),
-        };
-        text.split(',').map(|part| device(part.trim())).collect::<Result<_, _>>().map(Some)
+        cuda_usable(ordinal).map_err(|why| Error::Setting {
+            setting: "device",
+            value: self.to_string(),
+            why: format!("it is not usable ({why})"),
+            instead: instead.into(),
+        })
     }
 }
 
@@ -126,10 +133,11 @@ mod tests {
 
     #[test]
     fn a_missing_cuda_device_is_an_error_that_names_it() {
-        let error = Device::parse("cuda:4095").unwrap_err().to_string();
-        assert!(
-            error.contains("cuda:4095 is not usable") && error.contains("device=auto"),
-            "{error}"
-        );
+        let devices = Device::parse("cpu,cuda:4095").unwrap().unwrap();
+        assert_eq!(devices[0].check(), Ok(()));
+        let error = devices[1].check().unwrap_err().to_string();
+        for part in ["device=cuda:4095 cannot be used", "not usable", "use device=auto"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 }

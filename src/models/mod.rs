@@ -45,6 +45,9 @@ impl Choice {
 /// [`Error::Setting`] for a device that does not exist or that the model does not support.
 pub fn choose(options: &Options) -> Result<Choice, Error> {
     let devices = Device::parse(&options.device)?;
+    if options.model != Some(Model::Lite) {
+        devices.iter().flatten().try_for_each(|device| device.check())?;
+    }
     let (model, reason) = match options.model {
         Some(model) => (model, format!("model={model} is set")),
         None => match cuda_usable(0) {
@@ -80,23 +83,19 @@ pub fn choose(options: &Options) -> Result<Choice, Error> {
 /// # Errors
 /// [`Error::Weights`] if the model folder is invalid.
 pub fn plan(choice: &Choice, format: Format, scale: f64, inputs: usize) -> Result<String, Error> {
-    let Choice { model, reason, request, .. } = choice;
-    let plan = match request {
-        Some(request) => diffusion::plan(request, *model, &format, scale, inputs)?,
-        None => {
-            let Format { input, output, interpolated, .. } = format;
-            format!(
-                "output: {} frames, {} per input frame\nsize: {}×{} to {}×{}",
-                engine::output_frames(inputs, interpolated),
-                interpolated + 1,
-                input.0,
-                input.1,
-                output.0,
-                output.1
-            )
-        }
-    };
-    Ok(format!("model: {model} ({reason})\n{plan}"))
+    if let Some(request) = &choice.request {
+        return diffusion::plan(request, choice.model, &format, scale, inputs);
+    }
+    let Format { input, output, interpolated, .. } = format;
+    Ok(format!(
+        "output: {} frames, {} per input frame\nsize: {}×{} to {}×{}",
+        engine::output_frames(inputs, interpolated),
+        interpolated + 1,
+        input.0,
+        input.1,
+        output.0,
+        output.1
+    ))
 }
 
 /// Checks that the devices have enough memory for frames upscaled by `scale`. Loads no weights.

@@ -20,10 +20,18 @@ pub struct Args {
     /// The element's properties that are given on the command line.
     pub properties: Vec<Property>,
     pub prompts: Prompts,
-    /// The output folder, created if it does not exist.
+    /// The folder of the output if a flag names it.
     pub save_dir: Option<PathBuf>,
     /// Print what would be done, without doing it.
     pub plan: bool,
+}
+
+impl Args {
+    /// The output folder, created if it does not exist.
+    pub fn folder(&self) -> Option<&Path> {
+        let folder = self.save_dir.as_deref();
+        folder.or_else(|| self.input.is_dir().then_some(&self.output))
+    }
 }
 
 /// Where the prompt of a video comes from.
@@ -37,6 +45,17 @@ pub enum Prompts {
     FileName,
     /// One line of a file for each video, in the order of their names.
     Lines(PathBuf),
+}
+
+impl Prompts {
+    /// The flag that asks for it, other than `--prompt`.
+    pub fn flag(&self) -> Option<&'static str> {
+        match self {
+            Self::Given | Self::TextFile => None,
+            Self::FileName => Some("--filename_as_prompt"),
+            Self::Lines(_) => Some("--prompt_path"),
+        }
+    }
 }
 
 /// Flags of VEnhancer's own script that set a property of the element.
@@ -53,8 +72,9 @@ const REFERENCE_FLAGS: [(&str, &str); 8] = [
 
 const ABOUT: &str = "Makes video larger, smoother and cleaner. Sound, subtitles and tags are kept.
 
-IN and OUT are files or folders. For a folder, each video in IN becomes a video of the same name in OUT. \
-OUT ends in .mp4, .m4v, .mov, .mkv or .webm. During the run, OUT.partial.mkv holds the finished part; it \
+IN and OUT are files or folders. For a folder, each video in IN becomes a video of the same name in OUT; \
+pictures, subfolders and other files in IN are skipped. If only OUT is a folder, the output gets the name of IN there. \
+An output file ends in .mp4, .m4v, .mov, .mkv or .webm. During the run, OUT.partial.mkv holds the finished part; it \
 can be played.";
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 2 usage, 3 input (also one that ends \
@@ -112,7 +132,7 @@ struct OwnArgs {
     #[arg(long = "filename_as_prompt", help_heading = REFERENCE_HEADING)]
     filename_as_prompt: bool,
 
-    /// Print version
+    /// Print version, as --version does on its own
     #[arg(short = 'V', action = ArgAction::Version)]
     version: (),
 }
@@ -123,10 +143,15 @@ const PROPERTIES_HEADING: &str = "Enhancement (the properties of the element ven
 /// Reads the command line; exits on `--help` and on a mistake.
 pub fn parse() -> Args {
     let pspecs = properties::settable();
+    let mut arguments: Vec<_> = std::env::args_os().collect();
+    // With a value it is VEnhancer's.
+    if arguments.len() == 2 && arguments[1] == "--version" {
+        arguments[1] = "-V".into();
+    }
     let mut matches = pspecs
         .iter()
         .fold(OwnArgs::command(), |command, pspec| command.arg(property_arg(pspec)))
-        .get_matches();
+        .get_matches_from(arguments);
     let properties = properties_of(&pspecs, &matches);
     let own = OwnArgs::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit());
 
@@ -183,7 +208,7 @@ fn properties_of(pspecs: &[glib::ParamSpec], matches: &ArgMatches) -> Vec<Proper
             {
                 eprintln!("--noise-aug {text} is out of range: using {used}");
             }
-            given.push(Property { name: pspec.name().to_owned(), text: text.clone(), value });
+            given.push(Property { name: pspec.name().to_owned(), value });
         }
     }
     given

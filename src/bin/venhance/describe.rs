@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use gst::{ClockTime, prelude::*};
-use gstvenhance::{Model, Output, VEnhance};
+use gstvenhance::{Model, Output};
 
 use crate::{
-    failure::{Failure, Kind},
+    failure::Failure,
     session::Session,
     source::{ASSUMED_RATE, Source},
 };
@@ -25,14 +25,15 @@ impl Session {
         let source = Source::open(input)?;
         self.set_prompt(input, index)?;
         let Input { size, fps, frames } = input_of(&source)?;
-        let plan = self.element()?.plan(size, fps, frames).map_err(model)?;
+        let plan = self.enhancer.plan(size, fps, frames);
+        let plan = plan.map_err(|error| Failure::model(&error))?;
         Ok(format!("{}\n{plan}", self.describe(&source)?))
     }
 
     /// What VEnhancer's script logs when it starts: frames, rates, sizes, and what the model is told.
     pub fn describe(&self, source: &Source) -> Result<String, Failure> {
         let Input { size, fps, frames } = input_of(source)?;
-        let Output { model, size: enlarged, interpolated } = self.output(source)?;
+        let Output { size: enlarged, interpolated } = self.output(source)?;
         let all = frames + interpolated * frames.saturating_sub(1);
         let rate = |factor: usize| {
             let rate = f64::from(fps.0) * factor as f64 / f64::from(fps.1);
@@ -43,7 +44,7 @@ impl Session {
             format!("frame rate: {} to {} fps", rate(1), rate(interpolated + 1)),
             format!("resolution: {}x{} to {}x{}", size.0, size.1, enlarged.0, enlarged.1),
         ];
-        if model != Model::Lite {
+        if self.model != Model::Lite {
             let enhancer = &self.enhancer;
             lines.extend([
                 format!("prompt: {}", enhancer.property::<String>("prompt")),
@@ -52,23 +53,15 @@ impl Session {
                 format!("s: {}", enhancer.property::<i32>("downscale-cond")),
             ]);
         }
+        lines.push(format!("model: {} ({})", self.model_name(), self.why));
         Ok(lines.join("\n"))
     }
 
     /// What the element makes of a video.
     pub fn output(&self, source: &Source) -> Result<Output, Failure> {
         let Input { size, fps, .. } = input_of(source)?;
-        self.element()?.output(size, fps).map_err(model)
+        self.enhancer.output(size, fps).map_err(|error| Failure::model(&error))
     }
-
-    fn element(&self) -> Result<&VEnhance, Failure> {
-        let enhancer = self.enhancer.downcast_ref::<VEnhance>();
-        enhancer.ok_or_else(|| Failure::no_element("venhance"))
-    }
-}
-
-fn model(error: gstvenhance::engine::Error) -> Failure {
-    Failure::new(Kind::Model, error.to_string())
 }
 
 fn input_of(source: &Source) -> Result<Input, Failure> {

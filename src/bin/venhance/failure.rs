@@ -4,6 +4,9 @@
 use std::{fmt, io, path::Path};
 
 use gst::prelude::*;
+use gstvenhance::engine;
+
+use crate::properties;
 
 /// The kind of a failure; its number is the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +106,11 @@ impl Failure {
         )
     }
 
+    /// The element cannot run with its properties.
+    pub fn model(error: &engine::Error) -> Self {
+        Self::new(Kind::Model, properties::with_flags(&error.to_string()))
+    }
+
     /// The failure for an error on the bus, by the bin or element that posted it.
     pub fn from_bus(error: &gst::message::Error, input: &Path, output: &Path) -> Self {
         let text = error.error().message().to_owned();
@@ -114,6 +122,7 @@ impl Failure {
         while let Some(object) = part {
             if object.is::<gstvenhance::VEnhance>() {
                 use gst::StreamError::{Decode, Format, NotImplemented};
+                let text = properties::with_flags(&text);
                 return match error.error().kind::<gst::StreamError>() {
                     None => Self::new(Kind::Model, text),
                     Some(Decode | Format | NotImplemented) => Self::input(input, text),

@@ -13,46 +13,87 @@ const VIDEO_EXTENSIONS: [&str; 24] = [
     "mts", "mxf", "ogm", "ogv", "qt", "ts", "vob", "webm", "wmv", "y4m", "yuv",
 ];
 
-/// The videos of the folder `input` in the order of their names, each with its output in the folder
-/// `output`.
-///
-/// # Errors
-/// If there are none, or if an output would replace an input or another output.
-pub fn jobs(input: &Path, output: &Path) -> Result<Vec<(PathBuf, PathBuf)>, Failure> {
-    let job = |path: PathBuf| {
-        let name = PathBuf::from(path.file_name().unwrap_or_default());
-        let name = if Container::of(&name).is_ok() { name } else { name.with_extension("mp4") };
-        let output = output.join(name);
-        (path, output)
-    };
-    let jobs: Vec<_> = videos(input)?.into_iter().map(job).collect();
-    check_conflicts(&jobs)?;
-    Ok(jobs)
+/// Number of names in a message.
+const MOST_NAMES: usize = 10;
+
+/// What a folder contains.
+pub struct Folder {
+    /// In the order of their names.
+    pub videos: Vec<PathBuf>,
+    /// Number of files and subfolders that are skipped.
+    pub others: usize,
 }
 
-/// The videos of a folder in the order of their names.
-///
-/// # Errors
-/// If there are none.
-pub fn videos(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let mut videos = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|error| Failure::input(folder, error))? {
-        let path = entry.map_err(|error| Failure::input(folder, error))?.path();
-        if is_video(&path) {
-            videos.push(path);
+impl Folder {
+    /// Finds the videos of a folder, and says what is skipped.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn read(folder: &Path) -> Result<Self, Failure> {
+        let (mut videos, mut others) = (Vec::new(), Vec::new());
+        for entry in std::fs::read_dir(folder).map_err(|error| Failure::input(folder, error))? {
+            let path = entry.map_err(|error| Failure::input(folder, error))?.path();
+            match is_video(&path) {
+                true => videos.push(path),
+                false if !is_partial(&path) => others.push(path),
+                false => {}
+            }
         }
+        if videos.is_empty() {
+            let why = "there is no video in this folder; subfolders are not searched";
+            return Err(Failure::input(folder, why));
+        }
+        videos.sort();
+        // A prompt.
+        others.retain(|path| {
+            let of = |video: &PathBuf| video.with_extension("txt") == *path;
+            !videos.iter().any(of)
+        });
+        others.sort();
+        if !others.is_empty() {
+            let names = others.iter().take(MOST_NAMES).map(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                format!("{name}{}", if path.is_dir() { "/" } else { "" })
+            });
+            let names = names.collect::<Vec<_>>().join(", ");
+            let more = if others.len() > MOST_NAMES { ", …" } else { "" };
+            eprintln!(
+                "{}: skipping {names}{more}: no video files by their names",
+                folder.display()
+            );
+        }
+        Ok(Self { videos, others: others.len() })
     }
-    if videos.is_empty() {
-        return Err(Failure::input(folder, "there is no video in this folder"));
+
+    /// The videos, each with its output in the folder `output`.
+    ///
+    /// # Errors
+    /// If an output would replace an input or another output.
+    pub fn jobs(&self, output: &Path) -> Result<Vec<(PathBuf, PathBuf)>, Failure> {
+        let videos = self.videos.iter();
+        let jobs: Vec<_> =
+            videos.map(|video| (video.clone(), self::output(video, output))).collect();
+        check_conflicts(&jobs)?;
+        Ok(jobs)
     }
-    videos.sort();
-    Ok(videos)
+}
+
+/// The output for `input` in a folder: of the same name if it is that of an output format, else .mp4.
+pub fn output(input: &Path, folder: &Path) -> PathBuf {
+    let name = PathBuf::from(input.file_name().unwrap_or_default());
+    let name = if Container::of(&name).is_ok() { name } else { name.with_extension("mp4") };
+    folder.join(name)
 }
 
 fn is_video(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    let partial = path.to_string_lossy().ends_with(".partial.mkv");
-    VIDEO_EXTENSIONS.contains(&extension.as_str()) && path.is_file() && !partial
+    VIDEO_EXTENSIONS.contains(&extension.as_str()) && path.is_file() && !is_partial(path)
+}
+
+/// Whether a file is one of an interrupted run.
+fn is_partial(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    ["mkv", "json", "new"].iter().any(|suffix| name.ends_with(&format!(".partial.{suffix}")))
 }
 
 fn check_conflicts(jobs: &[(PathBuf, PathBuf)]) -> Result<(), Failure> {

@@ -9,6 +9,7 @@
 //!                       ├─► partial    the partial file and its index, for --resume
 //!                       ├─► check      empty streams, content of OUT
 //!                       ├─► trial      tries an encoder
+//!                       ├─► settings   properties, prompts, what --resume compares
 //!                       ├─► describe   what is done, for --plan and for the log
 //!                       ├─► report     progress
 //!                       └─► compare    picture of input and output
@@ -30,6 +31,7 @@ mod pipeline;
 mod properties;
 mod report;
 mod session;
+mod settings;
 mod signals;
 mod source;
 mod target;
@@ -38,8 +40,10 @@ mod trial;
 use std::{path::Path, process::ExitCode};
 
 use failure::{Failure, Kind};
+use folder::Folder;
 use session::{Outcome, Session};
 use signals::Signals;
+use target::Container;
 
 fn main() -> ExitCode {
     match run() {
@@ -64,15 +68,17 @@ fn run() -> Result<(), Failure> {
 
     let (input, output) = (args.input.clone(), args.output.clone());
     let session = Session::new(args, signals)?;
+    session.warn_of_unused_flags();
     if session.args.plan {
         return plan(&session, &input);
     }
     if input.is_dir() {
         return enhance_folder(&session);
     }
-    if let Some(folder) = &session.args.save_dir {
-        std::fs::create_dir_all(folder).map_err(|error| Failure::output(folder, &error))?;
-    }
+    let output = match output.is_dir() {
+        true => folder::output(&input, &output),
+        false => output,
+    };
     match session.enhance(&input, &output, 0)? {
         Outcome::Enhanced(summary, early) => {
             println!("{}: {summary}", output.display());
@@ -91,7 +97,7 @@ fn plan(session: &Session, input: &Path) -> Result<(), Failure> {
         println!("{}", session.plan(input, 0)?);
         return Ok(());
     }
-    for (index, video) in folder::videos(input)?.iter().enumerate() {
+    for (index, video) in Folder::read(input)?.videos.iter().enumerate() {
         println!("{}:\n{}", video.display(), session.plan(video, index)?);
     }
     Ok(())
@@ -103,8 +109,14 @@ fn enhance_folder(session: &Session) -> Result<(), Failure> {
     if session.args.compare.is_some() {
         return Err(Failure::usage("--compare works with one video, not with a folder"));
     }
-    let jobs = folder::jobs(input, output)?;
-    std::fs::create_dir_all(output).map_err(|error| Failure::output(output, &error))?;
+    if !output.is_dir() && (output.exists() || Container::of(output).is_ok()) {
+        let (input, output) = (input.display(), output.display());
+        return Err(Failure::usage(format!(
+            "{input} is a folder, so OUT must be one: {output} is not"
+        )));
+    }
+    let folder = Folder::read(input)?;
+    let jobs = folder.jobs(output)?;
     let (mut enhanced, mut skipped, mut failures) = (0, 0, Vec::new());
     for (index, (input, output)) in jobs.iter().enumerate() {
         match session.enhance(input, output, index) {
@@ -122,7 +134,8 @@ fn enhance_folder(session: &Session) -> Result<(), Failure> {
         }
     }
     let failed = jobs.len() - enhanced - skipped;
-    println!("{enhanced} enhanced, {skipped} already finished, {failed} failed");
+    let others = folder.others;
+    println!("{enhanced} enhanced, {skipped} already finished, {failed} failed, {others} skipped");
     match failures.first() {
         None => Ok(()),
         Some(first) => {

@@ -72,6 +72,18 @@ impl Paths {
         }
     }
 
+    /// Fails if a file that is written is the input.
+    pub fn check_input(&self, input: &Path) -> Result<(), Failure> {
+        let mut written = [&self.output, &self.video, &self.index, &self.finished].into_iter();
+        match written.find(|path| same_file(path, input)) {
+            None => Ok(()),
+            Some(path) => Err(Failure::usage(format!(
+                "the output {} would overwrite the input; use another OUT",
+                path.display()
+            ))),
+        }
+    }
+
     /// Gives the finished file the name of the output.
     pub fn publish(&self) -> Result<(), Failure> {
         File::open(&self.finished)
@@ -92,6 +104,11 @@ impl Paths {
         }
         Ok(())
     }
+}
+
+/// Whether two paths lead to one file.
+pub fn same_file(a: &Path, b: &Path) -> bool {
+    a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
 }
 
 /// A boundary between two pieces, and what it takes to resume there with the same frames as without an
@@ -291,20 +308,29 @@ impl Partial {
 
     /// Fails if the settings of the interrupted run differ.
     fn check_settings(&self, before: &Settings, video: &Path) -> Result<(), Failure> {
-        let mut names = before.keys().chain(self.settings.keys());
-        let Some(name) = names.find(|name| before.get(*name) != self.settings.get(*name)) else {
+        let mut changes = Vec::new();
+        let mut flags = String::new();
+        for (name, now) in &self.settings {
+            let was = before.get(name).map(String::as_str).unwrap_or_default();
+            if was == now {
+                continue;
+            }
+            changes.push(format!("{name} was {} and is now {}", quoted(was), quoted(now)));
+            if name.starts_with("--") {
+                flags.push_str(&format!(" {name} {}", quoted(was)));
+            }
+        }
+        if changes.is_empty() {
             return Ok(());
-        };
-        let show = |settings: &Settings| {
-            settings.get(name).map_or("default".into(), |value| printable(value))
+        }
+        let remedy = match &*flags {
+            "" => "use the same input, encoder and version".to_owned(),
+            flags => format!("use{flags}"),
         };
         Err(Failure::usage(format!(
-            "cannot resume {}: {} was {} and is now {}; use the same value, or start over with \
-             --overwrite",
+            "cannot resume {}: {}; {remedy}, or start over with --overwrite",
             video.display(),
-            printable(name),
-            show(before),
-            show(&self.settings)
+            changes.join(", "),
         )))
     }
 
@@ -386,6 +412,15 @@ impl Partial {
             .and_then(|line| self.index.write_all(&[&line[..], b"\n"].concat()))
             .and_then(|()| self.index.sync_data())
             .map_err(|error| Failure::output(&self.index_path, &error))
+    }
+}
+
+/// A value as it is written on a command line.
+fn quoted(value: &str) -> String {
+    let value = printable(value);
+    match value.is_empty() || value.contains([' ', '\'', '"', '&', ';', '*', '$']) {
+        true => format!("'{}'", value.replace('\'', r"'\''")),
+        false => value,
     }
 }
 

@@ -8,8 +8,6 @@ use gstvenhance::VEnhance;
 /// A property that is given on the command line.
 pub struct Property {
     pub name: String,
-    /// As it was given.
-    pub text: String,
     pub value: glib::Value,
 }
 
@@ -28,6 +26,44 @@ pub fn settable() -> Vec<glib::ParamSpec> {
         .collect()
 }
 
+/// Whether only the diffusion models use a property, as its description says.
+pub fn is_of_diffusion(pspec: &glib::ParamSpec) -> bool {
+    pspec.blurb().is_some_and(|blurb| blurb.contains("(v1, v2)"))
+}
+
+/// A message of the element with flags in the place of properties: `--device cpu` for `device=cpu`, `--up-scale` for
+/// `up-scale`.
+pub fn with_flags(message: &str) -> String {
+    let mut text = message.to_owned();
+    for pspec in settable() {
+        let name = pspec.name();
+        let mut from = 0;
+        while let Some(at) = text[from..].find(name).map(|at| from + at) {
+            let end = at + name.len();
+            from = end;
+            // Not a part of a path or of another word.
+            let begins = text[..at].chars().next_back().is_none_or(|c| " (\n".contains(c));
+            let mut after = text[end..].chars();
+            let flag = match after.next() {
+                Some('=') => {
+                    after.next().is_some_and(|c| !c.is_whitespace()).then(|| format!("--{name} "))
+                }
+                // Other names are words as well.
+                next if name.contains('-') && next.is_none_or(|c| " ,;:)\n".contains(c)) => {
+                    Some(format!("--{name}"))
+                }
+                _ => None,
+            };
+            if let Some(flag) = flag.filter(|_| begins) {
+                let end = end + usize::from(flag.ends_with(' '));
+                text.replace_range(at..end, &flag);
+                from = at + flag.len();
+            }
+        }
+    }
+    text
+}
+
 /// What `--help` calls the value of a flag.
 pub fn value_name(pspec: &glib::ParamSpec) -> String {
     match pspec.name() {
@@ -41,7 +77,7 @@ pub fn value_name(pspec: &glib::ParamSpec) -> String {
 
 /// The property's blurb, then its values or range, and its default.
 pub fn help(pspec: &glib::ParamSpec) -> String {
-    let blurb = pspec.blurb().unwrap_or_default();
+    let blurb = with_flags(pspec.blurb().unwrap_or_default());
     let values = match (nicks(pspec), range(pspec)) {
         (Some(nicks), _) => format!(" [{}]", nicks.join(", ")),
         (None, Some((low, high))) => format!(" [{low} to {high}]"),
@@ -107,14 +143,18 @@ fn number(value: &glib::Value) -> Option<f64> {
     value.get::<f64>().ok().or_else(|| value.get::<i32>().ok().map(f64::from))
 }
 
-/// The default as a user would write it.
+/// The default as a user would write it; `None` if there is none.
 fn default(pspec: &glib::ParamSpec) -> Option<String> {
-    let default = pspec.default_value();
-    if let Ok(text) = default.get::<Option<String>>() {
-        return text;
+    Some(text(pspec.default_value())).filter(|text| !text.is_empty())
+}
+
+/// A value as a user would write it: the same text for equal values. Empty for no string.
+pub fn text(value: &glib::Value) -> String {
+    if let Ok(text) = value.get::<Option<String>>() {
+        return text.unwrap_or_default();
     }
-    match default.get::<gst::Fraction>() {
-        Ok(rate) if rate.denom() == 1 => Some(rate.numer().to_string()),
-        _ => default.serialize().ok().map(String::from),
+    match value.get::<gst::Fraction>() {
+        Ok(rate) if rate.denom() == 1 => rate.numer().to_string(),
+        _ => value.serialize().map_or_else(|_| format!("{value:?}"), String::from),
     }
 }

@@ -7,17 +7,18 @@ use std::{
 };
 
 use gst::{ClockTime, prelude::*};
-use gstvenhance::Model;
+use gstvenhance::{Model, VEnhance};
 
 use crate::{
-    args::{Args, Prompts},
+    args::Args,
     compare,
     failure::{Failure, Kind, make, missing_plugin},
-    partial::{Content, Partial, Paths, Progress, ResumePoint, Settings},
+    partial::{Content, Partial, Paths, Progress, ResumePoint, Settings, same_file},
     pipeline::{Finish, Work, fed_by},
+    properties,
     report::{Report, clock},
     signals::Signals,
-    source::{Source, UNKNOWN_SUBTITLES},
+    source::{self, Source, UNKNOWN_SUBTITLES},
     target::{Container, Encoder, Treatment},
 };
 
@@ -36,7 +37,11 @@ const DURATION_ROUNDING: ClockTime = ClockTime::from_mseconds(500);
 pub struct Session {
     pub args: Args,
     /// One element for all files: it keeps its model loaded.
-    pub enhancer: gst::Element,
+    pub enhancer: VEnhance,
+    /// The model that runs.
+    pub model: Model,
+    /// Why it was chosen.
+    pub why: String,
     signals: Signals,
 }
 
@@ -66,19 +71,23 @@ pub enum End {
 
 impl Session {
     pub fn new(args: Args, signals: Signals) -> Result<Self, Failure> {
-        let enhancer = make("venhance")?;
+        let enhancer = make("venhance")?.downcast::<VEnhance>();
+        let enhancer = enhancer.map_err(|_| Failure::no_element("venhance"))?;
         for property in &args.properties {
             enhancer.set_property_from_value(&property.name, &property.value);
         }
-        Ok(Self { args, enhancer, signals })
+        let (model, why) = enhancer.choice().map_err(|error| Failure::model(&error))?;
+        Ok(Self { args, enhancer, model, why: properties::with_flags(&why), signals })
     }
 
     /// Enhances one file. `index` is its position in the folder.
     pub fn enhance(&self, input: &Path, output: &Path, index: usize) -> Result<Outcome, Failure> {
+        source::check_file(input)?;
         let container = Container::of(output)?;
         let mut encoder = Encoder::new(container, self.args.encoder.as_deref(), self.args.quality)?;
         let paths = Paths::new(output);
         paths.check_output()?;
+        paths.check_input(input)?;
         if output.exists() && !self.args.overwrite {
             return match self.args.resume {
                 true => Ok(Outcome::Skipped),
@@ -86,7 +95,10 @@ impl Session {
             };
         }
         let mut source = Source::open(input)?;
-        self.check_paths(&source.path, &paths)?;
+        if let Some(folder) = self.args.folder() {
+            std::fs::create_dir_all(folder).map_err(|error| Failure::output(folder, &error))?;
+        }
+        self.check_picture(&source.path, output)?;
         self.leave_out_empty_streams(&mut source)?;
         for note in conversions(&source, container)? {
             eprintln!("{}: {note}", input.display());
@@ -97,10 +109,8 @@ impl Session {
             encoder.set_size(container, size)?;
         }
         let started = Instant::now();
-        let mut settings = self.settings(&source, &encoder);
-        if let Some(prompt) = self.set_prompt(input, index)? {
-            settings.insert("prompt".into(), prompt);
-        }
+        self.set_prompt(input, index)?;
+        let settings = self.settings(&source, &encoder);
         let (partial, progress) = self.open_partial(&paths, &settings)?;
         if let Some(size) = size.filter(|_| encoder.asked)
             && progress == Progress::UpTo(ResumePoint::START)
@@ -136,85 +146,27 @@ impl Session {
         Ok(Outcome::Enhanced(summary, early))
     }
 
-    /// Sets the prompt of a video, and returns it unless it is the same for all videos.
-    pub fn set_prompt(&self, input: &Path, index: usize) -> Result<Option<String>, Failure> {
-        let read = |path: &Path| {
-            std::fs::read_to_string(path).map_err(|error| Failure::input(path, error))
-        };
-        let text_file = input.with_extension("txt");
-        let prompt = match &self.args.prompts {
-            Prompts::Given => return Ok(None),
-            Prompts::TextFile if !text_file.is_file() => {
-                // The previous video may have had one.
-                if let Some(pspec) = self.enhancer.find_property("prompt") {
-                    self.enhancer.set_property_from_value("prompt", pspec.default_value());
-                }
-                return Ok(None);
-            }
-            Prompts::TextFile => lines(&read(&text_file)?).next().unwrap_or_default().to_owned(),
-            Prompts::FileName => {
-                input.file_stem().unwrap_or_default().to_string_lossy().into_owned()
-            }
-            Prompts::Lines(path) => {
-                let text = read(path)?;
-                lines(&text).nth(index).map(str::to_owned).ok_or_else(|| {
-                    let (path, lines) = (path.display(), lines(&text).count());
-                    Failure::new(
-                        Kind::Input,
-                        format!(
-                            "{path} has {lines} lines but there are more videos; add one line for each video"
-                        ),
-                    )
-                })?
-            }
-        };
-        self.enhancer.set_property("prompt", &prompt);
-        Ok(Some(prompt))
-    }
-
-    /// Fails if a file that is written is the input, or exists without `--overwrite`.
-    fn check_paths(&self, input: &Path, paths: &Paths) -> Result<(), Failure> {
-        let same = |a: &Path, b: &Path| {
-            a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
-        };
-        let written = [&paths.output, &paths.video, &paths.index, &paths.finished];
-        if let Some(path) = written.into_iter().find(|path| same(path, input)) {
-            let path = path.display();
+    /// Fails if the picture of `--compare` cannot be written.
+    fn check_picture(&self, input: &Path, output: &Path) -> Result<(), Failure> {
+        let Some(picture) = &self.args.compare else { return Ok(()) };
+        let png =
+            picture.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
+        if !png {
+            let picture = picture.display();
             return Err(Failure::usage(format!(
-                "the output {path} would overwrite the input; use another OUT"
+                "--compare {picture}: it writes a PNG; use a name that ends in .png"
             )));
         }
-        match &self.args.compare {
-            Some(picture) if picture.exists() && !self.args.overwrite => Err(exists(picture)),
-            Some(picture)
-                if same(picture, input)
-                    || written.iter().any(|path| *path == picture || same(path, picture)) =>
-            {
-                let picture = picture.display();
-                Err(Failure::usage(format!(
-                    "--compare {picture} is the input or a file of this run; use another name"
-                )))
-            }
-            Some(picture) => compare::check(picture),
-            None => Ok(()),
+        if same_file(picture, input) || same_file(picture, output) {
+            let picture = picture.display();
+            return Err(Failure::usage(format!(
+                "--compare {picture} would overwrite IN or OUT; use another name"
+            )));
         }
-    }
-
-    /// Everything that the output depends on, for `--resume`.
-    fn settings(&self, source: &Source, encoder: &Encoder) -> Settings {
-        let metadata = source.path.metadata().ok();
-        let modified = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
-        let mut settings = Settings::from([
-            ("version".into(), env!("CARGO_PKG_VERSION").into()),
-            ("input".into(), source.path.display().to_string()),
-            ("input size".into(), metadata.map_or(0, |metadata| metadata.len()).to_string()),
-            ("input time".into(), format!("{modified:?}")),
-            ("encoder".into(), encoder.description.clone()),
-        ]);
-        let given = self.args.properties.iter();
-        settings
-            .extend(given.map(|property| (format!("--{}", property.name), property.text.clone())));
-        settings
+        if picture.exists() && !self.args.overwrite {
+            return Err(exists(picture));
+        }
+        compare::check(picture)
     }
 
     /// Opens the partial file, and returns how much of the video it contains.
@@ -256,7 +208,7 @@ impl Session {
         start: ResumePoint,
     ) -> Result<Made, Failure> {
         let name = source.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let work = Work::new(source, encoder, &self.enhancer, partial, start)?;
+        let work = Work::new(source, encoder, self.enhancer.upcast_ref(), partial, start)?;
         let mut report = Report::new(name, source.duration, start.time);
         let end = self.run(&work.pipeline, source, &paths.output, Some((&work, &mut report)));
         drop(report);
@@ -391,8 +343,8 @@ impl Session {
                 }
             }
             // Elements can wait for ever for a stream that has failed. The other models can work as long.
-            let lite = || self.enhancer.property::<Model>("active-model") == Model::Lite;
-            if (damaged || broken.is_some()) && active.elapsed() > STALLED && lite() {
+            let lite = self.model == Model::Lite;
+            if (damaged || broken.is_some()) && active.elapsed() > STALLED && lite {
                 let Some((work, _)) = &work else { return Ok(End::Eos(broken)) };
                 active = Instant::now();
                 work.stop();
@@ -429,7 +381,8 @@ impl Drop for Session {
 fn show(message: &gst::MessageRef, input: &Path, report: &mut Report) {
     match message.view() {
         gst::MessageView::Warning(warning) => {
-            eprintln!("{}: {}", input.display(), warning.error().message());
+            let text = properties::with_flags(warning.error().message());
+            eprintln!("{}: {text}", input.display());
         }
         gst::MessageView::Progress(progress) => {
             let (kind, code, text) = progress.get();
@@ -472,11 +425,6 @@ fn conversions(source: &Source, container: &Container) -> Result<Vec<String>, Fa
         }
     }
     Ok(notes)
-}
-
-/// The lines of a text that are not blank.
-fn lines(text: &str) -> impl Iterator<Item = &str> {
-    text.trim_start_matches('\u{feff}').lines().map(str::trim).filter(|line| !line.is_empty())
 }
 
 /// Ends the stream of the input that has failed, so that what it gave before is kept. False if it gave

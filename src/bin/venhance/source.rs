@@ -140,9 +140,16 @@ impl Source {
 }
 
 /// Fails if the path is not that of a file that can contain video. Opening a pipe would wait for its writer.
-fn check_file(path: &Path) -> Result<(), Failure> {
+pub fn check_file(path: &Path) -> Result<(), Failure> {
     // The system's error for a missing or unreadable file is better than GStreamer's.
-    let kind = path.metadata().map_err(|error| Failure::input(path, error))?.file_type();
+    let kind = path.metadata().map_err(|error| match path.to_string_lossy().contains("://") {
+        true => Failure::input(
+            path,
+            "only files are read, not addresses; download the video and use the path of the file",
+        ),
+        false => Failure::input(path, error),
+    })?;
+    let kind = kind.file_type();
     if !kind.is_file() {
         let what = match () {
             () if kind.is_dir() => "a folder",

@@ -151,6 +151,11 @@ impl Encoder {
     ) -> Result<Self, Failure> {
         let description = asked.unwrap_or(container.video_encoder).trim();
         let factory = description.split_whitespace().next().unwrap_or_default().to_owned();
+        if factory.is_empty() {
+            return Err(Failure::usage(
+                "--encoder is empty; use the name of a GStreamer element, such as x265enc",
+            ));
+        }
         if let Some(quality) = quality.filter(|quality| *quality > 51)
             && matches!(&*factory, "x264enc" | "x265enc")
         {

@@ -7,7 +7,7 @@ use gst_video::VideoInfo;
 use super::{CAT, VEnhance};
 use crate::{
     element::{
-        Output, caps,
+        Model, Output, caps,
         properties::Properties,
         queue::ClipFormat,
         rate::{ASSUMED_RATE, RateSource},
@@ -34,6 +34,13 @@ impl VEnhance {
         }
     }
 
+    /// See [`crate::VEnhance::choice`].
+    pub(in crate::element) fn choice(&self) -> Result<(Model, String), engine::Error> {
+        let options = self.properties.lock().options.clone();
+        let Choice { model, reason, .. } = models::choose(&options)?;
+        Ok((model.into(), reason))
+    }
+
     /// See [`crate::VEnhance::plan`].
     pub(in crate::element) fn plan(
         &self,
@@ -58,7 +65,6 @@ impl VEnhance {
         let Properties { up_scale, target_fps, options, .. } = self.properties.lock().clone();
         let model = models::choose(&options)?.model;
         Ok(Output {
-            model: model.into(),
             size: options.output_size(model, input, up_scale),
             interpolated: engine::interpolated_frames(caps::rate(target_fps), fps),
         })

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The element's properties in a run: which of them the model uses, the prompt of each video, and what `--resume`
+//! compares.
+
+use std::path::Path;
+
+use gst::{glib, prelude::*};
+use gstvenhance::Model;
+
+use crate::{
+    args::Prompts,
+    failure::{Failure, Kind},
+    partial::Settings,
+    properties,
+    session::Session,
+    source::Source,
+    target::Encoder,
+};
+
+impl Session {
+    /// Says which of the given flags the model does not use.
+    pub fn warn_of_unused_flags(&self) {
+        let given = |pspec: &glib::ParamSpec| {
+            self.args.properties.iter().any(|property| property.name == pspec.name())
+        };
+        let mut unused: Vec<_> = properties::settable()
+            .iter()
+            .filter(|pspec| given(pspec) && !self.uses(pspec))
+            .map(|pspec| format!("--{}", pspec.name()))
+            .collect();
+        if self.model == Model::Lite {
+            unused.extend(self.args.prompts.flag().map(str::to_owned));
+        }
+        if !unused.is_empty() {
+            eprintln!("model {} does not use {}", self.model_name(), unused.join(", "));
+        }
+    }
+
+    /// Whether the output of the model depends on a property.
+    fn uses(&self, pspec: &glib::ParamSpec) -> bool {
+        self.model != Model::Lite || !properties::is_of_diffusion(pspec)
+    }
+
+    /// The model as a value of `--model`.
+    pub fn model_name(&self) -> String {
+        properties::text(&self.model.to_value())
+    }
+
+    /// Sets the prompt of a video.
+    pub fn set_prompt(&self, input: &Path, index: usize) -> Result<(), Failure> {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path).map_err(|error| Failure::input(path, error))
+        };
+        let text_file = input.with_extension("txt");
+        let prompt = match &self.args.prompts {
+            Prompts::Given => return Ok(()),
+            Prompts::TextFile if !text_file.is_file() => {
+                // The previous video may have had one.
+                if let Some(pspec) = self.enhancer.find_property("prompt") {
+                    self.enhancer.set_property_from_value("prompt", pspec.default_value());
+                }
+                return Ok(());
+            }
+            Prompts::TextFile => lines(&read(&text_file)?).next().unwrap_or_default().to_owned(),
+            Prompts::FileName => {
+                input.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+            }
+            Prompts::Lines(path) => {
+                let text = read(path)?;
+                lines(&text).nth(index).map(str::to_owned).ok_or_else(|| {
+                    let (path, lines) = (path.display(), lines(&text).count());
+                    Failure::new(
+                        Kind::Input,
+                        format!(
+                            "{path} has {lines} lines but there are more videos; add one line for each video"
+                        ),
+                    )
+                })?
+            }
+        };
+        self.enhancer.set_property("prompt", &prompt);
+        Ok(())
+    }
+
+    /// Everything that the output depends on, for `--resume`.
+    pub fn settings(&self, source: &Source, encoder: &Encoder) -> Settings {
+        let metadata = source.path.metadata().ok();
+        let modified = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
+        let mut settings = Settings::from([
+            ("version".into(), env!("CARGO_PKG_VERSION").into()),
+            ("input".into(), source.path.display().to_string()),
+            ("input size".into(), metadata.map_or(0, |metadata| metadata.len()).to_string()),
+            ("input time".into(), format!("{modified:?}")),
+            ("encoder".into(), encoder.description.clone()),
+        ]);
+        let used = properties::settable().into_iter().filter(|pspec| self.uses(pspec));
+        settings.extend(used.map(|pspec| {
+            let value = self.enhancer.property_value(pspec.name());
+            (format!("--{}", pspec.name()), properties::text(&value))
+        }));
+        // In the place of "auto".
+        settings.insert("--model".into(), self.model_name());
+        settings
+    }
+}
+
+/// The lines of a text that are not blank.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.trim_start_matches('\u{feff}').lines().map(str::trim).filter(|line| !line.is_empty())
+}
