@@ -483,3 +483,39 @@ fn flags_that_an_encoder_does_not_take_are_refused_before_the_work() {
         scratch.only(&["in.mp4"]);
     }
 }
+
+#[test]
+fn a_target_height_sets_the_size_of_the_output_and_the_plan_says_it() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", SHORT, "mp4mux", &[]);
+    let with = |arguments: &[&str], target: &[&str]| {
+        let flags = ["--model", "lite", "--target-fps", "0/1"];
+        scratch.enhance(&[arguments, target, &flags].concat())
+    };
+    let target = ["--target-height", "128"];
+    let plan = with(&["in.mp4", "--plan"], &target);
+    assert!(text(&plan).contains("resolution: 96x64 to 192x128"), "{}", text(&plan));
+    let run = with(&["in.mp4", "out.mp4"], &target);
+    assert!(run.status.success(), "{}", text(&run));
+    let info = decode(&scratch.path("out.mp4")).info();
+    assert_eq!((info.width(), info.height()), (192, 128));
+
+    std::fs::remove_file(scratch.path("out.mp4")).unwrap();
+    for (target, code, why) in [
+        (
+            &["--target-height", "48"][..],
+            3,
+            "in.mp4: --target-height 48 cannot be used: the input is 64",
+        ),
+        (
+            &["--target-width", "800"],
+            3,
+            "in.mp4: --target-width 800 cannot be used: the input is 96",
+        ),
+        (&["--target-height", "128", "--up-scale", "2"], 2, "--up-scale"),
+    ] {
+        fails(&with(&["in.mp4", "--plan"], target), code, why);
+        fails(&with(&["in.mp4", "out.mp4"], target), code, why);
+        scratch.only(&["in.mp4"]);
+    }
+}

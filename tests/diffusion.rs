@@ -140,6 +140,9 @@ fn a_changed_output_size_and_a_truncated_prompt_post_warnings() {
         text.contains("the output is 72 pixels high") && text.contains("min-height=0"),
         "{text}"
     );
+    assert_eq!(warnings_with("target-height=72 min-height=72"), "");
+    let text = warnings_with("target-height=48 min-height=72");
+    assert!(text.contains("not 48 as target-height=48 asks, because of min-height"), "{text}");
     let text = warnings_with("up-scale=4 min-height=0 max-pixels=3500");
     assert!(
         text.contains("48 pixels high, not 96") && text.contains("because of max-pixels"),

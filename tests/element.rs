@@ -27,6 +27,8 @@ fn properties_have_the_names_defaults_and_ranges_that_the_readme_says() {
     }
     assert_eq!(element.property::<gstvenhance::Model>("model"), gstvenhance::Model::Auto);
     assert_eq!(element.property::<f64>("up-scale"), 4.0);
+    assert_eq!(element.property::<u32>("target-width"), 0);
+    assert_eq!(element.property::<u32>("target-height"), 0);
     assert_eq!(element.property::<gst::Fraction>("target-fps"), gst::Fraction::new(24, 1));
     assert_eq!(element.property::<i32>("noise-aug"), 200);
     assert_eq!(element.property::<gstvenhance::Solver>("solver"), gstvenhance::Solver::Fast);
@@ -62,6 +64,8 @@ fn every_property_that_can_be_written_reads_back() {
     for (name, value) in [
         ("model", "lite"),
         ("up-scale", "2.5"),
+        ("target-width", "1920"),
+        ("target-height", "1080"),
         ("target-fps", "24000/1001"),
         ("noise-aug", "300"),
         ("solver", "heun"),

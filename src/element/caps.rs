@@ -11,7 +11,8 @@ use once_cell::sync::Lazy;
 
 use super::properties::Properties;
 use crate::engine::{
-    MAX_INTERPOLATED_FRAMES, Model, interpolated_frames, scaled_side, unscaled_sides,
+    MAX_INTERPOLATED_FRAMES, MAX_SCALE, Model, Sizing, interpolated_frames, scaled_side,
+    unscaled_sides,
 };
 
 /// The formats that encoders take, most common first.
@@ -119,9 +120,9 @@ fn transform_structure(
     structure: &gst::StructureRef,
 ) -> Option<gst::Structure> {
     let mut out = structure.to_owned();
-    match model {
-        Model::Lite => map_sides(&mut out, properties.up_scale, direction)?,
-        Model::Diffusion(_) => map_size(&mut out, properties, model, direction),
+    match (model, properties.sizing()) {
+        (Model::Lite, Sizing::Scale(scale)) => map_sides(&mut out, scale, direction)?,
+        _ => map_size(&mut out, properties, model, direction)?,
     }
     if let Ok(value) = structure.value("framerate") {
         let value = match direction {
@@ -159,28 +160,40 @@ fn map_sides(
     Some(())
 }
 
-/// Scales width and height where one depends on the other: the output size of a fixed input size, else
-/// any.
+/// Scales width and height where one depends on the other: the output size of a fixed input size; else what lite
+/// can scale a side from; else any. If a size is refused, that is any too: the element says why when caps come, but not
+/// when pads are linked.
 fn map_size(
     structure: &mut gst::StructureRef,
     properties: &Properties,
     model: Model,
     direction: gst::PadDirection,
-) {
-    let side = |field| structure.get::<i32>(field).ok().map(|side| side.max(1) as usize);
-    let input = side("width").zip(side("height"));
-    let output = match (direction, input) {
-        (gst::PadDirection::Sink, Some(input)) => {
-            let (width, height) = properties.options.output_size(model, input, properties.up_scale);
-            [width, height].map(|side| (side as i32).to_send_value())
-        }
-        _ => [(); 2].map(|()| gst::IntRange::new(1, i32::MAX).to_send_value()),
-    };
-    for (field, value) in ["width", "height"].into_iter().zip(output) {
-        if structure.has_field(field) {
-            structure.set_value(field, value);
-        }
+) -> Option<()> {
+    let output = fixed_size(structure)
+        .filter(|_| direction == gst::PadDirection::Sink)
+        .and_then(|input| properties.options.output_size(model, input, properties.sizing()).ok());
+    for (field, output) in
+        [("width", output.map(|size| size.0)), ("height", output.map(|size| size.1))]
+    {
+        let Ok(value) = structure.value(field) else { continue };
+        let value = map_ints(value, &|sides| {
+            Some(match (output, model, direction) {
+                (Some(side), ..) => side..=side,
+                (None, Model::Lite, gst::PadDirection::Src) => {
+                    sides.start().div_ceil(MAX_SCALE)..=*sides.end()
+                }
+                _ => 1..=usize::MAX,
+            })
+        });
+        structure.set_value(field, value?);
     }
+    Some(())
+}
+
+/// The size (w, h), if both sides are fixed.
+pub(super) fn fixed_size(structure: &gst::StructureRef) -> Option<(usize, usize)> {
+    let side = |field| structure.get::<i32>(field).ok().map(|side| side.max(1) as usize);
+    side("width").zip(side("height"))
 }
 
 /// The number of frames to interpolate between two at an input rate, limited so that the output rate is

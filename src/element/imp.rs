@@ -18,8 +18,11 @@
  * ]|
  *
  * Properties are read when the element starts (READY to PAUSED); changes in PAUSED and PLAYING take
- * effect at the next start. The exceptions are `up-scale` and `target-fps`: a change while the element
- * plays ends the clip, and new caps follow.
+ * effect at the next start. The exceptions are `up-scale`, `target-width`, `target-height` and `target-fps`: a change
+ * while the element plays ends the clip, and new caps follow.
+ *
+ * `target-width` and `target-height` count stored pixels, and the pixel aspect ratio stays: with `target-height=1080`, a
+ * frame of 720×576 pixels with the pixel aspect ratio 64/45 becomes 1350×1080, which is shown as 1920×1080.
  *
  * Element messages: `venhance-model` names the model and the reason for the choice,
  * `venhance-progress` reports on the work, at most ten times a second, `venhance-download` and
@@ -152,7 +155,7 @@ impl ObjectImpl for VEnhance {
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
         self.properties.lock().set(pspec.name(), value);
-        if matches!(pspec.name(), "up-scale" | "target-fps") {
+        if pspec.flags().contains(gst::PARAM_FLAG_MUTABLE_PLAYING) {
             self.obj().reconfigure_src();
         }
     }
@@ -223,8 +226,10 @@ impl BaseTransformImpl for VEnhance {
     const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
-        let options = self.properties.lock().options.clone();
-        let choice = models::choose(&options)
+        let properties = self.properties.lock().clone();
+        let choice = properties
+            .check()
+            .and_then(|()| models::choose(&properties.options))
             .map_err(|error| gst::error_msg!(gst::ResourceError::Settings, ("{error}")))?;
         self.announce(&choice);
 

@@ -7,12 +7,17 @@ use gst::{glib, prelude::*};
 use once_cell::sync::Lazy;
 
 use super::{ColourFix, Model, Solver};
-use crate::engine::Options;
+use crate::engine::{Error, Options, Sizing};
+
+const DEFAULT_UP_SCALE: f64 = 4.0;
 
 /// The values of the properties.
 #[derive(Debug, Clone)]
 pub(super) struct Properties {
-    pub(super) up_scale: f64,
+    /// `None` until it is set.
+    up_scale: Option<f64>,
+    target_width: u32,
+    target_height: u32,
     pub(super) target_fps: gst::Fraction,
     /// The index, in its clip, of the first input frame.
     pub(super) first_frame: u32,
@@ -24,7 +29,9 @@ pub(super) struct Properties {
 impl Default for Properties {
     fn default() -> Self {
         Self {
-            up_scale: 4.0,
+            up_scale: None,
+            target_width: 0,
+            target_height: 0,
             target_fps: gst::Fraction::new(24, 1),
             first_frame: 0,
             options: Options::default(),
@@ -35,7 +42,7 @@ impl Default for Properties {
 
 /// The description of a property that only the diffusion models use contains “(v1, v2)”: the application goes by it.
 pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
-    let Properties { up_scale, target_fps, first_frame, options, .. } = Properties::default();
+    let Properties { target_fps, first_frame, options, .. } = Properties::default();
     let int = |name, nick, low, high, default: u32, blurb| {
         glib::ParamSpecInt::builder(name)
             .nick(nick)
@@ -53,6 +60,9 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             .default_value(default)
             .mutable_ready()
             .build()
+    };
+    let target = |name, nick, blurb| {
+        glib::ParamSpecUInt::builder(name).nick(nick).blurb(blurb).mutable_playing().build()
     };
     let string = |name, nick, default: Option<&str>, blurb| {
         glib::ParamSpecString::builder(name)
@@ -81,9 +91,21 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             )
             .minimum(1.0)
             .maximum(8.0)
-            .default_value(up_scale)
+            .default_value(DEFAULT_UP_SCALE)
             .mutable_playing()
             .build(),
+        target(
+            "target-width",
+            "Target width",
+            "Maximum output width in pixels, 0 for no limit: see target-height.",
+        ),
+        target(
+            "target-height",
+            "Target height",
+            "Maximum output height in pixels, 0 for no limit. With target-width or target-height, instead \
+             of up-scale, the output is the largest of the input's aspect ratio that fits: 1 to 8 times \
+             the input. The pixel aspect ratio stays.",
+        ),
         gst::ParamSpecFraction::builder("target-fps")
             .nick("Target frame rate")
             .blurb(
@@ -205,12 +227,38 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
 });
 
 impl Properties {
+    /// What the output size follows from: a target size, if one is set.
+    pub(super) fn sizing(&self) -> Sizing {
+        match (self.target_width, self.target_height) {
+            (0, 0) => Sizing::Scale(self.up_scale.unwrap_or(DEFAULT_UP_SCALE)),
+            (width, height) => Sizing::Fit(width, height),
+        }
+    }
+
+    /// Checks the properties against each other.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if two properties contradict each other.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        match (self.up_scale, self.sizing()) {
+            (Some(scale), fit @ Sizing::Fit(..)) => Err(Error::Setting {
+                setting: "up-scale",
+                value: scale.to_string(),
+                why: format!("{fit} sets the size of the output as well"),
+                instead: "set only one of them".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Sets a writable property. GObject checks the range.
     pub(super) fn set(&mut self, name: &str, value: &glib::Value) {
         let options = &mut self.options;
         match name {
             "model" => options.model = get::<Model>(value).into(),
-            "up-scale" => self.up_scale = get(value),
+            "up-scale" => self.up_scale = Some(get(value)),
+            "target-width" => self.target_width = get(value),
+            "target-height" => self.target_height = get(value),
             "target-fps" => self.target_fps = get(value),
             "noise-aug" => options.noise_aug = get::<i32>(value) as u32,
             "solver" => options.solver = get::<Solver>(value).into(),
@@ -240,7 +288,9 @@ impl Properties {
         match name {
             "model" => options.model.map_or(Model::Auto, Model::from).to_value(),
             "active-model" => self.active_model.to_value(),
-            "up-scale" => self.up_scale.to_value(),
+            "up-scale" => self.up_scale.unwrap_or(DEFAULT_UP_SCALE).to_value(),
+            "target-width" => self.target_width.to_value(),
+            "target-height" => self.target_height.to_value(),
             "target-fps" => self.target_fps.to_value(),
             "noise-aug" => (options.noise_aug as i32).to_value(),
             "solver" => Solver::from(options.solver).to_value(),

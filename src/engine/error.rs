@@ -38,8 +38,8 @@ pub enum Error {
     },
     /// Host memory is too small for a frame.
     #[error(
-        "cannot allocate a frame of {width}×{height} pixels ({gib} GiB): out of memory; use a smaller up-scale, a \
-         smaller input, or a machine with more memory"
+        "cannot allocate a frame of {width}×{height} pixels ({gib} GiB): out of memory; use a smaller \
+         up-scale or target-height, a smaller input, or a machine with more memory"
     )]
     OutOfMemory {
         /// Width of the frame in pixels.
@@ -51,8 +51,8 @@ pub enum Error {
     },
     /// A device is out of memory, even in the smallest slices.
     #[error(
-        "{what} failed: the device is out of memory ({why}); use a smaller up-scale or max-pixels or \
-         another device, or close other programs that use this device"
+        "{what} failed: the device is out of memory ({why}); use a smaller up-scale, target-height or \
+         max-pixels or another device, or close other programs that use this device"
     )]
     DeviceMemory {
         /// The operation and its slices.

@@ -35,6 +35,7 @@ mod frame;
 pub mod log;
 mod options;
 mod rules;
+mod sizing;
 mod text;
 mod times;
 
@@ -46,6 +47,7 @@ pub use rules::{
     MAX_INTERPOLATED_FRAMES, interpolated_frames, output_frames, scaled_side, target_size,
     unscaled_sides,
 };
+pub use sizing::{MAX_SCALE, Sizing};
 pub use text::printable;
 pub use times::{check_times, multiple_times};
 

@@ -3,7 +3,11 @@
 
 use std::{fmt, path::PathBuf};
 
-use super::rules::{scaled_side, target_size};
+use super::{
+    Error,
+    rules::{limited_size, target_size},
+    sizing::Sizing,
+};
 
 /// Text that the reference appends to every prompt, without a separator.
 pub const POSITIVE_PROMPT: &str = "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R \
@@ -101,12 +105,25 @@ pub struct Options {
 }
 
 impl Options {
-    /// Returns the output size (w, h) of a model for frames of size `input` and a scale factor.
-    pub fn output_size(&self, model: Model, input: (usize, usize), scale: f64) -> (usize, usize) {
-        match model {
-            Model::Lite => (scaled_side(input.0, scale), scaled_side(input.1, scale)),
-            Model::Diffusion(_) => target_size(input, scale, self.min_height, self.max_pixels),
-        }
+    /// Returns the output size (w, h) of a model for frames of size `input`. The limits of the diffusion models,
+    /// [`min_height`](Self::min_height) and [`max_pixels`](Self::max_pixels), have precedence over the requested
+    /// size.
+    ///
+    /// # Errors
+    /// As [`Sizing::size`].
+    pub fn output_size(
+        &self,
+        model: Model,
+        input: (usize, usize),
+        sizing: Sizing,
+    ) -> Result<(usize, usize), Error> {
+        let (least, most) = (self.min_height, self.max_pixels);
+        let requested = sizing.size(input)?;
+        Ok(match (model, sizing) {
+            (Model::Lite, _) => requested,
+            (Model::Diffusion(_), Sizing::Scale(scale)) => target_size(input, scale, least, most),
+            (Model::Diffusion(_), Sizing::Fit(..)) => limited_size(input, requested, least, most),
+        })
     }
 }
 

@@ -33,15 +33,42 @@ pub fn target_size(
     max_pixels: u32,
 ) -> (usize, usize) {
     let (w, h) = (width as f64, height as f64);
-    let (least, most) = (f64::from(min_height), f64::from(max_pixels));
-    let scale = if h * scale < least {
-        least / h
-    } else if max_pixels > 0 && h * w * scale * scale > most {
-        (most / (h * w)).sqrt()
-    } else {
-        scale
-    };
+    let requested = (h * scale, h * w * scale * scale);
+    let scale = limited_scale((w, h), requested, min_height, max_pixels).unwrap_or(scale);
     (even_side(width, scale), even_side(height, scale))
+}
+
+/// As [`target_size`], for a requested output size (w, h) instead of a scale.
+pub(super) fn limited_size(
+    (width, height): (usize, usize),
+    requested: (usize, usize),
+    min_height: u32,
+    max_pixels: u32,
+) -> (usize, usize) {
+    let input = (width as f64, height as f64);
+    let (w, h) = (requested.0 as f64, requested.1 as f64);
+    match limited_scale(input, (h, w * h), min_height, max_pixels) {
+        Some(scale) => (even_side(width, scale), even_side(height, scale)),
+        None => (even_side(requested.0, 1.0), even_side(requested.1, 1.0)),
+    }
+}
+
+/// Returns the scale that a limit demands for output of a requested height and area, or `None` if it is within the
+/// limits.
+fn limited_scale(
+    (w, h): (f64, f64),
+    (height, area): (f64, f64),
+    min_height: u32,
+    max_pixels: u32,
+) -> Option<f64> {
+    let (least, most) = (f64::from(min_height), f64::from(max_pixels));
+    if height < least {
+        Some(least / h)
+    } else if max_pixels > 0 && area > most {
+        Some((most / (h * w)).sqrt())
+    } else {
+        None
+    }
 }
 
 /// Returns the input sides that [`scaled_side`] maps into `sides`, or `None` if there are none.

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     engine::{
-        Cancel, Error, Format, Model, Options, POSITIVE_PROMPT, Version,
+        Cancel, Error, Format, Model, Options, POSITIVE_PROMPT, Sizing, Version,
         log::{self, Area},
     },
     networks::{
@@ -71,9 +71,18 @@ impl Request {
     }
 
     /// Returns a function from max-pixels to the output size (w, h).
-    fn output(&self, model: Model, format: &Format, scale: f64) -> impl Fn(u32) -> (usize, usize) {
-        let (options, input) = (self.options.clone(), format.input);
-        move |max_pixels| Options { max_pixels, ..options.clone() }.output_size(model, input, scale)
+    fn output(
+        &self,
+        model: Model,
+        &Format { input, output, .. }: &Format,
+        sizing: Sizing,
+    ) -> impl Fn(u32) -> (usize, usize) {
+        let options = self.options.clone();
+        move |max_pixels| {
+            let options = Options { max_pixels, ..options.clone() };
+            // The format is the result of a sizing, but the user may have set another one since.
+            options.output_size(model, input, sizing).unwrap_or(output)
+        }
     }
 
     fn params(&self, config: &Config) -> SamplerParams {
@@ -203,7 +212,7 @@ fn memory(devices: &[Device]) -> Vec<(Device, Option<usize>)> {
     devices.iter().map(|device| (*device, device.memory())).collect()
 }
 
-/// Checks that the devices have enough memory: for a format and scale, or for the smallest output if the format
+/// Checks that the devices have enough memory: for a format and its sizing, or for the smallest output if the format
 /// is not known yet. Loads no weights.
 ///
 /// # Errors
@@ -211,7 +220,7 @@ fn memory(devices: &[Device]) -> Vec<(Device, Option<usize>)> {
 pub(super) fn check_memory(
     request: &Request,
     model: Model,
-    format: Option<(&Format, f64)>,
+    format: Option<(&Format, Sizing)>,
 ) -> Result<(), Error> {
     let devices = memory(&request.devices);
     if devices.iter().all(|(_, memory)| memory.is_none()) {
@@ -223,24 +232,24 @@ pub(super) fn check_memory(
     let check = MemoryCheck { networks, params, devices: &devices };
     let name = format!("model {model}");
     match format {
-        Some((format, scale)) => check.check(&name, format, request.output(model, format, scale)),
+        Some((format, sizing)) => check.check(&name, format, request.output(model, format, sizing)),
         None => check.check_any(&name),
     }
 }
 
-/// Describes a run over a clip of `inputs` frames upscaled by `scale`, for users.
+/// Describes a run over a clip of `inputs` frames, for users.
 pub(super) fn plan(
     request: &Request,
     model: Model,
     format: &Format,
-    scale: f64,
+    sizing: Sizing,
     inputs: usize,
 ) -> Result<String, Error> {
     let config = sizes(&request.source())?;
     let networks = &Sizes::new(&config, request.devices[0].dtype())?;
     let params = &request.params(&config);
     let check = MemoryCheck { networks, params, devices: &memory(&request.devices) };
-    let memory = check.describe(format, request.output(model, format, scale));
+    let memory = check.describe(format, request.output(model, format, sizing));
     Ok(format!("{}{memory}", Plan::new(params, *format, inputs)))
 }
 

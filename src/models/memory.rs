@@ -229,7 +229,7 @@ fn gib(bytes: usize, round: fn(f64) -> f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Model, Options, Version};
+    use crate::engine::{Model, Options, Sizing, Version};
 
     const GIB: usize = 1 << 30;
 
@@ -263,7 +263,8 @@ mod tests {
     /// Output size of the published example for a value of max-pixels.
     fn output(max_pixels: u32) -> (usize, usize) {
         let options = Options { max_pixels, ..Options::default() };
-        options.output_size(Model::Diffusion(Version::V1), (720, 480), 4.0)
+        let sizing = Sizing::Scale(4.0);
+        options.output_size(Model::Diffusion(Version::V1), (720, 480), sizing).unwrap()
     }
 
     fn format(output: (usize, usize)) -> Format {

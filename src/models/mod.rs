@@ -8,7 +8,7 @@ mod files;
 mod memory;
 
 use crate::{
-    engine::{self, Cancel, Enhancer, Error, Format, Model, Options, Version},
+    engine::{self, Cancel, Enhancer, Error, Format, Model, Options, Sizing, Version},
     lite::{Lite, Retimed},
     weights,
 };
@@ -77,14 +77,19 @@ pub fn choose(options: &Options) -> Result<Choice, Error> {
     Ok(Choice { model, reason, warning, request })
 }
 
-/// Describes a run for users: a clip of `inputs` frames upscaled by `scale`, the memory it needs, and the
-/// memory of the devices. Loads no weights.
+/// Describes a run for users: a clip of `inputs` frames, the memory it needs, and the memory of the devices.
+/// `sizing` is what the output size of `format` follows from. Loads no weights.
 ///
 /// # Errors
 /// [`Error::Weights`] if the model folder is invalid.
-pub fn plan(choice: &Choice, format: Format, scale: f64, inputs: usize) -> Result<String, Error> {
+pub fn plan(
+    choice: &Choice,
+    format: Format,
+    sizing: Sizing,
+    inputs: usize,
+) -> Result<String, Error> {
     if let Some(request) = &choice.request {
-        return diffusion::plan(request, choice.model, &format, scale, inputs);
+        return diffusion::plan(request, choice.model, &format, sizing, inputs);
     }
     let Format { input, output, interpolated, .. } = format;
     Ok(format!(
@@ -98,13 +103,14 @@ pub fn plan(choice: &Choice, format: Format, scale: f64, inputs: usize) -> Resul
     ))
 }
 
-/// Checks that the devices have enough memory for frames upscaled by `scale`. Loads no weights.
+/// Checks that the devices have enough memory for a format. `sizing` is what its output size follows from. Loads no
+/// weights.
 ///
 /// # Errors
 /// [`Error::TooLittleMemory`] with the largest max-pixels that fits, or [`Error::Weights`] if the model folder
 /// is invalid.
-pub fn check_memory(choice: &Choice, format: &Format, scale: f64) -> Result<(), Error> {
-    let check = |request| diffusion::check_memory(request, choice.model, Some((format, scale)));
+pub fn check_memory(choice: &Choice, format: &Format, sizing: Sizing) -> Result<(), Error> {
+    let check = |request| diffusion::check_memory(request, choice.model, Some((format, sizing)));
     choice.request.as_ref().map_or(Ok(()), check)
 }
 

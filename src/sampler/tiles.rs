@@ -206,8 +206,8 @@ impl Tiles {
         let (h, w) = smaller.tile();
         control.sink.warning(format!(
             "{what} does not fit into the device memory: continuing in tiles of {}×{} pixels, \
-             whose values differ slightly; to avoid this, use a smaller up-scale or max-pixels, or \
-             another device",
+             whose values differ slightly; to avoid this, use a smaller up-scale, target-height or \
+             max-pixels, or another device",
             w * LATENT,
             h * LATENT
         ));

@@ -4,7 +4,7 @@
 use std::fs;
 
 use gstvenhance::{
-    engine::{Cancel, Error, Format, Model, Options, Version},
+    engine::{Cancel, Error, Format, Model, Options, Sizing, Version},
     models::{self, Config, locate},
     weights::Source,
 };
@@ -52,8 +52,8 @@ fn check(config: &[u8]) {
             exact: false,
             alpha: false,
         };
-        models::plan(&choice, format, 2.0, 40)?;
-        models::check_memory(&choice, &format, 2.0)
+        models::plan(&choice, format, Sizing::Scale(2.0), 40)?;
+        models::check_memory(&choice, &format, Sizing::Scale(2.0))
     };
     if let Err(error) = bounded(work) {
         let error = error.to_string();

@@ -70,6 +70,9 @@ const REFERENCE_FLAGS: [(&str, &str); 8] = [
     ("downscale-cond", "s_cond"),
 ];
 
+/// The properties that set the size of the output instead of up-scale.
+const TARGET_SIZE: [&str; 2] = ["target-width", "target-height"];
+
 const ABOUT: &str = "Makes video larger, smoother and cleaner. Sound, subtitles and tags are kept.
 
 IN and OUT are files or folders. For a folder, each video in IN becomes a video of the same name in OUT; \
@@ -187,6 +190,7 @@ fn property_arg(pspec: &glib::ParamSpec) -> Arg {
         .long(name.to_owned())
         .visible_aliases(aliases.map(|(_, alias)| *alias))
         .value_name(properties::value_name(pspec))
+        .conflicts_with_all(if name == "up-scale" { &TARGET_SIZE[..] } else { &[] })
         .help(properties::help(pspec))
         .help_heading(PROPERTIES_HEADING)
         .allow_hyphen_values(true)

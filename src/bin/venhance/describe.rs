@@ -4,10 +4,11 @@
 use std::path::Path;
 
 use gst::{ClockTime, prelude::*};
-use gstvenhance::{Model, Output};
+use gstvenhance::{Model, Output, engine};
 
 use crate::{
     failure::Failure,
+    properties,
     session::Session,
     source::{ASSUMED_RATE, Source},
 };
@@ -26,7 +27,7 @@ impl Session {
         self.set_prompt(input, index)?;
         let Input { size, fps, frames } = input_of(&source)?;
         let plan = self.enhancer.plan(size, fps, frames);
-        let plan = plan.map_err(|error| Failure::model(&error))?;
+        let plan = plan.map_err(|error| refused(&source, &error))?;
         Ok(format!("{}\n{plan}", self.describe(&source)?))
     }
 
@@ -60,7 +61,17 @@ impl Session {
     /// What the element makes of a video.
     pub fn output(&self, source: &Source) -> Result<Output, Failure> {
         let Input { size, fps, .. } = input_of(source)?;
-        self.enhancer.output(size, fps).map_err(|error| Failure::model(&error))
+        self.enhancer.output(size, fps).map_err(|error| refused(source, &error))
+    }
+}
+
+/// The failure for an error of the element, of the kind that it has in a run.
+fn refused(source: &Source, error: &engine::Error) -> Failure {
+    match error {
+        engine::Error::Setting { setting: "target-width" | "target-height", .. } => {
+            Failure::input(&source.path, properties::with_flags(&error.to_string()))
+        }
+        _ => Failure::model(error),
     }
 }
 

@@ -253,7 +253,7 @@ impl Encoder {
                 true => Ok(()),
                 false => Err(Failure::usage(format!(
                     "{} does not support video of {width}x{height} pixels from {}: use another \
-                     --up-scale or output format",
+                     --up-scale, --target-height or output format",
                     container.muxer, self.factory
                 ))),
             };
@@ -269,8 +269,8 @@ impl Encoder {
             _ => String::new(),
         };
         Err(Failure::usage(format!(
-            "{} cannot encode video of {width}x{height} pixels{limits}: use another --up-scale or \
-             --encoder",
+            "{} cannot encode video of {width}x{height} pixels{limits}: use another --up-scale, \
+             --target-height or --encoder",
             self.factory
         )))
     }

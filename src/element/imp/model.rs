@@ -48,12 +48,12 @@ impl VEnhance {
         fps: (u32, u32),
         inputs: usize,
     ) -> Result<String, engine::Error> {
-        let Properties { up_scale, options, .. } = self.properties.lock().clone();
-        let choice = models::choose(&options)?;
+        let properties = self.properties.lock().clone();
+        let choice = models::choose(&properties.options)?;
         let Output { size, interpolated, .. } = self.output(input, fps)?;
         let format =
             engine::Format { input, output: size, interpolated, exact: false, alpha: false };
-        models::plan(&choice, format, up_scale, inputs)
+        models::plan(&choice, format, properties.sizing(), inputs)
     }
 
     /// See [`crate::VEnhance::output`].
@@ -62,20 +62,21 @@ impl VEnhance {
         input: (usize, usize),
         fps: (u32, u32),
     ) -> Result<Output, engine::Error> {
-        let Properties { up_scale, target_fps, options, .. } = self.properties.lock().clone();
-        let model = models::choose(&options)?.model;
+        let properties = self.properties.lock().clone();
+        properties.check()?;
+        let model = models::choose(&properties.options)?.model;
         Ok(Output {
-            size: options.output_size(model, input, up_scale),
-            interpolated: engine::interpolated_frames(caps::rate(target_fps), fps),
+            size: properties.options.output_size(model, input, properties.sizing())?,
+            interpolated: engine::interpolated_frames(caps::rate(properties.target_fps), fps),
         })
     }
 
     /// Compares the memory that the model needs for a format with the memory of its devices. If there is too little, the
     /// stream ends with an error, before the model is loaded.
     pub(super) fn check_memory(&self, format: &engine::Format) {
-        let scale = self.properties.lock().up_scale;
+        let sizing = self.properties.lock().sizing();
         let choice = self.state.lock().choice.clone();
-        let check = |choice: Choice| models::check_memory(&choice, format, scale);
+        let check = |choice: Choice| models::check_memory(&choice, format, sizing);
         if let Err(error) = choice.map_or(Ok(()), check) {
             self.fail(gst::error_msg!(gst::ResourceError::NoSpaceLeft, ("{error}")));
             self.queue.abort(gst::FlowError::Error);
@@ -103,10 +104,11 @@ impl VEnhance {
         active.or(properties.options.model).unwrap_or(engine::Model::Lite)
     }
 
-    /// Posts a warning if the output does not have the size that up-scale asks for.
+    /// Posts a warning if the output does not have the requested size.
     pub(super) fn warn_of_size(&self, input: &VideoInfo, output: &VideoInfo) {
-        let scale = self.properties.lock().up_scale;
-        let height = engine::scaled_side(input.height() as usize, scale) as u32;
+        let sizing = self.properties.lock().sizing();
+        let requested = sizing.size((input.width() as usize, input.height() as usize));
+        let Ok(height) = requested.map(|(_, height)| height as u32) else { return };
         // A difference of 1 is rounding to even sizes.
         if self.model() == engine::Model::Lite || height.abs_diff(output.height()) <= 1 {
             return;
@@ -116,7 +118,7 @@ impl VEnhance {
             self,
             gst::StreamError::Format,
             (
-                "the output is {} pixels high, not {height} as up-scale={scale} asks, because of {property}; set \
+                "the output is {} pixels high, not {height} as {sizing} asks, because of {property}; set \
                  {property}=0 to remove the limit",
                 output.height()
             )

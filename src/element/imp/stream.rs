@@ -23,13 +23,33 @@ impl VEnhance {
         self.obj().sink_pad().add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
             if let (Some(obj), Some(gst::PadProbeData::Event(event))) = (imp.upgrade(), &info.data)
                 && let gst::EventView::Caps(e) = event.view()
-                && let Some(refusal) = caps::refusal(e.caps())
+                && let Some(refusal) = obj.imp().refusal(e.caps())
             {
                 let error = gst::error_msg!(gst::StreamError::Format, ("{refusal}"), ["{event:?}"]);
                 obj.imp().fail(error);
             }
             gst::PadProbeReturn::Ok
         });
+    }
+
+    /// Why caps are refused, with the current properties, and what to do; `None` if they are accepted.
+    pub(super) fn refusal(&self, caps: &gst::CapsRef) -> Option<String> {
+        caps::refusal(caps).or_else(|| {
+            let input = caps::fixed_size(caps.structure(0)?)?;
+            let properties = self.properties.lock();
+            let sized = properties.check().and_then(|()| properties.sizing().size(input));
+            sized.err().map(|error| error.to_string())
+        })
+    }
+
+    /// Whether the caps of the sink pad are refused after a change of properties. Posts the error.
+    fn refuses_current_caps(&self) -> bool {
+        let caps = self.src_pad().needs_reconfigure().then(|| self.obj().sink_pad().current_caps());
+        let refusal = caps.flatten().and_then(|caps| self.refusal(&caps));
+        if let Some(refusal) = &refusal {
+            self.fail(gst::error_msg!(gst::StreamError::Format, ("{refusal}")));
+        }
+        refusal.is_some()
     }
 
     /// Posts a warning if upstream asks for caps that are refused: it may end the stream without sending
@@ -50,7 +70,7 @@ impl VEnhance {
         &self,
         buffer: gst::Buffer,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
-        if !self.obj().reconfigure() {
+        if self.refuses_current_caps() || !self.obj().reconfigure() {
             return Err(self.queue.flow().err().unwrap_or(gst::FlowError::NotNegotiated));
         }
         let cancel = self.queue.cancel();
@@ -125,7 +145,7 @@ impl VEnhance {
     }
 
     pub(super) fn caps_event(&self, caps: gst::Caps, event: gst::Event) -> bool {
-        if caps::refusal(&caps).is_some() {
+        if self.refusal(&caps).is_some() {
             return false;
         }
         match self.same_picture(&caps) {
