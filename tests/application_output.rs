@@ -513,6 +513,7 @@ fn a_target_height_sets_the_size_of_the_output_and_the_plan_says_it() {
             "in.mp4: --target-width 800 cannot be used: the input is 96",
         ),
         (&["--target-height", "128", "--up-scale", "2"], 2, "--up-scale"),
+        (&["--target-height", "-1"], 2, "cannot be negative"),
     ] {
         fails(&with(&["in.mp4", "--plan"], target), code, why);
         fails(&with(&["in.mp4", "out.mp4"], target), code, why);

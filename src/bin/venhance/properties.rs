@@ -120,6 +120,12 @@ pub fn parse(pspec: &glib::ParamSpec, text: &str) -> Result<glib::Value, String>
         _ if value.get::<gst::Fraction>().is_ok_and(|rate| rate.numer() < 0) => {
             Err("out of range: a frame rate cannot be negative".into())
         }
+        // GStreamer takes −1 for the greatest number.
+        _ if matches!(pspec.value_type(), glib::Type::U32 | glib::Type::U64)
+            && text.trim_start().starts_with('-') =>
+        {
+            Err("out of range: it cannot be negative".into())
+        }
         _ => Ok(value),
     }
 }
