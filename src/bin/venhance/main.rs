@@ -109,13 +109,13 @@ fn enhance_folder(session: &Session) -> Result<(), Failure> {
     if session.args.compare.is_some() {
         return Err(Failure::usage("--compare works with one video, not with a folder"));
     }
+    let folder = Folder::read(input)?;
     if !output.is_dir() && (output.exists() || Container::of(output).is_ok()) {
         let (input, output) = (input.display(), output.display());
         return Err(Failure::usage(format!(
             "{input} is a folder, so OUT must be one: {output} is not"
         )));
     }
-    let folder = Folder::read(input)?;
     let jobs = folder.jobs(output)?;
     let (mut enhanced, mut skipped, mut failures) = (0, 0, Vec::new());
     for (index, (input, output)) in jobs.iter().enumerate() {
