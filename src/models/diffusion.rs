@@ -7,9 +7,10 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::{
-    Device, LoadEvent,
     config::Config,
+    device::Device,
     files::{Files, locate, sizes},
+    load_event::LoadEvent,
     memory::{MemoryCheck, Sizes},
 };
 use crate::{

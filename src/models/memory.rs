@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use candle_core::DType;
 
-use super::{Config, Device};
+use super::{config::Config, device::Device};
 use crate::{
     engine::{Error, Format, MAX_INTERPOLATED_FRAMES},
     networks::{unet, vae},

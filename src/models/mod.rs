@@ -5,12 +5,12 @@ mod config;
 mod device;
 mod diffusion;
 mod files;
+mod load_event;
 mod memory;
 
 use crate::{
     engine::{self, Cancel, Enhancer, Error, Format, Model, Options, Sizing, Version},
     lite::{Lite, Retimed},
-    weights,
 };
 #[doc(hidden)]
 pub use config::Config;
@@ -18,6 +18,7 @@ use device::{Device, cuda_usable};
 use diffusion::{Networks, Request};
 #[doc(hidden)]
 pub use files::{Files, locate, synthesize};
+pub use load_event::LoadEvent;
 
 /// The chosen model and the reason for the choice.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,17 +124,6 @@ pub fn resume_from(choice: &Choice, interpolated: usize, resume_point: usize) ->
         // A frame of `lite` depends on the two neighbouring input frames only.
         None => resume_point.saturating_sub(1),
     }
-}
-
-/// An event while a model is loaded.
-#[derive(Debug)]
-pub enum LoadEvent {
-    /// Progress of the downloads.
-    Download(weights::Progress),
-    /// Progress of the conversion of a file: see [`weights::Checkpoint::open`].
-    Conversion(weights::Progress),
-    /// A problem that does not stop loading.
-    Warning(String),
 }
 
 /// A loaded model.
