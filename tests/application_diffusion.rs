@@ -215,7 +215,8 @@ fn values_that_the_reference_takes_are_taken() {
 #[test]
 fn what_is_not_beside_a_denoiser_is_looked_for_in_the_hub_cache() {
     let model = TinyModel::new();
-    std::fs::write(model.path("tuned.pt"), "").unwrap();
+    // As a PyTorch file begins.
+    std::fs::write(model.path("tuned.pt"), "PK\x03\x04").unwrap();
     let output = program(&model)
         .args("in.mp4 out.mp4 --version v2 --model_path tuned.pt".split(' '))
         .envs([("HF_HUB_OFFLINE", "1"), ("HF_HOME", "~/hf")])

@@ -87,7 +87,8 @@ impl VEnhance {
     /// weights.
     ///
     /// # Errors
-    /// [`engine::Error::Setting`] if a property cannot be used.
+    /// [`engine::Error::Setting`] if a property cannot be used, [`engine::Error::Weights`] if model-dir
+    /// cannot.
     pub fn choice(&self) -> Result<(Model, String), engine::Error> {
         imp::VEnhance::from_obj(self).choice()
     }

@@ -67,6 +67,14 @@ impl Request {
         self.devices.contains(&Device::Cpu)
     }
 
+    /// The layer sizes of the model.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if the model folder cannot be used.
+    pub(super) fn sizes(&self) -> Result<Config, Error> {
+        sizes(&self.source(), self.version)
+    }
+
     fn source(&self) -> Source {
         Source { path: self.options.model_dir.clone(), hub: Hub::from_env() }
     }
@@ -227,7 +235,7 @@ pub(super) fn check_memory(
     if devices.iter().all(|(_, memory)| memory.is_none()) {
         return Ok(());
     }
-    let config = sizes(&request.source())?;
+    let config = request.sizes()?;
     let networks = &Sizes::new(&config, request.devices[0].dtype())?;
     let params = &request.params(&config);
     let check = MemoryCheck { networks, params, devices: &devices };
@@ -246,7 +254,7 @@ pub(super) fn plan(
     sizing: Sizing,
     inputs: usize,
 ) -> Result<String, Error> {
-    let config = sizes(&request.source())?;
+    let config = request.sizes()?;
     let networks = &Sizes::new(&config, request.devices[0].dtype())?;
     let params = &request.params(&config);
     let check = MemoryCheck { networks, params, devices: &memory(&request.devices) };

@@ -87,10 +87,12 @@ pub fn locate(
 /// The layer sizes of a model. Does not need its weights.
 ///
 /// # Errors
-/// [`Error::Weights`] if the `config.json` of a folder is invalid.
-pub(super) fn sizes(source: &Source) -> Result<Config, Error> {
-    model_folder(source)
-        .map_or_else(|| Ok(Config::full()), |folder| Config::read(&folder.join(CONFIG)))
+/// [`Error::Weights`] if the `config.json` of a folder is invalid, or a path has neither that nor the denoiser.
+pub(super) fn sizes(source: &Source, version: Version) -> Result<Config, Error> {
+    match model_folder(source) {
+        Some(folder) => Config::read(&folder.join(CONFIG)),
+        None => source.check(version).map(|()| Config::full()),
+    }
 }
 
 /// The model folder that a source names itself or by its denoiser.

@@ -78,6 +78,14 @@ pub fn choose(options: &Options) -> Result<Choice, Error> {
     Ok(Choice { model, reason, warning, request })
 }
 
+/// Checks the model folder. Loads no weights.
+///
+/// # Errors
+/// [`Error::Weights`] if it cannot be used.
+pub fn check_folder(choice: &Choice) -> Result<(), Error> {
+    choice.request.as_ref().map_or(Ok(()), |request| request.sizes().map(drop))
+}
+
 /// Describes a run for users: a clip of `inputs` frames, the memory it needs, and the memory of the devices.
 /// `sizing` is what the output size of `format` follows from. Loads no weights.
 ///

@@ -50,6 +50,13 @@ pub struct Checkpoint {
     pub remedy: String,
 }
 
+/// The format of a weights file.
+pub(super) enum FileFormat {
+    Safetensors,
+    /// Of version 1.6 or newer.
+    Torch,
+}
+
 impl Checkpoint {
     /// A file of which all tensors are used. Its copy is in f16.
     pub fn new(path: PathBuf) -> Self {
@@ -79,21 +86,35 @@ impl Checkpoint {
         cancel: &Cancel,
         progress: &mut dyn FnMut(Progress),
     ) -> std::result::Result<VarBuilder<'static>, Error> {
+        let mapped = match self.format()? {
+            FileFormat::Torch => self.map_copy(needed, cancel, progress)?,
+            FileFormat::Safetensors => self.map(needed).map_err(|error| self.error(&error))?,
+        };
+        Ok(VarBuilder::from_backend(Box::new(mapped), dtype, device.clone()))
+    }
+
+    /// The format of the file, from its beginning.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if the file cannot be read or is no weights file.
+    pub(super) fn format(&self) -> std::result::Result<FileFormat, Error> {
+        let failed = |error| self.error(&error);
+        let file = File::open(&self.path).map_err(|error| failed(error.into()))?;
+        let length = file.metadata().map_err(|error| failed(error.into()))?.len();
         let mut magic = Vec::new();
-        let read = File::open(&self.path).and_then(|file| file.take(32).read_to_end(&mut magic));
-        read.map_err(|error| self.error(&error.into()))?;
-        let mapped = if magic.starts_with(b"PK\x03\x04") {
-            self.map_copy(needed, cancel, progress)?
-        } else if magic.windows(LEGACY_TORCH_MAGIC.len()).any(|bytes| bytes == LEGACY_TORCH_MAGIC) {
+        file.take(32).read_to_end(&mut magic).map_err(|error| failed(error.into()))?;
+        if magic.starts_with(b"PK\x03\x04") {
+            return Ok(FileFormat::Torch);
+        }
+        if magic.windows(LEGACY_TORCH_MAGIC.len()).any(|bytes| bytes == LEGACY_TORCH_MAGIC) {
             return Err(Error::Weights {
                 tried: format!("reading {}", self.path.display()),
                 why: "it was saved before PyTorch 1.6".into(),
                 instead: "load it with a newer PyTorch and save it again".into(),
             });
-        } else {
-            self.map(needed).map_err(|error| self.error(&error))?
-        };
-        Ok(VarBuilder::from_backend(Box::new(mapped), dtype, device.clone()))
+        }
+        check_header(&magic, length).map_err(failed)?;
+        Ok(FileFormat::Safetensors)
     }
 
     /// The error for a failure to read the file.
@@ -252,7 +273,7 @@ fn map_current(
 ) -> Option<MmapedSafetensors> {
     let file = File::open(path).ok()?;
     let bytes = map_file(&file).ok()?;
-    check_header(&bytes).ok()?;
+    check_header(&bytes, bytes.len() as u64).ok()?;
     let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
     if header.metadata().as_ref() != Some(source) {
         return None;
@@ -277,19 +298,20 @@ fn keys_of(mapped: &MmapedSafetensors) -> Keys {
 }
 
 fn map_safetensors(path: &Path) -> Result<MmapedSafetensors> {
-    check_header(&map_file(&File::open(path)?)?)?;
+    let bytes = map_file(&File::open(path)?)?;
+    check_header(&bytes, bytes.len() as u64)?;
     // SAFETY: as for `map_file`.
     let mapped = unsafe { MmapedSafetensors::new(path) };
     // The message may contain names of any length from the file.
     mapped.map_err(|error| candle_core::Error::msg(printable(&reason(&error))))
 }
 
-/// Checks the length of a safetensors header, which is at the start of the file.
-fn check_header(bytes: &[u8]) -> Result<()> {
-    let length = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
+/// Checks the length of a safetensors header, which a file of `file_length` bytes begins with.
+fn check_header(beginning: &[u8], file_length: u64) -> Result<()> {
+    let length = beginning.first_chunk().map(|length| u64::from_le_bytes(*length));
     match length {
         Some(..=MAX_HEADER) => Ok(()),
-        Some(length) if length < bytes.len() as u64 => {
+        Some(length) if length < file_length => {
             candle_core::bail!("its header has {length} bytes; the limit is {MAX_HEADER}")
         }
         _ => candle_core::bail!("it is neither a safetensors file nor a PyTorch file"),

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Hub, Progress,
+    Checkpoint, Hub, Progress,
     published::{Published, advice},
 };
 use crate::engine::{Cancel, Error, Version};
@@ -50,6 +50,25 @@ impl Source {
         self.hub.as_ref().map_err(Error::clone)?.fetch(files, version, cancel, progress)
     }
 
+    /// Checks that `path`, if it is not a model folder, has the denoiser. Of a file, reads the beginning.
+    ///
+    /// # Errors
+    /// [`Error::Weights`].
+    pub fn check(&self, version: Version) -> Result<(), Error> {
+        match &self.path {
+            Some(path) if path.is_file() => {
+                let remedy =
+                    "set model-dir to a folder with the weights, or to the file of the denoiser";
+                let file = Checkpoint { remedy: remedy.into(), ..Checkpoint::new(path.clone()) };
+                file.format().map(drop)
+            }
+            Some(path) if find_in(path, &version.files()[0]).is_none() => {
+                Err(no_denoiser(path, version))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The folder that `path` is or is in.
     pub fn folder(&self) -> Option<&Path> {
         let path = self.path.as_deref()?;
@@ -67,9 +86,10 @@ fn find_in(folder: &Path, file: &Published) -> Option<PathBuf> {
 fn no_denoiser(folder: &Path, version: Version) -> Error {
     Error::Weights {
         tried: format!("looking for weights in {}", folder.display()),
-        why: match folder.is_dir() {
-            true => format!("it has no config.json and no {}", version.files()[0].names[0]),
-            false => "there is no such file or folder".into(),
+        why: match (folder.is_dir(), folder.exists()) {
+            (true, _) => format!("it has no config.json and no {}", version.files()[0].names[0]),
+            (false, true) => "it is neither a file nor a folder".into(),
+            (false, false) => "there is no such file or folder".into(),
         },
         instead: advice(version),
     }

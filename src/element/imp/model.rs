@@ -37,7 +37,9 @@ impl VEnhance {
     /// See [`crate::VEnhance::choice`].
     pub(in crate::element) fn choice(&self) -> Result<(Model, String), engine::Error> {
         let options = self.properties.lock().options.clone();
-        let Choice { model, reason, .. } = models::choose(&options)?;
+        let choice = models::choose(&options)?;
+        models::check_folder(&choice)?;
+        let Choice { model, reason, .. } = choice;
         Ok((model.into(), reason))
     }
 
