@@ -248,6 +248,18 @@ fn mistakes_and_bad_files_have_their_exit_codes_and_say_what_to_do() {
     fails(&scratch.enhance(&["in.mp4", "out.webm", "--encoder", "x264enc"]), 2, "webmmux");
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--encoder", "nosuchenc"]), 5, "gst-inspect-1.0");
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--model", "v1"]), 6, "--model lite");
+    for (path, why) in [
+        ("nowhere", "weights in nowhere failed: there is no such file or folder; to download"),
+        ("/dev/zero", "weights in /dev/zero failed: it is neither a file nor a folder"),
+        (
+            "text.mp4",
+            "reading text.mp4 failed: it is neither a safetensors file nor a PyTorch file",
+        ),
+    ] {
+        let weights = ["in.mp4", "--plan", "--model", "v2", "--model-dir", path];
+        fails(&scratch.enhance(&weights), 6, why);
+    }
+    fails(&scratch.enhance(&["in.mp4", "--plan", "--prompt_path", "/dev/zero"]), 3, "too long");
     fails(&scratch.enhance(&["in.mp4", "nowhere/out.mp4"]), 4, "create its folder");
     assert_eq!(std::fs::read(scratch.path("there.mp4")).unwrap(), b"mine");
     scratch.nothing_left("out.mp4");
@@ -462,7 +474,13 @@ fn a_run_interrupted_at_any_time_plays_and_resumes_to_the_same_video() {
         // The same values, and one that this model does not use.
         let same = ["--resume", "--model", "lite", "--target-fps", "48/2", "--prompt", "waves"];
         let again = [&arguments[..], &same].concat();
-        let video = scratch.result(&again);
+        let run = scratch.enhance(&again);
+        assert!(run.status.success(), "{}", text(&run));
+        for part in ["238 frames of 640x360 at 24 fps, ", " of them in this run, in "] {
+            assert!(text(&run).contains(part), "{part:?} is not in {}", text(&run));
+        }
+        scratch.nothing_left(&output);
+        let video = decode(&scratch.path(&output));
         assert_eq!(video.times.len(), whole.times.len());
         for (before, after) in whole.times.iter().zip(&video.times) {
             assert!(before.absdiff(*after) < ClockTime::MSECOND, "{before} {after}");

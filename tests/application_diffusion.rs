@@ -147,7 +147,7 @@ fn the_plan_says_what_the_log_of_the_reference_says() {
     let model = TinyModel::new();
     let (said, _) = plan(&model, &["--up_scale", "3"]);
     for line in [
-        "frames: 4 to 10",
+        "frames: 4 to 10, from the duration",
         "frame rate: 8 to 24 fps",
         "resolution: 36x24 to 108x72",
         "prompt: a good video",
@@ -160,7 +160,7 @@ fn the_plan_says_what_the_log_of_the_reference_says() {
     let flags = "in.mp4 out.mp4 --model v1 --model-dir model --min-height 0 --up-scale 3 --solver normal --steps 1";
     let output = program(&model).args(flags.split(' ')).output().unwrap();
     let log = String::from_utf8_lossy(&output.stderr);
-    for line in ["frames: 4 to 10", "prompt: a good video", "s: 8"] {
+    for line in ["frames: 4 to 10, from the duration", "prompt: a good video", "s: 8"] {
         assert!(log.lines().any(|said| said == line), "{line:?} is not in {log}");
     }
 }
@@ -173,10 +173,11 @@ fn values_that_the_reference_takes_are_taken() {
         assert!(said.lines().any(|said| said == line), "{flags:?}: {line:?} is not in {said}");
     };
     has(&["--s_cond", "8.0"], "s: 8");
+    has(&["--s_cond", "7.5"], "s: 7");
     has(&["--noise_aug", "350"], "noise augmentation: 300");
     has(&["--noise_aug", "-1"], "noise augmentation: 0");
     let (_, warning) = plan(&model, &["--noise_aug", "350"]);
-    assert!(warning.contains("--noise-aug 350 is out of range: using 300"), "{warning}");
+    assert!(warning.contains("--noise-aug 350 is not possible: using 300"), "{warning}");
     let (_, warning) = plan(&model, &["--noise_aug", "300"]);
     assert_eq!(warning, "");
     for cfg in ["-1", "0", "0.5", "25", "100"] {

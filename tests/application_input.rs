@@ -70,11 +70,22 @@ fn videos_of_rare_formats_are_enhanced() {
         );
         let input = scratch.make(format, &video, muxer, &[]);
         let output = format!("{format}.mp4");
-        succeeds(&fast(&scratch, &input, &output));
+        let run = fast(&scratch, &input, &output);
+        succeeds(&run);
+        let deep = ["v210", "GRAY16_LE"].contains(&format);
+        assert_eq!(text(&run).contains("become 8"), deep, "{}", text(&run));
         assert_eq!(decode(&scratch.path(&output)).times.len(), 10, "{format}");
     }
-    succeeds(&fast(&scratch, &media("hevc12_444.mkv"), "hevc.mp4"));
+    let hevc = media("hevc12_444.mkv");
+    let run = fast(&scratch, &hevc, "hevc.mp4");
+    succeeds(&run);
+    says(&run, "its 12 bits become 8 with the default encoder; --encoder x265enc keeps more");
     assert_eq!(decode(&scratch.path("hevc.mp4")).times.len(), 75);
+    let deep = [hevc.to_str().unwrap(), "deep.mp4", "--encoder", "x265enc"];
+    let run = scratch.enhance(&[&deep, &FAST[..]].concat());
+    succeeds(&run);
+    assert!(!text(&run).contains("become 8"), "{}", text(&run));
+    assert_eq!(decode(&scratch.path("deep.mp4")).info().comp_depth(0), 12);
 }
 
 #[test]
@@ -82,7 +93,7 @@ fn an_alpha_channel_is_kept_where_the_encoder_takes_it_and_its_loss_is_said() {
     let scratch = Scratch::new();
     let lost = fast(&scratch, &media("alpha.webm"), "lost.mp4");
     succeeds(&lost);
-    says(&lost, "its alpha channel is left out");
+    says(&lost, "its transparency is lost");
     assert_eq!(decode(&scratch.path("lost.mp4")).info().format(), VideoFormat::I420);
     let input = media("alpha.webm");
     let arguments = [input.to_str().unwrap(), "kept.mkv", "--encoder", "avenc_huffyuv"];
@@ -90,6 +101,11 @@ fn an_alpha_channel_is_kept_where_the_encoder_takes_it_and_its_loss_is_said() {
     succeeds(&kept);
     assert!(!text(&kept).contains("alpha"), "{}", text(&kept));
     assert!(decode(&scratch.path("kept.mkv")).info().has_alpha());
+    // Its decoder gives an alpha channel, in which everything is opaque.
+    common::gif(&scratch.path("in.gif"), (32, 32), 4, |n, column| column == n);
+    let opaque = fast(&scratch, &scratch.path("in.gif"), "opaque.mp4");
+    succeeds(&opaque);
+    assert!(!text(&opaque).contains("transparency"), "{}", text(&opaque));
 }
 
 #[test]
@@ -296,7 +312,8 @@ fn nobody_has_to_read_what_is_printed() {
         let mut child = command.stdout(full()).stderr(full()).spawn().unwrap();
         end(&mut child).code()
     };
-    assert_eq!(run(&["in.mp4", "--plan"]), Some(0));
+    // But then a plan is of no use.
+    assert_eq!(run(&["in.mp4", "--plan"]), Some(4));
     assert_eq!(run(&[&["in.mp4", "out.mp4"], &FAST[..]].concat()), Some(0));
     assert_eq!(decode(&scratch.path("out.mp4")).times.len(), 16);
     assert_eq!(run(&["missing.mp4", "none.mp4"]), Some(3));

@@ -220,7 +220,10 @@ fn sound_may_be_much_longer_than_the_video() {
     // GStreamer takes the video of such an MP4 for a preview. Other players do not.
     let run = scratch.fast(&["in.mkv", "out.mp4"]);
     assert!(run.status.success(), "{}", text(&run));
-    scratch.only(&["in.mkv", "out.mkv", "out.mp4"]);
+    let run = scratch.fast(&["out.mp4", "again.mkv"]);
+    assert!(run.status.success(), "{}", text(&run));
+    assert_eq!(decode(&scratch.path("again.mkv")).times.len(), 4);
+    scratch.only(&["again.mkv", "in.mkv", "out.mkv", "out.mp4"]);
 }
 
 #[test]
@@ -342,6 +345,9 @@ fn one_two_and_three_frames_are_videos() {
             let run = scratch.fast(&["in.mp4", output, "--overwrite"]);
             assert!(run.status.success(), "{frames} to {output}: {}", text(&run));
             assert_eq!(decode(&scratch.path(output)).times.len(), frames, "{output}");
+            let plural = if frames == 1 { "" } else { "s" };
+            let said = format!("{frames} frame{plural} of 96x64 at 24 fps in ");
+            assert!(text(&run).contains(&said), "{}", text(&run));
         }
     }
 }
@@ -445,6 +451,20 @@ fn a_plan_lists_every_video_of_a_folder() {
     {
         assert!(text(&run).contains(line), "{line:?} is not in {}", text(&run));
     }
+}
+
+#[test]
+fn a_plan_counts_the_frames_where_the_duration_cannot_be_right() {
+    let scratch = Scratch::new();
+    // Two frames at 25 fps, three hours apart.
+    let video = SHORT
+        .replace("num-buffers=4", "num-buffers=2")
+        .replace("framerate=24/1", "framerate=1/10000 ! capssetter caps=video/x-raw,framerate=25/1")
+        .replace("x264enc", "x264enc bframes=0");
+    scratch.make("in.mkv", &video, "matroskamux", &[]);
+    let run = scratch.enhance(&["in.mkv", "--plan", "--model", "lite"]);
+    assert!(run.status.success(), "{}", text(&run));
+    assert!(text(&run).contains("frames: 2 to 2\n"), "{}", text(&run));
 }
 
 /// A run that hangs is found by its time.

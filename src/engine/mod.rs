@@ -48,7 +48,7 @@ pub use rules::{
     unscaled_sides,
 };
 pub use sizing::{MAX_SCALE, Sizing};
-pub use text::printable;
+pub use text::{count, printable};
 pub use times::{check_times, multiple_times};
 
 use std::{sync::Arc, time::Duration};

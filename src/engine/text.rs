@@ -13,6 +13,11 @@ pub fn printable(text: &str) -> String {
     }
 }
 
+/// A number and a noun: "1 frame", "2 frames".
+pub fn count(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Escapes control characters and those that reverse the direction of text.
 pub(super) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());

@@ -102,8 +102,8 @@ pub fn plan(
     }
     let Format { input, output, interpolated, .. } = format;
     Ok(format!(
-        "output: {} frames, {} per input frame\nsize: {}×{} to {}×{}",
-        engine::output_frames(inputs, interpolated),
+        "output: {}, {} per input frame\nsize: {}×{} to {}×{}",
+        engine::count(engine::output_frames(inputs, interpolated) as u64, "frame"),
         interpolated + 1,
         input.0,
         input.1,

@@ -11,7 +11,7 @@ use super::{
     tiles::{COLUMNS, ROWS},
     windows::Windows,
 };
-use crate::engine::{Format, output_frames};
+use crate::engine::{Format, count, output_frames};
 
 /// Returns how many items must arrive before item `index` leaves the last of `stages` stages.
 fn needed(windows: Windows, stages: usize, index: usize) -> usize {
@@ -141,7 +141,8 @@ impl fmt::Display for Plan {
         let Format { input, output, interpolated, .. } = self.format;
         let (height, width) = self.canvas.padded;
         let (h, w) = self.canvas.latent();
-        writeln!(f, "output: {} frames, {} per input frame", self.frames, interpolated + 1)?;
+        let frames = count(self.frames as u64, "frame");
+        writeln!(f, "output: {frames}, {} per input frame", interpolated + 1)?;
         writeln!(
             f,
             "size: {}×{} to {}×{}, padded to {width}×{height}, latents {w}×{h}",

@@ -16,14 +16,14 @@ use rustix::fs::OFlags;
 /// 2180 tensors, has half a megabyte.
 pub(super) const MAX_HEADER: u64 = 8 << 20;
 
-/// Creates a file for writing, also in the place of an old one, so that no link is followed.
+/// Creates a file for writing and reading, also in the place of an old one, so that no link is followed.
 ///
 /// # Errors
 /// If the old file cannot be removed or the new one cannot be created.
 pub fn create_new(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => File::options().write(true).create_new(true).open(path),
+        _ => File::create_new(path),
     }
 }
 

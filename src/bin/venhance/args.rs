@@ -207,10 +207,10 @@ fn properties_of(pspecs: &[glib::ParamSpec], matches: &ArgMatches) -> Vec<Proper
             continue;
         }
         if let Ok(value) = properties::parse(pspec, text) {
-            if let ("noise-aug", Ok(used)) = (pspec.name(), value.get::<i32>())
+            if let Ok(used) = value.get::<i32>()
                 && text.parse() != Ok(f64::from(used))
             {
-                eprintln!("--noise-aug {text} is out of range: using {used}");
+                eprintln!("--{} {text} is not possible: using {used}", pspec.name());
             }
             given.push(Property { name: pspec.name().to_owned(), value });
         }

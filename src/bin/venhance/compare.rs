@@ -8,6 +8,7 @@ use gst::{ClockTime, prelude::*};
 use gst_video::prelude::*;
 
 use crate::{
+    demuxers::hide_duration,
     failure::{Failure, READER, make},
     pipeline::{add_in_front, bin, static_pad},
     source::Source,
@@ -62,6 +63,7 @@ fn frames(
     let pipeline = gst::Pipeline::new();
     let file = make("filesrc")?;
     file.set_property("location", path);
+    hide_duration(&static_pad(&file, "src")?);
     let (reader, decoder) = (bin(&pipeline, READER), make("decodebin")?);
     let names = ["videoflip", "videoconvert", "videoscale"];
     let [flip, convert, scale] = names.map(make);

@@ -3,22 +3,22 @@
 //! (`| head`) or the disk is full; the work goes on without these lines. Control characters of names and messages
 //! are escaped, so that they do not reach the terminal.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 macro_rules! println {
-    ($($arg:tt)*) => {
-        $crate::console::write(&mut std::io::stdout(), format!($($arg)*))
-    };
+    ($($arg:tt)*) => {{
+        let _ = $crate::console::write(&mut std::io::stdout(), &format!($($arg)*));
+    }};
 }
 
 macro_rules! eprintln {
-    ($($arg:tt)*) => {
-        $crate::console::write(&mut std::io::stderr(), format!($($arg)*))
-    };
+    ($($arg:tt)*) => {{
+        let _ = $crate::console::write(&mut std::io::stderr(), &format!($($arg)*));
+    }};
 }
 
 /// Writes a text and a line break.
-pub fn write(to: &mut impl Write, text: String) {
+pub fn write(to: &mut impl Write, text: &str) -> io::Result<()> {
     let mut line = String::with_capacity(text.len() + 1);
     for c in text.chars() {
         match c.is_control() && c != '\n' {
@@ -27,5 +27,5 @@ pub fn write(to: &mut impl Write, text: String) {
         }
     }
     line.push('\n');
-    let _ = to.write_all(line.as_bytes());
+    to.write_all(line.as_bytes())
 }

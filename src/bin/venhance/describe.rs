@@ -8,16 +8,26 @@ use gstvenhance::{Model, Output, engine};
 
 use crate::{
     failure::Failure,
+    pipeline::Packets,
     properties,
-    session::Session,
+    session::{End, Session, cancelled},
     source::{ASSUMED_RATE, Source},
 };
+
+/// Fewer bytes make no frame.
+const MIN_FRAME_BYTES: usize = 16;
 
 /// The input video.
 struct Input {
     size: (usize, usize),
     fps: (u32, u32),
-    frames: usize,
+}
+
+/// The number of input frames.
+struct Frames {
+    number: usize,
+    /// What it is from, if that can be wrong; begins with a comma.
+    origin: &'static str,
 }
 
 impl Session {
@@ -25,23 +35,35 @@ impl Session {
     pub fn plan(&self, input: &Path, index: usize) -> Result<String, Failure> {
         let source = Source::open(input)?;
         self.set_prompt(input, index)?;
-        let Input { size, fps, frames } = input_of(&source)?;
-        let plan = self.enhancer.plan(size, fps, frames);
+        let input = input_of(&source)?;
+        let frames = self.count_frames(&source, &input)?;
+        let plan = self.enhancer.plan(input.size, input.fps, frames.number);
         let plan = plan.map_err(|error| refused(&source, &error))?;
-        Ok(format!("{}\n{plan}", self.describe(&source)?))
+        Ok(format!("{}\n{plan}", self.describe_input(&source, &input, frames)?))
     }
 
     /// What VEnhancer's script logs when it starts: frames, rates, sizes, and what the model is told.
     pub fn describe(&self, source: &Source) -> Result<String, Failure> {
-        let Input { size, fps, frames } = input_of(source)?;
-        let Output { size: enlarged, interpolated } = self.output(source)?;
-        let all = frames + interpolated * frames.saturating_sub(1);
+        let input = input_of(source)?;
+        self.describe_input(source, &input, self.count_frames(source, &input)?)
+    }
+
+    fn describe_input(
+        &self,
+        source: &Source,
+        input: &Input,
+        frames: Frames,
+    ) -> Result<String, Failure> {
+        let Input { size, fps } = *input;
+        let Frames { number, origin } = frames;
+        let Output { size: enlarged, interpolated } = self.output_of(source, input)?;
+        let all = number + interpolated * number.saturating_sub(1);
         let rate = |factor: usize| {
             let rate = f64::from(fps.0) * factor as f64 / f64::from(fps.1);
             format!("{rate:.4}").trim_end_matches('0').trim_end_matches('.').to_owned()
         };
         let mut lines = vec![
-            format!("frames: {frames} to {all}"),
+            format!("frames: {number} to {all}{origin}"),
             format!("frame rate: {} to {} fps", rate(1), rate(interpolated + 1)),
             format!("resolution: {}x{} to {}x{}", size.0, size.1, enlarged.0, enlarged.1),
         ];
@@ -60,8 +82,36 @@ impl Session {
 
     /// What the element makes of a video.
     pub fn output(&self, source: &Source) -> Result<Output, Failure> {
-        let Input { size, fps, .. } = input_of(source)?;
-        self.enhancer.output(size, fps).map_err(|error| refused(source, &error))
+        self.output_of(source, &input_of(source)?)
+    }
+
+    fn output_of(&self, source: &Source, input: &Input) -> Result<Output, Failure> {
+        self.enhancer.output(input.size, input.fps).map_err(|error| refused(source, &error))
+    }
+
+    /// Number of frames according to the duration. If that is unknown, or cannot be right for a file of this size,
+    /// counts the packets.
+    fn count_frames(&self, source: &Source, input: &Input) -> Result<Frames, Failure> {
+        if source.still {
+            return Ok(Frames { number: 1, origin: "" });
+        }
+        let (numer, denom) = input.fps;
+        let seconds = source.duration.unwrap_or(ClockTime::ZERO).seconds_f64();
+        let number = (seconds * f64::from(numer) / f64::from(denom)).round() as usize;
+        let bytes = source.path.metadata().map_or(0, |metadata| metadata.len()) as usize;
+        if (1..=bytes / MIN_FRAME_BYTES).contains(&number) {
+            // Sound can be longer, and the rate need not be constant.
+            return Ok(Frames { number, origin: ", from the duration" });
+        }
+        let packets = Packets::new(&source.path, None)?;
+        match self.run(&packets.pipeline, source, &source.path, None) {
+            Ok(End::Interrupted) => return Err(cancelled("before the first frame")),
+            // Of a damaged file, what comes before the damage counts.
+            Ok(End::Eos(_)) | Err(_) => {}
+        }
+        let streams = packets.streams();
+        let number = streams.get(&source.video.id).map_or(0, |video| video.shown as usize);
+        Ok(Frames { number, origin: "" })
     }
 }
 
@@ -82,12 +132,7 @@ fn input_of(source: &Source) -> Result<Input, Failure> {
     };
     let rate = if source.still { ASSUMED_RATE } else { info.fps() };
     let fps = (rate.numer().max(0) as u32, rate.denom().max(1) as u32);
-    let seconds = source.duration.unwrap_or(ClockTime::ZERO).seconds_f64();
-    let frames = (seconds * f64::from(fps.0) / f64::from(fps.1)).round() as usize;
     let (width, height) = (info.width() as usize, info.height() as usize);
-    Ok(Input {
-        size: if source.swaps_sides { (height, width) } else { (width, height) },
-        fps,
-        frames: if source.still { 1 } else { frames },
-    })
+    let size = if source.swaps_sides { (height, width) } else { (width, height) };
+    Ok(Input { size, fps })
 }

@@ -15,13 +15,14 @@
 //!                       └─► compare    picture of input and output
 //! ```
 //!
-//! `console` is how all of them print; `local` keeps GStreamer from opening anything but the named files.
+//! `demuxers` corrects faults of demuxers; `console` is how all of them print; `local` keeps GStreamer from opening anything but the named files.
 
 #[macro_use]
 mod console;
 mod args;
 mod check;
 mod compare;
+mod demuxers;
 mod describe;
 mod failure;
 mod folder;
@@ -37,7 +38,7 @@ mod source;
 mod target;
 mod trial;
 
-use std::{path::Path, process::ExitCode};
+use std::{io, path::Path, process::ExitCode};
 
 use failure::{Failure, Kind};
 use folder::Folder;
@@ -94,13 +95,22 @@ fn run() -> Result<(), Failure> {
 /// Prints what would be done with a video, or with every video of a folder.
 fn plan(session: &Session, input: &Path) -> Result<(), Failure> {
     if !input.is_dir() {
-        println!("{}", session.plan(input, 0)?);
-        return Ok(());
+        return print(&session.plan(input, 0)?);
     }
     for (index, video) in Folder::read(input)?.videos.iter().enumerate() {
-        println!("{}:\n{}", video.display(), session.plan(video, index)?);
+        print(&format!("{}:\n{}", video.display(), session.plan(video, index)?))?;
     }
     Ok(())
+}
+
+/// Prints what was asked for. A reader that has gone wants no more of it.
+fn print(text: &str) -> Result<(), Failure> {
+    match console::write(&mut io::stdout(), text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Kind::Output, format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Enhances every video of a folder. A failure is reported and the other videos follow.

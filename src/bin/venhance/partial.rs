@@ -53,10 +53,9 @@ impl Paths {
         }
     }
 
-    /// Creates the finished file, also in the place of an old one, so that the muxer follows no link.
-    pub fn create_finished(&self) -> Result<(), Failure> {
-        let created = create_new(&self.finished);
-        created.map(|_| ()).map_err(|error| Failure::output(&self.finished, &error))
+    /// Creates the finished file, also in the place of an old one, so that no link is followed.
+    pub fn create_finished(&self) -> Result<File, Failure> {
+        create_new(&self.finished).map_err(|error| Failure::output(&self.finished, &error))
     }
 
     /// Fails if the output is something else than a file.
@@ -85,9 +84,9 @@ impl Paths {
     }
 
     /// Gives the finished file the name of the output.
-    pub fn publish(&self) -> Result<(), Failure> {
-        File::open(&self.finished)
-            .and_then(|file| file.sync_all())
+    pub fn publish(&self, finished: &File) -> Result<(), Failure> {
+        finished
+            .sync_all()
             .and_then(|()| std::fs::rename(&self.finished, &self.output))
             .map_err(|error| Failure::output(&self.output, &error))
     }

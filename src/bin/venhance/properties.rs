@@ -88,7 +88,8 @@ pub fn help(pspec: &glib::ParamSpec) -> String {
 }
 
 /// The value that a text stands for, in gst-launch syntax. As in VEnhancer's script, an integer can have
-/// decimals that are zero, and a noise augmentation out of range is limited to the range.
+/// decimals that are zero, a noise augmentation out of range is limited to the range, and the downscale condition
+/// need not be whole: here, the decimals are dropped.
 ///
 /// # Errors
 /// If the text is not a value of the property; the message says what is.
@@ -97,7 +98,11 @@ pub fn parse(pspec: &glib::ParamSpec, text: &str) -> Result<glib::Value, String>
         return Ok(text.to_value());
     }
     let integer = pspec.value_type() == glib::Type::I32;
-    let whole = text.parse().ok().filter(|number: &f64| integer && number.fract() == 0.0);
+    let given: Option<f64> = text.parse().ok().filter(|_| integer);
+    let whole = match pspec.name() {
+        "downscale-cond" => given.map(f64::trunc),
+        _ => given.filter(|number| number.fract() == 0.0),
+    };
     let text = match (whole, range(pspec)) {
         (Some(number), Some((low, high))) if pspec.name() == "noise-aug" => {
             number.clamp(low, high).to_string()

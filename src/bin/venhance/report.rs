@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use gst::ClockTime;
+use gstvenhance::engine::count;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Time between two lines without a terminal.
@@ -81,7 +82,8 @@ impl Report {
 
     fn state(&self, position: ClockTime, frames: u64) -> String {
         let elapsed = self.started.elapsed().as_secs_f64();
-        let mut state = format!("{frames} frames, {:.1} a second", frames as f64 / elapsed);
+        let mut state =
+            format!("{}, {:.1} a second", count(frames, "frame"), frames as f64 / elapsed);
         if !self.unit.is_empty() && self.unit != "frame" {
             state = format!("{state}, {}", self.unit);
         }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use gst::{ClockTime, prelude::*};
-use gstvenhance::{Model, VEnhance};
+use gstvenhance::{Model, VEnhance, engine::count};
 
 use crate::{
     args::Args,
@@ -141,8 +141,13 @@ impl Session {
             return Ok(Outcome::Enhanced(summary, None));
         };
         let rate = frames as f64 / took.as_secs_f64();
-        let summary =
-            format!("{frames} frames of {format} in {}, {rate:.1} a second", clock(took.as_secs()));
+        // Others were made before an interruption.
+        let here = match frames == content.frames {
+            true => String::new(),
+            false => format!(", {frames} of them in this run,"),
+        };
+        let (all, took) = (count(content.frames, "frame"), clock(took.as_secs()));
+        let summary = format!("{all} of {format}{here} in {took}, {rate:.1} a second");
         Ok(Outcome::Enhanced(summary, early))
     }
 
@@ -252,19 +257,19 @@ impl Session {
 
     /// Writes the finished file, checks it, and removes the temporary ones.
     fn finish(&self, finish: &Finish<'_>, paths: &Paths) -> Result<(), Failure> {
-        paths.create_finished()?;
-        let pipeline = finish.pipeline(&paths.video, &paths.finished)?;
+        let file = paths.create_finished()?;
+        let pipeline = finish.pipeline(&paths.video, &file)?;
         let end = self.run(&pipeline, finish.source, &paths.output, None);
         let _ = pipeline.set_state(gst::State::Null);
         // A first signal comes too late from here on: the finished file replaces the partial one.
         let _signals = self.signals.watch();
         let finished = match end {
             Ok(End::Eos(_)) => finish
-                .remove_audio_delay(&paths.finished)
+                .remove_audio_delay(&file, &paths.finished)
                 // Demuxers count from the first frame of a file, or from 0: compare what they find in both files.
                 .and_then(|()| self.video_of(finish.source, &paths.video))
                 .and_then(|video| self.check_finished(finish, &paths.finished, video.span()))
-                .and_then(|()| paths.publish()),
+                .and_then(|()| paths.publish(&file)),
             Ok(End::Interrupted) => {
                 Err(cancelled("all frames are finished; --resume writes the output file"))
             }

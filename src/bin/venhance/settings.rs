@@ -2,7 +2,7 @@
 //! The element's properties in a run: which of them the model uses, the prompt of each video, and what `--resume`
 //! compares.
 
-use std::path::Path;
+use std::{fs::File, io::Read, path::Path};
 
 use gst::{glib, prelude::*};
 use gstvenhance::Model;
@@ -16,6 +16,9 @@ use crate::{
     source::Source,
     target::Encoder,
 };
+
+/// A text file with prompts has fewer bytes.
+const MAX_PROMPTS: u64 = 16 << 20;
 
 impl Session {
     /// Says which of the given flags the model does not use.
@@ -49,7 +52,14 @@ impl Session {
     /// Sets the prompt of a video.
     pub fn set_prompt(&self, input: &Path, index: usize) -> Result<(), Failure> {
         let read = |path: &Path| {
-            std::fs::read_to_string(path).map_err(|error| Failure::input(path, error))
+            let mut text = String::new();
+            let file = File::open(path).map(|file| file.take(MAX_PROMPTS));
+            let bytes = file.and_then(|mut file| file.read_to_string(&mut text));
+            let bytes = bytes.map_err(|error| Failure::input(path, error))?;
+            match bytes as u64 == MAX_PROMPTS {
+                true => Err(Failure::input(path, "it is too long; use a text file with prompts")),
+                false => Ok(text),
+            }
         };
         let text_file = input.with_extension("txt");
         let prompt = match &self.args.prompts {

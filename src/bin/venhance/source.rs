@@ -11,7 +11,7 @@ use std::{
 use gst::{ClockTime, glib, prelude::*};
 use gst_pbutils::prelude::*;
 
-use crate::{failure::Failure, local};
+use crate::{demuxers::hide_duration, failure::Failure, local};
 
 /// A stream of the file.
 #[derive(Debug, Clone)]
@@ -69,13 +69,25 @@ impl Source {
             Failure::input(&path, format!("cannot read a video from it: {error}"))
         };
         let uri = glib::filename_to_uri(&path, None).map_err(broken)?;
-        let info = gst_pbutils::Discoverer::new(TIMEOUT)
-            .and_then(|discoverer| discoverer.discover_uri(&uri))
-            .map_err(broken)?;
-        Self::new(path, &info)
+        let discoverer = gst_pbutils::Discoverer::new(TIMEOUT).map_err(broken)?;
+        let mut info = discoverer.discover_uri(&uri).map_err(broken)?;
+        let duration = info.duration();
+        if info.video_streams().is_empty() {
+            discoverer.connect_source_setup(|_, file| {
+                if let Some(pad) = file.static_pad("src") {
+                    hide_duration(&pad);
+                }
+            });
+            info = discoverer.discover_uri(&uri).map_err(broken)?;
+        }
+        Self::new(path, &info, duration)
     }
 
-    fn new(path: PathBuf, info: &gst_pbutils::DiscovererInfo) -> Result<Self, Failure> {
+    fn new(
+        path: PathBuf,
+        info: &gst_pbutils::DiscovererInfo,
+        duration: Option<ClockTime>,
+    ) -> Result<Self, Failure> {
         let videos = info.video_streams();
         let Some(video) = videos.iter().find(|video| !video.is_image()).or(videos.first()) else {
             let why = match info.result() {
@@ -110,7 +122,7 @@ impl Source {
             caps.iter().all(|structure| structure.name() != "image/gst-libav-gif")
         });
         Ok(Self {
-            duration: info.duration(),
+            duration,
             elementary: info.stream_info().is_none_or(|info| {
                 info.downcast_ref::<gst_pbutils::DiscovererContainerInfo>().is_none()
             }),

@@ -14,7 +14,10 @@ use crate::{
 #[derive(Debug)]
 pub struct Container {
     pub muxer: &'static str,
+    /// Gets 8 bits.
     video_encoder: &'static str,
+    /// An encoder that takes more, if `--encoder` names it.
+    deep_encoder: &'static str,
     /// For audio that cannot be copied.
     audio_encoder: &'static str,
     subtitles: bool,
@@ -23,19 +26,30 @@ pub struct Container {
 const OPUS: &str = "opusenc bitrate=160000";
 const AAC: &str = "avenc_aac bitrate=192000";
 
-const MP4: Container =
-    Container { muxer: "mp4mux", video_encoder: "x264enc", audio_encoder: AAC, subtitles: true };
+const MP4: Container = Container {
+    muxer: "mp4mux",
+    video_encoder: "x264enc",
+    deep_encoder: "x265enc",
+    audio_encoder: AAC,
+    subtitles: true,
+};
 const QUICKTIME: Container = Container { muxer: "qtmux", ..MP4 };
 /// Also the format of the partial file.
 pub const MATROSKA: Container = Container {
     muxer: "matroskamux",
     video_encoder: "x264enc",
+    deep_encoder: "x265enc",
     audio_encoder: OPUS,
     subtitles: true,
 };
 /// GStreamer's muxer accepts subtitles that WebM players do not support.
-const WEBM: Container =
-    Container { muxer: "webmmux", video_encoder: "vp9enc", audio_encoder: OPUS, subtitles: false };
+const WEBM: Container = Container {
+    muxer: "webmmux",
+    video_encoder: "vp9enc",
+    deep_encoder: "vp9enc",
+    audio_encoder: OPUS,
+    subtitles: false,
+};
 
 /// What to do with an audio or subtitle stream.
 #[derive(Debug, PartialEq)]
@@ -132,6 +146,8 @@ pub struct Encoder {
     pub description: String,
     /// Whether `--encoder` names it.
     pub asked: bool,
+    /// For the default, which gets 8 bits: an encoder that takes more.
+    pub deeper: Option<&'static str>,
     /// Element that prepares the video of the partial Matroska file for another container.
     parser: &'static str,
     /// Element that computes the decoding timestamps, which Matroska does not have.
@@ -182,6 +198,7 @@ impl Encoder {
             factory: factory.clone(),
             description,
             asked: asked.is_some(),
+            deeper: asked.is_none().then_some(container.deep_encoder),
             parser: "identity",
             timestamper: None,
             output: gst::Caps::new_any(),

@@ -2,7 +2,7 @@
 //! Tries an encoder before the work begins.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
@@ -74,7 +74,9 @@ impl Session {
         let frame = ClockTime::SECOND / 25;
         let content = Content { frames: 3, last: frame * 2, end: frame * 3, caps };
         let finish = Finish { source, container, encoder, content: &content };
-        let pipeline = finish.pipeline(&partial, &finished)?;
+        let file =
+            File::create_new(&finished).map_err(|error| Failure::output(&finished, &error))?;
+        let pipeline = finish.pipeline(&partial, &file)?;
         let end = self.run(&pipeline, source, output, None);
         let _ = pipeline.set_state(gst::State::Null);
         complete(end?)?;

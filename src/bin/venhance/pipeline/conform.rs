@@ -40,7 +40,7 @@ pub fn conform(source: &Source, enhancer: &gst::Element) -> Result<Vec<gst::Elem
 }
 
 /// Shows a warning to the user.
-fn warn(element: &gst::Element, text: &str) {
+pub(super) fn warn(element: &gst::Element, text: &str) {
     gst::element_warning!(element, gst::StreamError::Format, ("{text}"));
 }
 
@@ -281,28 +281,5 @@ pub fn keep_first_caps(encoder: &gst::Pad) {
         };
         let format = (info.format(), info.width(), info.height());
         drop_if(first.lock().replace(format) == Some(format))
-    });
-}
-
-/// Warns if the decoder gives an alpha channel at `decoded` and the encoder takes none.
-pub fn warn_of_lost_alpha(encoder: &gst::Pad, decoded: &gst::Pad) {
-    let decoded = decoded.downgrade();
-    encoder.add_probe(gst::PadProbeType::BUFFER, move |encoder, _| {
-        let has_alpha = |pad: &gst::Pad| {
-            let info = pad.current_caps().map(|caps| gst_video::VideoInfo::from_caps(&caps));
-            info.is_some_and(|info| info.is_ok_and(|info| info.has_alpha()))
-        };
-        if let Some(decoded) = decoded.upgrade()
-            && has_alpha(&decoded)
-            && !has_alpha(encoder)
-            && let Some(element) = decoded.parent_element()
-        {
-            warn(
-                &element,
-                "its alpha channel is left out because the encoder takes none; --encoder avenc_huffyuv \
-                 does, for .mkv",
-            );
-        }
-        gst::PadProbeReturn::Remove
     });
 }

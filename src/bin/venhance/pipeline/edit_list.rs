@@ -7,17 +7,15 @@
 //! Format: ISO/IEC 14496-12, sections 4.2 (boxes) and 8.6.6 (edit list).
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
     ops::Range,
-    path::Path,
 };
 
 /// Skips the first packet of audio tracks; `tracks` has their numbers among the audio tracks.
-pub fn skip_first_packet(path: &Path, tracks: &[usize]) -> io::Result<()> {
-    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
-    let (moov, mut bytes) = read_moov(&mut file)?;
-    let audio = tracks_of(&bytes, b"soun");
+pub fn skip_first_packet(mut file: &File, tracks: &[usize]) -> io::Result<()> {
+    let (moov, mut bytes) = read_moov(file)?;
+    let audio = audio_tracks(&bytes);
     let length = bytes.len();
     for track in tracks {
         let edited = audio.get(*track).and_then(|trak| skip_packet(&mut bytes, trak, length));
@@ -29,17 +27,8 @@ pub fn skip_first_packet(path: &Path, tracks: &[usize]) -> io::Result<()> {
     file.write_all(&bytes)
 }
 
-/// Number of packets of the first video track.
-pub fn video_packets(path: &Path) -> io::Result<u64> {
-    let (_, bytes) = read_moov(&mut File::open(path)?)?;
-    let sizes = tracks_of(&bytes, b"vide")
-        .first()
-        .and_then(|trak| find(&bytes, trak, &[b"mdia", b"minf", b"stbl", b"stsz"]));
-    Ok(sizes.and_then(|at| number(&bytes, at.start + 8)).unwrap_or(0).into())
-}
-
 /// The position and the content of the moov box.
-fn read_moov(file: &mut File) -> io::Result<(Range<u64>, Vec<u8>)> {
+fn read_moov(mut file: &File) -> io::Result<(Range<u64>, Vec<u8>)> {
     let Some(moov) = find_moov(file)? else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it has no moov box"));
     };
@@ -50,14 +39,14 @@ fn read_moov(file: &mut File) -> io::Result<(Range<u64>, Vec<u8>)> {
     Ok((moov, bytes))
 }
 
-/// The tracks of a kind.
-fn tracks_of(moov: &[u8], kind: &[u8; 4]) -> Vec<Range<usize>> {
+/// The audio tracks.
+fn audio_tracks(moov: &[u8]) -> Vec<Range<usize>> {
     let traks = children(moov, 0..moov.len()).into_iter().filter(|(name, _)| name == b"trak");
-    let of_kind = |trak: &Range<usize>| {
+    let is_audio = |trak: &Range<usize>| {
         let handler = find(moov, trak, &[b"mdia", b"hdlr"]);
-        handler.is_some_and(|at| moov.get(at.start + 8..at.start + 12) == Some(kind))
+        handler.is_some_and(|at| moov.get(at.start + 8..at.start + 12) == Some(b"soun"))
     };
-    traks.map(|(_, trak)| trak).filter(of_kind).collect()
+    traks.map(|(_, trak)| trak).filter(is_audio).collect()
 }
 
 /// Moves the start of the last edit behind the first packet.
@@ -84,7 +73,7 @@ fn skip_packet(moov: &mut [u8], trak: &Range<usize>, length: usize) -> Option<()
 }
 
 /// The position of the content of the moov box in the file.
-fn find_moov(file: &mut File) -> io::Result<Option<Range<u64>>> {
+fn find_moov(mut file: &File) -> io::Result<Option<Range<u64>>> {
     let (mut at, end) = (0, file.metadata()?.len());
     while at + 8 <= end {
         file.seek(SeekFrom::Start(at))?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The pipeline that writes the finished file.
 
-use std::{io, path::Path};
+use std::{fs::File, io, os::fd::AsRawFd, path::Path};
 
 use gst::{ClockTime, prelude::*};
 use parking_lot::Mutex;
@@ -32,16 +32,17 @@ pub struct Finish<'a> {
 
 impl Finish<'_> {
     /// Builds the pipeline that copies the video of the partial file and the other streams of the source
-    /// into the finished file.
-    pub fn pipeline(&self, partial: &Path, finished: &Path) -> Result<gst::Pipeline, Failure> {
+    /// into the finished file, which must stay open while the pipeline runs. By its name, another process could have
+    /// put a link in its place.
+    pub fn pipeline(&self, partial: &Path, finished: &File) -> Result<gst::Pipeline, Failure> {
         let pipeline = gst::Pipeline::new();
         let muxer = make(self.container.muxer)?;
         if let Some(setter) = muxer.dynamic_cast_ref::<gst::TagSetter>() {
             setter.merge_tags(&self.source.tags, gst::TagMergeMode::Keep);
         }
-        let file = make("filesink")?;
+        let file = make("fdsink")?;
         file.set_property("name", WRITER);
-        file.set_property("location", finished);
+        file.set_property("fd", finished.as_raw_fd());
         add(&pipeline, &[&muxer, &file])?;
 
         let frames = self.content.frames;
@@ -64,20 +65,8 @@ impl Finish<'_> {
         Ok((self.source.audio.len(), kept.count()))
     }
 
-    /// Number of packets of the video in a written file that GStreamer would not read: qtdemux takes video of
-    /// less than a fifth of the duration for a preview, and skips it. `None` for other files.
-    pub fn packets_of_short_video(&self, finished: &Path) -> Option<Result<u64, Failure>> {
-        let longest = self.source.duration.unwrap_or(ClockTime::ZERO);
-        // With a margin: the durations of the tracks are not known here.
-        let short = self.container.has_edit_lists() && self.content.end * 4 < longest;
-        let packets = || {
-            edit_list::video_packets(finished).map_err(|error| Failure::output(finished, &error))
-        };
-        short.then(packets)
-    }
-
     /// Removes the encoder's delay from the audio of a written file.
-    pub fn remove_audio_delay(&self, finished: &Path) -> Result<(), Failure> {
+    pub fn remove_audio_delay(&self, finished: &File, path: &Path) -> Result<(), Failure> {
         if !self.container.has_edit_lists() {
             return Ok(());
         }
@@ -91,7 +80,7 @@ impl Finish<'_> {
         match tracks.is_empty() {
             true => Ok(()),
             false => edit_list::skip_first_packet(finished, &tracks)
-                .map_err(|error: io::Error| Failure::output(finished, &error)),
+                .map_err(|error: io::Error| Failure::output(path, &error)),
         }
     }
 }

@@ -14,9 +14,9 @@
 
 mod colour;
 mod conform;
-mod demuxers;
 mod edit_list;
 mod finish;
+mod losses;
 mod packets;
 mod parts;
 mod state;

@@ -6,8 +6,11 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 use gst::{ClockTime, prelude::*};
 use parking_lot::Mutex;
 
-use super::parts::{add, bin};
-use crate::failure::{Failure, READER, make};
+use super::parts::{add, bin, static_pad};
+use crate::{
+    demuxers::hide_duration,
+    failure::{Failure, READER, make},
+};
 
 /// What a stream contains.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +38,7 @@ impl Packets {
         let reader = bin(&pipeline, READER);
         let (file, parser) = (make("filesrc")?, make("parsebin")?);
         file.set_property("location", path);
+        hide_duration(&static_pad(&file, "src")?);
         let internal = |error| Failure::input(path, format!("cannot read it: {error}"));
         reader.add_many([&file, &parser]).and_then(|()| file.link(&parser)).map_err(internal)?;
         add(&pipeline, &[reader.upcast_ref()])?;

@@ -5,8 +5,8 @@ use std::{fmt, path::Path};
 
 use gst::{ClockTime, prelude::*};
 
-use super::demuxers::{end_at_end_of_file, hide_duration};
 use crate::{
+    demuxers::{end_at_end_of_file, hide_duration},
     failure::{Failure, Kind, PARTIAL, READER, make},
     target,
 };

@@ -10,7 +10,8 @@ use gst::{ClockTime, prelude::*};
 
 use super::{
     colour,
-    conform::{conform, keep_first_caps, warn_of_lost_alpha},
+    conform::{conform, keep_first_caps},
+    losses::{warn_of_lost_alpha, warn_of_lost_depth},
     parts::{Form, add, decoder, drop_if, link, link_to_muxer, read, running_time, static_pad},
     state::State,
     streams::copy_other_streams,
@@ -244,6 +245,9 @@ fn add_video(
     let decoded = static_pad(&path[0], "sink")?;
     keep_first_caps(&encoding_sink);
     warn_of_lost_alpha(&encoding_sink, &decoded);
+    if let Some(other) = encoder.deeper {
+        warn_of_lost_depth(&decoded, other);
+    }
     link(&static_pad(&path[path.len() - 1], "src")?, &encoding_sink)?;
     let video = link_to_muxer(&static_pad(&encoding, "src")?, muxer, "video_%u")?;
     let decoder = decoder(pipeline, &decoded)?;

@@ -36,7 +36,8 @@ pub fn end_at_end_of_file(file: &gst::Pad, path: &Path, sink: &gst::Pad) {
 
 /// Sets the duration in the header of an MP4 file to zero, which means unknown: qtdemux of GStreamer 1.22
 /// compares it with times before an edit list is applied, and loses the end of a stream whose edit list leaves
-/// out its beginning. Streams end without it.
+/// out its beginning. It also takes video of less than a fifth of that duration for a preview, and skips it.
+/// Streams end without it.
 pub fn hide_duration(file: &gst::Pad) {
     let pulled = gst::PadProbeType::PULL | gst::PadProbeType::BUFFER;
     file.add_probe(pulled, |_, info| {
