@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Downloads from a fake hub with all its failures, and the cache.
+//! Downloads from a fake hub, and the cache.
+
+mod failures;
+mod processes;
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::Mutex,
     thread,
     time::{Duration, Instant},
@@ -20,9 +22,6 @@ use crate::{
     ADVICE,
     hub::{self, Answer, COMMIT, Server, TEXT, UNET, VAE, sha256},
 };
-
-/// What to do after a failure that a new start may get past.
-const RESUMES: &str = "check the network connection and start again: the download resumes";
 
 /// A temporary hub cache.
 pub struct Cache(tempfile::TempDir);
@@ -219,49 +218,6 @@ fn a_server_without_range_requests_restarts_the_download() {
 }
 
 #[test]
-fn a_gated_repository_fails_before_any_download() {
-    for status in [401, 403] {
-        let (cache, published) = (Cache::new(), hub::Files::new());
-        let server = Server::start(move |request| match request.path.contains("stabilityai") {
-            true => Answer::status(status, "Access to this model is restricted"),
-            false => published.answer(request),
-        });
-        assert_refused(&cache, &server, &ADVICE);
-        assert_refused(&cache, &server, &[&status.to_string(), "diffusion_pytorch_model"]);
-        assert!(server.requests().iter().all(|request| request.method == "HEAD"));
-    }
-}
-
-#[test]
-fn error_responses_are_not_saved_as_files() {
-    for status in [401, 403, 404] {
-        let (cache, published) = (Cache::new(), hub::Files::new());
-        let server = Server::start(move |request| match request.path.starts_with("/cdn/") {
-            true => Answer::status(status, "<html>no</html>"),
-            false => published.answer(request),
-        });
-        assert_refused(
-            &cache,
-            &server,
-            &["downloading", "venhancer_paper.pt", &status.to_string()],
-        );
-        assert_eq!(
-            server.gets("venhancer_paper.pt").len(),
-            1,
-            "permanent failures are not retried"
-        );
-    }
-}
-
-#[test]
-fn a_file_missing_on_the_hub_is_named() {
-    let (cache, mut published) = (Cache::new(), hub::Files::new());
-    published.0.remove(UNET);
-    let server = Server::start(move |request| published.answer(request));
-    assert_refused(&cache, &server, &["venhancer_paper.pt", "404", "model-dir"]);
-}
-
-#[test]
 fn the_text_encoder_is_found_under_both_of_its_names() {
     let (cache, mut published) = (Cache::new(), hub::Files::new());
     let file = published.0.remove(TEXT).unwrap();
@@ -271,82 +227,6 @@ fn the_text_encoder_is_found_under_both_of_its_names() {
     let files = fetch(cache.hub(&server.endpoint())).unwrap();
     assert!(files.text.path.ends_with("open_clip_pytorch_model.bin"));
     assert!(fs::read(&files.text.path).unwrap() == file);
-}
-
-#[test]
-fn server_errors_are_retried_a_limited_number_of_times() {
-    for (failures, fine) in [(2, true), (usize::MAX, false)] {
-        let (cache, published) = (Cache::new(), hub::Files::new());
-        let answers = published.clone();
-        let server = Server::start(move |request| match request.before < failures {
-            true => Answer::status(500 + (request.before % 4) as u16, "later"),
-            false => answers.answer(request),
-        });
-        match fine {
-            true => assert_complete(&fetch(cache.hub(&server.endpoint())).unwrap(), &published),
-            false => {
-                let error = fetch(cache.hub(&server.endpoint())).unwrap_err().to_string();
-                assert!(error.contains("502") && error.contains(RESUMES), "{error}");
-                assert!(!error.contains("HF_TOKEN"), "{error}");
-                assert_eq!(server.requests().len(), 3);
-            }
-        }
-    }
-}
-
-#[test]
-fn truncated_oversized_and_corrupt_downloads_are_refused() {
-    type Spoil = fn(&mut Answer);
-    let spoils: [(Spoil, &str); 3] = [
-        (|answer| answer.body.truncate(123_456), "answered with 123456 bytes instead of 700000"),
-        (
-            |answer| {
-                answer.body.extend([0; 100_000]);
-                answer.without_length = true;
-            },
-            "more than its 700000 bytes",
-        ),
-        (|answer| answer.body[1000] ^= 1, "its SHA-256 is"),
-    ];
-    for (spoil, text) in spoils {
-        let (cache, published) = (Cache::new(), hub::Files::new());
-        let answers = published.clone();
-        let server = Server::start(move |request| {
-            let mut answer = answers.answer(request);
-            if request.gets(UNET) && request.path.starts_with("/cdn/") {
-                spoil(&mut answer);
-            }
-            answer
-        });
-        assert_refused(&cache, &server, &["downloading", text, "HF_ENDPOINT"]);
-        assert_eq!(server.gets("venhancer_paper.pt").len(), 1);
-        // The failed download does not block the next one.
-        let answers = published.clone();
-        let server = Server::start(move |request| answers.answer(request));
-        assert_complete(&fetch(cache.hub(&server.endpoint())).unwrap(), &published);
-    }
-}
-
-#[test]
-fn a_response_without_a_checksum_is_refused() {
-    let (cache, published) = (Cache::new(), hub::Files::new());
-    let server = Server::start(move |request| {
-        let mut answer = published.answer(request);
-        answer.headers.retain(|(name, _)| *name != "X-Linked-ETag");
-        answer
-    });
-    assert_refused(&cache, &server, &["SHA-256"]);
-}
-
-#[test]
-fn a_refused_connection_fails_soon() {
-    let cache = Cache::new();
-    let closed = Server::start(|_| Answer::default()).endpoint();
-    let start = Instant::now();
-    let error = fetch(cache.hub(&closed)).unwrap_err().to_string();
-    assert!(error.contains(RESUMES), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(2));
-    assert_eq!(cache.complete_files(), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -388,33 +268,6 @@ fn too_little_disk_space_fails_before_any_download() {
     }
 }
 
-/// With the limit of a shell for the size of files, because filling a disk takes one that only root can make.
-#[test]
-fn a_failed_write_is_an_error_and_the_download_resumes_later() {
-    let (home, published) = (tempfile::tempdir().unwrap(), hub::Files::new());
-    let server = Server::start(move |request| published.answer(request));
-    let plain = process(home.path(), &server.endpoint());
-    let mut limited = Command::new("sh");
-    // In blocks of 512 or 1024 bytes.
-    limited.args(["-c", "trap '' XFSZ; ulimit -f 400; exec \"$0\" \"$@\""]);
-    limited.arg(plain.get_program()).args(plain.get_args());
-    for (name, value) in plain.get_envs() {
-        match value {
-            Some(value) => limited.env(name, value),
-            None => limited.env_remove(name),
-        };
-    }
-    let output = |mut command: Command| {
-        String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
-    };
-    let error = output(limited);
-    for part in ["error: writing", "File too large", "HF_HOME"] {
-        assert!(error.contains(part), "{error}");
-    }
-    assert!(output(plain).contains("unet: "));
-    assert!(server.gets("venhancer_paper.pt")[1].from > Some(100_000));
-}
-
 #[test]
 fn concurrent_threads_download_each_file_once() {
     let (cache, published) = (Cache::new(), hub::Files::new());
@@ -431,194 +284,6 @@ fn concurrent_threads_download_each_file_once() {
     });
     let gets = server.requests().iter().filter(|request| request.path.starts_with("/cdn/")).count();
     assert_eq!(gets, 3);
-}
-
-/// Downloads according to the environment variables.
-#[test]
-#[ignore = "other tests run it in a subprocess"]
-fn download_in_a_subprocess() {
-    let hub = Hub::from_env().unwrap();
-    match fetch(hub) {
-        Ok(files) => println!("unet: {}", files.unet.path.display()),
-        Err(error) => println!("error: {error}"),
-    }
-}
-
-fn process(home: &Path, endpoint: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "download::download_in_a_subprocess", "--ignored", "--nocapture"]);
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy().to_uppercase();
-        let used = ["HF_", "HUGGING", "TRANSFORMERS_", "XDG_CACHE_HOME", "HTTP_PROXY", "ALL_PROXY"];
-        if used.iter().any(|prefix| text.starts_with(prefix)) {
-            command.env_remove(name);
-        }
-    }
-    command.env("HF_HOME", home).env("HF_ENDPOINT", endpoint);
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    command
-}
-
-#[test]
-fn concurrent_processes_download_each_file_once() {
-    let (home, published) = (tempfile::tempdir().unwrap(), hub::Files::new());
-    fs::write(home.path().join("token"), "from a file\n").unwrap();
-    let server = Server::start(move |request| {
-        thread::sleep(Duration::from_millis(20));
-        published.answer(request)
-    });
-    let start = |()| process(home.path(), &format!("{}/", server.endpoint())).spawn().unwrap();
-    let children = [(), ()].map(start);
-    for child in children {
-        let output = child.wait_with_output().unwrap();
-        let output = String::from_utf8_lossy(&output.stdout).into_owned();
-        let path = home.path().join("hub/models--jwhejwhe--VEnhancer/snapshots").join(COMMIT);
-        assert!(output.contains(&format!("unet: {}", path.display())), "{output}");
-    }
-    let asked = server.requests();
-    assert_eq!(asked.iter().filter(|request| request.path.starts_with("/cdn/")).count(), 3);
-    assert_eq!(asked[0].token.as_deref(), Some("Bearer from a file"));
-}
-
-#[test]
-fn the_environment_variables_of_huggingface_hub_are_used() {
-    let (home, published) = (tempfile::tempdir().unwrap(), hub::Files::new());
-    let server = Server::start(move |request| published.answer(request));
-    let run = |variables: &[(&str, &str)]| {
-        let mut command = process(&home.path().join("unused"), &server.endpoint());
-        command.env("HOME", home.path());
-        let output = command.envs(variables.iter().copied()).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    };
-    for variable in [("HF_HUB_OFFLINE", "true"), ("TRANSFORMERS_OFFLINE", "1")] {
-        let output = run(&[variable]);
-        assert!(output.contains("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"), "{output}");
-    }
-    assert!(server.requests().is_empty());
-    let folder = |name: &str| home.path().join(name).display().to_string();
-    for (n, (variables, cache, token)) in [
-        (
-            vec![
-                ("HF_HUB_CACHE", folder("a").as_str()),
-                ("HF_TOKEN", "new"),
-                // The old names, which the new ones replace.
-                ("HUGGINGFACE_HUB_CACHE", "unused"),
-                ("HUGGING_FACE_HUB_TOKEN", "unused"),
-                ("HF_HUB_OFFLINE", "0"),
-                ("TRANSFORMERS_OFFLINE", "1"),
-            ],
-            folder("a"),
-            "new",
-        ),
-        (
-            vec![
-                ("HUGGINGFACE_HUB_CACHE", folder("b").as_str()),
-                ("HUGGING_FACE_HUB_TOKEN", " old\n"),
-            ],
-            folder("b"),
-            "old",
-        ),
-        (vec![("HF_HOME", "~/c"), ("HF_TOKEN", "x")], folder("c/hub"), "x"),
-        (
-            vec![("HF_HOME", "${HOME}/$UNSET_NAME"), ("HF_TOKEN_PATH", "~/token")],
-            folder("$UNSET_NAME/hub"),
-            "of a file",
-        ),
-        (vec![("HF_HUB_CACHE", "$HOME/d"), ("HF_TOKEN", "x")], folder("d"), "x"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        fs::write(home.path().join("token"), "of a file\n").unwrap();
-        let before = server.requests().len();
-        let output = run(&variables);
-        assert!(output.contains(&format!("unet: {cache}/models--")), "{n}: {output}");
-        let sent = server.requests()[before].token.clone();
-        assert_eq!(sent, Some(format!("Bearer {token}")), "{n}");
-    }
-}
-
-#[test]
-fn a_token_file_that_cannot_be_read_is_none() {
-    let (home, published) = (tempfile::tempdir().unwrap(), hub::Files::new());
-    let server = Server::start(move |request| published.answer(request));
-    let fifo = home.path().join("fifo");
-    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    let mut command = process(home.path(), &server.endpoint());
-    let output = command.env("HF_TOKEN_PATH", &fifo).output().unwrap();
-    let output = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.contains("unet: "), "{output}");
-    assert_eq!(server.requests()[0].token, None);
-}
-
-#[test]
-fn retries_end_when_a_server_never_gets_further() {
-    type Spoil = fn(Answer) -> Answer;
-    let spoils: [(bool, Spoil); 3] = [
-        // The first bytes again and again.
-        (true, |answer| answer.cut(50_000)),
-        (true, |answer| Answer { without_length: true, ..answer.cut(50_000) }),
-        // One more byte each time.
-        (false, |answer| answer.cut(1)),
-    ];
-    for (ignores_range, spoil) in spoils {
-        let (cache, published) = (Cache::new(), hub::Files::new());
-        let server = Server::start(move |request| {
-            let mut asked = request.clone();
-            asked.from = asked.from.filter(|_| !ignores_range);
-            let answer = published.answer(&asked);
-            match request.gets(UNET) && request.path.starts_with("/cdn/") {
-                true => spoil(answer),
-                false => answer,
-            }
-        });
-        assert_refused(&cache, &server, &["venhancer_paper.pt failed", RESUMES]);
-        let gets = server.gets("venhancer_paper.pt").len();
-        // The first restart from 0 is the first request.
-        assert!((6..=7).contains(&gets), "{gets}");
-    }
-}
-
-#[test]
-fn a_login_page_does_not_replace_what_is_downloaded() {
-    let (cache, published) = (Cache::new(), hub::Files::new());
-    let answers = published.clone();
-    let server = Server::start(move |request| match request.path.starts_with("/cdn/") {
-        true => Answer::status(200, "<html>log in</html>"),
-        false => answers.answer(request),
-    });
-    let blob = cache.blob(UNET, &published.0[UNET]);
-    fs::create_dir_all(blob.parent().unwrap()).unwrap();
-    let incomplete = blob.with_extension("incomplete");
-    fs::write(&incomplete, published_part(UNET, 400_000)).unwrap();
-    assert_refused(&cache, &server, &["answered with 19 bytes instead of 700000", "HF_ENDPOINT"]);
-    assert_eq!(server.gets("venhancer_paper.pt").len(), 1);
-    assert!(fs::read(incomplete).unwrap() == published_part(UNET, 400_000));
-}
-
-#[test]
-fn a_server_that_trickles_is_given_up() {
-    for only_bodies in [false, true] {
-        let (cache, published) = (Cache::new(), hub::Files::new());
-        let server = Server::start(move |request| {
-            let mut answer = published.answer(request);
-            if !only_bodies {
-                answer.slow = Some(Duration::from_millis(40));
-            } else if request.path.starts_with("/cdn/") {
-                // A header is sent within the limit.
-                answer.slow = Some(Duration::from_micros(500));
-            }
-            answer
-        });
-        let read_timeout = Duration::from_millis(300);
-        let hub = Hub { read_timeout, ..cache.hub(&server.endpoint()) };
-        let start = Instant::now();
-        let error = fetch(hub).unwrap_err().to_string();
-        assert!(error.contains(RESUMES), "{error}");
-        assert_eq!(error.contains("fewer than 16384 bytes in 0.3 s"), only_bodies, "{error}");
-        // At most six attempts.
-        assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
-    }
 }
 
 #[test]
@@ -661,24 +326,6 @@ fn only_the_scheme_host_and_port_of_the_hub_get_the_token() {
     assert!(server.requests().iter().all(|r| r.token.as_deref() == Some("Bearer secret")));
     assert_eq!(other.requests().len(), 3);
     assert!(other.requests().iter().all(|request| request.token.is_none()));
-}
-
-#[test]
-fn redirects_that_never_end_or_lead_nowhere_are_errors() {
-    for (location, text) in [
-        ("/loop", "redirects more than 5 times"),
-        ("ftp://example.com/", "is not a URL"),
-        ("file:///etc/passwd", "is not a URL"),
-        ("//", "is not a URL"),
-    ] {
-        let cache = Cache::new();
-        let server = Server::start(move |_| Answer {
-            status: 302,
-            headers: vec![("Location", location.into())],
-            ..Answer::default()
-        });
-        assert_refused(&cache, &server, &[text, "HF_ENDPOINT"]);
-    }
 }
 
 #[test]
