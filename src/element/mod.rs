@@ -69,6 +69,55 @@ use crate::engine;
 
 glib::wrapper! {
     /// The element. The README lists its properties and the pipelines that it is made for.
+    ///
+    /// # Formats
+    /// Every raw format of GStreamer's converter goes in and comes out, in system memory. Frames in other
+    /// memory, such as `memory:GLMemory`, are an error that says what to put before the element. The output
+    /// has the format of the input where downstream takes it. Otherwise it has the format that keeps alpha
+    /// and is nearest in depth, then in chroma subsampling, and of these the one that encoders take. RGB in
+    /// front of an encoder becomes 4:2:0, because High 4:4:4 plays almost nowhere. A palette (RGB8P) is
+    /// read, but written only where downstream takes nothing else. Depth, range, matrix, transfer, primaries
+    /// and aspect ratio stay.
+    ///
+    /// Alpha is kept where input and output format have it, and enlarged with the picture. With `model=lite`
+    /// transparent pixels do not bleed into their neighbours; v1 and v2 do not look at alpha and resize it
+    /// linearly. Where the output has no alpha, the colours stay as they are.
+    ///
+    /// # Size
+    /// Each side becomes floor(side·`up-scale`/2)·2; `lite` keeps odd sides at 1. With `target-width` or
+    /// `target-height` the output is the largest of the input's aspect ratio that fits, up to 8 times the
+    /// input. v1 and v2 raise an output lower than `min-height`, and reduce one of more than `max-pixels`.
+    ///
+    /// # Clips and timestamps
+    /// N input frames of a clip become N + k(N−1) output frames. Nothing is interpolated across the end of
+    /// a clip: a DISCONT buffer, missing frames (a timestamp gap or GAP event of more than 1.5 frames), a
+    /// timestamp that does not increase, new caps, a segment that does not continue the last one, and EOS.
+    /// A change of the size or of `target-fps` in PLAYING drains the element as at the end of a clip; new caps
+    /// follow. Frames of a variable rate keep their own timestamps.
+    ///
+    /// Where the timestamps of five frames all contradict the frame rate of the caps, by more than half, the
+    /// measured rate decides how many frames are interpolated, and a warning says so. The caps of the output
+    /// stay a multiple of the caps' rate. Images that come without a rate and without timestamps are taken
+    /// for 25 frames a second, with a warning; `multifilesrc location=%04d.png caps=image/png,framerate=30/1`
+    /// sets another rate.
+    ///
+    /// # Messages
+    /// - `venhance-model`: the model that runs, and the reason for the choice.
+    /// - `venhance-progress`, at most ten times a second: the fields of the property `progress`.
+    /// - `venhance-download`, `venhance-conversion`: progress of the weights.
+    ///
+    /// # Weights
+    /// v1 and v2 download their weights on first use into the cache of the Hugging Face tools. The
+    /// environment variables of `huggingface_hub` apply (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, …).
+    /// Every file is checked by size and SHA-256, and an interrupted download resumes. `model-dir` names a
+    /// folder with these files, or the file of the denoiser; what is not beside it comes from the cache or
+    /// the hub. A folder can also hold a model of another size. PyTorch files are parsed as data and never
+    /// executed; each is converted once into a file that can be mapped.
+    ///
+    /// # Memory
+    /// It does not grow with the length of the video, but with the size of its frames, of which the element
+    /// holds several at 16 bits per component. 1920×1080 with `model=lite up-scale=2` takes 290 MB, 450 MB
+    /// with an interpolated frame.
     pub struct VEnhance(ObjectSubclass<imp::VEnhance>)
         @extends gst_base::BaseTransform, gst::Element, gst::Object;
 }
