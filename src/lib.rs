@@ -16,7 +16,7 @@
 //! | module | knows | does not know |
 //! |---|---|---|
 //! | this file | the plugin's definition, this map | |
-//! | `element` | GStreamer: the element itself (`imp`: negotiation; `imp/stream`: the streaming thread; `imp/compute`: the compute thread; `imp/push`: the push task; `imp/flush`: flush and stop; `imp/model`: selection of the model), `properties`, `caps`, clips (`clips`), timestamps (`timeline`), format conversion (`convert`), the `queue` between the threads, the `worker` that feeds the model, `progress` and latency, debug categories (`logging`) | tensors, networks |
+//! | `element` | GStreamer: the element itself (`imp`: negotiation; `imp/stream`: the streaming thread; `imp/compute`: the compute thread; `imp/push`: the push task; `imp/flush`: flush and stop; `imp/model`: selection of the model), `properties`, `caps`, clips (`clips`), timestamps of input frames (`timeline`) and of output frames (`schedule`; `grid`: exact rates), format conversion (`convert`), the `queue` between the threads, the `worker` that feeds the model, `progress` and latency, debug categories (`logging`) | tensors, networks |
 //! | [`models`] | all models and devices; chooses a model and builds it from its `files`, with the layer sizes in its `config` | GStreamer |
 //! | [`weights`] | files: the published models (`published`), search paths (`locate`), the hub and its cache (`hub`), PyTorch files (`torch`, `archive`, `pickle`), mapped files (`checkpoint`, `store`); tensor names and shapes (`keys`), synthetic weights (`synth`) | the meaning of tensors |
 //! | [`lite`] | the small embedded networks: upscaling (`resize`, `upscale`), optical flow (`flow`), frame interpolation (`synthesis`), buffer reuse (`pool`), any output times for a model with fixed ones (`retimed`), network shapes (`network`) and weights (`weights`) | their training, which is in `examples/train_lite` |
@@ -37,7 +37,7 @@ pub mod weights;
 
 use gst::glib;
 
-pub use element::{ColourFix, Model, Output, Solver, VEnhance};
+pub use element::{ColourFix, Model, Output, RateMode, Solver, VEnhance};
 pub use plugin::plugin_register_static;
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {

@@ -57,6 +57,39 @@ fn frames(file: &Path, (width, height): (usize, usize)) -> Vec<Frame> {
     bytes.chunks_exact(3 * width * height).map(frame).collect()
 }
 
+/// From 8 to 12 fps the model makes 16, of which every fourth third lies on an output frame.
+#[test]
+fn at_an_exact_rate_frames_are_interpolated_between_those_of_the_model() {
+    let folder = TinyModel::new();
+    let frames = |name: &str, properties: &str| {
+        let raw = folder.path(name);
+        let properties =
+            format!("up-scale=3 min-height=0 solver=normal steps=2 seed=7 {properties}");
+        run(&format!(
+            "{} ! {} ! video/x-raw,format=RGB ! filesink location={}",
+            folder.source(),
+            folder.element("v2", &properties),
+            raw.display()
+        ));
+        frames(&raw, (108, 72))
+    };
+    let multiple = frames("multiple.raw", "target-fps=16");
+    let exact = frames("exact.raw", "target-fps=12 rate-mode=exact");
+    // Four frames last 0.5 s.
+    assert_eq!((multiple.len(), exact.len()), (7, 6));
+    for (n, model) in [(0, 0), (3, 4)] {
+        assert!(exact[n] == multiple[model], "frame {n}");
+    }
+    // At 5 thirds of a frame of the model; past the last frame.
+    assert!(exact[1] != multiple[1] && exact[1] != multiple[2]);
+    assert!(exact[5] != multiple[6] && exact[5] != exact[4]);
+    let upwards = frames("upwards.raw", "target-fps=24 rate-mode=exact");
+    assert_eq!(upwards.len(), 12);
+    let multiple = frames("multiple.raw", "target-fps=24");
+    assert!(upwards[..10] == multiple[..], "bit-equal where the times agree");
+    assert!(upwards[10] == upwards[9] && upwards[11] == upwards[9], "the last frame is repeated");
+}
+
 #[test]
 fn the_element_and_the_library_produce_the_same_frames() {
     let folder = TinyModel::new();

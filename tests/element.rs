@@ -30,6 +30,8 @@ fn properties_have_the_names_defaults_and_ranges_that_the_readme_says() {
     assert_eq!(element.property::<u32>("target-width"), 0);
     assert_eq!(element.property::<u32>("target-height"), 0);
     assert_eq!(element.property::<gst::Fraction>("target-fps"), gst::Fraction::new(24, 1));
+    let rate_mode = element.property::<gstvenhance::RateMode>("rate-mode");
+    assert_eq!(rate_mode, gstvenhance::RateMode::Multiple);
     assert_eq!(element.property::<i32>("noise-aug"), 200);
     assert_eq!(element.property::<gstvenhance::Solver>("solver"), gstvenhance::Solver::Fast);
     assert_eq!(element.property::<i32>("steps"), 15);
@@ -67,6 +69,7 @@ fn every_property_that_can_be_written_reads_back() {
         ("target-width", "1920"),
         ("target-height", "1080"),
         ("target-fps", "24000/1001"),
+        ("rate-mode", "exact"),
         ("noise-aug", "300"),
         ("solver", "heun"),
         ("steps", "30"),

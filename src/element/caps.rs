@@ -9,7 +9,7 @@ use gst_video::{
 };
 use once_cell::sync::Lazy;
 
-use super::properties::Properties;
+use super::{RateMode, properties::Properties};
 use crate::engine::{
     MAX_INTERPOLATED_FRAMES, MAX_SCALE, Model, Sizing, interpolated_frames, scaled_side,
     unscaled_sides,
@@ -124,7 +124,17 @@ fn transform_structure(
         (Model::Lite, Sizing::Scale(scale)) => map_sides(&mut out, scale, direction)?,
         _ => map_size(&mut out, properties, model, direction)?,
     }
-    if let Ok(value) = structure.value("framerate") {
+    if properties.rate_mode == RateMode::Exact && properties.target_fps.numer() > 0 {
+        let target = properties.target_fps.to_send_value();
+        let fits = structure.value("framerate").map_or(true, |rates| rates.can_intersect(&target));
+        match direction {
+            gst::PadDirection::Sink => out.set_value("framerate", target),
+            _ if fits => out.remove_field("framerate"),
+            _ => return None,
+        }
+    } else if let Ok(value) = structure.value("framerate")
+        && properties.rate_mode == RateMode::Multiple
+    {
         let value = match direction {
             gst::PadDirection::Sink => {
                 map_rates(value, properties, &|fps| vec![output_rate(properties, fps)])

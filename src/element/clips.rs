@@ -7,13 +7,15 @@ use gst::ClockTime;
 use gst_video::VideoInfo;
 
 use super::{
-    caps,
+    RateMode, caps,
     convert::{Error, Unpacker},
+    properties::Properties,
     queue::{BufferInfo, ClipFormat, QueueItem},
     rate::{ASSUMED_RATE, RATE_FRAMES, RateMeter, RateSource},
+    schedule::OutputRate,
     timeline::{Cadence, ClipEnd, Placement, Timeline},
 };
-use crate::engine::{Format, Frame, interpolated_frames};
+use crate::engine::{Format, Frame, covering_frames, interpolated_frames};
 
 /// The state of the sink pad between two caps.
 pub(super) struct Clips {
@@ -22,6 +24,9 @@ pub(super) struct Clips {
     /// The interpolated frames between two at the rate of the caps.
     interpolated: usize,
     target_fps: gst::Fraction,
+    rate_mode: RateMode,
+    /// The rate of the output's caps.
+    output_fps: (u32, u32),
     unpacker: Arc<Unpacker>,
     timeline: Timeline,
     meter: RateMeter,
@@ -61,7 +66,7 @@ impl Clips {
     pub(super) fn new(
         info: VideoInfo,
         output: &VideoInfo,
-        target_fps: gst::Fraction,
+        properties: &Properties,
         before: Option<&Self>,
     ) -> Result<Self, Error> {
         let timeline = before.map(|before| before.timeline.clone()).unwrap_or_default();
@@ -82,7 +87,9 @@ impl Clips {
             waiting: rate.fps.is_none().then(Vec::new),
             info,
             interpolated,
-            target_fps,
+            target_fps: properties.target_fps,
+            rate_mode: properties.rate_mode,
+            output_fps: caps::rate(output.fps()),
             timeline,
             rate,
         };
@@ -114,8 +121,20 @@ impl Clips {
         QueueItem::Format(ClipFormat {
             format: self.format,
             cadence: self.cadence(),
-            rate: self.rate.source,
+            source: self.rate.source,
+            rate: self.output_rate(),
         })
+    }
+
+    /// The rate of the output.
+    fn output_rate(&self) -> OutputRate {
+        match (self.rate_mode, self.rate.fps) {
+            // Without an input rate, each frame is a clip, and stays as it is.
+            (RateMode::Exact, Some(_)) if self.output_fps.0 > 0 => {
+                OutputRate::Exact(self.output_fps)
+            }
+            _ => OutputRate::Multiple(self.format.interpolated),
+        }
     }
 
     fn cadence(&self) -> Option<Cadence> {
@@ -205,10 +224,11 @@ impl Clips {
         items
     }
 
-    /// Changes target-fps. New caps follow where the rate is that of the caps; where it is measured, the
-    /// clip ends here.
+    /// Changes target-fps. New caps follow where the output rate is that of the caps; where it is a multiple of a
+    /// measured rate, the clip ends here.
     pub(super) fn set_target_fps(&mut self, target_fps: gst::Fraction) -> Vec<QueueItem> {
         if std::mem::replace(&mut self.target_fps, target_fps) == target_fps
+            || self.rate_mode == RateMode::Exact
             || self.rate.source == RateSource::Caps
             || self.waiting.is_some()
         {
@@ -284,11 +304,15 @@ impl Clips {
 
     fn set_rate(&mut self, rate: Rate) {
         self.rate = rate;
-        self.format.interpolated = match (rate.source, rate.fps) {
-            (RateSource::Caps, _) => self.interpolated,
-            (_, Some(fps)) => interpolated_frames(caps::rate(self.target_fps), fps),
-            (_, None) => 0,
+        self.format.interpolated = match (self.rate_mode, rate.source, rate.fps) {
+            (RateMode::Exact, _, Some(fps)) => covering_frames(self.output_fps, fps),
+            (RateMode::Multiple, RateSource::Caps, _) => self.interpolated,
+            (RateMode::Multiple, _, Some(fps)) => {
+                interpolated_frames(caps::rate(self.target_fps), fps)
+            }
+            (_, _, None) => 0,
         };
+        self.format.exact = matches!(self.output_rate(), OutputRate::Exact(_));
     }
 
     /// Ends the clip and begins one at another rate.

@@ -46,6 +46,22 @@ impl From<Model> for Option<engine::Model> {
     }
 }
 
+/// The property `rate-mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVEnhanceRateMode")]
+#[repr(i32)]
+pub enum RateMode {
+    /// The input rate is multiplied by an integer.
+    #[enum_value(
+        name = "Multiple: the multiple of the input rate nearest to target-fps",
+        nick = "multiple"
+    )]
+    Multiple,
+    /// The output has the target rate.
+    #[enum_value(name = "Exact: target-fps, whatever the input rate", nick = "exact")]
+    Exact,
+}
+
 /// The property `solver`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVEnhanceSolver")]

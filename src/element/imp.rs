@@ -9,6 +9,7 @@
  * |[
  * gst-launch-1.0 filesrc location=in.mp4 ! decodebin ! venhance up-scale=4 target-fps=24 ! x264enc ! mp4mux ! filesink location=out.mp4
  * ]| Four times the width and height, at the multiple of the input frame rate that is nearest to 24.
+ * With `rate-mode=exact` the output has the target rate, whatever the rate of the input.
  *
  * The element holds frames back, several seconds of them with the diffusion models. A muxer waits for
  * video meanwhile, so an audio branch needs a queue without limits:
@@ -334,10 +335,10 @@ impl BaseTransformImpl for VEnhance {
             self.queue.forget_caps();
         }
 
-        let target_fps = self.properties.lock().target_fps;
+        let properties = self.properties.lock().clone();
         let before = self.state.lock().input.clips.take();
         let prepare = || {
-            let clips = Clips::new(input.clone(), &output, target_fps, before.as_ref())?;
+            let clips = Clips::new(input.clone(), &output, &properties, before.as_ref())?;
             Ok((clips, Packer::new(output.clone())?))
         };
         let (clips, packer) = prepare().map_err(|error: convert::Error| {

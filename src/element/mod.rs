@@ -22,8 +22,8 @@
 //!    [`Queue`](queue::Queue) takes it. If the caps do not name a frame rate, the first frames wait
 //!    until it is [measured](rate).
 //! 3. The [`Worker`](worker::Worker) notes it in the clip's pending queue and gives it to the model.
-//! 4. The model delivers it, larger, after the interpolated frames before it. The pending queue gives
-//!    each output frame its timestamp, and lets the events go that came after it.
+//! 4. The model delivers the output frames that the [`Schedule`](schedule::Schedule) of the clip has planned.
+//!    The pending queue gives each the fields of its buffer, and lets the events go that came after it.
 //! 5. The push task converts the output frame and pushes the buffer.
 //!
 //! Serialized events take the same way, so all keep their order.
@@ -51,19 +51,21 @@ mod caps;
 mod clips;
 mod convert;
 mod enums;
+mod grid;
 mod imp;
 mod logging;
 mod progress;
 mod properties;
 mod queue;
 mod rate;
+mod schedule;
 mod timecode;
 mod timeline;
 mod worker;
 
 use gst::{glib, prelude::*, subclass::prelude::*};
 
-pub use enums::{ColourFix, Model, Solver};
+pub use enums::{ColourFix, Model, RateMode, Solver};
 
 use crate::engine;
 
@@ -127,8 +129,25 @@ glib::wrapper! {
 pub struct Output {
     /// Size (w, h).
     pub size: (usize, usize),
-    /// Number of frames between two input frames.
+    /// Number of frames that the model makes between two input frames.
     pub interpolated: usize,
+    /// With rate-mode=exact, the output rate (numerator, denominator).
+    pub exact: Option<(u32, u32)>,
+}
+
+impl Output {
+    /// The output rate for an input rate (numerator, denominator).
+    pub fn rate(&self, fps: (u32, u32)) -> (u32, u32) {
+        self.exact.unwrap_or((fps.0.saturating_mul(self.interpolated as u32 + 1), fps.1))
+    }
+
+    /// The number of output frames for a clip of `inputs` frames at a rate (numerator, denominator).
+    pub fn frames(&self, inputs: usize, fps: (u32, u32)) -> usize {
+        match self.exact {
+            Some(exact) => grid::frames(inputs, fps, exact),
+            None => engine::output_frames(inputs, self.interpolated),
+        }
+    }
 }
 
 impl VEnhance {
@@ -188,6 +207,7 @@ pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     {
         Model::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
         ColourFix::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+        RateMode::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
         Solver::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     }
     gst::Element::register(Some(plugin), "venhance", gst::Rank::NONE, VEnhance::static_type())

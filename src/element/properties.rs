@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use gst::{glib, prelude::*};
 use once_cell::sync::Lazy;
 
-use super::{ColourFix, Model, Solver};
+use super::{ColourFix, Model, RateMode, Solver};
 use crate::engine::{Error, Options, Sizing};
 
 const DEFAULT_UP_SCALE: f64 = 4.0;
@@ -19,6 +19,7 @@ pub(super) struct Properties {
     target_width: u32,
     target_height: u32,
     pub(super) target_fps: gst::Fraction,
+    pub(super) rate_mode: RateMode,
     /// The index, in its clip, of the first input frame.
     pub(super) first_frame: u32,
     pub(super) options: Options,
@@ -33,6 +34,7 @@ impl Default for Properties {
             target_width: 0,
             target_height: 0,
             target_fps: gst::Fraction::new(24, 1),
+            rate_mode: RateMode::Multiple,
             first_frame: 0,
             options: Options::default(),
             active_model: Model::Auto,
@@ -42,7 +44,7 @@ impl Default for Properties {
 
 /// The description of a property that only the diffusion models use contains “(v1, v2)”: the application goes by it.
 pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
-    let Properties { target_fps, first_frame, options, .. } = Properties::default();
+    let Properties { target_fps, rate_mode, first_frame, options, .. } = Properties::default();
     let int = |name, nick, low, high, default: u32, blurb| {
         glib::ParamSpecInt::builder(name)
             .nick(nick)
@@ -109,13 +111,22 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
         gst::ParamSpecFraction::builder("target-fps")
             .nick("Target frame rate")
             .blurb(
-                "Target frame rate in frames per second, such as 24 or 24000/1001 (not 23.976); the \
-                 input rate is multiplied by the nearest integer, 1 to 9. 0/1 keeps the input rate.",
+                "Target frame rate in frames per second, such as 24 or 24000/1001 (not 23.976); \
+                 rate-mode says how exactly the output has it. 0/1 keeps the input rate.",
             )
             .minimum(gst::Fraction::new(0, 1))
             .maximum(gst::Fraction::new(i32::MAX, 1))
             .default_value(target_fps)
             .mutable_playing()
+            .build(),
+        glib::ParamSpecEnum::builder_with_default("rate-mode", rate_mode)
+            .nick("Rate mode")
+            .blurb(
+                "multiple: the input rate is multiplied by the integer, 1 to 9, that comes nearest to \
+                 target-fps. exact: the output has exactly target-fps, higher or lower than the input \
+                 rate, at most 240 times it.",
+            )
+            .mutable_ready()
             .build(),
         int(
             "noise-aug",
@@ -260,6 +271,7 @@ impl Properties {
             "target-width" => self.target_width = get(value),
             "target-height" => self.target_height = get(value),
             "target-fps" => self.target_fps = get(value),
+            "rate-mode" => self.rate_mode = get(value),
             "noise-aug" => options.noise_aug = get::<i32>(value) as u32,
             "solver" => options.solver = get::<Solver>(value).into(),
             "steps" => options.steps = get::<i32>(value) as u32,
@@ -292,6 +304,7 @@ impl Properties {
             "target-width" => self.target_width.to_value(),
             "target-height" => self.target_height.to_value(),
             "target-fps" => self.target_fps.to_value(),
+            "rate-mode" => self.rate_mode.to_value(),
             "noise-aug" => (options.noise_aug as i32).to_value(),
             "solver" => Solver::from(options.solver).to_value(),
             "steps" => (options.steps as i32).to_value(),

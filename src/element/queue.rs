@@ -151,12 +151,13 @@ impl State {
             Some((_, pending)) => pending.push_event(event),
             None => self.outputs.push_back(OutputItem::Event(event)),
         }
-        self.release_events();
+        self.release();
     }
 
-    /// Moves the events that no frame of the clip is before.
-    fn release_events(&mut self) {
+    /// Moves what is ready to leave: an output frame, and the events that no frame is before.
+    fn release(&mut self) {
         if let Some((_, pending)) = &mut self.clip {
+            self.outputs.extend(pending.pop_frame().map(OutputItem::Frame));
             self.outputs.extend(std::iter::from_fn(|| pending.pop_event()).map(OutputItem::Event));
         }
     }
@@ -353,7 +354,7 @@ impl Queue {
         }
     }
 
-    /// Begins a clip whose first output frame has the index `first`.
+    /// Begins a clip with the input frame `origin`. Its input frames from the index `first` on come.
     ///
     /// # Errors
     /// [`Error::Cancelled`] if the epoch is over, as in all functions that take one.
@@ -361,6 +362,7 @@ impl Queue {
         &self,
         epoch: u64,
         format: &ClipFormat,
+        origin: FrameTime,
         first: u64,
     ) -> Result<ClipId, Error> {
         let mut state = self.state.lock();
@@ -369,21 +371,32 @@ impl Queue {
         }
         state.clips += 1;
         let id = ClipId { epoch, number: state.clips };
-        let pending = PendingQueue::new(format.format.interpolated, format.cadence, first);
-        state.clip = Some((id, pending));
+        state.clip = Some((id, PendingQueue::new(format, origin, first)));
         Ok(id)
     }
 
-    /// Notes an input frame of the clip, before the model gets it.
+    /// Notes an input frame of the clip, before the model gets it. Returns its time in the clip and the times of
+    /// the output frames up to it.
     pub(super) fn pend(
         &self,
         clip: ClipId,
         time: FrameTime,
         info: BufferInfo,
-    ) -> Result<(), Error> {
+    ) -> Result<(u64, Vec<u64>), Error> {
         let mut state = self.state.lock();
-        self.clip(&mut state, clip)?.push_frame(time, info);
-        Ok(())
+        let times = self.clip(&mut state, clip)?.push_frame(time, info);
+        state.release();
+        self.changed.notify_all();
+        Ok(times)
+    }
+
+    /// Notes that no more input frames come. Returns the times of the output frames after the last one.
+    pub(super) fn finish_clip(&self, clip: ClipId) -> Result<Vec<u64>, Error> {
+        let mut state = self.state.lock();
+        let times = self.clip(&mut state, clip)?.finish();
+        state.release();
+        self.changed.notify_all();
+        Ok(times)
     }
 
     /// Takes the model's next output frame. Waits while there are [`MAX_OUTPUTS`], and adds that time
@@ -400,9 +413,9 @@ impl Queue {
         });
         let pending = self.clip(&mut state, clip)?;
         pending.add_wait(start.elapsed());
-        let output = pending.pop_frame(frame)?;
-        state.outputs.push_back(OutputItem::Frame(output));
-        state.release_events();
+        let events = pending.deliver(frame)?;
+        state.outputs.extend(events.into_iter().map(OutputItem::Event));
+        state.release();
         self.changed.notify_all();
         Ok(())
     }
@@ -416,7 +429,7 @@ impl Queue {
         let mut state = self.state.lock();
         let pending = self.clip(&mut state, clip)?;
         let counts = pending.check_end()?;
-        state.release_events();
+        state.release();
         state.clip = None;
         self.changed.notify_all();
         Ok(counts)

@@ -12,7 +12,7 @@ use gst::{ClockTime, prelude::MulDiv};
 /// The largest distance of a timestamp from the cadence that counts as rounding: containers round to
 /// the millisecond, also the first frame, from which the others are counted. A frame that is further
 /// off belongs to a video of variable rate and keeps its timestamp.
-const ROUNDING: ClockTime = ClockTime::from_useconds(1000);
+pub(super) const ROUNDING: ClockTime = ClockTime::from_useconds(1000);
 
 /// The duration of an input frame, exactly, and the parts that the output divides it into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,11 @@ impl Cadence {
         let time =
             parts * u128::from(self.nanoseconds) / (u128::from(self.per) * u128::from(self.parts));
         ClockTime::from_nseconds(u64::try_from(time).unwrap_or(u64::MAX - 1))
+    }
+
+    /// The frame rate (numerator, denominator).
+    pub(super) fn rate(&self) -> (u32, u32) {
+        (self.per as u32, (self.nanoseconds / *ClockTime::SECOND) as u32)
     }
 
     /// The duration of an input frame.
@@ -87,14 +92,20 @@ impl Cadence {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FrameTime {
     pub(super) pts: ClockTime,
-    base: ClockTime,
-    n: u64,
+    pub(super) base: ClockTime,
+    pub(super) n: u64,
 }
 
 impl FrameTime {
     /// The frame that the cadence is counted from.
     pub(super) fn first(pts: ClockTime) -> Self {
         Self { pts, base: pts, n: 0 }
+    }
+
+    /// The frame after this one, if it is on the cadence.
+    pub(super) fn next(self, cadence: Cadence) -> Self {
+        let (base, n) = (self.base, self.n + 1);
+        Self { pts: base + cadence.offset(n, 0), base, n }
     }
 }
 
@@ -203,8 +214,7 @@ impl Timeline {
 
 /// Places a frame after the `last` one of a clip.
 fn follow(last: FrameTime, pts: Option<ClockTime>, cadence: Cadence) -> Placement {
-    let on_cadence = last.base + cadence.offset(last.n + 1, 0);
-    let next = FrameTime { pts: on_cadence, base: last.base, n: last.n + 1 };
+    let next = last.next(cadence);
     let Some(pts) = pts else {
         return Placement::SameClip(next);
     };
@@ -219,7 +229,7 @@ fn follow(last: FrameTime, pts: Option<ClockTime>, cadence: Cadence) -> Placemen
         return Placement::NewClip(FrameTime::first(pts), Some(gap));
     }
     let rounding = ROUNDING.min(cadence.frame() / 2);
-    match pts.absdiff(on_cadence) <= rounding {
+    match pts.absdiff(next.pts) <= rounding {
         true => Placement::SameClip(next),
         false => Placement::SameClip(FrameTime::first(pts)),
     }

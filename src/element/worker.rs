@@ -13,9 +13,7 @@ use super::{
     queue::{BufferInfo, ClipFormat, ClipId, Next, Queue},
     timeline::{ClipEnd, FrameTime},
 };
-use crate::engine::{
-    Cancel, ClipContext, Enhancer, Error, Format, Frame, Progress, Sink, multiple_times,
-};
+use crate::engine::{Cancel, ClipContext, Enhancer, Error, Frame, Progress, Sink};
 
 /// What the compute thread, and the threads of the model, tell the element.
 pub(super) trait Report: Send + Sync + 'static {
@@ -49,8 +47,6 @@ pub(super) struct Worker<'a> {
     /// The index, in its clip, of the first input frame of the next clip: not 0 only for the first
     /// clip after a start.
     first: u32,
-    /// The index, in its clip, of the next input frame.
-    number: u64,
 }
 
 impl<'a> Worker<'a> {
@@ -62,17 +58,7 @@ impl<'a> Worker<'a> {
         first: u32,
     ) -> Self {
         let cancel = Cancel::default();
-        Self {
-            queue,
-            enhancer,
-            report,
-            epoch: 0,
-            cancel,
-            format: None,
-            clip: None,
-            first,
-            number: 0,
-        }
+        Self { queue, enhancer, report, epoch: 0, cancel, format: None, clip: None, first }
     }
 
     /// Works until the queue is [closed](Queue::close).
@@ -107,57 +93,55 @@ impl<'a> Worker<'a> {
     }
 
     fn start_format(&mut self, clip_format: ClipFormat) {
-        let ClipFormat { format, cadence, rate } = clip_format;
+        let ClipFormat { format, cadence, source, rate } = clip_format;
         self.format = Some(clip_format);
         let lookahead = self.enhancer.lookahead(&format);
         let frame = cadence.map(|cadence| cadence.frame());
         self.report.log(format_args!(
-            "Format: {:?} to {:?}, an input frame each {} ({rate:?}), {} interpolated frames between \
-             two, lookahead {lookahead}",
+            "Format: {:?} to {:?}, an input frame each {} ({source:?}), output {rate:?}, {} \
+             interpolated frames of the model between two, lookahead {lookahead}",
             format.input,
             format.output,
             frame.display(),
             format.interpolated,
         ));
-        self.report.format(frame, lookahead + rate.frames_held());
+        // The model's next frames come meanwhile.
+        let held = lookahead.max(rate.frames_held(cadence));
+        self.report.format(frame, source.frames_held() + held);
     }
 
     fn push_frame(&mut self, frame: Frame, time: FrameTime, info: BufferInfo) -> Result<(), Error> {
-        let begins = self.clip.is_none();
-        let (clip, format) = match (self.clip, self.format) {
-            (Some(clip), Some(format)) => (clip, format.format),
-            _ => self.start_clip(time.pts)?,
+        let clip = match self.clip {
+            Some(clip) => clip,
+            None => self.start_clip(time)?,
         };
-        self.queue.pend(clip, time, info)?;
+        let (time, outputs) = self.queue.pend(clip, time, info)?;
         let start = Instant::now();
-        let (time, outputs) = multiple_times(self.number, begins, format.interpolated);
-        self.number += 1;
         self.enhancer.push(frame, time, &outputs)?;
         self.report.computed(start.elapsed().saturating_sub(self.queue.take_wait(clip)));
         Ok(())
     }
 
-    fn start_clip(&mut self, pts: ClockTime) -> Result<(ClipId, Format), Error> {
+    fn start_clip(&mut self, origin: FrameTime) -> Result<ClipId, Error> {
         let clip_format = self
             .format
             .ok_or_else(|| Error::Internal { what: "a frame came before its format".into() })?;
         let format = clip_format.format;
         let first = std::mem::take(&mut self.first);
-        self.number = first.into();
-        let number = u64::from(first) * (format.interpolated as u64 + 1);
-        let clip = self.queue.begin_clip(self.epoch, &clip_format, number)?;
+        let clip = self.queue.begin_clip(self.epoch, &clip_format, origin, first.into())?;
         self.clip = Some(clip);
-        self.report.log(format_args!("Start of {clip} at {pts} with input frame {first}"));
+        self.report.log(format_args!("Start of {clip} at {} with input frame {first}", origin.pts));
         let sink =
             Arc::new(ClipOutput { queue: self.queue.clone(), report: self.report.clone(), clip });
         let output = ClipContext { sink, cancel: self.cancel.clone() };
         self.enhancer.start_at(first as usize, format, output)?;
-        Ok((clip, format))
+        Ok(clip)
     }
 
     fn end_clip(&mut self, reason: ClipEnd) -> Result<(), Error> {
         let Some(clip) = self.clip else { return Ok(()) };
-        self.enhancer.finish(&[])?;
+        let outputs = self.queue.finish_clip(clip)?;
+        self.enhancer.finish(&outputs)?;
         let (inputs, outputs) = self.queue.end_clip(clip)?;
         self.clip = None;
         self.report.log(format_args!(

@@ -44,8 +44,8 @@ pub use frame::Frame;
 pub(crate) use frame::zeroed;
 pub use options::{ColourFix, Model, NEGATIVE_PROMPT, Options, POSITIVE_PROMPT, Solver, Version};
 pub use rules::{
-    MAX_INTERPOLATED_FRAMES, interpolated_frames, output_frames, scaled_side, target_size,
-    unscaled_sides,
+    MAX_INTERPOLATED_FRAMES, covering_frames, interpolated_frames, output_frames, scaled_side,
+    target_size, unscaled_sides,
 };
 pub use sizing::{MAX_SCALE, Sizing};
 pub use text::{count, printable};

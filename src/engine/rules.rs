@@ -114,6 +114,20 @@ pub fn interpolated_frames(target: (u32, u32), input: (u32, u32)) -> usize {
     (whole + u64::from(up)).saturating_sub(1).min(MAX_INTERPOLATED_FRAMES as u64) as usize
 }
 
+/// Returns the smallest number of interpolated frames with which the output rate is at least the target, or
+/// [`MAX_INTERPOLATED_FRAMES`] if that is too few.
+///
+/// Rates are as in [`interpolated_frames`].
+pub fn covering_frames(target: (u32, u32), input: (u32, u32)) -> usize {
+    let dividend = u64::from(target.0) * u64::from(input.1);
+    let divisor = u64::from(target.1) * u64::from(input.0);
+    if divisor == 0 {
+        return 0;
+    }
+    let factor = dividend.div_ceil(divisor);
+    factor.saturating_sub(1).min(MAX_INTERPOLATED_FRAMES as u64) as usize
+}
+
 /// Returns the number of output frames of a clip of `inputs` input frames: N + k·(N−1).
 pub fn output_frames(inputs: usize, interpolated: usize) -> usize {
     inputs + interpolated * inputs.saturating_sub(1)
@@ -147,6 +161,18 @@ mod tests {
         }
         assert_eq!(unscaled_sides(641..=641, 2.0), None);
         assert_eq!(unscaled_sides(100..=200, 2.0), Some(50..=100));
+    }
+
+    #[test]
+    fn the_model_makes_as_many_frames_as_the_target_rate_needs() {
+        let k = |target, input| covering_frames(target, input);
+        assert_eq!(k((60, 1), (24, 1)), 2);
+        assert_eq!(k((60, 1), (30, 1)), 1);
+        assert_eq!(k((60, 1), (30000, 1001)), 2, "slightly more than twice");
+        assert_eq!(k((24, 1), (60, 1)), 0);
+        assert_eq!(k((240, 1), (1, 1)), 8);
+        assert_eq!(k((0, 1), (24, 1)), 0);
+        assert_eq!(k((24, 1), (0, 1)), 0);
     }
 
     #[test]

@@ -100,16 +100,14 @@ pub fn plan(
     if let Some(request) = &choice.request {
         return diffusion::plan(request, choice.model, &format, sizing, inputs);
     }
-    let Format { input, output, interpolated, .. } = format;
-    Ok(format!(
-        "output: {}, {} per input frame\nsize: {}×{} to {}×{}",
-        engine::count(engine::output_frames(inputs, interpolated) as u64, "frame"),
-        interpolated + 1,
-        input.0,
-        input.1,
-        output.0,
-        output.1
-    ))
+    let Format { input, output, interpolated, exact, .. } = format;
+    let size = format!("size: {}×{} to {}×{}", input.0, input.1, output.0, output.1);
+    let frames = engine::output_frames(inputs, interpolated) as u64;
+    let frames = engine::count(frames, "frame");
+    Ok(match exact {
+        true => size,
+        false => format!("output: {frames}, {} per input frame\n{size}", interpolated + 1),
+    })
 }
 
 /// Checks that the devices have enough memory for a format. `sizing` is what its output size follows from. Loads no

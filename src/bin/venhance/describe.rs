@@ -56,15 +56,16 @@ impl Session {
     ) -> Result<String, Failure> {
         let Input { size, fps } = *input;
         let Frames { number, origin } = frames;
-        let Output { size: enlarged, interpolated } = self.output_of(source, input)?;
-        let all = number + interpolated * number.saturating_sub(1);
-        let rate = |factor: usize| {
-            let rate = f64::from(fps.0) * factor as f64 / f64::from(fps.1);
+        let output = self.output_of(source, input)?;
+        let Output { size: enlarged, .. } = output;
+        let all = output.frames(number, fps);
+        let rate = |(numer, denom): (u32, u32)| {
+            let rate = f64::from(numer) / f64::from(denom);
             format!("{rate:.4}").trim_end_matches('0').trim_end_matches('.').to_owned()
         };
         let mut lines = vec![
             format!("frames: {number} to {all}{origin}"),
-            format!("frame rate: {} to {} fps", rate(1), rate(interpolated + 1)),
+            format!("frame rate: {} to {} fps", rate(fps), rate(output.rate(fps))),
             format!("resolution: {}x{} to {}x{}", size.0, size.1, enlarged.0, enlarged.1),
         ];
         if self.model != Model::Lite {

@@ -7,10 +7,11 @@ use gst_video::VideoInfo;
 use super::{CAT, VEnhance};
 use crate::{
     element::{
-        Model, Output, caps,
+        Model, Output, RateMode, caps,
         properties::Properties,
         queue::ClipFormat,
         rate::{ASSUMED_RATE, RateSource},
+        schedule::MAX_RATIO,
     },
     engine,
     models::{self, Choice},
@@ -52,10 +53,19 @@ impl VEnhance {
     ) -> Result<String, engine::Error> {
         let properties = self.properties.lock().clone();
         let choice = models::choose(&properties.options)?;
-        let Output { size, interpolated, .. } = self.output(input, fps)?;
+        let output = self.output(input, fps)?;
+        let Output { size, interpolated, exact } = output;
+        let is_exact = exact.is_some();
         let format =
-            engine::Format { input, output: size, interpolated, exact: false, alpha: false };
-        models::plan(&choice, format, properties.sizing(), inputs)
+            engine::Format { input, output: size, interpolated, exact: is_exact, alpha: false };
+        let plan = models::plan(&choice, format, properties.sizing(), inputs)?;
+        let Some((numer, denom)) = exact else { return Ok(plan) };
+        let how = match choice.model {
+            engine::Model::Lite => "",
+            engine::Model::Diffusion(_) => ", interpolated from the output of the model",
+        };
+        let frames = output.frames(inputs, fps);
+        Ok(format!("{plan}\nrate: exactly {numer}/{denom} fps, {frames} frames{how}"))
     }
 
     /// See [`crate::VEnhance::output`].
@@ -67,9 +77,16 @@ impl VEnhance {
         let properties = self.properties.lock().clone();
         properties.check()?;
         let model = models::choose(&properties.options)?.model;
+        let target = caps::rate(properties.target_fps);
+        let (interpolated, exact) = match (properties.rate_mode, target.0) {
+            (RateMode::Exact, 0) => (0, (fps.0 > 0).then_some(fps)),
+            (RateMode::Exact, _) => (engine::covering_frames(target, fps), Some(target)),
+            (RateMode::Multiple, _) => (engine::interpolated_frames(target, fps), None),
+        };
         Ok(Output {
             size: properties.options.output_size(model, input, properties.sizing())?,
-            interpolated: engine::interpolated_frames(caps::rate(properties.target_fps), fps),
+            interpolated,
+            exact,
         })
     }
 
@@ -83,6 +100,19 @@ impl VEnhance {
             self.fail(gst::error_msg!(gst::ResourceError::NoSpaceLeft, ("{error}")));
             self.queue.abort(gst::FlowError::Error);
         }
+    }
+
+    /// Ends the stream with an error if the output rate is too high for the rate of the input.
+    pub(super) fn check_rate(&self, format: &ClipFormat) {
+        let Some((factor, (numer, denom))) = format.rate.excess(format.cadence) else { return };
+        self.fail(gst::error_msg!(
+            gst::StreamError::Format,
+            (
+                "target-fps={numer}/{denom} is {factor} times the rate of the input; rate-mode=exact allows \
+                 at most {MAX_RATIO} times: use a lower target-fps"
+            )
+        ));
+        self.queue.abort(gst::FlowError::Error);
     }
 
     /// See [`crate::VEnhance::resume_from`].
@@ -129,7 +159,7 @@ impl VEnhance {
 
     /// Posts a warning, once, if the frame rate is not that of the caps.
     pub(super) fn warn_of_rate(&self, format: &ClipFormat) {
-        let text = match (format.rate, format.cadence) {
+        let text = match (format.source, format.cadence) {
             (RateSource::NotCaps, Some(cadence)) => format!(
                 "the timestamps contradict the frame rate of the caps; frames are interpolated at the \
                  measured rate, one input frame each {}. To keep the rate of the caps, put videorate \

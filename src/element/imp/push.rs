@@ -108,8 +108,8 @@ impl VEnhance {
                 .packer
                 .pack(&frame, buffer, cancel)
                 .map_err(|error| self.convert_failed(error, gst::StreamError::Encode))?;
-            if let Some(metas) = metas {
-                copy_metas(&metas, buffer, writer);
+            for metas in &metas {
+                copy_metas(metas, buffer, writer);
             }
             for timecode in &timecodes {
                 gst_video::VideoTimeCodeMeta::add(buffer, timecode);

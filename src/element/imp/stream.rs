@@ -117,6 +117,7 @@ impl VEnhance {
         for item in items {
             if let QueueItem::Format(format) = &item {
                 self.warn_of_rate(format);
+                self.check_rate(format);
                 // Ends the flow if there is too little.
                 self.check_memory(&format.format);
             }

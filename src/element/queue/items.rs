@@ -7,6 +7,7 @@ use gst::ClockTime;
 
 use super::super::{
     rate::RateSource,
+    schedule::OutputRate,
     timecode,
     timeline::{Cadence, ClipEnd, FrameTime},
 };
@@ -39,13 +40,14 @@ impl QueueItem {
     }
 }
 
-/// The format of a clip, and the rate of its frames.
+/// The format of a clip, and the rates of input and output.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::element) struct ClipFormat {
     pub(in crate::element) format: Format,
     /// `None` while the frame rate is unknown: then each frame is a clip.
     pub(in crate::element) cadence: Option<Cadence>,
-    pub(in crate::element) rate: RateSource,
+    pub(in crate::element) source: RateSource,
+    pub(in crate::element) rate: OutputRate,
 }
 
 /// What an input buffer carries beside its picture.
@@ -118,6 +120,7 @@ pub(in crate::element) struct OutputFrame {
     pub(in crate::element) pts: ClockTime,
     pub(in crate::element) duration: Option<ClockTime>,
     pub(in crate::element) flags: gst::BufferFlags,
-    pub(in crate::element) metas: Option<gst::Buffer>,
+    /// Buffers without memory that hold the metas of the input frames that it stands for.
+    pub(in crate::element) metas: Vec<gst::Buffer>,
     pub(in crate::element) timecodes: Vec<gst_video::ValidVideoTimeCode>,
 }

@@ -1,68 +1,132 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What waits for the output of one clip, and the times of that output.
+//! What waits for the output of one clip, and the buffer fields of that output.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use gst::ClockTime;
 use gst_video::ValidVideoTimeCode;
 
-use super::{BufferInfo, OutputFrame};
+use super::{BufferInfo, ClipFormat, OutputFrame};
 use crate::{
     element::{
+        schedule::{OutputRate, PlannedFrame, Schedule},
         timecode,
-        timeline::{Cadence, FrameTime},
+        timeline::FrameTime,
     },
     engine::{Error, Frame},
 };
 
-/// The input frames that the model has and whose output it has not delivered, and the events between
-/// and after them.
+/// The output frames that the model has to deliver, and the input frames and events that they have not reached
+/// yet.
 ///
-/// A clip of N input frames gives N + k·(N−1) output frames. Those at a multiple of k + 1 are the input
-/// frames, the others are interpolated.
+/// What an input buffer carries beside its picture goes on with the first output frame at its time or after it,
+/// or with the last one if there is none.
 pub(super) struct PendingQueue {
-    cadence: Option<Cadence>,
-    /// Output frames from one input frame to the next: k + 1.
-    parts: u64,
+    schedule: Schedule,
+    rate: OutputRate,
     entries: VecDeque<Entry>,
-    /// The last input frame delivered.
+    planned: VecDeque<PlannedFrame>,
+    /// The last frame delivered, while it may be the last one of the clip.
+    held: Option<OutputFrame>,
+    /// Whether all input frames have come.
+    ended: bool,
+    /// The last input frame that the output has reached.
     last: Option<FrameTime>,
-    /// Its timecodes.
-    timecodes: Vec<ValidVideoTimeCode>,
+    timecodes: Timecodes,
     /// Input frames so far.
     inputs: u64,
-    /// The index of the first output frame: not 0 if the clip's first frames are missing.
-    first: u64,
-    /// The index of the next output frame.
-    number: u64,
+    /// Output frames so far, delivered and planned.
+    delivered: u64,
+    expected: u64,
     /// How long the model has waited for the push task.
     waited: Duration,
 }
 
 enum Entry {
-    Frame(FrameTime, BufferInfo),
+    Frame { time: u64, at: FrameTime, info: BufferInfo },
     Event(gst::Event),
 }
 
+/// The timecodes of the output.
+#[derive(Default)]
+struct Timecodes {
+    /// Those of the last input frame.
+    input: Vec<ValidVideoTimeCode>,
+    /// The timecodes of an output frame, and its index. Those of the frames after it follow from them. At an exact
+    /// rate they are consecutive as long as those of the input are.
+    output: (Vec<ValidVideoTimeCode>, u64),
+}
+
+impl Timecodes {
+    /// Those of the output frame `number`.
+    fn at(&self, number: u64) -> Vec<ValidVideoTimeCode> {
+        let (timecodes, from) = &self.output;
+        let at = |timecode: &ValidVideoTimeCode| {
+            let mut timecode = timecode.clone();
+            timecode.add_frames((number - from) as i64);
+            timecode
+        };
+        timecodes.iter().map(at).collect()
+    }
+}
+
 impl PendingQueue {
-    /// With `interpolated` frames between two. Without a cadence there must be none.
-    pub(super) fn new(interpolated: usize, cadence: Option<Cadence>, first: u64) -> Self {
+    /// For a clip that begins with the input frame `origin`, and of which the input frames from the index `first`
+    /// on come.
+    pub(super) fn new(format: &ClipFormat, origin: FrameTime, first: u64) -> Self {
         Self {
-            cadence,
-            parts: interpolated as u64 + 1,
+            schedule: Schedule::new(format.rate, format.cadence, origin, first),
+            rate: format.rate,
             entries: VecDeque::new(),
+            planned: VecDeque::new(),
+            held: None,
+            ended: false,
             last: None,
-            timecodes: Vec::new(),
+            timecodes: Timecodes::default(),
             inputs: 0,
-            first,
-            number: first,
+            delivered: 0,
+            expected: 0,
             waited: Duration::ZERO,
         }
     }
 
-    pub(super) fn push_frame(&mut self, time: FrameTime, info: BufferInfo) {
+    /// Takes an input frame. Returns its time in the clip and the times of the output frames up to it.
+    pub(super) fn push_frame(&mut self, at: FrameTime, info: BufferInfo) -> (u64, Vec<u64>) {
         self.inputs += 1;
-        self.entries.push_back(Entry::Frame(time, info));
+        let (time, planned) = self.schedule.push(at, info.duration);
+        self.entries.push_back(Entry::Frame { time, at, info });
+        (time, self.plan(planned))
+    }
+
+    /// Ends the clip. Returns the times of the output frames after the last input frame.
+    pub(super) fn finish(&mut self) -> Vec<u64> {
+        let (planned, end) = self.schedule.finish();
+        let times = self.plan(planned);
+        self.ended = true;
+        let set = |pts, duration: &mut Option<ClockTime>| {
+            if let Some(end) = end {
+                *duration = Some(end.saturating_sub(pts));
+            }
+        };
+        if let Some(last) = self.planned.back_mut() {
+            set(last.pts, &mut last.duration);
+        } else if let Some(mut last) = self.held.take() {
+            set(last.pts, &mut last.duration);
+            let events = self.reach(&mut last, 0, u64::MAX);
+            // They came after its input frame.
+            for event in events.into_iter().rev() {
+                self.entries.push_front(Entry::Event(event));
+            }
+            self.held = Some(last);
+        }
+        times
+    }
+
+    fn plan(&mut self, planned: Vec<PlannedFrame>) -> Vec<u64> {
+        let times = planned.iter().map(|frame| frame.time).collect();
+        self.expected += planned.len() as u64;
+        self.planned.extend(planned);
+        times
     }
 
     pub(super) fn push_event(&mut self, event: gst::Event) {
@@ -71,11 +135,14 @@ impl PendingQueue {
 
     /// Input frames held.
     pub(super) fn frames(&self) -> usize {
-        self.entries.iter().filter(|entry| matches!(entry, Entry::Frame(..))).count()
+        self.entries.iter().filter(|entry| matches!(entry, Entry::Frame { .. })).count()
     }
 
-    /// The next event, if no input frame is before it.
+    /// The next event, if no input or output frame is before it.
     pub(super) fn pop_event(&mut self) -> Option<gst::Event> {
+        if self.held.is_some() {
+            return None;
+        }
         match self.entries.pop_front()? {
             Entry::Event(event) => Some(event),
             frame => {
@@ -85,69 +152,72 @@ impl PendingQueue {
         }
     }
 
-    /// The model's next output frame with the fields of its buffer.
+    /// Takes the model's next output frame, for [`pop_frame`](Self::pop_frame). Returns the events before it.
     ///
     /// # Errors
     /// [`Error::Internal`] if it is one too many for the input frames so far.
-    pub(super) fn pop_frame(&mut self, frame: Arc<Frame>) -> Result<OutputFrame, Error> {
-        let output = match self.number % self.parts {
-            0 => self.pop_input(frame),
-            part => self.interpolated(frame, part),
-        };
-        let output = output.ok_or_else(|| Error::Internal {
+    pub(super) fn deliver(&mut self, frame: Arc<Frame>) -> Result<Vec<gst::Event>, Error> {
+        self.delivered += 1;
+        let planned = self.planned.pop_front().ok_or_else(|| Error::Internal {
             what: format!(
                 "the model delivered {}, too many for {} of a clip",
-                frames(self.number + 1 - self.first, "output"),
+                frames(self.delivered, "output"),
                 frames(self.inputs, "input")
             ),
         })?;
-        self.number += 1;
-        Ok(output)
-    }
-
-    fn pop_input(&mut self, frame: Arc<Frame>) -> Option<OutputFrame> {
-        let Entry::Frame(..) = self.entries.front()? else { return None };
-        let Some(Entry::Frame(time, info)) = self.entries.pop_front() else { return None };
-        self.last = Some(time);
-        self.timecodes = info.timecodes;
-        // The frame before a gap lasts through the gap, as the input says.
-        let duration = match (self.cadence, info.duration) {
-            (Some(_), Some(duration)) if self.parts == 1 => Some(duration),
-            (Some(cadence), duration) => Some(cadence.input_duration(time, duration)),
-            (None, duration) => duration,
-        };
-        Some(OutputFrame {
+        let mut output = OutputFrame {
             frame,
-            number: self.number,
-            pts: time.pts,
-            duration,
-            flags: info.flags,
-            metas: info.metas,
-            timecodes: self.timecodes(0),
-        })
-    }
-
-    /// A frame at `part` of the way from the last input frame to the next.
-    fn interpolated(&self, frame: Arc<Frame>, part: u64) -> Option<OutputFrame> {
-        let Entry::Frame(next, _) = self.entries.front()? else { return None };
-        let (last, cadence) = self.last.zip(self.cadence)?;
-        let pts = cadence.between(last, *next, part);
-        let end = cadence.between(last, *next, part + 1);
-        Some(OutputFrame {
-            frame,
-            number: self.number,
-            pts,
-            duration: Some(end.saturating_sub(pts)),
+            number: planned.number,
+            pts: planned.pts,
+            duration: planned.duration,
             flags: gst::BufferFlags::empty(),
-            metas: None,
-            timecodes: self.timecodes(part),
-        })
+            metas: Vec::new(),
+            timecodes: Vec::new(),
+        };
+        let is_last = self.ended && self.planned.is_empty();
+        let events =
+            self.reach(&mut output, planned.time, if is_last { u64::MAX } else { planned.time });
+        output.timecodes = self.timecodes.at(output.number);
+        self.held = Some(output);
+        Ok(events)
     }
 
-    /// The timecodes of the output frame `part` frames after the last input frame.
-    fn timecodes(&self, part: u64) -> Vec<ValidVideoTimeCode> {
-        let output = |input| timecode::output(input, self.parts, part);
-        self.timecodes.iter().filter_map(output).collect()
+    /// Moves to `output`, which is at `time`, what the input frames up to `limit` carry. Returns the events between
+    /// them.
+    fn reach(&mut self, output: &mut OutputFrame, time: u64, limit: u64) -> Vec<gst::Event> {
+        let is_reached =
+            |entry: &Entry| matches!(entry, Entry::Frame { time: at, .. } if *at <= limit);
+        // The events after the last of these frames come after the output frame.
+        let count = self.entries.iter().rposition(is_reached).map_or(0, |at| at + 1);
+        let mut events = Vec::new();
+        for entry in self.entries.drain(..count) {
+            match entry {
+                Entry::Event(event) => events.push(event),
+                Entry::Frame { time: at, at: input, info } => {
+                    self.last = Some(input);
+                    output.flags |= info.flags;
+                    output.metas.extend(info.metas);
+                    let before = std::mem::replace(&mut self.timecodes.input, info.timecodes);
+                    let timecodes = &self.timecodes.input;
+                    let continue_before = matches!(self.rate, OutputRate::Exact(_))
+                        && !self.timecodes.output.0.is_empty()
+                        && timecode::follow(&before, timecodes);
+                    if !continue_before {
+                        let later = self.schedule.output_frames(time.saturating_sub(at));
+                        let at_rate = |input| timecode::output(input, self.rate, later);
+                        let at_rate = timecodes.iter().filter_map(at_rate).collect();
+                        self.timecodes.output = (at_rate, output.number);
+                    }
+                }
+            }
+        }
+        events
+    }
+
+    /// The output frame that is ready to leave.
+    pub(super) fn pop_frame(&mut self) -> Option<OutputFrame> {
+        let is_followed = !self.planned.is_empty() || self.ended || !self.schedule.may_end();
+        if is_followed { self.held.take() } else { None }
     }
 
     /// The number of input and of output frames of a clip that has ended.
@@ -155,23 +225,22 @@ impl PendingQueue {
     /// # Errors
     /// [`Error::Internal`] if output frames are missing.
     pub(super) fn check_end(&self) -> Result<(u64, u64), Error> {
-        let delivered = self.number - self.first;
-        let expected = (self.inputs * self.parts).saturating_sub(self.parts - 1);
-        if delivered == expected {
-            return Ok((self.inputs, delivered));
+        if self.delivered == self.expected {
+            return Ok((self.inputs, self.delivered));
         }
         Err(Error::Internal {
             what: format!(
-                "the model delivered {} for {} of a clip, instead of {expected}",
-                frames(delivered, "output"),
-                frames(self.inputs, "input")
+                "the model delivered {} for {} of a clip, instead of {}",
+                frames(self.delivered, "output"),
+                frames(self.inputs, "input"),
+                self.expected
             ),
         })
     }
 
-    /// The time of the last input frame delivered.
+    /// The time of the last input frame that the output has reached.
     pub(super) fn position(&self) -> Option<ClockTime> {
-        self.last.map(|time| time.pts)
+        self.last.map(|last| last.pts)
     }
 
     pub(super) fn add_wait(&mut self, waited: Duration) {
@@ -185,7 +254,7 @@ impl PendingQueue {
     pub(super) fn into_events(self) -> impl Iterator<Item = gst::Event> {
         self.entries.into_iter().filter_map(|entry| match entry {
             Entry::Event(event) => Some(event),
-            Entry::Frame(..) => None,
+            Entry::Frame { .. } => None,
         })
     }
 }

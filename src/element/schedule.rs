@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! When the output frames of a clip are shown: the times that the model is asked for, and what follows for
+//! the buffers.
+
+use gst::ClockTime;
+
+use super::{
+    grid::{self, Grid},
+    timeline::{Cadence, FrameTime},
+};
+use crate::engine::multiple_times;
+
+/// The most output frames for an input frame. Far more are a mistake in a rate, and would fill the memory.
+pub(super) const MAX_RATIO: u128 = 240;
+
+/// The rate of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OutputRate {
+    /// k frames are interpolated between two input frames.
+    Multiple(usize),
+    /// This rate (numerator, denominator), above zero.
+    Exact((u32, u32)),
+}
+
+impl OutputRate {
+    /// Input frames that pass before it is known how long an output frame lasts.
+    pub(super) fn frames_held(self, cadence: Option<Cadence>) -> usize {
+        match (self, cadence) {
+            (Self::Exact(rate), Some(cadence)) => grid::frames_held(rate, cadence),
+            _ => 0,
+        }
+    }
+
+    /// An exact rate that is more than [`MAX_RATIO`] times that of the input, after the number of times.
+    pub(super) fn excess(self, cadence: Option<Cadence>) -> Option<(u128, (u32, u32))> {
+        let (Self::Exact(rate), Some(cadence)) = (self, cadence) else { return None };
+        let (numer, denom) = grid::outputs_per_input(rate, cadence);
+        (numer > denom * MAX_RATIO).then(|| (numer / denom, rate))
+    }
+}
+
+/// An output frame that the model will deliver.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PlannedFrame {
+    /// Its time in the clip, as the model knows it.
+    pub(super) time: u64,
+    /// Its index in the clip.
+    pub(super) number: u64,
+    pub(super) pts: ClockTime,
+    pub(super) duration: Option<ClockTime>,
+}
+
+/// Plans the output of one clip.
+pub(super) enum Schedule {
+    /// See [`OutputRate::Multiple`].
+    Multiple(Multiple),
+    /// See [`OutputRate::Exact`].
+    Exact(Grid),
+}
+
+impl Schedule {
+    /// For a clip that begins with the input frame `origin`, and of which the input frames from the index `first`
+    /// on come. Without a cadence there is only one.
+    pub(super) fn new(
+        rate: OutputRate,
+        cadence: Option<Cadence>,
+        origin: FrameTime,
+        first: u64,
+    ) -> Self {
+        match (rate, cadence) {
+            (OutputRate::Exact(rate), Some(cadence)) => {
+                Self::Exact(Grid::new(rate, cadence, origin))
+            }
+            (OutputRate::Exact(_), None) => Self::Multiple(Multiple::new(0, None, first)),
+            (OutputRate::Multiple(interpolated), _) => {
+                Self::Multiple(Multiple::new(interpolated, cadence, first))
+            }
+        }
+    }
+
+    /// Plans the output up to an input frame. Returns the time of that frame in the clip.
+    pub(super) fn push(
+        &mut self,
+        frame: FrameTime,
+        duration: Option<ClockTime>,
+    ) -> (u64, Vec<PlannedFrame>) {
+        match self {
+            Self::Multiple(multiple) => multiple.push(frame, duration),
+            Self::Exact(grid) => grid.push(frame, duration),
+        }
+    }
+
+    /// Plans the output after the last input frame. Returns also when the last output frame ends, if its duration
+    /// depends on the end of the clip.
+    pub(super) fn finish(&mut self) -> (Vec<PlannedFrame>, Option<ClockTime>) {
+        match self {
+            Self::Multiple(_) => (Vec::new(), None),
+            Self::Exact(grid) => grid.finish(),
+        }
+    }
+
+    /// Whether the last planned frame may be the last one of the clip, with a duration that depends on its end.
+    pub(super) fn may_end(&self) -> bool {
+        match self {
+            Self::Multiple(_) => false,
+            Self::Exact(grid) => grid.may_end(),
+        }
+    }
+
+    /// How many output frames long a time in the clip is.
+    pub(super) fn output_frames(&self, time: u64) -> f64 {
+        match self {
+            Self::Multiple(_) => time as f64,
+            Self::Exact(grid) => grid.output_frames(time),
+        }
+    }
+}
+
+/// N + k·(N−1) output frames. Their times in the clip are their indices.
+pub(super) struct Multiple {
+    interpolated: usize,
+    cadence: Option<Cadence>,
+    /// The last input frame.
+    last: Option<FrameTime>,
+    /// The index of the next one.
+    next: u64,
+}
+
+impl Multiple {
+    fn new(interpolated: usize, cadence: Option<Cadence>, first: u64) -> Self {
+        Self { interpolated, cadence, last: None, next: first }
+    }
+
+    fn push(&mut self, frame: FrameTime, duration: Option<ClockTime>) -> (u64, Vec<PlannedFrame>) {
+        let last = self.last.replace(frame);
+        let (time, times) = multiple_times(self.next, last.is_none(), self.interpolated);
+        self.next += 1;
+        let planned = |(part, number): (u64, &u64)| {
+            let between = last.zip(self.cadence).filter(|_| *number < time);
+            let (pts, duration) = match between {
+                Some((last, cadence)) => {
+                    let pts = cadence.between(last, frame, part);
+                    (pts, Some(cadence.between(last, frame, part + 1).saturating_sub(pts)))
+                }
+                None => (frame.pts, self.input_duration(frame, duration)),
+            };
+            PlannedFrame { time: *number, number: *number, pts, duration }
+        };
+        (time, (1..).zip(&times).map(planned).collect())
+    }
+
+    /// Duration of the output frame at an input frame.
+    fn input_duration(&self, frame: FrameTime, duration: Option<ClockTime>) -> Option<ClockTime> {
+        // The frame before a gap lasts through the gap, as the input says.
+        match (self.cadence, duration) {
+            (Some(_), Some(duration)) if self.interpolated == 0 => Some(duration),
+            (Some(cadence), duration) => Some(cadence.input_duration(frame, duration)),
+            (None, duration) => duration,
+        }
+    }
+}
