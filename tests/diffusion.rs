@@ -80,9 +80,9 @@ fn at_an_exact_rate_frames_are_interpolated_between_those_of_the_model() {
     for (n, model) in [(0, 0), (3, 4)] {
         assert!(exact[n] == multiple[model], "frame {n}");
     }
-    // At 5 thirds of a frame of the model; past the last frame.
+    // At 4 thirds of an interval of the model's frames; past the last frame.
     assert!(exact[1] != multiple[1] && exact[1] != multiple[2]);
-    assert!(exact[5] != multiple[6] && exact[5] != exact[4]);
+    assert!(exact[5] == multiple[6] && exact[4] != exact[5]);
     let upwards = frames("upwards.raw", "target-fps=24 rate-mode=exact");
     assert_eq!(upwards.len(), 12);
     let multiple = frames("multiple.raw", "target-fps=24");
