@@ -432,6 +432,35 @@ fn signal(child: &Child, name: &str) {
     assert!(status.unwrap().success());
 }
 
+/// At an exact rate, the grid goes on where it was interrupted.
+#[test]
+fn a_resumed_run_at_an_exact_rate_gives_the_same_frames() {
+    let scratch = Scratch::new();
+    let video = "videotestsrc pattern=ball num-buffers=200 \
+        ! video/x-raw,format=I420,width=96,height=64,framerate=24000/1001 ! x264enc";
+    // Matroska rounds times to milliseconds.
+    scratch.make("in.mkv", video, "matroskamux", &[]);
+    let arguments = |output| {
+        let flags = "--model lite --up-scale 1 --target-fps 60 --rate-mode exact --encoder";
+        // Lossless, delays no frames, and slow enough to be interrupted.
+        let encoder = "identity sleep-time=10000 ! x264enc pass=quant quantizer=0 tune=zerolatency";
+        ["in.mkv", output].into_iter().chain(flags.split(' ')).chain([encoder]).collect::<Vec<_>>()
+    };
+    let whole = scratch.result(&arguments("whole.mkv"));
+    assert_eq!(whole.times.len(), 501, "200 · 2.5025 = 500.5");
+    let mut child = start(&scratch, &arguments("cut.mkv"));
+    let index = scratch.path("cut.mkv.partial.json");
+    wait_for("some pieces", || pieces(&index) >= 4 || child.try_wait().unwrap().is_some());
+    signal(&child, "-KILL");
+    end(&mut child);
+    assert!(!scratch.path("cut.mkv").exists());
+    let resumed = scratch.result(&[arguments("cut.mkv"), vec!["--resume"]].concat());
+    assert_eq!(resumed.times, whole.times);
+    let pixels =
+        |name: &str| common::pixels(&scratch.path(name), "videoconvert ! video/x-raw,format=I420");
+    assert!(pixels("cut.mkv") == pixels("whole.mkv"));
+}
+
 /// The frames of a file as small 8-bit pictures, one after the other.
 fn pictures(file: &Path) -> Vec<u8> {
     let small = "video/x-raw,format=I420 ! videoscale ! video/x-raw,width=160,height=90";

@@ -42,7 +42,7 @@ fn properties_have_the_names_defaults_and_ranges_that_the_readme_says() {
         element.property::<String>("negative-prompt").ends_with("deformed, lowres, over-smooth")
     );
     assert_eq!(element.property::<u64>("seed"), 666);
-    assert_eq!(element.property::<u32>("first-frame"), 0);
+    assert_eq!(element.property::<u32>("skip-frames"), 0);
     assert_eq!(element.property::<u32>("min-height"), 720);
     assert_eq!(element.property::<u32>("max-pixels"), 2_621_440);
     assert_eq!(element.property::<Option<String>>("model-dir"), None);

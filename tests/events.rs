@@ -211,14 +211,20 @@ fn a_discont_ends_the_clip_and_marks_its_first_output_and_nothing_else() {
 }
 
 #[test]
-fn outputs_carry_their_number_in_the_clip_the_first_of_which_may_have_begun_before() {
-    let mut rig =
-        Rig::with("up-scale=2 target-fps=30 first-frame=5", &caps("GRAY8", 32, 16, (10, 1)));
-    for ms in [0, 100, 1000, 1100] {
-        rig.push_at(ms);
+fn outputs_carry_their_number_in_the_clip_and_skipped_frames_count() {
+    for (skipped, expected) in [
+        (0, &[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6][..]),
+        (1, &[3, 0, 1, 2, 3, 4, 5, 6]),
+        (3, &[3, 4, 5, 6]),
+    ] {
+        let properties = format!("up-scale=2 target-fps=30 skip-frames={skipped}");
+        let mut rig = Rig::with(&properties, &caps("GRAY8", 32, 16, (10, 1)));
+        for ms in [0, 100, 1000, 1100, 1200] {
+            rig.push_at(ms);
+        }
+        let offsets: Vec<_> = frames(&rig.finish()).iter().map(|frame| frame.offset()).collect();
+        assert_eq!(offsets, expected, "{skipped} skipped");
     }
-    let offsets: Vec<_> = frames(&rig.finish()).iter().map(|frame| frame.offset()).collect();
-    assert_eq!(offsets, [15, 16, 17, 18, 0, 1, 2, 3]);
 }
 
 #[test]

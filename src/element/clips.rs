@@ -57,7 +57,7 @@ impl Rate {
 }
 
 enum Waiting {
-    Frame(Frame, BufferInfo),
+    Frame(Option<Frame>, BufferInfo),
     Event(gst::Event),
 }
 
@@ -175,10 +175,10 @@ impl Clips {
         before == *segment
     }
 
-    /// Takes a frame. `start` is the timestamp of a first frame that has none.
+    /// Takes a frame, `None` if it is skipped. `start` is the timestamp of a first frame that has none.
     pub(super) fn push_frame(
         &mut self,
-        frame: Frame,
+        frame: Option<Frame>,
         info: BufferInfo,
         start: ClockTime,
     ) -> Vec<QueueItem> {
@@ -325,7 +325,7 @@ impl Clips {
     /// Gives a frame its timestamp and its clip.
     fn place(
         &mut self,
-        frame: Frame,
+        frame: Option<Frame>,
         info: BufferInfo,
         start: ClockTime,
         items: &mut Vec<QueueItem>,
@@ -341,7 +341,10 @@ impl Clips {
                 time
             }
         };
-        items.push(QueueItem::Frame(frame, time, info));
+        items.push(match frame {
+            Some(frame) => QueueItem::Frame(frame, time, info),
+            None => QueueItem::Skipped(time),
+        });
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) struct Grid {
     origin: FrameTime,
     /// The last input frame.
     last: Option<Last>,
+    /// How many came before it.
+    inputs: u64,
     /// The index of the next output frame.
     next: u64,
 }
@@ -77,7 +79,7 @@ impl Grid {
         let units = units(rate.0.into(), cadence.rate().0.into());
         let step = scaled(1, rate, units);
         let tolerance = nanoseconds(ROUNDING, units).min(step / 4);
-        Self { rate, cadence, units, tolerance, origin, last: None, next: 0 }
+        Self { rate, cadence, units, tolerance, origin, last: None, inputs: 0, next: 0 }
     }
 
     /// The time in the clip of an output frame.
@@ -91,12 +93,18 @@ impl Grid {
         base.saturating_add(scaled(frame.n, self.cadence.rate(), self.units))
     }
 
-    fn planned(&self, number: u64, time: u64) -> PlannedFrame {
+    fn planned(&self, number: u64, time: u64, input: u64) -> PlannedFrame {
         let at = |number| {
             self.origin.pts + ClockTime::from_nseconds(scaled(number, self.rate, NANOSECONDS))
         };
         let pts = at(number);
-        PlannedFrame { time, number, pts, duration: Some(at(number + 1).saturating_sub(pts)) }
+        PlannedFrame {
+            time,
+            number,
+            input,
+            pts,
+            duration: Some(at(number + 1).saturating_sub(pts)),
+        }
     }
 
     pub(super) fn push(
@@ -105,7 +113,10 @@ impl Grid {
         duration: Option<ClockTime>,
     ) -> (u64, Vec<PlannedFrame>) {
         let time = match &self.last {
-            Some(last) => self.input_time(frame).max(last.time + 1),
+            Some(last) => {
+                self.inputs += 1;
+                self.input_time(frame).max(last.time + 1)
+            }
             None => {
                 let time = self.input_time(frame);
                 // Where the first frames of the clip are missing, so is their output.
@@ -119,7 +130,10 @@ impl Grid {
         while self.time(self.next) <= time.saturating_add(self.tolerance) {
             let at = self.time(self.next);
             let near = at.saturating_add(self.tolerance) >= time;
-            planned.push(self.planned(self.next, if near { time } else { at }));
+            planned.push(match near {
+                true => self.planned(self.next, time, self.inputs),
+                false => self.planned(self.next, at, self.inputs.saturating_sub(1)),
+            });
             self.next += 1;
         }
         let after = frame.next(self.cadence);
@@ -140,7 +154,7 @@ impl Grid {
     pub(super) fn finish(&mut self) -> (Vec<PlannedFrame>, Option<ClockTime>) {
         let mut planned = Vec::new();
         while !self.may_end() {
-            planned.push(self.planned(self.next, self.time(self.next)));
+            planned.push(self.planned(self.next, self.time(self.next), self.inputs));
             self.next += 1;
         }
         (planned, self.last.as_ref().map(|last| last.end))

@@ -56,7 +56,7 @@ use super::{
     logging::CAT,
     progress::{LatencyPart, Statistics},
     properties::{PROPERTIES, Properties},
-    queue::Queue,
+    queue::{InputFrame, Queue},
     timeline::ClipEnd,
 };
 use crate::{
@@ -125,6 +125,8 @@ struct Output {
     writer: Option<Writer>,
     /// The segment that has been pushed.
     segment: gst::FormattedSegment<ClockTime>,
+    /// The input frame of the last output frame.
+    input: Option<InputFrame>,
     /// The end of the last frame that has been pushed.
     position: Option<ClockTime>,
 }

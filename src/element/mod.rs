@@ -185,19 +185,10 @@ impl VEnhance {
         imp::VEnhance::from_obj(self).plan(input, fps, inputs)
     }
 
-    /// The index of the input frame at which a run must begin, with that index as the property
-    /// `first-frame`, so that from input frame `frame` on it gives the same output as a run over the
-    /// whole clip. The frame rate is (numerator, denominator). `None` if the rate that frames are
-    /// interpolated at is measured, which depends on all frames since the start.
-    ///
-    /// # Errors
-    /// As [`plan`](Self::plan).
-    pub fn resume_from(
-        &self,
-        fps: (u32, u32),
-        frame: usize,
-    ) -> Result<Option<usize>, engine::Error> {
-        imp::VEnhance::from_obj(self).resume_from(fps, frame)
+    /// How many input frames a run can skip, by the property `skip-frames`, and still give the same output from the frame on
+    /// that has left the element last, or is in a probe on its source pad. `None` before the first frame.
+    pub fn resume_from(&self) -> Option<u64> {
+        imp::VEnhance::from_obj(self).resume_from()
     }
 }
 

@@ -20,8 +20,8 @@ pub(super) struct Properties {
     target_height: u32,
     pub(super) target_fps: gst::Fraction,
     pub(super) rate_mode: RateMode,
-    /// The index, in its clip, of the first input frame.
-    pub(super) first_frame: u32,
+    /// Input frames at the start of the stream that the model does not get.
+    pub(super) skip_frames: u32,
     pub(super) options: Options,
     /// The model that runs; `Auto` before the first start. Read-only for the user.
     pub(super) active_model: Model,
@@ -35,7 +35,7 @@ impl Default for Properties {
             target_height: 0,
             target_fps: gst::Fraction::new(24, 1),
             rate_mode: RateMode::Multiple,
-            first_frame: 0,
+            skip_frames: 0,
             options: Options::default(),
             active_model: Model::Auto,
         }
@@ -44,7 +44,7 @@ impl Default for Properties {
 
 /// The description of a property that only the diffusion models use contains “(v1, v2)”: the application goes by it.
 pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
-    let Properties { target_fps, rate_mode, first_frame, options, .. } = Properties::default();
+    let Properties { target_fps, rate_mode, skip_frames, options, .. } = Properties::default();
     let int = |name, nick, low, high, default: u32, blurb| {
         glib::ParamSpecInt::builder(name)
             .nick(nick)
@@ -182,11 +182,11 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             "Description of what the output must not look like (v1, v2).",
         ),
         uint(
-            "first-frame",
-            "First frame",
-            first_frame,
-            "Index of the first input frame in its clip, if the clip began before (v1, v2). The frame \
-             gets the same noise as in a run over the whole clip.",
+            "skip-frames",
+            "Skipped frames",
+            skip_frames,
+            "Number of input frames at the start of the stream that give no output. The output from a later \
+             frame on is that of a run without skipping: this continues an interrupted run.",
         ),
         glib::ParamSpecEnum::builder_with_default("colour-fix", ColourFix::from(options.colour_fix))
             .nick("Colour fix")
@@ -281,7 +281,7 @@ impl Properties {
             "negative-prompt" => {
                 options.negative_prompt = get::<Option<String>>(value).unwrap_or_default()
             }
-            "first-frame" => self.first_frame = get(value),
+            "skip-frames" => self.skip_frames = get(value),
             "colour-fix" => options.colour_fix = get::<ColourFix>(value).into(),
             "seed" => options.seed = get(value),
             "min-height" => options.min_height = get(value),
@@ -312,7 +312,7 @@ impl Properties {
             "downscale-cond" => (options.downscale_cond as i32).to_value(),
             "prompt" => options.prompt.to_value(),
             "negative-prompt" => options.negative_prompt.to_value(),
-            "first-frame" => self.first_frame.to_value(),
+            "skip-frames" => self.skip_frames.to_value(),
             "colour-fix" => ColourFix::from(options.colour_fix).to_value(),
             "seed" => options.seed.to_value(),
             "min-height" => options.min_height.to_value(),

@@ -26,7 +26,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::timeline::{ClipEnd, FrameTime};
 use crate::engine::{Cancel, Error, Frame};
-pub(super) use items::{BufferInfo, ClipFormat, OutputFrame, OutputItem, QueueItem};
+pub(super) use items::{BufferInfo, ClipFormat, InputFrame, OutputFrame, OutputItem, QueueItem};
 use pending::PendingQueue;
 
 /// Input frames that wait for the compute thread, so that decoding continues while it works.
@@ -319,6 +319,7 @@ impl Queue {
 pub(super) enum Next {
     Format(ClipFormat),
     Frame(Frame, FrameTime, BufferInfo),
+    Skipped(FrameTime),
     EndOfClip(ClipEnd),
     /// A new epoch has begun: forget the stream.
     Restart(u64, Cancel),
@@ -346,6 +347,7 @@ impl Queue {
             match item {
                 QueueItem::Format(format) => return Next::Format(format),
                 QueueItem::Frame(frame, time, info) => return Next::Frame(frame, time, info),
+                QueueItem::Skipped(time) => return Next::Skipped(time),
                 QueueItem::EndOfClip(reason) => return Next::EndOfClip(reason),
                 QueueItem::Event(event) => state.pass_event(event),
                 // Comes after the end of a clip only.

@@ -46,6 +46,8 @@ pub(super) struct PlannedFrame {
     pub(super) time: u64,
     /// Its index in the clip.
     pub(super) number: u64,
+    /// The index, among the input frames that came, of that at its time, or of the last one before it.
+    pub(super) input: u64,
     pub(super) pts: ClockTime,
     pub(super) duration: Option<ClockTime>,
 }
@@ -122,19 +124,22 @@ pub(super) struct Multiple {
     cadence: Option<Cadence>,
     /// The last input frame.
     last: Option<FrameTime>,
-    /// The index of the next one.
-    next: u64,
+    /// The index of the first one in the clip.
+    first: u64,
+    /// How many came before the last one.
+    inputs: u64,
 }
 
 impl Multiple {
     fn new(interpolated: usize, cadence: Option<Cadence>, first: u64) -> Self {
-        Self { interpolated, cadence, last: None, next: first }
+        Self { interpolated, cadence, last: None, first, inputs: 0 }
     }
 
     fn push(&mut self, frame: FrameTime, duration: Option<ClockTime>) -> (u64, Vec<PlannedFrame>) {
         let last = self.last.replace(frame);
-        let (time, times) = multiple_times(self.next, last.is_none(), self.interpolated);
-        self.next += 1;
+        self.inputs += u64::from(last.is_some());
+        let number = self.first + self.inputs;
+        let (time, times) = multiple_times(number, last.is_none(), self.interpolated);
         let planned = |(part, number): (u64, &u64)| {
             let between = last.zip(self.cadence).filter(|_| *number < time);
             let (pts, duration) = match between {
@@ -144,7 +149,8 @@ impl Multiple {
                 }
                 None => (frame.pts, self.input_duration(frame, duration)),
             };
-            PlannedFrame { time: *number, number: *number, pts, duration }
+            let input = self.inputs - u64::from(*number < time);
+            PlannedFrame { time: *number, number: *number, input, pts, duration }
         };
         (time, (1..).zip(&times).map(planned).collect())
     }

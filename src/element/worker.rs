@@ -44,21 +44,18 @@ pub(super) struct Worker<'a> {
     format: Option<ClipFormat>,
     /// `None` between two clips.
     clip: Option<ClipId>,
-    /// The index, in its clip, of the first input frame of the next clip: not 0 only for the first
-    /// clip after a start.
-    first: u32,
+    /// The first frame of the clip, and how many are skipped, if it has begun with those.
+    skipped: Option<(FrameTime, u64)>,
 }
 
 impl<'a> Worker<'a> {
-    /// A worker whose first clip begins with input frame `first`.
     pub(super) fn new(
         queue: &'a Arc<Queue>,
         enhancer: &'a mut dyn Enhancer,
         report: Arc<dyn Report>,
-        first: u32,
     ) -> Self {
         let cancel = Cancel::default();
-        Self { queue, enhancer, report, epoch: 0, cancel, format: None, clip: None, first }
+        Self { queue, enhancer, report, epoch: 0, cancel, format: None, clip: None, skipped: None }
     }
 
     /// Works until the queue is [closed](Queue::close).
@@ -75,6 +72,11 @@ impl<'a> Worker<'a> {
                     Ok(())
                 }
                 Next::Frame(frame, time, info) => self.push_frame(frame, time, info),
+                Next::Skipped(time) => {
+                    let (origin, count) = self.skipped.unwrap_or((time, 0));
+                    self.skipped = Some((origin, count + 1));
+                    Ok(())
+                }
                 Next::EndOfClip(reason) => self.end_clip(reason),
             };
             if let Err(error) = done {
@@ -85,9 +87,7 @@ impl<'a> Worker<'a> {
 
     fn restart(&mut self, epoch: u64, cancel: Cancel) {
         self.drop_clip();
-        if self.epoch > 0 {
-            self.first = 0;
-        }
+        self.skipped = None;
         (self.epoch, self.cancel, self.format) = (epoch, cancel, None);
         self.report.log(format_args!("Epoch {epoch} begins"));
     }
@@ -122,15 +122,15 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn start_clip(&mut self, origin: FrameTime) -> Result<ClipId, Error> {
+    fn start_clip(&mut self, time: FrameTime) -> Result<ClipId, Error> {
         let clip_format = self
             .format
             .ok_or_else(|| Error::Internal { what: "a frame came before its format".into() })?;
         let format = clip_format.format;
-        let first = std::mem::take(&mut self.first);
-        let clip = self.queue.begin_clip(self.epoch, &clip_format, origin, first.into())?;
+        let (origin, first) = self.skipped.take().unwrap_or((time, 0));
+        let clip = self.queue.begin_clip(self.epoch, &clip_format, origin, first)?;
         self.clip = Some(clip);
-        self.report.log(format_args!("Start of {clip} at {} with input frame {first}", origin.pts));
+        self.report.log(format_args!("Start of {clip} at {} with input frame {first}", time.pts));
         let sink =
             Arc::new(ClipOutput { queue: self.queue.clone(), report: self.report.clone(), clip });
         let output = ClipContext { sink, cancel: self.cancel.clone() };
@@ -139,6 +139,7 @@ impl<'a> Worker<'a> {
     }
 
     fn end_clip(&mut self, reason: ClipEnd) -> Result<(), Error> {
+        self.skipped = None;
         let Some(clip) = self.clip else { return Ok(()) };
         let outputs = self.queue.finish_clip(clip)?;
         self.enhancer.finish(&outputs)?;

@@ -109,7 +109,7 @@ fn an_index_that_no_run_writes_is_refused() {
     assert!(output.status.success(), "{}", text(&output));
     let lines = interrupted.lines();
     let bytes = lines.last().unwrap()["bytes"].as_u64().unwrap();
-    let piece = json!({"bytes": bytes, "time": 2_000_000_000_u64, "skip": 15, "first": 15});
+    let piece = json!({"bytes": bytes, "time": 2_000_000_000_u64, "skip": 15});
     let with = |name: &str, value: Value| {
         let mut piece = piece.clone();
         piece[name] = value;
@@ -121,7 +121,7 @@ fn an_index_that_no_run_writes_is_refused() {
         with("time", json!(0)),
         with("bytes", json!(0)),
         with("bytes", json!(interrupted.video.len() + 1)),
-        with("first", json!(1_u64 << 32)),
+        with("skip", json!(1_u64 << 32)),
         with("more", json!(1)),
         json!({"bytes": 0, "complete": true}),
         json!({"bytes": bytes, "complete": false}),
@@ -175,7 +175,7 @@ fn renumbered(lines: &[Value], changes: &[(Index, Index, u64)]) -> Vec<u8> {
     let mut lines = lines.to_vec();
     for (line, field, number) in changes {
         let at = 2 + line.index(lines.len() - 2);
-        let names = ["bytes", "time", "skip", "first"];
+        let names = ["bytes", "time", "skip"];
         lines[at][names[field.index(names.len())]] = json!(number);
     }
     joined(&lines)

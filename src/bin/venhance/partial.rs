@@ -117,16 +117,14 @@ pub struct ResumePoint {
     /// Running time of the first frame after it.
     pub time: ClockTime,
     /// Number of input frames before the first one that is needed.
-    pub skip: u64,
-    /// Index of that frame in its clip.
-    pub first: u32,
+    pub skip: u32,
     /// Number of output frames before it.
     pub frames: u64,
 }
 
 impl ResumePoint {
     /// The start of the video.
-    pub const START: Self = Self { time: ClockTime::ZERO, skip: 0, first: 0, frames: 0 };
+    pub const START: Self = Self { time: ClockTime::ZERO, skip: 0, frames: 0 };
 }
 
 /// The video of a complete partial file.
@@ -182,8 +180,7 @@ enum Entry {
     Piece {
         bytes: u64,
         time: u64,
-        skip: u64,
-        first: u32,
+        skip: u32,
         frames: u64,
     },
     /// All of a [`Content`] is there.
@@ -372,9 +369,9 @@ impl Partial {
     /// Ends a piece: everything written so far comes before the resume point.
     pub fn end_piece(&mut self, point: ResumePoint) -> Result<(), Failure> {
         self.sync()?;
-        let ResumePoint { time, skip, first, frames } = point;
+        let ResumePoint { time, skip, frames } = point;
         let time = time.nseconds();
-        self.append(&Entry::Piece { bytes: self.bytes, time, skip, first, frames })
+        self.append(&Entry::Piece { bytes: self.bytes, time, skip, frames })
     }
 
     /// Marks the file as complete.
@@ -449,14 +446,14 @@ impl Index {
         };
         match entry {
             Entry::Stream { stream } if index.stream.is_none() => index.stream = Some(stream),
-            Entry::Piece { bytes, time: nanoseconds, skip, first, frames }
+            Entry::Piece { bytes, time: nanoseconds, skip, frames }
                 if index.stream.is_some() && bytes > index.bytes =>
             {
                 let time = time(nanoseconds)?;
                 if time <= before.time || frames < before.frames {
                     return None;
                 }
-                index.progress = Progress::UpTo(ResumePoint { time, skip, first, frames });
+                index.progress = Progress::UpTo(ResumePoint { time, skip, frames });
                 index.bytes = bytes;
             }
             Entry::Complete { bytes, complete: true, frames, last, end, caps }

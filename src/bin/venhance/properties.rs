@@ -21,7 +21,7 @@ pub fn settable() -> Vec<glib::ParamSpec> {
         .filter(|pspec| pspec.owner_type() == own)
         .filter(|pspec| pspec.flags().contains(glib::ParamFlags::WRITABLE))
         // `--resume` sets it.
-        .filter(|pspec| pspec.name() != "first-frame")
+        .filter(|pspec| pspec.name() != "skip-frames")
         .cloned()
         .collect()
 }

@@ -34,9 +34,8 @@ impl VEnhance {
                 }
                 idle => self.load(choice, idle, cancel)?,
             };
-            let first = self.properties.lock().first_frame;
             let report = Arc::new(Reporter(self.obj().downgrade()));
-            Worker::new(&self.queue, &mut *loaded.enhancer, report, first).run();
+            Worker::new(&self.queue, &mut *loaded.enhancer, report).run();
             loaded.enhancer.reset();
             self.state.lock().idle = Some(loaded);
             Ok(())

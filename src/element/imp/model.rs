@@ -8,8 +8,7 @@ use super::{CAT, VEnhance};
 use crate::{
     element::{
         Model, Output, RateMode, caps,
-        properties::Properties,
-        queue::ClipFormat,
+        queue::{ClipFormat, InputFrame},
         rate::{ASSUMED_RATE, RateSource},
         schedule::MAX_RATIO,
     },
@@ -116,17 +115,14 @@ impl VEnhance {
     }
 
     /// See [`crate::VEnhance::resume_from`].
-    pub(in crate::element) fn resume_from(
-        &self,
-        fps: (u32, u32),
-        frame: usize,
-    ) -> Result<Option<usize>, engine::Error> {
-        if self.state.lock().warned_of_rate {
-            return Ok(None);
-        }
-        let Properties { target_fps, options, .. } = self.properties.lock().clone();
-        let interpolated = engine::interpolated_frames(caps::rate(target_fps), fps);
-        Ok(Some(models::resume_from(&models::choose(&options)?, interpolated, frame)))
+    pub(in crate::element) fn resume_from(&self) -> Option<u64> {
+        let (choice, input) = {
+            let state = self.state.lock();
+            (state.choice.clone()?, state.output.input?)
+        };
+        let InputFrame { number, clip, interpolated } = input;
+        let first = models::resume_from(&choice, interpolated, usize::try_from(number).ok()?);
+        Some(clip + first as u64)
     }
 
     /// The model that runs, or that will run as far as it is known.

@@ -75,8 +75,13 @@ impl VEnhance {
         // No lock is held while the writer works. New caps come after a drain or a flush only.
         let writer = self.state.lock().output.writer.take();
         let writer = writer.ok_or(gst::FlowError::NotNegotiated)?;
+        let input = output.input;
         let buffer = self.write(&writer, output, &cancel);
-        self.state.lock().output.writer.get_or_insert(writer);
+        {
+            let output = &mut self.state.lock().output;
+            output.writer.get_or_insert(writer);
+            output.input = Some(input);
+        }
         let buffer = buffer?;
 
         gst::trace!(CAT, imp = self, "Pushing {buffer:?}; {}", self.queue.levels());
@@ -94,7 +99,7 @@ impl VEnhance {
         output: OutputFrame,
         cancel: &Cancel,
     ) -> Result<gst::Buffer, gst::FlowError> {
-        let OutputFrame { frame, number, pts, duration, flags, metas, timecodes } = output;
+        let OutputFrame { frame, number, pts, duration, flags, metas, timecodes, .. } = output;
         let mut buffer = self.acquire(&writer.output)?;
         let start = Instant::now();
         {

@@ -11,6 +11,7 @@ use super::{CAT, VEnhance, caps};
 use crate::element::{
     clips::Clips,
     progress::LatencyPart,
+    properties::Properties,
     queue::{BufferInfo, QueueItem},
     timeline::ClipEnd,
 };
@@ -81,10 +82,15 @@ impl VEnhance {
         let start = Instant::now();
         let unpacker = self.state.lock().input.clips.as_ref().map(Clips::unpacker);
         let unpacker = unpacker.ok_or(gst::FlowError::NotNegotiated)?;
-        let frame = unpacker
-            .unpack(&buffer, &cancel)
-            .map_err(|error| self.convert_failed(error, gst::StreamError::Decode))?;
-        let target_fps = self.properties.lock().target_fps;
+        let Properties { target_fps, skip_frames, .. } = self.properties.lock().clone();
+        let number = self.state.lock().statistics.frames_in;
+        let frame = match number < u64::from(skip_frames) {
+            true => None,
+            false => {
+                let frame = unpacker.unpack(&buffer, &cancel);
+                Some(frame.map_err(|error| self.convert_failed(error, gst::StreamError::Decode))?)
+            }
+        };
         let items = {
             let state = &mut *self.state.lock();
             state.statistics.frames_in += 1;
@@ -95,7 +101,7 @@ impl VEnhance {
             if std::mem::take(&mut input.discont) {
                 flags |= gst::BufferFlags::DISCONT;
             }
-            let info = BufferInfo::new(&buffer, flags);
+            let info = BufferInfo::new(&buffer, flags, number);
             let mut items = clips.set_target_fps(target_fps);
             let start = input.segment.start().unwrap_or(ClockTime::ZERO);
             items.extend(clips.push_frame(frame, info, start));

@@ -19,6 +19,8 @@ pub(in crate::element) enum QueueItem {
     Format(ClipFormat),
     /// The next frame of the clip, or the first one of a new clip.
     Frame(Frame, FrameTime, BufferInfo),
+    /// As `Frame`, of which the model gets nothing.
+    Skipped(FrameTime),
     /// The clip ends, if one has begun.
     EndOfClip(ClipEnd),
     /// A serialized event.
@@ -59,17 +61,24 @@ pub(in crate::element) struct BufferInfo {
     /// A buffer without memory that holds the metas, except the timecodes.
     pub(in crate::element) metas: Option<gst::Buffer>,
     pub(in crate::element) timecodes: Vec<gst_video::ValidVideoTimeCode>,
+    /// Its index in the stream.
+    pub(in crate::element) number: u64,
 }
 
 impl BufferInfo {
     /// What a buffer carries, with these flags instead of its own.
-    pub(in crate::element) fn new(buffer: &gst::BufferRef, flags: gst::BufferFlags) -> Self {
+    pub(in crate::element) fn new(
+        buffer: &gst::BufferRef,
+        flags: gst::BufferFlags,
+        number: u64,
+    ) -> Self {
         Self {
             pts: buffer.pts(),
             duration: buffer.duration(),
             flags,
             metas: metas(buffer),
             timecodes: timecode::of_buffer(buffer),
+            number,
         }
     }
 }
@@ -112,6 +121,17 @@ impl OutputItem {
     }
 }
 
+/// The input frame at the time of an output frame, or the last one before it.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::element) struct InputFrame {
+    /// Its index in its clip.
+    pub(in crate::element) number: u64,
+    /// The index of the first frame of that clip in the stream.
+    pub(in crate::element) clip: u64,
+    /// The frames that the model makes between two.
+    pub(in crate::element) interpolated: usize,
+}
+
 /// An output frame and the fields of its buffer.
 pub(in crate::element) struct OutputFrame {
     pub(in crate::element) frame: Arc<Frame>,
@@ -123,4 +143,5 @@ pub(in crate::element) struct OutputFrame {
     /// Buffers without memory that hold the metas of the input frames that it stands for.
     pub(in crate::element) metas: Vec<gst::Buffer>,
     pub(in crate::element) timecodes: Vec<gst_video::ValidVideoTimeCode>,
+    pub(in crate::element) input: InputFrame,
 }

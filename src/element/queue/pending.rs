@@ -6,7 +6,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use gst::ClockTime;
 use gst_video::ValidVideoTimeCode;
 
-use super::{BufferInfo, ClipFormat, OutputFrame};
+use super::{BufferInfo, ClipFormat, InputFrame, OutputFrame};
 use crate::{
     element::{
         schedule::{OutputRate, PlannedFrame, Schedule},
@@ -24,6 +24,12 @@ use crate::{
 pub(super) struct PendingQueue {
     schedule: Schedule,
     rate: OutputRate,
+    /// Frames that the model makes between two input frames.
+    interpolated: usize,
+    /// The index in the clip of the first input frame that comes.
+    first: u64,
+    /// The index in the stream of the first input frame of the clip.
+    start: u64,
     entries: VecDeque<Entry>,
     planned: VecDeque<PlannedFrame>,
     /// The last frame delivered, while it may be the last one of the clip.
@@ -77,6 +83,9 @@ impl PendingQueue {
         Self {
             schedule: Schedule::new(format.rate, format.cadence, origin, first),
             rate: format.rate,
+            interpolated: format.format.interpolated,
+            first,
+            start: 0,
             entries: VecDeque::new(),
             planned: VecDeque::new(),
             held: None,
@@ -92,6 +101,9 @@ impl PendingQueue {
 
     /// Takes an input frame. Returns its time in the clip and the times of the output frames up to it.
     pub(super) fn push_frame(&mut self, at: FrameTime, info: BufferInfo) -> (u64, Vec<u64>) {
+        if self.inputs == 0 {
+            self.start = info.number.saturating_sub(self.first);
+        }
         self.inputs += 1;
         let (time, planned) = self.schedule.push(at, info.duration);
         self.entries.push_back(Entry::Frame { time, at, info });
@@ -173,6 +185,11 @@ impl PendingQueue {
             flags: gst::BufferFlags::empty(),
             metas: Vec::new(),
             timecodes: Vec::new(),
+            input: InputFrame {
+                number: self.first + planned.input,
+                clip: self.start,
+                interpolated: self.interpolated,
+            },
         };
         let is_last = self.ended && self.planned.is_empty();
         let events =

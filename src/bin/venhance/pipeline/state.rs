@@ -32,8 +32,6 @@ pub struct State {
     resume_points: Mutex<VecDeque<ResumePoint>>,
     /// Set by Ctrl-C: nothing more goes to the encoder and the muxer.
     stopped: AtomicBool,
-    /// Number of input frames whose output has left the enhancer, with the skipped ones.
-    inputs: AtomicU64,
     /// Number of the piece that the last frame of the enhancer belongs to.
     piece: AtomicU64,
     /// Number of output frames before this run.
@@ -57,7 +55,6 @@ impl State {
             failure: Mutex::default(),
             resume_points: Mutex::default(),
             stopped: AtomicBool::new(false),
-            inputs: AtomicU64::new(start.skip),
             piece: AtomicU64::new(start.time.nseconds() / PIECE.nseconds()),
             frames_before: start.frames,
             frames: AtomicU64::new(0),
@@ -107,14 +104,6 @@ impl State {
 
     pub fn stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
-    }
-
-    pub fn count_input(&self) {
-        self.inputs.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub fn inputs(&self) -> u64 {
-        self.inputs.load(Ordering::Relaxed)
     }
 
     pub fn count_frame(&self, time: ClockTime, duration: ClockTime) {

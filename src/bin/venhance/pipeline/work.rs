@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The pipeline that enhances.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Arc;
 
 use gst::{ClockTime, prelude::*};
 
@@ -62,7 +59,9 @@ impl Work {
             other_pads,
         };
         work.record_stream(&video);
-        work.watch_enhancer_input(start)?;
+        // The input is decoded from its start instead of seeking: this is exact in every format, and fast
+        // compared with the model.
+        enhancer.set_property("skip-frames", start.skip);
         work.watch_enhancer_output(start.time)?;
         for pad in &work.other_pads {
             work.watch_other(pad, start.time);
@@ -86,45 +85,20 @@ impl Work {
         });
     }
 
-    /// Drops the input frames that the resumed run does not need.
-    fn watch_enhancer_input(&mut self, start: ResumePoint) -> Result<(), Failure> {
-        self.enhancer.set_property("first-frame", start.first);
-        if start.skip == 0 {
-            return Ok(());
-        }
-        let sink = static_pad(&self.enhancer, "sink")?;
-        // The input is decoded from its start instead of seeking: this is exact in every format, and fast
-        // compared with the model.
-        let arrived = AtomicU64::new(0);
-        let probe = sink.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
-            drop_if(arrived.fetch_add(1, Ordering::Relaxed) < start.skip)
-        });
-        self.probes.extend(probe.map(|probe| (sink, probe)));
-        Ok(())
-    }
-
     /// Drops the output frames before `from` and those after [`stop`](Self::stop). Starts a new piece every
     /// two seconds.
     fn watch_enhancer_output(&mut self, from: ClockTime) -> Result<(), Failure> {
-        let sink = static_pad(&self.enhancer, "sink")?;
         let src = static_pad(&self.enhancer, "src")?;
         let (state, enhancer) = (self.state.clone(), self.enhancer.downgrade());
         let probe = src.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
             let Some(buffer) = info.buffer() else { return gst::PadProbeReturn::Ok };
-            let frames_per_input = interpolated_frames(&sink, pad) + 1;
-            let input = buffer.offset() / frames_per_input;
-            if buffer.offset().is_multiple_of(frames_per_input) {
-                state.count_input();
-            }
             let Some(time) = running_time(pad, buffer) else { return gst::PadProbeReturn::Ok };
             let early = time + (frame_duration(pad) / 2).min(ROUNDING) < from;
             if early || state.stopped() {
                 return drop_if(true);
             }
             if state.starts_piece(time) {
-                let point = enhancer.upgrade().and_then(|enhancer| {
-                    resume_point(&enhancer, &sink, time, input, state.inputs())
-                });
+                let point = enhancer.upgrade().and_then(|enhancer| resume_point(&enhancer, time));
                 // Without one, a resumed run computes everything before it again.
                 let point = point.unwrap_or(ResumePoint { time, ..ResumePoint::START });
                 state.add_resume_point(ResumePoint { frames: state.all_frames(), ..point });
@@ -272,22 +246,10 @@ fn request_key_frame(pad: &gst::Pad) {
     pad.push_event(event);
 }
 
-/// The resume point before the output frame at `time`, which belongs to frame `input` of its clip. `inputs`
-/// counts the input frames up to that one. `None` if the frame rate is unknown or wrong: the element measures
-/// it from the first frames it gets.
-fn resume_point(
-    enhancer: &gst::Element,
-    sink: &gst::Pad,
-    time: ClockTime,
-    input: u64,
-    inputs: u64,
-) -> Option<ResumePoint> {
-    let (enhancer, rate) = (enhancer.downcast_ref::<gstvenhance::VEnhance>()?, rate(sink));
-    let first = (rate.0 > 0).then(|| enhancer.resume_from(rate, input as usize))?.ok()??;
-    let first: u32 = first.try_into().ok()?;
-    let before_clip = inputs.checked_sub(input + 1)?;
-    let skip = before_clip + u64::from(first);
-    Some(ResumePoint { time, skip, first, ..ResumePoint::START })
+/// The resume point before the output frame at `time`, which is in a probe on the enhancer's source pad.
+fn resume_point(enhancer: &gst::Element, time: ClockTime) -> Option<ResumePoint> {
+    let skip = enhancer.downcast_ref::<gstvenhance::VEnhance>()?.resume_from()?;
+    Some(ResumePoint { time, skip: skip.try_into().ok()?, ..ResumePoint::START })
 }
 
 /// The frame rate of a pad's caps as numerator and denominator; 0/1 if unknown.
@@ -296,11 +258,6 @@ fn rate(pad: &gst::Pad) -> (u32, u32) {
     let info = caps.and_then(|caps| gst_video::VideoInfo::from_caps(&caps).ok());
     let fps = info.map_or(gst::Fraction::new(0, 1), |info| info.fps());
     (fps.numer().max(0) as u32, fps.denom().max(1) as u32)
-}
-
-/// Number of frames that the enhancer interpolates between two input frames, from its caps.
-fn interpolated_frames(sink: &gst::Pad, src: &gst::Pad) -> u64 {
-    gstvenhance::engine::interpolated_frames(rate(src), rate(sink)) as u64
 }
 
 /// The duration of a frame at the rate of the caps; at 24 fps if the rate is unknown.
