@@ -101,11 +101,19 @@ fn an_alpha_channel_is_kept_where_the_encoder_takes_it_and_its_loss_is_said() {
     succeeds(&kept);
     assert!(!text(&kept).contains("alpha"), "{}", text(&kept));
     assert!(decode(&scratch.path("kept.mkv")).info().has_alpha());
-    // Its decoder gives an alpha channel, in which everything is opaque.
-    common::gif(&scratch.path("in.gif"), (32, 32), 4, |n, column| column == n);
-    let opaque = fast(&scratch, &scratch.path("in.gif"), "opaque.mp4");
-    succeeds(&opaque);
-    assert!(!text(&opaque).contains("transparency"), "{}", text(&opaque));
+    // An alpha channel in which everything is opaque, also that of a palette.
+    common::gif(&scratch.path("gif"), (400, 300), 4, |n, column| column == n);
+    for format in ["A420", "BGRA", "A422_10LE", "gif"] {
+        let video = format!(
+            "{SOURCE} ! video/x-raw,format={format},width=400,height=300 ! avenc_ffv1 ! queue"
+        );
+        if format != "gif" {
+            scratch.make(format, &video, "matroskamux", &[]);
+        }
+        let opaque = fast(&scratch, &scratch.path(format), &format!("{format}.mp4"));
+        succeeds(&opaque);
+        assert!(!text(&opaque).contains("transparency"), "{}", text(&opaque));
+    }
 }
 
 #[test]

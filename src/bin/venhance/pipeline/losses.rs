@@ -76,6 +76,11 @@ fn video_info(pad: &gst::Pad) -> Option<VideoInfo> {
     pad.current_caps().and_then(|caps| VideoInfo::from_caps(&caps).ok())
 }
 
+/// Whether a palette's colour, which has alpha in its highest byte, is opaque.
+fn is_opaque(colour: &[u8]) -> bool {
+    colour.first_chunk().is_some_and(|colour| u32::from_ne_bytes(*colour) >> 24 == 255)
+}
+
 /// Whether a pixel of a frame with an alpha channel is not opaque.
 fn is_transparent(buffer: &gst::BufferRef, info: &VideoInfo) -> bool {
     let Ok(frame) = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, info) else {
@@ -85,14 +90,22 @@ fn is_transparent(buffer: &gst::BufferRef, info: &VideoInfo) -> bool {
     let planes: Option<Vec<_>> =
         (0..frame.n_planes()).map(|plane| frame.plane_data(plane).ok()).collect();
     let Some(planes) = planes else { return false };
+    let (width, strides) = (info.width() as usize, frame.plane_stride());
+    if format.has_palette() {
+        let opaque = |index: u8| planes[1].get(usize::from(index) * 4..).is_some_and(is_opaque);
+        let mut rows = planes[0].chunks(strides[0] as usize).take(info.height() as usize);
+        return rows.any(|row| row.iter().take(width).any(|index| !opaque(*index)));
+    }
     // AYUV or ARGB with 8 or 16 bits: alpha comes first.
     let unpacked = VideoFormatInfo::from_format(format.unpack_format());
     let (pixel, alpha) = (unpacked.pixel_stride()[0] as usize, unpacked.depth()[0] as usize / 8);
-    let mut row = vec![0; info.width() as usize * pixel];
-    (0..info.height() as i32).any(|y| {
-        let flags = VideoPackFlags::empty();
-        let width = info.width() as i32;
-        format.unpack(flags, &mut row, &planes, frame.plane_stride(), 0, y, width);
+    let mut row = vec![0; width * pixel];
+    (0..info.height() as usize).any(|y| {
+        // As a picture of one row, whose colours do not matter: chroma has fewer rows than alpha.
+        let mut planes = planes.clone();
+        let plane = format.plane()[3] as usize;
+        planes[plane] = &planes[plane][y * strides[plane] as usize..];
+        format.unpack(VideoPackFlags::empty(), &mut row, &planes, strides, 0, 0, width as i32);
         row.chunks_exact(pixel).any(|pixel| pixel[..alpha].iter().any(|byte| *byte != 255))
     })
 }
