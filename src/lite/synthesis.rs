@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Frame interpolation: both neighbours are warped backward along the flow, and blended by their visibility.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
 use rayon::prelude::*;
 
 use super::{flow::Motion, plane::LinearTap};
@@ -117,100 +120,40 @@ fn blend_with_alpha(a: [f32; 4], b: [f32; 4], weight: f32) -> [u16; 4] {
     [round(colour(0)), round(colour(1)), round(colour(2)), round(alpha)]
 }
 
-/// Samples a frame with bilinear interpolation. Coordinates outside the frame are clamped.
+/// Samples a frame with cubic convolution, [`cubic_weights`]. Coordinates outside the frame are clamped.
 fn sample(frame: &Frame, [x, y]: [f32; 2]) -> [f32; 4] {
     let (w, h) = (frame.width(), frame.height());
-    let (x, y) = (LinearTap::new(x, w, 1), LinearTap::new(y, h, w));
+    let (x, y) = (LinearTap::new(x, w, 1), LinearTap::new(y, h, 1));
+    let columns = cubic_weights(x.weight).into_iter().zip(neighbourhood(x.lower, w));
     let pixels = frame.pixels().as_chunks::<{ Frame::COMPONENTS }>().0;
-    let (top, bottom) = ((1.0 - y.weight), y.weight);
-    let corners = [
-        (y.lower + x.lower, top * (1.0 - x.weight)),
-        (y.lower + x.upper, top * x.weight),
-        (y.upper + x.lower, bottom * (1.0 - x.weight)),
-        (y.upper + x.upper, bottom * x.weight),
-    ];
     let mut sums = [0.0; Frame::COMPONENTS];
-    for (at, weight) in corners {
-        for (sum, value) in sums.iter_mut().zip(pixels[at]) {
-            *sum += weight * f32::from(value);
+    for (row_weight, row) in cubic_weights(y.weight).into_iter().zip(neighbourhood(y.lower, h)) {
+        for (weight, column) in columns.clone() {
+            let pixel = pixels[row * w + column];
+            for (sum, value) in sums.iter_mut().zip(pixel) {
+                *sum += row_weight * weight * f32::from(value);
+            }
         }
     }
     sums
 }
 
-/// The same with AVX2 and FMA: the four components of a pixel per 128 bits.
-#[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use std::arch::x86_64::*;
+/// The pixel `at` of an axis, the one before and the two after it. Those beyond the ends are replaced by the
+/// outermost ones.
+fn neighbourhood(at: usize, size: usize) -> [usize; 4] {
+    [at.saturating_sub(1), at, (at + 1).min(size - 1), (at + 2).min(size - 1)]
+}
 
-    use super::{Frame, Row};
+/// The parameter a of [`cubic_weights`]. −0.5 is Catmull-Rom; −0.6 keeps more detail, and was best on test clips.
+const CUBIC: f32 = -0.6;
 
-    /// [`Row::write`] without alpha.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn write_row(row: Row, pixels: &mut [[u16; 4]]) {
-        let [first, second] = row.neighbours;
-        let stride = first.width() * Frame::COMPONENTS;
-        let (w, h) = ((first.width() - 1) as f32, (first.height() - 1) as f32);
-        let (first, second) = (first.pixels(), second.pixels());
-        let (before, after) = (-row.time, 1.0 - row.time);
-        // (x, y) in the first frame, then (x, y) in the second.
-        let times: __m128 = bytemuck::cast([before, before, after, after]);
-        let ends: __m128 = bytemuck::cast([w, h, w, h]);
-        let mut origin: __m128 = bytemuck::cast([0.0, row.y, 0.0, row.y]);
-        let next: __m128 = bytemuck::cast([1.0_f32, 0.0, 1.0, 0.0]);
-        for (x, (out, column)) in pixels.iter_mut().zip(row.columns).enumerate() {
-            let a: __m128 = bytemuck::cast(row.guide[column.lower]);
-            let b: __m128 = bytemuck::cast(row.guide[column.upper]);
-            let guide = _mm_fmadd_ps(_mm_set1_ps(column.weight), _mm_sub_ps(b, a), a);
-            let positions = _mm_fmadd_ps(_mm_movelh_ps(guide, guide), times, origin);
-            origin = _mm_add_ps(origin, next);
-            let corners = _mm_floor_ps(positions);
-            let inside =
-                _mm_and_ps(_mm_cmpge_ps(corners, _mm_setzero_ps()), _mm_cmplt_ps(corners, ends));
-            if _mm_movemask_ps(inside) != 0b1111 {
-                *out = row.pixel(x);
-                continue;
-            }
-            let weights = _mm256_castps128_ps256(_mm_sub_ps(positions, corners));
-            let [ax, ay, bx, by]: [i32; 4] = bytemuck::cast(_mm_cvttps_epi32(corners));
-            let a = lerp_rows(first, stride, (ax as usize, ay as usize), splat::<1, 1>(weights));
-            let b = lerp_rows(second, stride, (bx as usize, by as usize), splat::<3, 3>(weights));
-            // The lower half is of the first frame, the upper half of the second.
-            let left = _mm256_permute2f128_ps::<0x20>(a, b);
-            let right = _mm256_permute2f128_ps::<0x31>(a, b);
-            let both = _mm256_fmadd_ps(splat::<0, 2>(weights), _mm256_sub_ps(right, left), left);
-            let (a, b) = (_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both));
-            let weight = _mm_shuffle_ps::<0b10_10_10_10>(guide, guide);
-            let blended = _mm_fmadd_ps(weight, _mm_sub_ps(a, b), b);
-            // Rounds to the nearest integer; packing saturates to 0..=65535.
-            let rounded = _mm_cvtps_epi32(blended);
-            *out = bytemuck::cast(_mm_cvtsi128_si64(_mm_packus_epi32(rounded, rounded)));
-        }
-    }
-
-    /// Interpolates vertically between two pixels of the row of `corner` (x, y) and the two below them: the
-    /// left pixel in the lower half, the right one in the upper half.
-    #[target_feature(enable = "avx2,fma")]
-    #[inline]
-    fn lerp_rows(pixels: &[u16], stride: usize, corner: (usize, usize), weight: __m256) -> __m256 {
-        const PAIR: usize = 2 * Frame::COMPONENTS;
-        let at = corner.1 * stride + corner.0 * Frame::COMPONENTS;
-        let pixels = &pixels[at..at + stride + PAIR];
-        let (mut upper, mut lower) = ([0; PAIR], [0; PAIR]);
-        upper.copy_from_slice(&pixels[..PAIR]);
-        lower.copy_from_slice(&pixels[stride..]);
-        let (upper, lower): (__m128i, __m128i) = (bytemuck::cast(upper), bytemuck::cast(lower));
-        let upper = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(upper));
-        let lower = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(lower));
-        _mm256_fmadd_ps(weight, _mm256_sub_ps(lower, upper), upper)
-    }
-
-    /// Broadcasts lane `A` of the lower half to the lower half, and lane `B` to the upper half.
-    #[target_feature(enable = "avx2,fma")]
-    #[inline]
-    fn splat<const A: i32, const B: i32>(values: __m256) -> __m256 {
-        _mm256_permutevar8x32_ps(values, _mm256_setr_epi32(A, A, A, A, B, B, B, B))
-    }
+/// The weights of four consecutive pixels at a position that is a `fraction` of the way from the second to the third.
+/// Source: Keys, "Cubic convolution interpolation for digital image processing", 1981.
+fn cubic_weights(fraction: f32) -> [f32; 4] {
+    let rest = 1.0 - fraction;
+    let outer = [CUBIC * fraction * rest * rest, CUBIC * rest * fraction * fraction];
+    let second = ((CUBIC + 2.0) * fraction - (CUBIC + 3.0)) * fraction * fraction + 1.0;
+    [outer[0], second, 1.0 - outer[0] - second - outer[1], outer[1]]
 }
 
 #[cfg(test)]
