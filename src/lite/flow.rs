@@ -5,7 +5,7 @@
 //! coarser one, and builds a cost volume: for each pixel of the frame to interpolate and each candidate in a
 //! search window around its flow, the absolute difference between the two frames at both ends of the motion
 //! vector. A network reads the costs, refines the flow, and estimates occlusion: which of the two frames
-//! shows the pixel.
+//! shows the pixel. In a fade, the first frame is brought to the [tone](super::tone) of the second one before.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -15,8 +15,10 @@ use rayon::prelude::*;
 
 use super::{
     network::{COARSE, FINE, FlowRefiner},
+    overlay::Overlay,
     plane::{LinearTap, MAX_GRID, Plane},
     pool::FramePool,
+    tone::Tone,
     weights::Networks,
 };
 use crate::{
@@ -167,6 +169,21 @@ impl Pyramid {
     pub(super) fn full_size(&self) -> &Plane {
         &self.0[0]
     }
+
+    /// The coarsest level with sides of at least 12 pixels, or full size.
+    fn thumbnail(&self) -> &Plane {
+        let is_large = |plane: &&Plane| plane.width.min(plane.height) >= 12;
+        self.0.iter().rev().find(is_large).unwrap_or(&self.0[0])
+    }
+
+    /// All levels in another tone.
+    fn map(&self, tone: Tone) -> Self {
+        let map = |plane: &Plane| Plane {
+            values: plane.values.par_iter().map(|luma| tone.map(*luma)).collect(),
+            ..*plane
+        };
+        Self(self.0.iter().map(map).collect())
+    }
 }
 
 /// The motion between two frames at a time between them, on the finest level (half the size of the frames).
@@ -177,6 +194,10 @@ pub(super) struct Motion {
     pub flow: Flow,
     /// Blend weight of the first frame [h, w], 0 to 1.
     pub first_weight: Vec<f32>,
+    /// The maps of each frame to the tone of the interpolated frame.
+    pub tones: [Tone; 2],
+    /// What stands still in front of what moves.
+    pub overlay: Option<Overlay>,
     /// Whether there is a scene change between the frames.
     pub is_cut: bool,
 }
@@ -189,6 +210,12 @@ pub(super) fn estimate(
     time: f32,
     cancel: &Cancel,
 ) -> Result<Motion, Error> {
+    let originals = neighbours;
+    let tone = Tone::between(neighbours.map(Pyramid::thumbnail));
+    let matched = tone.map(|tone| neighbours[0].map(tone));
+    let neighbours = [matched.as_ref().unwrap_or(neighbours[0]), neighbours[1]];
+    let tones = tone.map_or([Tone::IDENTITY; 2], |tone| tone.at(time));
+
     let mut output: Vec<f32> = Vec::new();
     let mut flow = Flow::new();
     for n in (1..neighbours[0].0.len()).rev() {
@@ -211,9 +238,10 @@ pub(super) fn estimate(
             flow[1] += output[1];
         }
     }
-    // The nearer frame is preferred: the prior of the first frame is 1 − time.
-    let prior = ((1.0 - time) / time).ln();
-    let [a, b] = neighbours.map(|pyramid| &pyramid.0[1]);
+    // The nearer frame is preferred: the prior of the first frame is 1 − time. So is the one whose noise is amplified
+    // less: the other factor is that of the inverse variances.
+    let prior = ((1.0 - time) / time).ln() + 2.0 * (tones[1].gain / tones[0].gain).ln();
+    let [a, b] = originals.map(|pyramid| &pyramid.0[1]);
     let mut first_weight = zeroed((a.width, a.height), 1)?;
     let weights = first_weight.par_chunks_mut(a.width);
     weights.zip(output.par_chunks(a.width * OUTPUT_CHANNELS)).for_each(
@@ -225,7 +253,8 @@ pub(super) fn estimate(
         },
     );
     let is_cut = finish(&mut flow, [a, b], time, cancel)?;
-    Ok(Motion { width: a.width, height: a.height, flow, first_weight, is_cut })
+    let overlay = Overlay::find(neighbours.map(Pyramid::full_size), &flow, cancel)?;
+    Ok(Motion { width: a.width, height: a.height, flow, first_weight, tones, overlay, is_cut })
 }
 
 /// Runs the network of a level: its output is [h, w, [`OUTPUT_CHANNELS`]]. `coarser` is the output of the

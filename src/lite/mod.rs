@@ -9,12 +9,14 @@
 pub mod flow;
 #[doc(hidden)]
 pub mod network;
+mod overlay;
 #[doc(hidden)]
 pub mod plane;
 mod pool;
 mod resize;
 mod retimed;
 mod synthesis;
+mod tone;
 mod upscale;
 mod weights;
 

@@ -6,7 +6,7 @@ mod avx2;
 
 use rayon::prelude::*;
 
-use super::{flow::Motion, plane::LinearTap};
+use super::{flow::Motion, overlay::OverlayRow, plane::LinearTap, tone::Tone};
 use crate::engine::{Cancel, Error, Frame};
 
 /// Rows per task of the thread pool.
@@ -35,8 +35,19 @@ pub(super) fn interpolate(
             let mut guide = vec![[0.0; 4]; motion.width];
             for (n, (pixels, line)) in pixels.chunks_exact_mut(stride).zip(lines).enumerate() {
                 motion.write_guide(*line, scale, &mut guide);
-                let y = (band * BAND_ROWS + n) as f32;
-                Row { neighbours, guide: &guide, columns: &columns, y, time, alpha }.write(pixels);
+                let y = band * BAND_ROWS + n;
+                let overlay = motion.overlay.as_ref();
+                Row {
+                    neighbours,
+                    tones: motion.tones.map(ComponentTone::new),
+                    guide: &guide,
+                    columns: &columns,
+                    overlay: overlay.and_then(|overlay| overlay.row(y, (w, h))),
+                    y: y as f32,
+                    time,
+                    alpha,
+                }
+                .write(pixels);
             }
             Ok(())
         })
@@ -64,15 +75,36 @@ impl Motion {
     }
 }
 
+/// A [`Tone`] for the four components of a pixel. Alpha stays.
+#[derive(Clone, Copy)]
+struct ComponentTone {
+    gain: [f32; 4],
+    offset: [f32; 4],
+}
+
+impl ComponentTone {
+    fn new(Tone { gain, offset }: Tone) -> Self {
+        let offset = offset * 65535.0;
+        Self { gain: [gain, gain, gain, 1.0], offset: [offset, offset, offset, 0.0] }
+    }
+
+    fn map(&self, pixel: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| self.gain[i] * pixel[i] + self.offset[i])
+    }
+}
+
 /// A row of the interpolated frame.
 #[derive(Clone, Copy)]
 struct Row<'a> {
     neighbours: [&'a Frame; 2],
+    tones: [ComponentTone; 2],
     /// For each column of the motion: the flow (x, y) in pixels of the frame, the blend weight of the first
     /// frame, and 0.
     guide: &'a [[f32; 4]],
     /// For each column of the frame: its tap in `guide`.
     columns: &'a [LinearTap],
+    /// What stands still near the row.
+    overlay: Option<OverlayRow<'a>>,
     y: f32,
     time: f32,
     alpha: bool,
@@ -96,14 +128,30 @@ impl Row<'_> {
         let (a, b) = (&self.guide[column.lower], &self.guide[column.upper]);
         let lerp = |n: usize| a[n] + column.weight * (b[n] - a[n]);
         let (vx, vy, weight) = (lerp(0), lerp(1), lerp(2));
-        let [first, second] = self.neighbours;
         let (before, after) = (-self.time, 1.0 - self.time);
-        let a = sample(first, [x as f32 + before * vx, self.y + before * vy]);
-        let b = sample(second, [x as f32 + after * vx, self.y + after * vy]);
-        match self.alpha {
-            true => blend_with_alpha(a, b, weight),
-            false => std::array::from_fn(|i| round(b[i] + weight * (a[i] - b[i]))),
+        let ends = [before, after].map(|time| [x as f32 + time * vx, self.y + time * vy]);
+        let [a, b] =
+            std::array::from_fn(|n| self.tones[n].map(sample(self.neighbours[n], ends[n])));
+        let (still, weight) = match self.overlay {
+            Some(overlay) if overlay.is_near(x) => overlay.weigh(x, ends, weight),
+            _ => (0.0, weight),
+        };
+        let moving = blend(a, b, weight, self.alpha);
+        if still == 0.0 {
+            return moving.map(round);
         }
+        let [a, b] = self.pixels_at(x);
+        let unmoved = blend(a, b, 1.0 - self.time, self.alpha);
+        blend(unmoved, moving, still, self.alpha).map(round)
+    }
+
+    /// Pixel x of both frames, in the tone of the interpolated frame.
+    fn pixels_at(&self, x: usize) -> [[f32; 4]; 2] {
+        std::array::from_fn(|n| {
+            let frame = self.neighbours[n];
+            let pixels = frame.pixels().as_chunks::<{ Frame::COMPONENTS }>().0;
+            self.tones[n].map(pixels[self.y as usize * frame.width() + x].map(f32::from))
+        })
     }
 }
 
@@ -112,12 +160,15 @@ fn round(value: f32) -> u16 {
     (value.clamp(0.0, 65535.0) + 0.5) as i32 as u16
 }
 
-/// Blends two pixels whose alpha is not premultiplied; `weight` is that of `a`.
-fn blend_with_alpha(a: [f32; 4], b: [f32; 4], weight: f32) -> [u16; 4] {
+/// Blends two pixels; `weight` is that of `a`. With `alpha`, colours count by their alpha, which is not premultiplied.
+fn blend(a: [f32; 4], b: [f32; 4], weight: f32, alpha: bool) -> [f32; 4] {
+    if !alpha {
+        return std::array::from_fn(|i| b[i] + weight * (a[i] - b[i]));
+    }
     let (wa, wb) = (weight * a[3].max(0.0), (1.0 - weight) * b[3].max(0.0));
-    let alpha = wa + wb;
-    let colour = |i: usize| if alpha > 0.0 { (wa * a[i] + wb * b[i]) / alpha } else { 0.0 };
-    [round(colour(0)), round(colour(1)), round(colour(2)), round(alpha)]
+    let sum = wa + wb;
+    let colour = |i: usize| if sum > 0.0 { (wa * a[i] + wb * b[i]) / sum } else { 0.0 };
+    [colour(0), colour(1), colour(2), sum]
 }
 
 /// Samples a frame with cubic convolution, [`cubic_weights`]. Coordinates outside the frame are clamped.
@@ -175,9 +226,17 @@ mod tests {
             .collect();
         let columns = upsampling_taps(10, 37);
         for y in 0..5 {
-            let neighbours = [&first, &second];
-            let (y, time) = (y as f32, 0.3);
-            let row = Row { neighbours, guide: &guide, columns: &columns, y, time, alpha: false };
+            let row = Row {
+                neighbours: [&first, &second],
+                tones: [(0.9, 0.02), (1.2, -0.05)]
+                    .map(|(gain, offset)| ComponentTone::new(Tone { gain, offset })),
+                guide: &guide,
+                columns: &columns,
+                overlay: None,
+                y: y as f32,
+                time: 0.3,
+                alpha: false,
+            };
             let mut out = vec![0; 37 * Frame::COMPONENTS];
             row.write(&mut out);
             for (x, pixel) in out.as_chunks::<{ Frame::COMPONENTS }>().0.iter().enumerate() {

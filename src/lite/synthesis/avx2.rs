@@ -19,6 +19,8 @@ pub(super) fn write_row(row: Row, pixels: &mut [[u16; 4]]) {
     let times: __m128 = bytemuck::cast([before, before, after, after]);
     // The last pixels that have two more after them.
     let ends: __m128 = bytemuck::cast([w - 3.0, h - 3.0, w - 3.0, h - 3.0]);
+    let gains: [__m128; 2] = bytemuck::cast([row.tones[0].gain, row.tones[1].gain]);
+    let offsets: [__m128; 2] = bytemuck::cast([row.tones[0].offset, row.tones[1].offset]);
     let mut origin: __m128 = bytemuck::cast([0.0, row.y, 0.0, row.y]);
     let next: __m128 = bytemuck::cast([1.0_f32, 0.0, 1.0, 0.0]);
     for (x, (out, column)) in pixels.iter_mut().zip(row.columns).enumerate() {
@@ -38,8 +40,22 @@ pub(super) fn write_row(row: Row, pixels: &mut [[u16; 4]]) {
         let [ax, ay, bx, by]: [i32; 4] = bytemuck::cast(_mm_cvttps_epi32(corners));
         let a = sample::<0, 1>(first, stride, (ax as usize, ay as usize), &weights);
         let b = sample::<2, 3>(second, stride, (bx as usize, by as usize), &weights);
-        let weight = _mm_shuffle_ps::<0b10_10_10_10>(guide, guide);
-        let blended = _mm_fmadd_ps(weight, _mm_sub_ps(a, b), b);
+        let (a, b) = (_mm_fmadd_ps(a, gains[0], offsets[0]), _mm_fmadd_ps(b, gains[1], offsets[1]));
+        let mut weight = _mm_shuffle_ps::<0b10_10_10_10>(guide, guide);
+        let mut still = 0.0;
+        if let Some(overlay) = row.overlay
+            && overlay.is_near(x)
+        {
+            let moving;
+            (still, moving) = overlay.weigh(x, bytemuck::cast(positions), _mm_cvtss_f32(weight));
+            weight = _mm_set1_ps(moving);
+        }
+        let mut blended = _mm_fmadd_ps(weight, _mm_sub_ps(a, b), b);
+        if still > 0.0 {
+            let [a, b]: [__m128; 2] = bytemuck::cast(row.pixels_at(x));
+            let unmoved = _mm_fmadd_ps(_mm_set1_ps(row.time), _mm_sub_ps(b, a), a);
+            blended = _mm_fmadd_ps(_mm_set1_ps(still), _mm_sub_ps(unmoved, blended), blended);
+        }
         // Rounds to the nearest integer; packing saturates to 0..=65535.
         let rounded = _mm_cvtps_epi32(blended);
         *out = bytemuck::cast(_mm_cvtsi128_si64(_mm_packus_epi32(rounded, rounded)));
