@@ -25,14 +25,20 @@ fn noise(name: &str, shape: &[usize]) -> Tensor {
     synth::noise(name, shape, &Device::Cpu).unwrap()
 }
 
-/// Peak memory of `work` relative to the prediction.
-fn compare<T>(what: &str, predicted: usize, work: impl FnOnce() -> T) -> f64 {
+/// Memory of candle's matrix products on the CPU, in bytes: they copy blocks of an operand, of a size that depends on
+/// the caches. It is not predicted, because a GPU needs none.
+const BLOCKS: usize = 4 << 20;
+
+/// Checks the peak memory of `work`.
+fn compare<T>(what: &str, predicted: usize, work: impl FnOnce() -> T) {
     let before = MEMORY.current_usage();
     MEMORY.reset_peak_usage();
     work();
     let used = MEMORY.peak_usage() - before;
-    eprintln!("{what}: {used} bytes used, {predicted} predicted");
-    used as f64 / predicted as f64
+    let text = format!("{what}: {used} bytes used, {predicted} predicted");
+    eprintln!("{text}");
+    let bounds = predicted / 20 * 19..predicted / 20 * 21 + BLOCKS;
+    assert!(bounds.contains(&used), "{text}");
 }
 
 /// Checks the predicted peak of an evaluation, for slices of each number of pixels.
@@ -52,8 +58,7 @@ fn measure(frames: usize, h: usize, w: usize, branches: usize, slices: &[usize])
         let mode = Mode { slices, ..Mode::default() };
         let contexts = vec![&context; branches];
         let evaluate = || denoiser.forward_in(mode, &x, &conditions, &contexts, &|| Ok(()));
-        let ratio = compare(&what, predicted, || evaluate().unwrap());
-        assert!((0.95..1.05).contains(&ratio), "{what}: {ratio}");
+        compare(&what, predicted, || evaluate().unwrap());
     }
 }
 
@@ -94,8 +99,7 @@ fn encoding_and_decoding_use_the_predicted_memory() {
     let image = noise("image", &[1, 3, 240, 320]);
     let predicted = vae::encode_bytes(&config, (30, 40));
     let encode = || Autoencoder::encode(&vae, &image, Mode::default(), check).unwrap();
-    let ratio = compare("encoding", predicted, encode);
-    assert!((0.95..1.05).contains(&ratio), "{ratio}");
+    compare("encoding", predicted, encode);
 
     let latents = noise("latents", &[7, 4, 36, 48]);
     // Decoded frames have 144·192 pixels: slices hold all frames, two, or one.
@@ -104,7 +108,6 @@ fn encoding_and_decoding_use_the_predicted_memory() {
         let predicted = vae::decode_bytes(&config, 7, (36, 48), DType::F32, slices);
         let mode = Mode { slices, ..Mode::default() };
         let decode = || Autoencoder::decode(&vae, &latents, mode, check).unwrap();
-        let ratio = compare(&format!("decoding in slices of {pixels}"), predicted, decode);
-        assert!((0.95..1.05).contains(&ratio), "{pixels}: {ratio}");
+        compare(&format!("decoding in slices of {pixels}"), predicted, decode);
     }
 }
