@@ -118,8 +118,8 @@ fn resume(flags: &str, frames: usize) {
     let point = || {
         let text = std::fs::read_to_string(&index).unwrap_or_default();
         let number = |line: &str, name| serde_json::from_str::<Value>(line).ok()?[name].as_u64();
-        let points = text.lines().filter_map(|line| number(line, "skip"));
-        points.last().filter(|skip| *skip > 3)
+        let mut points = text.lines().filter_map(|line| number(line, "skip"));
+        points.next_back().filter(|skip| *skip > 3)
     };
     common::wait_for("a resume point far enough", || {
         point().is_some() || child.try_wait().unwrap().is_some()
