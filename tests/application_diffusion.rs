@@ -144,6 +144,15 @@ fn the_application_says_what_it_would_do() {
     for part in ["10 frames", "36×24 to 108×72, padded to 128×80", "14 per window", "GiB"] {
         assert!(plan.contains(part), "{part} is not in {plan}");
     }
+    let options = format!("{options} --target-fps 20 --rate-mode exact");
+    let plan = enhance(&model, &options.split(' ').collect::<Vec<_>>());
+    for line in [
+        "frame rate: 8 to 20 fps",
+        "output: 10 frames, 3 per input frame",
+        "rate: exactly 20/1 fps, 10 frames, interpolated from the output of the model",
+    ] {
+        assert!(plan.lines().any(|said| said == line), "{line:?} is not in {plan}");
+    }
 }
 
 /// What the application says that it would do, and what it warns of.
