@@ -35,6 +35,7 @@ mod frame;
 pub mod log;
 mod options;
 mod rules;
+pub mod shots;
 mod sizing;
 mod text;
 mod times;
@@ -87,6 +88,9 @@ pub trait Sink: Send + Sync {
     /// [`Error::Cancelled`] if the consumer has stopped. The clip ends then.
     fn frame(&self, frame: Arc<Frame>) -> Result<(), Error>;
 
+    /// Reports that the next frame is of the shot that begins with input frame `first` of the clip.
+    fn shot(&self, _first: usize) {}
+
     /// Reports a finished unit of work.
     fn progress(&self, progress: Progress);
 
@@ -126,6 +130,10 @@ pub trait Enhancer: Send {
     fn start_at(&mut self, _first: usize, format: Format, clip: ClipContext) -> Result<(), Error> {
         self.start(format, clip)
     }
+
+    /// Takes a frame of the next clip that comes before those that are pushed: `first` of
+    /// [`start_at`](Self::start_at) counts it. It gives no output, but it may decide where shots begin.
+    fn skip(&mut self, _frame: &Frame) {}
 
     /// Takes the next frame of the clip, which is shown at `time`. May return before the frame is processed.
     ///
