@@ -23,7 +23,7 @@
 //! | [`networks`] | candle tensors: text encoder (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, sampler steps |
 //! | [`sampler`] | latents: the sampler of the diffusion models, and the traits that it requires of networks | the structure of a denoiser |
 //! | [`ops`] | devices: operations that candle lacks or is slow at, for CPUs and, with the feature `cuda`, for NVIDIA GPUs (`cuda`: kernels and their launches) | models |
-//! | [`engine`] | the contract: plain data, and the trait that every model implements | everything else |
+//! | [`engine`] | the contract: plain data, and the trait that every model implements; `shots` finds hard cuts and gives each shot to the model as a clip of its own | everything else |
 #![deny(missing_docs)]
 
 mod element;

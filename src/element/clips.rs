@@ -10,12 +10,12 @@ use super::{
     RateMode, caps,
     convert::{Error, Unpacker},
     properties::Properties,
-    queue::{BufferInfo, ClipFormat, QueueItem},
+    queue::{BufferInfo, ClipFormat, Picture, QueueItem},
     rate::{ASSUMED_RATE, RATE_FRAMES, RateMeter, RateSource},
     schedule::OutputRate,
     timeline::{Cadence, ClipEnd, Placement, Timeline},
 };
-use crate::engine::{Format, Frame, covering_frames, interpolated_frames};
+use crate::engine::{Format, covering_frames, interpolated_frames};
 
 /// The state of the sink pad between two caps.
 pub(super) struct Clips {
@@ -57,7 +57,7 @@ impl Rate {
 }
 
 enum Waiting {
-    Frame(Option<Frame>, BufferInfo),
+    Frame(Picture, BufferInfo),
     Event(gst::Event),
 }
 
@@ -175,10 +175,10 @@ impl Clips {
         before == *segment
     }
 
-    /// Takes a frame, `None` if it is skipped. `start` is the timestamp of a first frame that has none.
+    /// Takes a frame. `start` is the timestamp of a first frame that has none.
     pub(super) fn push_frame(
         &mut self,
-        frame: Option<Frame>,
+        frame: Picture,
         info: BufferInfo,
         start: ClockTime,
     ) -> Vec<QueueItem> {
@@ -325,7 +325,7 @@ impl Clips {
     /// Gives a frame its timestamp and its clip.
     fn place(
         &mut self,
-        frame: Option<Frame>,
+        frame: Picture,
         info: BufferInfo,
         start: ClockTime,
         items: &mut Vec<QueueItem>,
@@ -342,8 +342,8 @@ impl Clips {
             }
         };
         items.push(match frame {
-            Some(frame) => QueueItem::Frame(frame, time, info),
-            None => QueueItem::Skipped(time),
+            Picture::Frame(frame) => QueueItem::Frame(frame, time, info),
+            Picture::Skipped(frame) => QueueItem::Skipped(frame, time),
         });
     }
 }

@@ -20,6 +20,7 @@ pub(super) struct Properties {
     target_height: u32,
     pub(super) target_fps: gst::Fraction,
     pub(super) rate_mode: RateMode,
+    pub(super) shot_detection: bool,
     /// Input frames at the start of the stream that the model does not get.
     pub(super) skip_frames: u32,
     pub(super) options: Options,
@@ -35,6 +36,7 @@ impl Default for Properties {
             target_height: 0,
             target_fps: gst::Fraction::new(24, 1),
             rate_mode: RateMode::Multiple,
+            shot_detection: true,
             skip_frames: 0,
             options: Options::default(),
             active_model: Model::Auto,
@@ -44,7 +46,8 @@ impl Default for Properties {
 
 /// The description of a property that only the diffusion models use contains “(v1, v2)”: the application goes by it.
 pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
-    let Properties { target_fps, rate_mode, skip_frames, options, .. } = Properties::default();
+    let Properties { target_fps, rate_mode, shot_detection, skip_frames, options, .. } =
+        Properties::default();
     let int = |name, nick, low, high, default: u32, blurb| {
         glib::ParamSpecInt::builder(name)
             .nick(nick)
@@ -126,6 +129,17 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
                  target-fps. exact: the output has exactly target-fps, higher or lower than the input \
                  rate, at most 240 times it.",
             )
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecBoolean::builder("shot-detection")
+            .nick("Shot detection")
+            .blurb(
+                "Whether hard cuts are found, and each shot is enhanced for itself: frames between two shots \
+                 repeat the nearer one. A shot that begins is announced by the element message venhance-shot, \
+                 with running-time and frame (the buffer's offset), and by a force-key-unit event. false is the \
+                 reference's behaviour.",
+            )
+            .default_value(shot_detection)
             .mutable_ready()
             .build(),
         int(
@@ -272,6 +286,7 @@ impl Properties {
             "target-height" => self.target_height = get(value),
             "target-fps" => self.target_fps = get(value),
             "rate-mode" => self.rate_mode = get(value),
+            "shot-detection" => self.shot_detection = get(value),
             "noise-aug" => options.noise_aug = get::<i32>(value) as u32,
             "solver" => options.solver = get::<Solver>(value).into(),
             "steps" => options.steps = get::<i32>(value) as u32,
@@ -305,6 +320,7 @@ impl Properties {
             "target-height" => self.target_height.to_value(),
             "target-fps" => self.target_fps.to_value(),
             "rate-mode" => self.rate_mode.to_value(),
+            "shot-detection" => self.shot_detection.to_value(),
             "noise-aug" => (options.noise_aug as i32).to_value(),
             "solver" => Solver::from(options.solver).to_value(),
             "steps" => (options.steps as i32).to_value(),

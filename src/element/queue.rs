@@ -26,7 +26,9 @@ use parking_lot::{Condvar, Mutex};
 
 use super::timeline::{ClipEnd, FrameTime};
 use crate::engine::{Cancel, Error, Frame};
-pub(super) use items::{BufferInfo, ClipFormat, InputFrame, OutputFrame, OutputItem, QueueItem};
+pub(super) use items::{
+    BufferInfo, ClipFormat, InputFrame, OutputFrame, OutputItem, Picture, QueueItem,
+};
 use pending::PendingQueue;
 
 /// Input frames that wait for the compute thread, so that decoding continues while it works.
@@ -260,7 +262,7 @@ impl Queue {
     /// events get the error.
     pub(super) fn push(&self, item: QueueItem) -> Result<gst::FlowSuccess, gst::FlowError> {
         let mut state = self.state.lock();
-        if let QueueItem::Frame(frame, ..) = &item {
+        if let Some(frame) = item.frame() {
             let most = most_frames(size_of_val(frame.pixels()), MAX_INPUTS);
             self.changed.wait_while(&mut state, |state| {
                 state.flow.is_ok() && state.levels().inputs >= most
@@ -319,7 +321,7 @@ impl Queue {
 pub(super) enum Next {
     Format(ClipFormat),
     Frame(Frame, FrameTime, BufferInfo),
-    Skipped(FrameTime),
+    Skipped(Option<Frame>, FrameTime),
     EndOfClip(ClipEnd),
     /// A new epoch has begun: forget the stream.
     Restart(u64, Cancel),
@@ -347,7 +349,7 @@ impl Queue {
             match item {
                 QueueItem::Format(format) => return Next::Format(format),
                 QueueItem::Frame(frame, time, info) => return Next::Frame(frame, time, info),
-                QueueItem::Skipped(time) => return Next::Skipped(time),
+                QueueItem::Skipped(frame, time) => return Next::Skipped(frame, time),
                 QueueItem::EndOfClip(reason) => return Next::EndOfClip(reason),
                 QueueItem::Event(event) => state.pass_event(event),
                 // Comes after the end of a clip only.
@@ -420,6 +422,14 @@ impl Queue {
         state.release();
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// Notes that the model's next output frame is of the shot that begins with input frame `first` of the clip. An
+    /// epoch that is over needs no note.
+    pub(super) fn begin_shot(&self, clip: ClipId, first: u64) {
+        if let Ok(pending) = self.clip(&mut self.state.lock(), clip) {
+            pending.begin_shot(first);
+        }
     }
 
     /// Ends the clip, all of whose frames the model has delivered. Returns the number of input and of

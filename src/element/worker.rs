@@ -72,9 +72,10 @@ impl<'a> Worker<'a> {
                     Ok(())
                 }
                 Next::Frame(frame, time, info) => self.push_frame(frame, time, info),
-                Next::Skipped(time) => {
+                Next::Skipped(frame, time) => {
                     let (origin, count) = self.skipped.unwrap_or((time, 0));
                     self.skipped = Some((origin, count + 1));
+                    frame.iter().for_each(|frame| self.enhancer.skip(frame));
                     Ok(())
                 }
                 Next::EndOfClip(reason) => self.end_clip(reason),
@@ -139,7 +140,9 @@ impl<'a> Worker<'a> {
     }
 
     fn end_clip(&mut self, reason: ClipEnd) -> Result<(), Error> {
-        self.skipped = None;
+        if self.skipped.take().is_some() {
+            self.enhancer.reset();
+        }
         let Some(clip) = self.clip else { return Ok(()) };
         let outputs = self.queue.finish_clip(clip)?;
         self.enhancer.finish(&outputs)?;
@@ -199,6 +202,11 @@ impl Sink for ClipOutput {
                 report_failure(&self.queue, self.clip.epoch(), &*self.report, error.clone());
             }
         })
+    }
+
+    fn shot(&self, first: usize) {
+        self.report.log(format_args!("Shot from input frame {first} of {}", self.clip));
+        self.queue.begin_shot(self.clip, first as u64);
     }
 
     fn progress(&self, progress: Progress) {

@@ -17,7 +17,7 @@ use crate::{
         progress::LatencyPart,
         worker::{Report, Worker},
     },
-    engine::{self, Cancel, Error},
+    engine::{self, Cancel, Error, shots::ShotEnhancer},
     models::{self, Choice, LoadEvent, Loaded},
     weights,
 };
@@ -34,8 +34,16 @@ impl VEnhance {
                 }
                 idle => self.load(choice, idle, cancel)?,
             };
+            let shot_detection = self.properties.lock().shot_detection;
             let report = Arc::new(Reporter(self.obj().downgrade()));
-            Worker::new(&self.queue, &mut *loaded.enhancer, report).run();
+            let model = &mut *loaded.enhancer;
+            match shot_detection {
+                true => {
+                    let mut shots = ShotEnhancer::new(model);
+                    Worker::new(&self.queue, &mut shots, report).run();
+                }
+                false => Worker::new(&self.queue, model, report).run(),
+            }
             loaded.enhancer.reset();
             self.state.lock().idle = Some(loaded);
             Ok(())

@@ -120,9 +120,9 @@ impl VEnhance {
             let state = self.state.lock();
             (state.choice.clone()?, state.output.input?)
         };
-        let InputFrame { number, clip, interpolated } = input;
-        let first = models::resume_from(&choice, interpolated, usize::try_from(number).ok()?);
-        Some(clip + first as u64)
+        let InputFrame { number, shot, clip, interpolated } = input;
+        let number = usize::try_from(number - shot).ok()?;
+        Some(clip + shot + models::resume_from(&choice, interpolated, number) as u64)
     }
 
     /// The model that runs, or that will run as far as it is known.

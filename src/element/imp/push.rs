@@ -71,6 +71,9 @@ impl VEnhance {
 
     fn push_frame(&self, output: OutputFrame) -> Result<gst::FlowSuccess, gst::FlowError> {
         let end = output.pts + output.duration.unwrap_or(ClockTime::ZERO);
+        if output.begins_shot {
+            self.announce_shot(output.pts, output.number);
+        }
         let cancel = self.queue.cancel();
         // No lock is held while the writer works. New caps come after a drain or a flush only.
         let writer = self.state.lock().output.writer.take();
@@ -90,6 +93,24 @@ impl VEnhance {
         state.output.position = Some(end);
         state.statistics.frames_out += 1;
         Ok(pushed)
+    }
+
+    /// Tells the application and downstream that the next frame, output frame `number` of its clip, begins a shot.
+    fn announce_shot(&self, pts: ClockTime, number: u64) {
+        let segment = self.src_pad().sticky_event::<gst::event::Segment>(0);
+        let running_time = segment.and_then(|event| {
+            event.segment().downcast_ref::<ClockTime>().and_then(|time| time.to_running_time(pts))
+        });
+        gst::debug!(CAT, imp = self, "Output frame {number} at {pts} begins a shot");
+        self.post(
+            gst::Structure::builder("venhance-shot")
+                .field("running-time", running_time)
+                .field("frame", number)
+                .build(),
+        );
+        // Without a time: x264enc of GStreamer 1.22 honours only the first request with one.
+        let event = gst_video::DownstreamForceKeyUnitEvent::builder().all_headers(false).build();
+        self.src_pad().push_event(event);
     }
 
     /// Converts a frame to a buffer.

@@ -12,7 +12,7 @@ use crate::element::{
     clips::Clips,
     progress::LatencyPart,
     properties::Properties,
-    queue::{BufferInfo, QueueItem},
+    queue::{BufferInfo, Picture, QueueItem},
     timeline::ClipEnd,
 };
 
@@ -82,13 +82,17 @@ impl VEnhance {
         let start = Instant::now();
         let unpacker = self.state.lock().input.clips.as_ref().map(Clips::unpacker);
         let unpacker = unpacker.ok_or(gst::FlowError::NotNegotiated)?;
-        let Properties { target_fps, skip_frames, .. } = self.properties.lock().clone();
+        let Properties { target_fps, skip_frames, shot_detection, .. } =
+            self.properties.lock().clone();
         let number = self.state.lock().statistics.frames_in;
-        let frame = match number < u64::from(skip_frames) {
-            true => None,
+        let is_skipped = number < u64::from(skip_frames);
+        let frame = match is_skipped && !shot_detection {
+            true => Picture::Skipped(None),
             false => {
                 let frame = unpacker.unpack(&buffer, &cancel);
-                Some(frame.map_err(|error| self.convert_failed(error, gst::StreamError::Decode))?)
+                let failed = |error| self.convert_failed(error, gst::StreamError::Decode);
+                let frame = frame.map_err(failed)?;
+                if is_skipped { Picture::Skipped(Some(frame)) } else { Picture::Frame(frame) }
             }
         };
         let items = {

@@ -19,8 +19,8 @@ pub(in crate::element) enum QueueItem {
     Format(ClipFormat),
     /// The next frame of the clip, or the first one of a new clip.
     Frame(Frame, FrameTime, BufferInfo),
-    /// As `Frame`, of which the model gets nothing.
-    Skipped(FrameTime),
+    /// As `Frame`, which the model does not get; with the frame if shots are looked for in it.
+    Skipped(Option<Frame>, FrameTime),
     /// The clip ends, if one has begun.
     EndOfClip(ClipEnd),
     /// A serialized event.
@@ -31,7 +31,15 @@ pub(in crate::element) enum QueueItem {
 
 impl QueueItem {
     pub(super) fn is_frame(&self) -> bool {
-        matches!(self, Self::Frame(..))
+        self.frame().is_some()
+    }
+
+    /// The frame in it.
+    pub(super) fn frame(&self) -> Option<&Frame> {
+        match self {
+            Self::Frame(frame, ..) | Self::Skipped(Some(frame), _) => Some(frame),
+            _ => None,
+        }
     }
 
     pub(super) fn into_event(self) -> Option<gst::Event> {
@@ -50,6 +58,14 @@ pub(in crate::element) struct ClipFormat {
     pub(in crate::element) cadence: Option<Cadence>,
     pub(in crate::element) source: RateSource,
     pub(in crate::element) rate: OutputRate,
+}
+
+/// The picture of an input buffer.
+pub(in crate::element) enum Picture {
+    /// For the model.
+    Frame(Frame),
+    /// The model does not get it; the frame is there if shots are looked for in it.
+    Skipped(Option<Frame>),
 }
 
 /// What an input buffer carries beside its picture.
@@ -126,6 +142,8 @@ impl OutputItem {
 pub(in crate::element) struct InputFrame {
     /// Its index in its clip.
     pub(in crate::element) number: u64,
+    /// The index in its clip of the first frame of its shot.
+    pub(in crate::element) shot: u64,
     /// The index of the first frame of that clip in the stream.
     pub(in crate::element) clip: u64,
     /// The frames that the model makes between two.
@@ -137,6 +155,8 @@ pub(in crate::element) struct OutputFrame {
     pub(in crate::element) frame: Arc<Frame>,
     /// Its index in its clip.
     pub(in crate::element) number: u64,
+    /// Whether it shows another shot than the frame before it.
+    pub(in crate::element) begins_shot: bool,
     pub(in crate::element) pts: ClockTime,
     pub(in crate::element) duration: Option<ClockTime>,
     pub(in crate::element) flags: gst::BufferFlags,

@@ -44,6 +44,11 @@ pub(super) struct PendingQueue {
     /// Output frames so far, delivered and planned.
     delivered: u64,
     expected: u64,
+    /// The first input frames of the shot of the last output frame, and of the next one.
+    shot: u64,
+    next_shot: u64,
+    /// Whether the next output frame begins a shot.
+    begins_shot: bool,
     /// How long the model has waited for the push task.
     waited: Duration,
 }
@@ -95,6 +100,9 @@ impl PendingQueue {
             inputs: 0,
             delivered: 0,
             expected: 0,
+            shot: 0,
+            next_shot: 0,
+            begins_shot: false,
             waited: Duration::ZERO,
         }
     }
@@ -145,6 +153,13 @@ impl PendingQueue {
         self.entries.push_back(Entry::Event(event));
     }
 
+    /// The next output frame is of the shot that begins with input frame `first`.
+    pub(super) fn begin_shot(&mut self, first: u64) {
+        self.next_shot = first;
+        // Otherwise the clip begins with this shot, or within it.
+        self.begins_shot = first > self.first;
+    }
+
     /// Input frames held.
     pub(super) fn frames(&self) -> usize {
         self.entries.iter().filter(|entry| matches!(entry, Entry::Frame { .. })).count()
@@ -177,16 +192,23 @@ impl PendingQueue {
                 frames(self.inputs, "input")
             ),
         })?;
+        let number = self.first + planned.input;
+        // A frame between two shots belongs to the last input frame of the first one, also if it shows the second.
+        if number >= self.next_shot {
+            self.shot = self.next_shot;
+        }
         let mut output = OutputFrame {
             frame,
             number: planned.number,
+            begins_shot: std::mem::take(&mut self.begins_shot),
             pts: planned.pts,
             duration: planned.duration,
             flags: gst::BufferFlags::empty(),
             metas: Vec::new(),
             timecodes: Vec::new(),
             input: InputFrame {
-                number: self.first + planned.input,
+                number,
+                shot: self.shot,
                 clip: self.start,
                 interpolated: self.interpolated,
             },

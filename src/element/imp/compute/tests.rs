@@ -55,6 +55,8 @@ impl Rig {
             .property("model", crate::Model::Lite)
             .property("up-scale", 1.0)
             .property("target-fps", gst::Fraction::new(0, 1))
+            // It would hold a frame back.
+            .property("shot-detection", false)
             .build();
         let choice = models::choose(&element.imp().properties.lock().options).unwrap();
         let mock = Mock { push: Box::new(push), clip: None };
