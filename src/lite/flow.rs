@@ -198,8 +198,6 @@ pub(super) struct Motion {
     pub tones: [Tone; 2],
     /// What stands still in front of what moves.
     pub overlay: Option<Overlay>,
-    /// Whether there is a scene change between the frames.
-    pub is_cut: bool,
 }
 
 /// Estimates the motion between `neighbours` at `time`, 0 to 1.
@@ -252,9 +250,9 @@ pub(super) fn estimate(
             }
         },
     );
-    let is_cut = finish(&mut flow, [a, b], time, cancel)?;
+    zero_static_areas(&mut flow, [a, b], cancel)?;
     let overlay = Overlay::find(neighbours.map(Pyramid::full_size), &flow, cancel)?;
-    Ok(Motion { width: a.width, height: a.height, flow, first_weight, tones, overlay, is_cut })
+    Ok(Motion { width: a.width, height: a.height, flow, first_weight, tones, overlay })
 }
 
 /// Runs the network of a level: its output is [h, w, [`OUTPUT_CHANNELS`]]. `coarser` is the output of the
@@ -297,31 +295,17 @@ fn run_level(
     Ok(output)
 }
 
-/// Zeroes the flow of static areas, and returns whether there is a scene change: the frames, warped to `time`
-/// by the flow, do not match.
-fn finish(
+/// Zeroes the flow of static areas.
+fn zero_static_areas(
     flow: &mut [[f32; 2]],
     [a, b]: [&Plane; 2],
-    time: f32,
     cancel: &Cancel,
-) -> Result<bool, Error> {
-    let rows = flow.par_chunks_mut(a.width).enumerate().map(|(y, flow)| {
+) -> Result<(), Error> {
+    flow.par_chunks_mut(a.width).enumerate().try_for_each(|(y, flow)| {
         cancel.check()?;
         zero_static_flow(a, b, y, flow);
-        let mut sums = PairStatistics::default();
-        for (x, &[vx, vy]) in flow.iter().enumerate() {
-            let (x, y) = (x as f32, y as f32);
-            sums.add(
-                a.sample(x - time * vx, y - time * vy),
-                b.sample(x + (1.0 - time) * vx, y + (1.0 - time) * vy),
-            );
-        }
-        Ok(sums)
-    });
-    // The order of the additions must not depend on the threads.
-    let mut sums = PairStatistics::default();
-    rows.collect::<Result<Vec<_>, _>>()?.into_iter().for_each(|row| sums.merge(row));
-    Ok(sums.is_cut())
+        Ok(())
+    })
 }
 
 /// Zeroes the flow of the pixels of row y in whose 5×5 neighbourhood the frames are equal up to the rounding
@@ -343,52 +327,6 @@ fn zero_static_flow(a: &Plane, b: &Plane, y: usize, flow: &mut [[f32; 2]]) {
         if largest.iter().all(|&difference| difference < ROUNDING) {
             *flow = [0.0; 2];
         }
-    }
-}
-
-/// Sums over pairs (a, b) of corresponding pixels.
-#[derive(Default)]
-struct PairStatistics {
-    count: f64,
-    a: f64,
-    b: f64,
-    aa: f64,
-    bb: f64,
-    ab: f64,
-    /// Sum of |a − b|.
-    difference: f64,
-}
-
-impl PairStatistics {
-    fn add(&mut self, a: f32, b: f32) {
-        let (a, b) = (f64::from(a), f64::from(b));
-        let difference = (a - b).abs();
-        self.merge(Self { count: 1.0, a, b, aa: a * a, bb: b * b, ab: a * b, difference });
-    }
-
-    fn merge(&mut self, other: Self) {
-        self.count += other.count;
-        self.a += other.a;
-        self.b += other.b;
-        self.aa += other.aa;
-        self.bb += other.bb;
-        self.ab += other.ab;
-        self.difference += other.difference;
-    }
-
-    /// Whether the two images show different scenes: their mean absolute difference is large, and their
-    /// correlation small. The correlation tells a cut from a change of brightness.
-    fn is_cut(&self) -> bool {
-        const MIN_DIFFERENCE: f64 = 0.04;
-        const MAX_CORRELATION: f64 = 0.6;
-        let mean = |sum: f64| sum / self.count;
-        let variance = |square: f64, value: f64| (mean(square) - mean(value).powi(2)).max(0.0);
-        let covariance = mean(self.ab) - mean(self.a) * mean(self.b);
-        let deviations = (variance(self.aa, self.a) * variance(self.bb, self.b)).sqrt();
-        // The correlation of flat images is undefined; blending them is fine.
-        mean(self.difference) > MIN_DIFFERENCE
-            && deviations > 1e-4
-            && covariance < MAX_CORRELATION * deviations
     }
 }
 

@@ -2,8 +2,8 @@
 //! `model=lite`: small networks, embedded in the plugin, that run on any CPU.
 //!
 //! Upscaling is a Lanczos resize plus a residual that a network predicts ([`network`]). Frame interpolation
-//! estimates the optical flow between two neighbours ([`flow`]), warps both, and blends them; across a scene
-//! change the nearer neighbour is repeated. `examples/train_lite` trains the networks.
+//! estimates the optical flow between two neighbours ([`flow`]), warps both, and blends them.
+//! `examples/train_lite` trains the networks.
 
 #[doc(hidden)]
 pub mod flow;
@@ -113,16 +113,11 @@ impl Lite {
         let mut took = Duration::ZERO;
         for (fraction, motion) in motions {
             let start = Instant::now();
-            let frame = match motion.is_cut {
-                true => if fraction <= 0.5 { previous } else { next }.clone(),
-                false => {
-                    let mut frame = self.pool.frame(format.output)?;
-                    let neighbours = [&**previous, &**next];
-                    let at = (fraction, format.alpha);
-                    synthesis::interpolate(neighbours, &motion, at, &mut frame, &clip.cancel)?;
-                    self.pool.share(frame)
-                }
-            };
+            let mut frame = self.pool.frame(format.output)?;
+            let neighbours = [&**previous, &**next];
+            let at = (fraction, format.alpha);
+            synthesis::interpolate(neighbours, &motion, at, &mut frame, &clip.cancel)?;
+            let frame = self.pool.share(frame);
             took += start.elapsed();
             clip.sink.frame(frame)?;
         }
