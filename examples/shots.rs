@@ -4,8 +4,8 @@
 //!     cargo run --release --example shots -- --minutes 30 --cuts cuts.txt clip.mp4 …
 //!
 //! On synthetic scenes, whose cuts are known, and on video files. A line of the file `cuts.txt` has the name of a
-//! video file without its extension, and the numbers of the frames that begin a shot; one after a `?` counts neither
-//! as a cut nor as a false cut. Files need `ffmpeg`.
+//! video file without its extension, and the numbers of the frames that begin a shot; a number with a `?` before it
+//! counts neither as a cut nor as a false cut. Files need `ffmpeg`.
 
 // The modules are those of the training, which uses all of them.
 #[allow(dead_code)]
@@ -166,7 +166,7 @@ impl Shot {
             let decay = if random.chance(0.5) { 0.0 } else { random.uniform(0.3, 0.7) };
             (3 + random.below(length), random.uniform(0.5, 4.0), decay)
         });
-        let shake = random.chance(0.15).then(|| random.uniform(0.5, 4.0)).unwrap_or(0.0);
+        let shake = if random.chance(0.15) { random.uniform(0.5, 4.0) } else { 0.0 };
         let kind = match (flash, shake > 0.0) {
             (Some(_), _) => "flash",
             (None, true) => "shake",
@@ -184,7 +184,6 @@ impl Shot {
     }
 
     fn frame(&self, n: usize, random: &mut Random) -> Plane {
-        // Zooms and rotations are linear in time, so that a long time would be an extreme zoom.
         let mut plane = self.scene.frame(SIZE, n as f32);
         if self.shake > 0.0 {
             let (dx, dy) = (random.normal() * self.shake, random.normal() * self.shake);
@@ -267,7 +266,8 @@ fn made(frames: usize, seed: u64, scores: &mut BTreeMap<String, Score>) {
             let kind = if shot.length < 4 { "short shot" } else { shot.kind };
             show(&plane, kind, cuts && n == start);
         }
-        before = Some((start + shot.length, shot)).map(|(at, shot)| (shot, at));
+        let end = start + shot.length;
+        before = Some((shot, end));
     }
     run.finish();
     for (n, (kind, is_cut)) in truth.iter().enumerate() {
