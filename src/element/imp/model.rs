@@ -57,7 +57,11 @@ impl VEnhance {
         let is_exact = exact.is_some();
         let format =
             engine::Format { input, output: size, interpolated, exact: is_exact, alpha: false };
-        let plan = models::plan(&choice, format, properties.sizing(), inputs)?;
+        let mut plan = models::plan(&choice, format, properties.sizing(), inputs)?;
+        if properties.shot_detection {
+            plan +=
+                "\nshots: each is enhanced for itself; frames between two repeat the nearer one";
+        }
         let Some((numer, denom)) = exact else { return Ok(plan) };
         let how = match choice.model {
             engine::Model::Lite => "",
