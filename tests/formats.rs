@@ -186,6 +186,84 @@ fn without_enlarging_a_frame_of_less_chroma_loses_no_more_than_through_videoconv
     }
 }
 
+/// Luma from 1 to 254 and chroma that R'G'B' cannot show, in smooth waves that move by 2 pixels a frame: 96×64 I420.
+fn beyond_the_nominal_range(n: usize) -> Vec<u8> {
+    let wave = |x: usize, y: usize, most: f64| {
+        let (x, y) = ((x + 2 * n) as f64, y as f64);
+        (127.5 + most * (0.1 * x + 0.07 * y).sin() * (0.13 * y).cos()) as u8
+    };
+    let luma = (0..96 * 64).map(|i| wave(i % 96, i / 96, 126.0));
+    let chroma = (0..2 * 48 * 32).map(|i| wave(2 * (i % 48), 2 * (i / 48), 110.0));
+    luma.chain(chroma).collect()
+}
+
+/// The output of these properties for four frames beyond the nominal range.
+fn beyond_the_nominal_range_through(properties: &str) -> Vec<Vec<u8>> {
+    let properties = format!("model=lite {properties}");
+    let mut rig = Rig::with(&properties, &caps("I420", 96, 64, (10, 1)));
+    for n in 0..4 {
+        let mut frame = rig.frame();
+        frame.make_mut().map_writable().unwrap().copy_from_slice(&beyond_the_nominal_range(n));
+        rig.harness.push(frame).unwrap();
+    }
+    let output = frames(&rig.finish());
+    output.iter().map(|buffer| buffer.map_readable().unwrap().to_vec()).collect()
+}
+
+#[test]
+fn at_up_scale_1_input_frames_are_bit_equal() {
+    for (properties, step) in [("up-scale=1 target-fps=0/1", 1), ("up-scale=1 target-fps=20/1", 2)]
+    {
+        let output = beyond_the_nominal_range_through(properties);
+        for (n, frame) in output.iter().step_by(step).enumerate() {
+            assert!(*frame == beyond_the_nominal_range(n), "{properties}, frame {n}");
+        }
+    }
+}
+
+#[test]
+fn luma_and_chroma_beyond_the_nominal_range_survive_resize_and_interpolation() {
+    let mean_square = |a: &[u8], b: &[u8]| {
+        let squares = a.iter().zip(b).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+        squares.sum::<f64>() / a.len() as f64
+    };
+    // Interpolated: the frame between two of them, which has moved by one pixel.
+    let output = beyond_the_nominal_range_through("up-scale=1 target-fps=20/1");
+    for (n, frame) in output.iter().enumerate().skip(1).step_by(2) {
+        let (before, after) =
+            (beyond_the_nominal_range(n / 2), beyond_the_nominal_range(n / 2 + 1));
+        let between: Vec<u8> = before.iter().zip(&after).map(|(a, b)| a.midpoint(*b)).collect();
+        let error = mean_square(frame, &between);
+        assert!(error < 6.0, "interpolated frame {n}: {error:.2}");
+        assert!(frame[..96 * 64].iter().any(|luma| *luma > 250));
+        assert!(frame[..96 * 64].iter().any(|luma| *luma < 5));
+    }
+    // Resized: the mean of 2×2 pixels is the input's.
+    for (n, frame) in
+        beyond_the_nominal_range_through("up-scale=2 target-fps=0/1").iter().enumerate()
+    {
+        let input = beyond_the_nominal_range(n);
+        let at = |x: usize, y: usize| u32::from(frame[y * 192 + x]);
+        let small: Vec<u8> = (0..96 * 64)
+            .map(|i| (2 * (i % 96), 2 * (i / 96)))
+            .map(|(x, y)| {
+                ((at(x, y) + at(x + 1, y) + at(x, y + 1) + at(x + 1, y + 1) + 2) / 4) as u8
+            })
+            .collect();
+        let error = mean_square(&small, &input[..96 * 64]);
+        assert!(error < 1.5, "frame {n}, twice as large: {error:.2}");
+        let small_chroma: Vec<u8> = (0..48 * 32)
+            .map(|i| 192 * 128 + 2 * (i / 48) * 96 + 2 * (i % 48))
+            .map(|at| {
+                [0, 1, 96, 97].map(|d| u32::from(frame[at + d])).iter().sum::<u32>().div_ceil(4)
+                    as u8
+            })
+            .collect();
+        let error = mean_square(&small_chroma, &input[96 * 64..96 * 64 + 48 * 32]);
+        assert!(error < 6.0, "frame {n}, chroma twice as large: {error:.2}");
+    }
+}
+
 /// The picture, enlarged in a format, in 16-bit RGB with alpha.
 fn enlarged(picture: &Picture, format: &str) -> Vec<u16> {
     let rgb = VideoFormatInfo::from_format(VideoFormat::Argb64);

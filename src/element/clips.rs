@@ -15,7 +15,7 @@ use super::{
     schedule::OutputRate,
     timeline::{Cadence, ClipEnd, Placement, Timeline},
 };
-use crate::engine::{Format, covering_frames, interpolated_frames};
+use crate::engine::{Format, Model, covering_frames, interpolated_frames};
 
 /// The state of the sink pad between two caps.
 pub(super) struct Clips {
@@ -62,11 +62,12 @@ enum Waiting {
 }
 
 impl Clips {
-    /// For these formats, in a stream with the clips `before`.
+    /// For these formats and this model, in a stream with the clips `before`.
     pub(super) fn new(
         info: VideoInfo,
         output: &VideoInfo,
         properties: &Properties,
+        model: Model,
         before: Option<&Self>,
     ) -> Result<Self, Error> {
         let timeline = before.map(|before| before.timeline.clone()).unwrap_or_default();
@@ -82,7 +83,7 @@ impl Clips {
                 // Alpha that the output drops must not affect the colours.
                 alpha: caps::has_alpha(info.format_info()) && caps::has_alpha(output.format_info()),
             },
-            unpacker: Arc::new(Unpacker::new(info.clone())?),
+            unpacker: Arc::new(Unpacker::new(info.clone(), output, model.takes_ycbcr())?),
             meter: measured.map(|before| before.meter.clone()).unwrap_or_default(),
             waiting: rate.fps.is_none().then(Vec::new),
             info,

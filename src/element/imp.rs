@@ -338,10 +338,11 @@ impl BaseTransformImpl for VEnhance {
         }
 
         let properties = self.properties.lock().clone();
+        let model = self.model();
         let before = self.state.lock().input.clips.take();
         let prepare = || {
-            let clips = Clips::new(input.clone(), &output, &properties, before.as_ref())?;
-            Ok((clips, Packer::new(output.clone())?))
+            let clips = Clips::new(input.clone(), &output, &properties, model, before.as_ref())?;
+            Ok((clips, Packer::new(&input, output.clone())?))
         };
         let (clips, packer) = prepare().map_err(|error: convert::Error| {
             self.fail(gst::error_msg!(gst::StreamError::Format, ("{error}")));

@@ -41,8 +41,8 @@ mod text;
 mod times;
 
 pub use error::{Cancel, Error};
-pub use frame::Frame;
 pub(crate) use frame::zeroed;
+pub use frame::{Components, Frame};
 pub use options::{ColourFix, Model, NEGATIVE_PROMPT, Options, POSITIVE_PROMPT, Solver, Version};
 pub use rules::{
     MAX_INTERPOLATED_FRAMES, covering_frames, interpolated_frames, output_frames, scaled_side,

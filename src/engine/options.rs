@@ -37,6 +37,13 @@ pub enum Model {
     Lite,
 }
 
+impl Model {
+    /// Whether the model takes frames of Y'CbCr as well as of R'G'B', and passes frames where it has nothing to change.
+    pub fn takes_ycbcr(self) -> bool {
+        self == Self::Lite
+    }
+}
+
 impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

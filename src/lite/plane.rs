@@ -5,13 +5,10 @@ use rayon::prelude::*;
 
 use crate::engine::{Cancel, Error, Frame, zeroed};
 
-/// Luma coefficients of R', G' and B' (ITU-R BT.709).
-const LUMA_COEFFICIENTS: [f32; 3] = [0.2126, 0.7152, 0.0722];
-
 /// The largest side of the grid that [`Plane::sample_grid`] samples.
 pub(super) const MAX_GRID: usize = 5;
 
-/// A luma plane [h, w], values 0 to 1.
+/// A luma plane [h, w]. Black is 0, the nominal peak 1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plane {
     /// Width in pixels.
@@ -36,13 +33,15 @@ impl Plane {
         let (width, height) = (frame.width(), frame.height());
         let mut values = zeroed((width, height), 1)?;
         let pixels = frame.pixels().par_chunks(width * Frame::COMPONENTS);
-        let scale = LUMA_COEFFICIENTS.map(|coefficient| coefficient / 65535.0);
+        let (weights, constant) = frame.components().luma();
         values.par_chunks_mut(width).zip(pixels).try_for_each(
             |(row, pixels): (&mut [f32], _)| {
                 cancel.check()?;
-                for (value, &[r, g, b, _]) in row.iter_mut().zip(pixels.as_chunks().0) {
-                    *value =
-                        f32::from(r) * scale[0] + f32::from(g) * scale[1] + f32::from(b) * scale[2];
+                for (value, &[x, y, z, _]) in row.iter_mut().zip(pixels.as_chunks().0) {
+                    *value = f32::from(x) * weights[0]
+                        + f32::from(y) * weights[1]
+                        + f32::from(z) * weights[2]
+                        + constant;
                 }
                 Ok(())
             },

@@ -26,6 +26,7 @@ pub(super) fn resize(
     cancel: &Cancel,
 ) -> Result<Frame, Error> {
     let (from, size) = ((frame.width(), frame.height()), (out.width(), out.height()));
+    let components = frame.components();
     let failed = |why: String| Error::Resize { from, to: size, why };
     let row_len = |width: usize| width * Frame::COMPONENTS;
     if alpha {
@@ -41,6 +42,7 @@ pub(super) fn resize(
     }
     let source = image(frame.pixels_mut(), from).map_err(failed)?;
 
+    out.set_components(components);
     let (band_rows, row_len) = (band_rows(size.0), row_len(size.0));
     out.pixels_mut().par_chunks_mut(band_rows * row_len).enumerate().try_for_each(
         |(i, band)| {

@@ -7,7 +7,7 @@ mod avx2;
 use rayon::prelude::*;
 
 use super::{flow::Motion, overlay::OverlayRow, plane::LinearTap, tone::Tone};
-use crate::engine::{Cancel, Error, Frame};
+use crate::engine::{Cancel, Components, Error, Frame};
 
 /// Rows per task of the thread pool.
 const BAND_ROWS: usize = 16;
@@ -22,6 +22,9 @@ pub(super) fn interpolate(
     cancel: &Cancel,
 ) -> Result<(), Error> {
     let (w, h) = (out.width(), out.height());
+    let components = neighbours[0].components();
+    out.set_components(components);
+    let tones = motion.tones.map(|tone| ComponentTone::new(tone, components));
     let stride = w * Frame::COMPONENTS;
     let columns = upsampling_taps(motion.width, w);
     let lines = upsampling_taps(motion.height, h);
@@ -39,7 +42,7 @@ pub(super) fn interpolate(
                 let overlay = motion.overlay.as_ref();
                 Row {
                     neighbours,
-                    tones: motion.tones.map(ComponentTone::new),
+                    tones,
                     guide: &guide,
                     columns: &columns,
                     overlay: overlay.and_then(|overlay| overlay.row(y, (w, h))),
@@ -83,9 +86,17 @@ struct ComponentTone {
 }
 
 impl ComponentTone {
-    fn new(Tone { gain, offset }: Tone) -> Self {
-        let offset = offset * 65535.0;
-        Self { gain: [gain, gain, gain, 1.0], offset: [offset, offset, offset, 0.0] }
+    fn new(Tone { gain, offset }: Tone, components: Components) -> Self {
+        // Black and white at both ends of the scale of the luma, and grey, which a gain keeps.
+        let (black, white, colours) = match components {
+            Components::Rgb => (0.0, 65535.0, None),
+            Components::Ycbcr { black, white, neutral } => {
+                (f32::from(black), f32::from(white), Some(f32::from(neutral)))
+            }
+        };
+        let luma = offset * (white - black) + (1.0 - gain) * black;
+        let colour = colours.map_or(luma, |neutral| (1.0 - gain) * neutral);
+        Self { gain: [gain, gain, gain, 1.0], offset: [luma, colour, colour, 0.0] }
     }
 
     fn map(&self, pixel: [f32; 4]) -> [f32; 4] {
@@ -228,8 +239,9 @@ mod tests {
         for y in 0..5 {
             let row = Row {
                 neighbours: [&first, &second],
-                tones: [(0.9, 0.02), (1.2, -0.05)]
-                    .map(|(gain, offset)| ComponentTone::new(Tone { gain, offset })),
+                tones: [(0.9, 0.02), (1.2, -0.05)].map(|(gain, offset)| {
+                    ComponentTone::new(Tone { gain, offset }, Components::Rgb)
+                }),
                 guide: &guide,
                 columns: &columns,
                 overlay: None,

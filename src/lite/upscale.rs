@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{network::Upscaler, plane::Plane, pool::FramePool, resize::resize, weights::Networks};
 use crate::{
-    engine::{Cancel, Error, Format, Frame},
+    engine::{Cancel, Components, Error, Format, Frame},
     ops::{ConvChain, band_rows},
 };
 
@@ -33,7 +33,7 @@ pub(super) fn upscale(
     }
 }
 
-/// Runs `chain` on `luma` and adds its output to R', G' and B' of `large`.
+/// Runs `chain` on `luma` and adds its output to the luma of `large`.
 fn add_residual(
     large: &mut Frame,
     luma: &Plane,
@@ -46,6 +46,7 @@ fn add_residual(
     let stride = large.width() * Frame::COMPONENTS;
     // Blocks may extend beyond a side that is not a multiple of the block size.
     let height = large.height();
+    let components = large.components();
     let band_rows = band_rows(size.1);
     large.pixels_mut().par_chunks_mut(band_rows * block * stride).enumerate().try_for_each(
         |(band, pixels)| {
@@ -56,7 +57,7 @@ fn add_residual(
                 cancel.check()?;
                 let lines = pixels.chunks_exact_mut(stride).skip((y - first) * block).take(block);
                 for (dy, line) in lines.enumerate() {
-                    add_blocks(line, row, block, dy);
+                    add_blocks(line, row, (block, dy), components);
                 }
                 Ok(())
             };
@@ -82,24 +83,43 @@ fn space_to_depth(luma: &Plane, fold: usize, y: usize, row: &mut [f32]) {
     }
 }
 
-/// Adds row `dy` of each block to the R', G' and B' of the pixels below it: the depth-to-space transform of
+/// The components that hold luma, from the first on, and their units per unit of luma.
+fn luma_components(components: Components) -> (usize, f32) {
+    match components {
+        Components::Rgb => (3, 65535.0),
+        Components::Ycbcr { black, white, .. } => (1, f32::from(white) - f32::from(black)),
+    }
+}
+
+/// Adds row `dy` of each block of `side` to the luma of the pixels below it: the depth-to-space transform of
 /// one line. `blocks` is [n, side, side], `line` is [w, 4].
-fn add_blocks(line: &mut [u16], blocks: &[f32], side: usize, dy: usize) {
+fn add_blocks(
+    line: &mut [u16],
+    blocks: &[f32],
+    (side, dy): (usize, usize),
+    components: Components,
+) {
     #[cfg(target_arch = "x86_64")]
     if side == avx2::SIDE && is_x86_feature_detected!("avx2") {
         // SAFETY: the CPU supports AVX2.
-        return unsafe { avx2::add_blocks(line, blocks, dy) };
+        return unsafe { avx2::add_blocks(line, blocks, dy, components) };
     }
-    add_blocks_portable(line, blocks, side, dy);
+    add_blocks_portable(line, blocks, (side, dy), components);
 }
 
-fn add_blocks_portable(line: &mut [u16], blocks: &[f32], side: usize, dy: usize) {
+fn add_blocks_portable(
+    line: &mut [u16],
+    blocks: &[f32],
+    (side, dy): (usize, usize),
+    components: Components,
+) {
+    let (count, scale) = luma_components(components);
     let blocks = blocks.chunks_exact(side * side);
     for (pixels, block) in line.chunks_mut(side * Frame::COMPONENTS).zip(blocks) {
         let pixels = pixels.as_chunks_mut::<{ Frame::COMPONENTS }>().0;
         for (pixel, value) in pixels.iter_mut().zip(&block[dy * side..][..side]) {
-            let residual = (value.clamp(-1.0, 1.0) * 65535.0).round_ties_even() as i32;
-            for component in &mut pixel[..3] {
+            let residual = (value.clamp(-1.0, 1.0) * scale).round_ties_even() as i32;
+            for component in &mut pixel[..count] {
                 *component = (i32::from(*component) + residual).clamp(0, 65535) as u16;
             }
         }
@@ -111,43 +131,45 @@ fn add_blocks_portable(line: &mut [u16], blocks: &[f32], side: usize, dy: usize)
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{Frame, add_blocks_portable};
+    use super::{Components, Frame, add_blocks_portable, luma_components};
 
     /// Side of the blocks that this code supports.
     pub(super) const SIDE: usize = 4;
 
     #[target_feature(enable = "avx2")]
-    pub(super) fn add_blocks(line: &mut [u16], blocks: &[f32], dy: usize) {
+    pub(super) fn add_blocks(line: &mut [u16], blocks: &[f32], dy: usize, components: Components) {
+        let (count, scale) = luma_components(components);
+        // The index of both bytes of a value for each component that holds luma; others get 0.
+        let pixel = |n: i64| match count {
+            1 => 0x8080_8080_8080_0100_u64 as i64 + 0x0202 * n,
+            _ => 0x8080_0100_0100_0100_u64 as i64 + 0x0202_0202_0202 * n,
+        };
+        let lanes = _mm256_setr_epi64x(pixel(0), pixel(1), pixel(2), pixel(3));
         let (whole, rest) = line.as_chunks_mut::<{ SIDE * Frame::COMPONENTS }>();
         let blocks = blocks.as_chunks::<{ SIDE * SIDE }>().0;
         for (pixels, block) in whole.iter_mut().zip(blocks) {
             let values: __m128 = bytemuck::cast(block.as_chunks::<SIDE>().0[dy]);
             let values = _mm_max_ps(_mm_min_ps(values, _mm_set1_ps(1.0)), _mm_set1_ps(-1.0));
-            let residual = _mm_cvtps_epi32(_mm_mul_ps(values, _mm_set1_ps(65535.0)));
+            let residual = _mm_cvtps_epi32(_mm_mul_ps(values, _mm_set1_ps(scale)));
             // There is no saturating addition of i32 to u16: the positive parts (lower half) are added, the
             // negative parts (upper half) subtracted. Packing sets the other ones to zero.
             let parts = _mm_packus_epi32(residual, _mm_sub_epi32(_mm_setzero_si128(), residual));
-            let (plus, minus) = (splat_rgb(parts), splat_rgb(_mm_srli_si128::<8>(parts)));
+            let plus = splat(parts, lanes);
+            let minus = splat(_mm_srli_si128::<8>(parts), lanes);
             let sums = _mm256_adds_epu16(bytemuck::cast(*pixels), plus);
             *pixels = bytemuck::cast(_mm256_subs_epu16(sums, minus));
         }
         // The last block may extend beyond the line.
         if let Some(last) = blocks.get(whole.len()) {
-            add_blocks_portable(rest, last, SIDE, dy);
+            add_blocks_portable(rest, last, (SIDE, dy), components);
         }
     }
 
-    /// Copies each of the first four u16 to R', G' and B' of a pixel; its alpha is 0.
+    /// Copies the first four u16 to the components of a pixel each, as `lanes` says.
     #[target_feature(enable = "avx2")]
     #[inline]
-    fn splat_rgb(values: __m128i) -> __m256i {
-        let bytes = _mm256_setr_epi64x(
-            0x8080_0100_0100_0100_u64 as i64,
-            0x8080_0302_0302_0302_u64 as i64,
-            0x8080_0504_0504_0504_u64 as i64,
-            0x8080_0706_0706_0706_u64 as i64,
-        );
-        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), bytes)
+    fn splat(values: __m128i, lanes: __m256i) -> __m256i {
+        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), lanes)
     }
 }
 
@@ -159,11 +181,12 @@ mod tests {
     fn add_blocks_equals_the_portable_code() {
         let blocks: Vec<_> = (0..10 * 16).map(|n| (n * 7919 % 401) as f32 / 150.0 - 1.3).collect();
         let values = |n: usize| (n * 40_503 % 65_536) as u16;
-        for dy in 0..4 {
+        let ycbcr = Components::Ycbcr { black: 4112, white: 60_395, neutral: 32_896 };
+        for (dy, components) in (0..4).zip([ycbcr, Components::Rgb].into_iter().cycle()) {
             let mut line: Vec<_> = (0..37 * Frame::COMPONENTS).map(values).collect();
             let mut expected = line.clone();
-            add_blocks(&mut line, &blocks, 4, dy);
-            add_blocks_portable(&mut expected, &blocks, 4, dy);
+            add_blocks(&mut line, &blocks, (4, dy), components);
+            add_blocks_portable(&mut expected, &blocks, (4, dy), components);
             assert_eq!(line, expected);
         }
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The matrix between a format's components and R'G'B'.
+//! The matrix between a format's components and R'G'B', or none: frames can hold Y'CbCr.
 //!
 //! GStreamer's converter has coefficients of 8 bits and truncates: 10-bit 4:4:4 video loses up to 4 code
 //! values on the way to R'G'B' and back, and gets darker. So the converter only packs and unpacks, and
@@ -7,14 +7,14 @@
 
 use gst_video::{VideoColorMatrix, VideoColorRange, VideoInfo};
 
-use crate::element::caps;
+use crate::{element::caps, engine::Components};
 
 /// The largest 16-bit value.
 const MAX: f64 = 65535.0;
 
 /// An affine map of the four components of a 16-bit pixel.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Affine {
+pub(super) struct Affine {
     /// The weights of each input in all outputs.
     columns: [[f32; 4]; 4],
     constant: [f32; 4],
@@ -22,15 +22,19 @@ struct Affine {
 
 impl Affine {
     /// `rows`: for each output the weights of the inputs, and the constant.
-    fn new(rows: [([f64; 4], f64); 4]) -> Self {
+    fn new(rows: Rows) -> Self {
         Self {
             columns: std::array::from_fn(|j| std::array::from_fn(|i| rows[i].0[j] as f32)),
             constant: std::array::from_fn(|i| rows[i].1 as f32),
         }
     }
+
+    /// Maps pixels [n, 4] to another slice of this size.
+    pub(super) fn apply(&self, from: &[u16], to: &mut [u16]) {
+        apply(self, from, to);
+    }
 }
 
-/// Maps pixels [n, 4] to another slice of this size.
 fn apply(affine: &Affine, from: &[u16], to: &mut [u16]) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -121,17 +125,24 @@ impl Component {
     }
 }
 
-/// Converts 16-bit components [A, c1, c2, c3] of a format to [R, G, B, A] and back.
-#[derive(Debug, Clone, Copy)]
+/// A matrix of the weights of the inputs in each output, and the constants.
+type Rows = [([f64; 4], f64); 4];
+
+/// The maps between 16-bit components [A, c1, c2, c3] of a format, as the converter unpacks them, and frames.
+#[derive(Clone, Copy)]
 pub(super) struct Colour {
-    to_rgb: Affine,
-    from_rgb: Affine,
+    components: [Component; 4],
+    /// From R'G'B' to the components without alpha, and back.
+    from_rgb: [[f64; 3]; 3],
+    to_rgb: [[f64; 3]; 3],
+    is_rgb: bool,
+    has_alpha: bool,
 }
 
 impl Colour {
     /// With matrix and range of the colorimetry of `info`. R'G'B' formats have no matrix and differ only
-    /// in depth. `largest` is what the converter makes of the largest code values, [A, c1, c2, c3].
-    pub(super) fn new(info: &VideoInfo, largest: [u16; 4]) -> Self {
+    /// in depth.
+    pub(super) fn new(info: &VideoInfo) -> Self {
         let format = info.format_info();
         let (kr, kb) = match info.colorimetry().matrix() {
             VideoColorMatrix::Unknown | VideoColorMatrix::Rgb => VideoColorMatrix::Bt709.kr_kb(),
@@ -157,62 +168,96 @@ impl Colour {
                 [1.0, 2.0 - 2.0 * kb, 0.0],
             ],
         };
-        let components = std::array::from_fn(|i| Component::new(info, i));
-        let has_alpha = caps::has_alpha(format);
         Self {
-            to_rgb: unpacking(components, to_rgb, largest.map(f64::from), has_alpha),
-            from_rgb: packing(components, from_rgb),
+            components: std::array::from_fn(|i| Component::new(info, i)),
+            from_rgb,
+            to_rgb,
+            is_rgb: format.is_rgb(),
+            has_alpha: caps::has_alpha(format),
         }
     }
 
-    /// [A, c1, c2, c3] to [R, G, B, A].
-    pub(super) fn unpack(&self, values: &[u16], rgba: &mut [u16]) {
-        apply(&self.to_rgb, values, rgba);
-    }
-
-    /// [R, G, B, A] to [A, c1, c2, c3].
-    pub(super) fn pack(&self, rgba: &[u16], values: &mut [u16]) {
-        apply(&self.from_rgb, rgba, values);
-    }
-}
-
-/// The map from [A, c1, c2, c3] to [R, G, B, A]. The converter widens code values so that the largest become
-/// `largest`. Without alpha, pixels are opaque: the converter may give padding.
-fn unpacking(
-    components: [Component; 4],
-    matrix: [[f64; 3]; 3],
-    [alpha, largest @ ..]: [f64; 4],
-    has_alpha: bool,
-) -> Affine {
-    let weight = |i: usize, j: usize| matrix[i][j] * MAX / components[j].scale;
-    Affine::new(std::array::from_fn(|i| {
-        match (i, has_alpha) {
-            (3, true) => return ([MAX / alpha, 0.0, 0.0, 0.0], 0.0),
-            (3, false) => return ([0.0; 4], MAX),
-            _ => {}
-        }
-        let code = |j: usize| (f64::from(components[j].depth).exp2() - 1.0) / largest[j];
-        let [x, y, z] = std::array::from_fn(|j| weight(i, j) * code(j));
-        let zero = (0..3).map(|j| weight(i, j) * components[j].zero).sum::<f64>();
-        ([0.0, x, y, z], -zero)
-    }))
-}
-
-/// The map from [R, G, B, A] to [A, c1, c2, c3]. The converter narrows by truncation; half a step of the code
-/// value, added, makes that rounding.
-fn packing(components: [Component; 4], matrix: [[f64; 3]; 3]) -> Affine {
-    Affine::new(std::array::from_fn(|i| {
-        let (component, weights) = match i {
-            0 => (components[3], [0.0, 0.0, 0.0, 1.0]),
-            _ => {
-                let [r, g, b] = matrix[i - 1];
-                (components[i - 1], [r, g, b, 0.0])
-            }
+    /// The meaning of frames with the components of the format, or `None` if only R'G'B' frames can hold it:
+    /// transparent pixels need a colour that is 0 in all components.
+    pub(super) fn ycbcr(&self) -> Option<Components> {
+        let code = |component: Component, value: f64| {
+            let largest = f64::from(component.depth).exp2() - 1.0;
+            ((component.zero + value * component.scale) * MAX / largest).round() as u16
         };
-        let step = f64::from(16 - component.depth).exp2();
-        let weights = weights.map(|weight| weight * component.scale * step / MAX);
-        (weights, (component.zero + 0.5) * step - 0.5)
-    }))
+        let [luma, chroma, ..] = self.components;
+        (!self.is_rgb && !self.has_alpha).then(|| Components::Ycbcr {
+            black: code(luma, 0.0),
+            white: code(luma, 1.0),
+            neutral: code(chroma, 0.0),
+        })
+    }
+
+    /// The map from [A, c1, c2, c3] to [R, G, B, A]. The converter widens code values so that the largest become
+    /// `largest`. Without alpha, pixels are opaque: the converter may give padding.
+    pub(super) fn to_rgb(&self, largest: [u16; 4]) -> Affine {
+        Affine::new(self.to_rgb_rows(largest.map(f64::from)))
+    }
+
+    /// The map from [A, c1, c2, c3] to [c1, c2, c3, A], where the largest code value is 65535. Pixels are opaque.
+    pub(super) fn to_ycbcr(&self, largest: [u16; 4]) -> Affine {
+        let unit = |i: usize| {
+            let mut weights = [0.0; 4];
+            weights[i] = MAX / f64::from(largest[i]);
+            (weights, 0.0)
+        };
+        Affine::new([unit(1), unit(2), unit(3), ([0.0; 4], MAX)])
+    }
+
+    /// The map from [R, G, B, A] to [A, c1, c2, c3].
+    pub(super) fn from_rgb(&self) -> Affine {
+        Affine::new(self.from_rgb_rows())
+    }
+
+    /// The map from [c1, c2, c3, A] of the format `from` to [A, c1, c2, c3] of this one.
+    pub(super) fn from_ycbcr(&self, from: &Self) -> Affine {
+        let to_rgb = from.to_rgb_rows([MAX; 4]).map(|([alpha, x, y, z], c)| ([x, y, z, alpha], c));
+        Affine::new(compose(self.from_rgb_rows(), to_rgb))
+    }
+
+    fn to_rgb_rows(&self, [alpha, largest @ ..]: [f64; 4]) -> Rows {
+        let weight = |i: usize, j: usize| self.to_rgb[i][j] * MAX / self.components[j].scale;
+        std::array::from_fn(|i| {
+            match (i, self.has_alpha) {
+                (3, true) => return ([MAX / alpha, 0.0, 0.0, 0.0], 0.0),
+                (3, false) => return ([0.0; 4], MAX),
+                _ => {}
+            }
+            let code = |j: usize| (f64::from(self.components[j].depth).exp2() - 1.0) / largest[j];
+            let [x, y, z] = std::array::from_fn(|j| weight(i, j) * code(j));
+            let zero = (0..3).map(|j| weight(i, j) * self.components[j].zero).sum::<f64>();
+            ([0.0, x, y, z], -zero)
+        })
+    }
+
+    /// The converter narrows by truncation; half a step of the code value, added, makes that rounding.
+    fn from_rgb_rows(&self) -> Rows {
+        std::array::from_fn(|i| {
+            let (component, weights) = match i {
+                0 => (self.components[3], [0.0, 0.0, 0.0, 1.0]),
+                _ => {
+                    let [r, g, b] = self.from_rgb[i - 1];
+                    (self.components[i - 1], [r, g, b, 0.0])
+                }
+            };
+            let step = f64::from(16 - component.depth).exp2();
+            let weights = weights.map(|weight| weight * component.scale * step / MAX);
+            (weights, (component.zero + 0.5) * step - 0.5)
+        })
+    }
+}
+
+/// The map that first applies `inner`, then `outer`.
+fn compose(outer: Rows, inner: Rows) -> Rows {
+    outer.map(|(weights, constant)| {
+        let sum = |value: &dyn Fn(usize) -> f64| (0..4).map(|k| weights[k] * value(k)).sum::<f64>();
+        let composed = std::array::from_fn(|j| sum(&|k| inner[k].0[j]));
+        (composed, constant + sum(&|k| inner[k].1))
+    })
 }
 
 const IDENTITY: [[f64; 3]; 3] = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
@@ -225,7 +270,13 @@ mod tests {
 
     use super::*;
 
-    fn colour(format: VideoFormat, range: VideoColorRange, matrix: VideoColorMatrix) -> Colour {
+    /// The maps of a format to R'G'B' and back.
+    struct Maps {
+        to_rgb: Affine,
+        from_rgb: Affine,
+    }
+
+    fn colour(format: VideoFormat, range: VideoColorRange, matrix: VideoColorMatrix) -> Maps {
         gst::init().unwrap();
         let colorimetry = VideoColorimetry::new(
             range,
@@ -234,19 +285,20 @@ mod tests {
             VideoColorPrimaries::Bt709,
         );
         let info = VideoInfo::builder(format, 16, 16).colorimetry(&colorimetry).build().unwrap();
-        Colour::new(&info, [u16::MAX; 4])
+        let colour = Colour::new(&info);
+        Maps { to_rgb: colour.to_rgb([u16::MAX; 4]), from_rgb: colour.from_rgb() }
     }
 
-    impl Colour {
+    impl Maps {
         fn unpacked(&self, values: [u16; 4]) -> [u16; 4] {
             let mut rgba = [0; 4];
-            self.unpack(&values, &mut rgba);
+            self.to_rgb.apply(&values, &mut rgba);
             rgba
         }
 
         fn packed(&self, rgba: [u16; 4]) -> [u16; 4] {
             let mut values = [0; 4];
-            self.pack(&rgba, &mut values);
+            self.from_rgb.apply(&rgba, &mut values);
             values
         }
     }

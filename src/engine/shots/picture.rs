@@ -16,9 +16,6 @@ const RANGE: (usize, usize) = (8, 5);
 /// The largest gain of a flash.
 const MAX_GAIN: f32 = 8.0;
 
-/// Luma coefficients of R', G' and B' (ITU-R BT.709).
-const LUMA: [f32; 3] = [0.2126, 0.7152, 0.0722];
-
 /// A contrast below this (standard deviation of the luma, 0 to 1) is not amplified: it may be noise.
 const MIN_CONTRAST: f32 = 0.02;
 /// Added to the energy that a residual is divided by, relative to that of the whole picture.
@@ -45,6 +42,7 @@ impl Picture {
             start..((cell + 1) * size / cells).max(start + 1)
         };
         let columns: Vec<_> = (0..WIDTH).map(|cell| span(cell, WIDTH, width)).collect();
+        let (weights, constant) = frame.components().luma();
         let mut luma = vec![0.0; CELLS];
         for (row, cells) in luma.chunks_exact_mut(WIDTH).enumerate() {
             let rows = span(row, HEIGHT, height);
@@ -61,9 +59,9 @@ impl Picture {
                 }
             }
             for ((cell, sums), columns) in cells.iter_mut().zip(sums).zip(&columns) {
-                let scale = 1.0 / (f32::from(u16::MAX) * (rows.len() * columns.len()) as f32);
-                *cell =
-                    LUMA.iter().zip(sums).map(|(weight, sum)| weight * sum as f32 * scale).sum();
+                let scale = 1.0 / (rows.len() * columns.len()) as f32;
+                let weighted = weights.iter().zip(sums).map(|(weight, sum)| weight * sum as f32);
+                *cell = weighted.sum::<f32>() * scale + constant;
             }
         }
         let mean = luma.iter().sum::<f32>() / CELLS as f32;
