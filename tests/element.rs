@@ -32,6 +32,7 @@ fn properties_have_the_names_defaults_and_ranges_that_the_readme_says() {
     assert_eq!(element.property::<gst::Fraction>("target-fps"), gst::Fraction::new(24, 1));
     let rate_mode = element.property::<gstvenhance::RateMode>("rate-mode");
     assert_eq!(rate_mode, gstvenhance::RateMode::Multiple);
+    assert!(element.property::<bool>("shot-detection"));
     assert_eq!(element.property::<i32>("noise-aug"), 200);
     assert_eq!(element.property::<gstvenhance::Solver>("solver"), gstvenhance::Solver::Fast);
     assert_eq!(element.property::<i32>("steps"), 15);

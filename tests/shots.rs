@@ -35,9 +35,10 @@ fn shots(lengths: &[usize]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// An element that takes GRAY8 at 10 fps.
+/// An element with shot detection that takes GRAY8 at 10 fps.
 fn rig(properties: &str) -> Rig {
-    Rig::with(properties, &caps("GRAY8", SIZE.0 as i32, SIZE.1 as i32, (10, 1)))
+    let caps = caps("GRAY8", SIZE.0 as i32, SIZE.1 as i32, (10, 1));
+    Rig::with(&format!("shot-detection=true {properties}"), &caps)
 }
 
 fn push(rig: &mut Rig, pictures: &[Vec<u8>]) {

@@ -60,9 +60,11 @@ impl Rig {
         rig
     }
 
+    /// Without shot detection, which holds a frame back, unless the properties turn it on.
     pub fn without_caps(properties: &str) -> Self {
         init();
-        let element = gst::parse::launch(&format!("venhance {properties}")).unwrap();
+        let description = format!("venhance shot-detection=false {properties}");
+        let element = gst::parse::launch(&description).unwrap();
         let bus = gst::Bus::new();
         element.set_bus(Some(&bus));
         let harness = gst_check::Harness::with_element(&element, Some("sink"), Some("src"));
