@@ -8,10 +8,10 @@ use super::{
     grid::{self, Grid},
     timeline::{Cadence, FrameTime},
 };
-use crate::engine::multiple_times;
+use crate::engine::{Error, multiple_times};
 
 /// The most output frames for an input frame. Far more are a mistake in a rate, and would fill the memory.
-pub(super) const MAX_RATIO: u128 = 240;
+const MAX_RATIO: u128 = 240;
 
 /// The rate of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,11 +31,25 @@ impl OutputRate {
         }
     }
 
-    /// An exact rate that is more than [`MAX_RATIO`] times that of the input, after the number of times.
-    pub(super) fn excess(self, cadence: Option<Cadence>) -> Option<(u128, (u32, u32))> {
-        let (Self::Exact(rate), Some(cadence)) = (self, cadence) else { return None };
+    /// Checks an exact rate.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if it is more than [`MAX_RATIO`] times that of the input.
+    pub(super) fn check(self, cadence: Option<Cadence>) -> Result<(), Error> {
+        let (Self::Exact(rate), Some(cadence)) = (self, cadence) else { return Ok(()) };
         let (numer, denom) = grid::outputs_per_input(rate, cadence);
-        (numer > denom * MAX_RATIO).then(|| (numer / denom, rate))
+        if numer <= denom * MAX_RATIO {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            setting: "target-fps",
+            value: format!("{}/{}", rate.0, rate.1),
+            why: format!(
+                "it is {} times the rate of the input, and rate-mode=exact allows at most {MAX_RATIO} times",
+                numer / denom
+            ),
+            instead: "use a lower target-fps".into(),
+        })
     }
 }
 

@@ -21,6 +21,8 @@ const MIN_FRAME_BYTES: usize = 16;
 struct Input {
     size: (usize, usize),
     fps: (u32, u32),
+    /// Frames of a packet.
+    fields: usize,
 }
 
 /// The number of input frames.
@@ -54,7 +56,7 @@ impl Session {
         input: &Input,
         frames: Frames,
     ) -> Result<String, Failure> {
-        let Input { size, fps } = *input;
+        let Input { size, fps, .. } = *input;
         let Frames { number, origin } = frames;
         let output = self.output_of(source, input)?;
         let Output { size: enlarged, .. } = output;
@@ -112,6 +114,7 @@ impl Session {
         }
         let streams = packets.streams();
         let number = streams.get(&source.video.id).map_or(0, |video| video.shown as usize);
+        let number = number * input.fields;
         Ok(Frames { number, origin: "" })
     }
 }
@@ -119,9 +122,9 @@ impl Session {
 /// The failure for an error of the element, of the kind that it has in a run.
 fn refused(source: &Source, error: &engine::Error) -> Failure {
     match error {
-        engine::Error::Setting { setting: "target-width" | "target-height", .. } => {
-            Failure::input(&source.path, properties::with_flags(&error.to_string()))
-        }
+        engine::Error::Setting {
+            setting: "target-width" | "target-height" | "target-fps", ..
+        } => Failure::input(&source.path, properties::with_flags(&error.to_string())),
         _ => Failure::model(error),
     }
 }
@@ -132,8 +135,13 @@ fn input_of(source: &Source) -> Result<Input, Failure> {
         return Err(Failure::input(&source.path, "the size of its video is unknown"));
     };
     let rate = if source.still { ASSUMED_RATE } else { info.fps() };
-    let fps = (rate.numer().max(0) as u32, rate.denom().max(1) as u32);
+    // Interlaced video is deinterlaced to a frame for each field.
+    let fields = match info.interlace_mode() {
+        gst_video::VideoInterlaceMode::Progressive | gst_video::VideoInterlaceMode::Mixed => 1,
+        _ => 2,
+    };
+    let fps = ((rate.numer().max(0) as u32).saturating_mul(fields), rate.denom().max(1) as u32);
     let (width, height) = (info.width() as usize, info.height() as usize);
     let size = if source.swaps_sides { (height, width) } else { (width, height) };
-    Ok(Input { size, fps })
+    Ok(Input { size, fps, fields: fields as usize })
 }

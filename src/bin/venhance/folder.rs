@@ -57,10 +57,7 @@ impl Folder {
             });
             let names = names.collect::<Vec<_>>().join(", ");
             let more = if others.len() > MOST_NAMES { ", …" } else { "" };
-            eprintln!(
-                "{}: skipping {names}{more}: no video files by their names",
-                folder.display()
-            );
+            eprintln!("{}: skipping {names}{more}: not named like videos", folder.display());
         }
         Ok(Self { videos, others: others.len() })
     }

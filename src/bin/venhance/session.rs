@@ -91,7 +91,10 @@ impl Session {
         if output.exists() && !self.args.overwrite {
             return match self.args.resume {
                 true => Ok(Outcome::Skipped),
-                false => Err(exists(output)),
+                false => Err(Failure::usage(format!(
+                    "{} exists: keep it with --resume, or replace it with --overwrite",
+                    output.display()
+                ))),
             };
         }
         let mut source = Source::open(input)?;
@@ -169,7 +172,8 @@ impl Session {
             )));
         }
         if picture.exists() && !self.args.overwrite {
-            return Err(exists(picture));
+            let picture = picture.display();
+            return Err(Failure::usage(format!("{picture} exists: replace it with --overwrite")));
         }
         compare::check(picture)
     }
@@ -467,10 +471,6 @@ fn format_of(info: &gst_video::VideoInfo) -> String {
     let fps = f64::from(info.fps().numer()) / f64::from(info.fps().denom());
     let format = format!("{}x{} at {fps:.4} fps", info.width(), info.height());
     format.replace(".0000 fps", " fps")
-}
-
-fn exists(path: &Path) -> Failure {
-    Failure::usage(format!("{} exists: replace it with --overwrite", path.display()))
 }
 
 pub fn cancelled(how: &str) -> Failure {

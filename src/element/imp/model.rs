@@ -10,7 +10,8 @@ use crate::{
         Model, Output, RateMode, caps,
         queue::{ClipFormat, InputFrame},
         rate::{ASSUMED_RATE, RateSource},
-        schedule::MAX_RATIO,
+        schedule::OutputRate,
+        timeline::Cadence,
     },
     engine,
     models::{self, Choice},
@@ -86,6 +87,10 @@ impl VEnhance {
             (RateMode::Exact, _) => (engine::covering_frames(target, fps), Some(target)),
             (RateMode::Multiple, _) => (engine::interpolated_frames(target, fps), None),
         };
+        if let Some(rate) = exact {
+            let cadence = (fps.0 > 0).then(|| Cadence::new(fps, 0));
+            OutputRate::Exact(rate).check(cadence)?;
+        }
         Ok(Output {
             size: properties.options.output_size(model, input, properties.sizing())?,
             interpolated,
@@ -107,15 +112,10 @@ impl VEnhance {
 
     /// Ends the stream with an error if the output rate is too high for the rate of the input.
     pub(super) fn check_rate(&self, format: &ClipFormat) {
-        let Some((factor, (numer, denom))) = format.rate.excess(format.cadence) else { return };
-        self.fail(gst::error_msg!(
-            gst::StreamError::Format,
-            (
-                "target-fps={numer}/{denom} is {factor} times the rate of the input; rate-mode=exact allows \
-                 at most {MAX_RATIO} times: use a lower target-fps"
-            )
-        ));
-        self.queue.abort(gst::FlowError::Error);
+        if let Err(error) = format.rate.check(format.cadence) {
+            self.fail(gst::error_msg!(gst::StreamError::Format, ("{error}")));
+            self.queue.abort(gst::FlowError::Error);
+        }
     }
 
     /// See [`crate::VEnhance::resume_from`].
