@@ -194,12 +194,12 @@ impl Colour {
 
     /// The map from [A, c1, c2, c3] to [R, G, B, A]. The converter widens code values so that the largest become
     /// `largest`. Without alpha, pixels are opaque: the converter may give padding.
-    pub(super) fn to_rgb(&self, largest: [u16; 4]) -> Affine {
-        Affine::new(self.to_rgb_rows(largest.map(f64::from)))
+    pub(super) fn map_to_rgb(&self, largest: [u16; 4]) -> Affine {
+        Affine::new(self.rows_to_rgb(largest.map(f64::from)))
     }
 
     /// The map from [A, c1, c2, c3] to [c1, c2, c3, A], where the largest code value is 65535. Pixels are opaque.
-    pub(super) fn to_ycbcr(&self, largest: [u16; 4]) -> Affine {
+    pub(super) fn map_to_ycbcr(&self, largest: [u16; 4]) -> Affine {
         let unit = |i: usize| {
             let mut weights = [0.0; 4];
             weights[i] = MAX / f64::from(largest[i]);
@@ -209,17 +209,17 @@ impl Colour {
     }
 
     /// The map from [R, G, B, A] to [A, c1, c2, c3].
-    pub(super) fn from_rgb(&self) -> Affine {
-        Affine::new(self.from_rgb_rows())
+    pub(super) fn map_from_rgb(&self) -> Affine {
+        Affine::new(self.rows_from_rgb())
     }
 
     /// The map from [c1, c2, c3, A] of the format `from` to [A, c1, c2, c3] of this one.
-    pub(super) fn from_ycbcr(&self, from: &Self) -> Affine {
-        let to_rgb = from.to_rgb_rows([MAX; 4]).map(|([alpha, x, y, z], c)| ([x, y, z, alpha], c));
-        Affine::new(compose(self.from_rgb_rows(), to_rgb))
+    pub(super) fn map_from_ycbcr(&self, from: &Self) -> Affine {
+        let to_rgb = from.rows_to_rgb([MAX; 4]).map(|([alpha, x, y, z], c)| ([x, y, z, alpha], c));
+        Affine::new(compose(self.rows_from_rgb(), to_rgb))
     }
 
-    fn to_rgb_rows(&self, [alpha, largest @ ..]: [f64; 4]) -> Rows {
+    fn rows_to_rgb(&self, [alpha, largest @ ..]: [f64; 4]) -> Rows {
         let weight = |i: usize, j: usize| self.to_rgb[i][j] * MAX / self.components[j].scale;
         std::array::from_fn(|i| {
             match (i, self.has_alpha) {
@@ -235,7 +235,7 @@ impl Colour {
     }
 
     /// The converter narrows by truncation; half a step of the code value, added, makes that rounding.
-    fn from_rgb_rows(&self) -> Rows {
+    fn rows_from_rgb(&self) -> Rows {
         std::array::from_fn(|i| {
             let (component, weights) = match i {
                 0 => (self.components[3], [0.0, 0.0, 0.0, 1.0]),
@@ -286,7 +286,7 @@ mod tests {
         );
         let info = VideoInfo::builder(format, 16, 16).colorimetry(&colorimetry).build().unwrap();
         let colour = Colour::new(&info);
-        Maps { to_rgb: colour.to_rgb([u16::MAX; 4]), from_rgb: colour.from_rgb() }
+        Maps { to_rgb: colour.map_to_rgb([u16::MAX; 4]), from_rgb: colour.map_from_rgb() }
     }
 
     impl Maps {
