@@ -79,8 +79,8 @@ fn variable_rate_becomes_constant_and_without_a_target_the_input_rate() {
 }
 
 #[test]
-fn the_grid_begins_anew_with_each_clip() {
-    // A gap after three frames, whose last one lasts through it.
+fn the_grid_goes_on_where_frames_are_missing_and_begins_anew_at_a_discont() {
+    // After three frames, eight are missing: the last one is repeated.
     let mut rig = rig((25, 1), (10, 1));
     for (ms, duration) in [(0, 100), (100, 100), (200, 810), (1010, 100), (1110, 100)] {
         let [pts, duration] = [ms, duration].map(ClockTime::from_mseconds);
@@ -93,14 +93,17 @@ fn the_grid_begins_anew_with_each_clip() {
     rig.harness.push(frame).unwrap();
     let seen = rig.finish();
     let clip = |start: u64, count: u64| (0..count).map(move |m| start + m * 40);
-    let expected: Vec<u64> = clip(0, 8).chain(clip(1010, 5)).chain(clip(1210, 3)).collect();
+    let expected: Vec<u64> = clip(0, 31).chain(clip(1210, 3)).collect();
     assert_eq!(times(&seen), expected);
     let frames = frames(&seen);
-    assert_eq!(frames[7].duration(), Some(ClockTime::from_mseconds(730)));
+    assert!(
+        frames[..30].iter().all(|frame| frame.duration() == Some(ClockTime::from_mseconds(40)))
+    );
+    assert_eq!(frames[30].duration(), Some(ClockTime::from_mseconds(10)));
     assert_eq!(total(&frames), ClockTime::from_mseconds(1310));
-    assert_eq!(frames[8].offset(), 0);
+    assert_eq!(frames[31].offset(), 0);
     let marked: Vec<_> = (0..frames.len()).filter(|n| discont(&frames[*n])).collect();
-    assert_eq!(marked, [0, 13]);
+    assert_eq!(marked, [0, 31]);
 }
 
 #[test]

@@ -61,8 +61,8 @@ impl Unpacker {
         let colour = Colour::new(&info);
         let largest = bands::largest_values(&info)?;
         let (components, map) = match colour.ycbcr().filter(|_| ycbcr) {
-            Some(components) => (components, colour.to_ycbcr(largest)),
-            None => (Components::Rgb, colour.to_rgb(largest)),
+            Some(components) => (components, colour.map_to_ycbcr(largest)),
+            None => (Components::Rgb, colour.map_to_rgb(largest)),
         };
         let keeps_source = ycbcr && is_same_picture(&info, output);
         Ok(Self { bands: Bands::unpacking(&info, rows)?, map, components, keeps_source, info })
@@ -138,8 +138,8 @@ impl Packer {
         let colour = Colour::new(&info);
         Ok(Self {
             bands: Bands::packing(&info, rows)?,
-            from_rgb: colour.from_rgb(),
-            from_ycbcr: colour.from_ycbcr(&Colour::new(input)),
+            from_rgb: colour.map_from_rgb(),
+            from_ycbcr: colour.map_from_ycbcr(&Colour::new(input)),
             info,
         })
     }

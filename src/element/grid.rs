@@ -3,7 +3,7 @@
 //!
 //! Output frame m is at m / rate after the first input frame. Times in the clip are in a unit of which input and
 //! output frames are multiples, if there is one, so that fractions are exact and rounding errors do not add up.
-//! Past the last input frame, the grid goes on as long as that frame lasts.
+//! Past the last input frame, the grid goes on as long as that frame lasts; where frames are missing, up to the next one.
 
 use gst::ClockTime;
 
@@ -13,6 +13,8 @@ use super::{
 };
 
 const NANOSECONDS: u64 = 1_000_000_000;
+/// The longest time in which a frame is repeated until the next one. A longer one is hardly that of a still picture.
+const MAX_REPEAT: ClockTime = ClockTime::from_seconds(600);
 /// The most units in a second, with which a clip can last for years. The fewest are nanoseconds, or timestamps
 /// could coincide.
 const MAX_UNITS: u64 = 10 * NANOSECONDS;
@@ -26,7 +28,7 @@ pub(super) struct Grid {
     units: u64,
     /// An input frame that is no further from an output frame is used as it is.
     tolerance: u64,
-    /// The first input frame of the clip.
+    /// The input frame at output frame 0: the first one of the clip, or of the clip that this one continues.
     origin: FrameTime,
     /// The last input frame.
     last: Option<Last>,
@@ -50,6 +52,11 @@ pub(super) fn frames_held(rate: (u32, u32), cadence: Cadence) -> usize {
     let (numer, denom) = outputs_per_input(rate, cadence);
     // Output frames that are shorter than input frames are known to be followed.
     if numer > denom { 0 } else { usize::try_from(denom.div_ceil(numer)).unwrap_or(usize::MAX) }
+}
+
+/// Whether a frame is repeated from `last` until the next one at `next`, where frames are missing.
+pub(super) fn repeats(last: ClockTime, next: ClockTime) -> bool {
+    next.saturating_sub(last) <= MAX_REPEAT
 }
 
 /// The number of output frames at a rate for a clip of `inputs` frames at the rate `fps`.
@@ -151,13 +158,21 @@ impl Grid {
         (time, planned)
     }
 
-    pub(super) fn finish(&mut self) -> (Vec<PlannedFrame>, Option<ClockTime>) {
+    /// Plans the output after the last input frame, which is repeated until `next` if a clip continues this one there.
+    pub(super) fn finish(
+        &mut self,
+        next: Option<FrameTime>,
+    ) -> (Vec<PlannedFrame>, Option<ClockTime>) {
         let mut planned = Vec::new();
+        let until = next.map(|next| self.input_time(next));
+        if let (Some(last), Some(until)) = (&mut self.last, until) {
+            last.covers = until;
+        }
         while !self.may_end() {
             planned.push(self.planned(self.next, self.time(self.next), self.inputs));
             self.next += 1;
         }
-        (planned, self.last.as_ref().map(|last| last.end))
+        (planned, self.last.as_ref().filter(|_| next.is_none()).map(|last| last.end))
     }
 
     /// Whether the clip may end before the next output frame.
@@ -245,7 +260,7 @@ mod tests {
             }
             before = time;
         }
-        let (planned, end) = grid.finish();
+        let (planned, end) = grid.finish(None);
         let last = frames.len() as f64 - 1.0;
         outputs.extend(planned.into_iter().map(|planned| (planned, last)));
         if let (Some((last, _)), Some(end)) = (outputs.last_mut(), end) {
@@ -311,7 +326,7 @@ mod tests {
         let mut grid = Grid::new((60, 1), cadence, inputs[0]);
         let mut planned: Vec<PlannedFrame> =
             inputs[37..].iter().flat_map(|frame| grid.push(*frame, None).1).collect();
-        planned.extend(grid.finish().0);
+        planned.extend(grid.finish(None).0);
         let rest = &all[all.len() - planned.len()..];
         assert_eq!(rest[0].0.number, 93, "37 · 2.5025 = 92.6");
         for (planned, (expected, _)) in planned.iter().zip(rest) {
@@ -337,7 +352,7 @@ mod tests {
             planned.extend(grid.push(at(90), None).1);
             let (time, last) = grid.push(at(210), duration.map(ClockTime::from_mseconds));
             planned.extend(last);
-            let (rest, ends) = grid.finish();
+            let (rest, ends) = grid.finish(None);
             planned.extend(rest);
             assert_eq!(time, 210_000_000 * (grid.units / NANOSECONDS));
             let actual: Vec<u64> = planned.iter().map(|planned| planned.number).collect();

@@ -334,7 +334,9 @@ impl BaseTransformImpl for VEnhance {
             // The flow has ended: nothing is left to drain. Older caps must not replace the new ones on
             // the source pad: neither those in the hands of the push task nor those that are kept.
             let _ = self.src_pad().pause_task();
-            self.queue.forget_caps();
+            if let Some(event) = self.queue.replace_caps() {
+                let _ = self.src_pad().store_sticky_event(&event);
+            }
         }
 
         let properties = self.properties.lock().clone();

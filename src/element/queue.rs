@@ -294,9 +294,12 @@ impl Queue {
         state.flow
     }
 
-    /// Forgets the CAPS events that are kept: newer caps go to the source pad now.
-    pub(super) fn forget_caps(&self) {
-        self.state.lock().kept.retain(|event| event.type_() != gst::EventType::Caps);
+    /// Forgets the CAPS events that are kept, because newer caps go to the source pad now, and returns STREAM_START if
+    /// that is kept: it must be there before.
+    pub(super) fn replace_caps(&self) -> Option<gst::Event> {
+        let kept = &mut self.state.lock().kept;
+        kept.retain(|event| event.type_() != gst::EventType::Caps);
+        kept.iter().rfind(|event| event.type_() == gst::EventType::StreamStart).cloned()
     }
 }
 
@@ -394,10 +397,15 @@ impl Queue {
         Ok(times)
     }
 
-    /// Notes that no more input frames come. Returns the times of the output frames after the last one.
-    pub(super) fn finish_clip(&self, clip: ClipId) -> Result<Vec<u64>, Error> {
+    /// Notes that no more input frames come, and another clip continues this one at `next`. Returns the times of the
+    /// output frames after the last one.
+    pub(super) fn finish_clip(
+        &self,
+        clip: ClipId,
+        next: Option<FrameTime>,
+    ) -> Result<Vec<u64>, Error> {
         let mut state = self.state.lock();
-        let times = self.clip(&mut state, clip)?.finish();
+        let times = self.clip(&mut state, clip)?.finish(next);
         state.release();
         self.changed.notify_all();
         Ok(times)

@@ -75,8 +75,8 @@ pub(super) enum Schedule {
 }
 
 impl Schedule {
-    /// For a clip that begins with the input frame `origin`, and of which the input frames from the index `first`
-    /// on come. Without a cadence there is only one.
+    /// For a clip whose output is counted from the input frame `origin`, and of which the input frames from the index
+    /// `first` on come. Without a cadence there is only one.
     pub(super) fn new(
         rate: OutputRate,
         cadence: Option<Cadence>,
@@ -106,12 +106,15 @@ impl Schedule {
         }
     }
 
-    /// Plans the output after the last input frame. Returns also when the last output frame ends, if its duration
-    /// depends on the end of the clip.
-    pub(super) fn finish(&mut self) -> (Vec<PlannedFrame>, Option<ClockTime>) {
+    /// Plans the output after the last input frame, up to `next` if a clip continues this one there. Returns also when
+    /// the last output frame ends, if its duration depends on the end of the clip.
+    pub(super) fn finish(
+        &mut self,
+        next: Option<FrameTime>,
+    ) -> (Vec<PlannedFrame>, Option<ClockTime>) {
         match self {
             Self::Multiple(_) => (Vec::new(), None),
-            Self::Exact(grid) => grid.finish(),
+            Self::Exact(grid) => grid.finish(next),
         }
     }
 

@@ -10,6 +10,7 @@ use std::{
 use gst::{ClockTime, prelude::*};
 
 use super::{
+    grid,
     queue::{BufferInfo, ClipFormat, ClipId, Next, Queue},
     timeline::{ClipEnd, FrameTime},
 };
@@ -46,6 +47,9 @@ pub(super) struct Worker<'a> {
     clip: Option<ClipId>,
     /// The first frame of the clip, and how many are skipped, if it has begun with those.
     skipped: Option<(FrameTime, u64)>,
+    /// The frame that output at an exact rate is counted from: the first one of the clip, or of the clip that it
+    /// continues after missing frames.
+    origin: Option<FrameTime>,
 }
 
 impl<'a> Worker<'a> {
@@ -55,7 +59,17 @@ impl<'a> Worker<'a> {
         report: Arc<dyn Report>,
     ) -> Self {
         let cancel = Cancel::default();
-        Self { queue, enhancer, report, epoch: 0, cancel, format: None, clip: None, skipped: None }
+        Self {
+            queue,
+            enhancer,
+            report,
+            epoch: 0,
+            cancel,
+            format: None,
+            clip: None,
+            skipped: None,
+            origin: None,
+        }
     }
 
     /// Works until the queue is [closed](Queue::close).
@@ -88,7 +102,7 @@ impl<'a> Worker<'a> {
 
     fn restart(&mut self, epoch: u64, cancel: Cancel) {
         self.drop_clip();
-        self.skipped = None;
+        (self.skipped, self.origin) = (None, None);
         (self.epoch, self.cancel, self.format) = (epoch, cancel, None);
         self.report.log(format_args!("Epoch {epoch} begins"));
     }
@@ -128,7 +142,8 @@ impl<'a> Worker<'a> {
             .format
             .ok_or_else(|| Error::Internal { what: "a frame came before its format".into() })?;
         let format = clip_format.format;
-        let (origin, first) = self.skipped.take().unwrap_or((time, 0));
+        let (start, first) = self.skipped.take().unwrap_or((time, 0));
+        let origin = *self.origin.get_or_insert(start);
         let clip = self.queue.begin_clip(self.epoch, &clip_format, origin, first)?;
         self.clip = Some(clip);
         self.report.log(format_args!("Start of {clip} at {} with input frame {first}", time.pts));
@@ -140,11 +155,19 @@ impl<'a> Worker<'a> {
     }
 
     fn end_clip(&mut self, reason: ClipEnd) -> Result<(), Error> {
-        if self.skipped.take().is_some() {
+        let next = match reason {
+            ClipEnd::TimestampGap(last, next) if grid::repeats(last, next) => {
+                Some(FrameTime::first(next))
+            }
+            _ => None,
+        };
+        if let Some((start, _)) = self.skipped.take() {
+            self.origin.get_or_insert(start);
             self.enhancer.reset();
         }
+        self.origin = self.origin.filter(|_| next.is_some());
         let Some(clip) = self.clip else { return Ok(()) };
-        let outputs = self.queue.finish_clip(clip)?;
+        let outputs = self.queue.finish_clip(clip, next)?;
         self.enhancer.finish(&outputs)?;
         let (inputs, outputs) = self.queue.end_clip(clip)?;
         self.clip = None;

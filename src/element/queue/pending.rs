@@ -82,8 +82,8 @@ impl Timecodes {
 }
 
 impl PendingQueue {
-    /// For a clip that begins with the input frame `origin`, and of which the input frames from the index `first`
-    /// on come.
+    /// For a clip whose output is counted from the input frame `origin`, and of which the input frames from the index
+    /// `first` on come.
     pub(super) fn new(format: &ClipFormat, origin: FrameTime, first: u64) -> Self {
         Self {
             schedule: Schedule::new(format.rate, format.cadence, origin, first),
@@ -118,9 +118,10 @@ impl PendingQueue {
         (time, self.plan(planned))
     }
 
-    /// Ends the clip. Returns the times of the output frames after the last input frame.
-    pub(super) fn finish(&mut self) -> Vec<u64> {
-        let (planned, end) = self.schedule.finish();
+    /// Ends the clip, which another one continues at `next`. Returns the times of the output frames after the last
+    /// input frame.
+    pub(super) fn finish(&mut self, next: Option<FrameTime>) -> Vec<u64> {
+        let (planned, end) = self.schedule.finish(next);
         let times = self.plan(planned);
         self.ended = true;
         let set = |pts, duration: &mut Option<ClockTime>| {
