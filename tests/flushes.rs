@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::{Rig, Seen, caps, discont, frames, tag, times, tripled, wait_for};
-use gst::{ClockTime, prelude::*};
+use gst::{ClockTime, glib, prelude::*};
 
 /// A fixed sequence of pseudo-random numbers (SplitMix64).
 struct Random(u64);
@@ -227,4 +227,33 @@ fn a_stop_while_upstream_flushes_does_not_hang() {
         rig.element.set_state(gst::State::Null).unwrap();
         flushes.join().unwrap();
     }
+}
+
+#[test]
+fn a_seek_while_the_stream_begins_stores_its_events_in_order() {
+    common::init();
+    let warnings = Arc::new(Mutex::new(Vec::new()));
+    let log = warnings.clone();
+    glib::log_set_handler(
+        Some("GStreamer"),
+        glib::LogLevels::LEVEL_WARNING,
+        false,
+        false,
+        move |_, _, text| log.lock().unwrap().push(text.to_owned()),
+    );
+    let mut random = Random(3);
+    for _ in 0..100 {
+        let pipeline = gst::parse::launch(
+            "videotestsrc ! video/x-raw,format=GRAY8,width=32,height=24,framerate=25/1 \
+             ! venhance model=lite up-scale=1 ! fakesink",
+        )
+        .unwrap();
+        pipeline.set_state(gst::State::Playing).unwrap();
+        std::thread::sleep(Duration::from_micros(random.below(3000)));
+        let _ = pipeline.seek_simple(gst::SeekFlags::FLUSH, ClockTime::SECOND);
+        let _ = pipeline.state(ClockTime::from_seconds(10));
+        pipeline.set_state(gst::State::Null).unwrap();
+    }
+    let warnings = warnings.lock().unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
 }
