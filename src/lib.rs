@@ -23,7 +23,7 @@
 //! | [`networks`] | candle tensors: text encoder (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, sampler steps |
 //! | [`sampler`] | latents: the sampler of the diffusion models, and the traits that it requires of networks | the structure of a denoiser |
 //! | [`ops`] | devices: operations that candle lacks or is slow at, for CPUs and, with the feature `cuda`, for NVIDIA GPUs (`cuda`: kernels and their launches) | models |
-//! | [`engine`] | the contract: plain data, and the trait that every model implements; `shots` finds hard cuts and gives each shot to the model as a clip of its own | everything else |
+//! | [`engine`] | the contract: plain data, and the trait that every model implements; `shots` finds hard cuts and gives each shot to the model as a clip of its own; `duplicates` leaves repeated frames out of it | everything else |
 #![deny(missing_docs)]
 
 mod element;
@@ -37,7 +37,7 @@ pub mod weights;
 
 use gst::glib;
 
-pub use element::{ColourFix, Model, Output, RateMode, Solver, VEnhance};
+pub use element::{ColourFix, Duplicates, Model, Output, RateMode, Solver, VEnhance};
 pub use plugin::plugin_register_static;
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {

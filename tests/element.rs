@@ -33,6 +33,8 @@ fn properties_have_the_names_defaults_and_ranges_that_the_readme_says() {
     let rate_mode = element.property::<gstvenhance::RateMode>("rate-mode");
     assert_eq!(rate_mode, gstvenhance::RateMode::Multiple);
     assert!(element.property::<bool>("shot-detection"));
+    let duplicates = element.property::<gstvenhance::Duplicates>("duplicates");
+    assert_eq!(duplicates, gstvenhance::Duplicates::Keep);
     assert_eq!(element.property::<i32>("noise-aug"), 200);
     assert_eq!(element.property::<gstvenhance::Solver>("solver"), gstvenhance::Solver::Fast);
     assert_eq!(element.property::<i32>("steps"), 15);
@@ -71,6 +73,7 @@ fn every_property_that_can_be_written_reads_back() {
         ("target-height", "1080"),
         ("target-fps", "24000/1001"),
         ("rate-mode", "exact"),
+        ("duplicates", "merge"),
         ("noise-aug", "300"),
         ("solver", "heun"),
         ("steps", "30"),

@@ -62,6 +62,19 @@ pub enum RateMode {
     Exact,
 }
 
+/// The property `duplicates`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, glib::Enum)]
+#[enum_type(name = "GstVEnhanceDuplicates")]
+#[repr(i32)]
+pub enum Duplicates {
+    /// A repeated frame is a frame like any other.
+    #[enum_value(name = "Keep: repeated frames stay", nick = "keep")]
+    Keep,
+    /// See [`engine::duplicates::DuplicateMerger`].
+    #[enum_value(name = "Merge: interpolated over the whole run", nick = "merge")]
+    Merge,
+}
+
 /// The property `solver`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, glib::Enum)]
 #[enum_type(name = "GstVEnhanceSolver")]

@@ -65,7 +65,7 @@ mod worker;
 
 use gst::{glib, prelude::*, subclass::prelude::*};
 
-pub use enums::{ColourFix, Model, RateMode, Solver};
+pub use enums::{ColourFix, Duplicates, Model, RateMode, Solver};
 
 use crate::engine;
 
@@ -198,6 +198,7 @@ pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     {
         Model::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
         ColourFix::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+        Duplicates::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
         RateMode::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
         Solver::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use gst::{glib, prelude::*};
 use once_cell::sync::Lazy;
 
-use super::{ColourFix, Model, RateMode, Solver};
+use super::{ColourFix, Duplicates, Model, RateMode, Solver};
 use crate::engine::{Error, Options, Sizing};
 
 const DEFAULT_UP_SCALE: f64 = 4.0;
@@ -21,6 +21,7 @@ pub(super) struct Properties {
     pub(super) target_fps: gst::Fraction,
     pub(super) rate_mode: RateMode,
     pub(super) shot_detection: bool,
+    pub(super) duplicates: Duplicates,
     /// Input frames at the start of the stream that the model does not get.
     pub(super) skip_frames: u32,
     pub(super) options: Options,
@@ -37,6 +38,7 @@ impl Default for Properties {
             target_fps: gst::Fraction::new(24, 1),
             rate_mode: RateMode::Multiple,
             shot_detection: true,
+            duplicates: Duplicates::Keep,
             skip_frames: 0,
             options: Options::default(),
             active_model: Model::Auto,
@@ -46,8 +48,9 @@ impl Default for Properties {
 
 /// The description of a property that only the diffusion models use contains “(v1, v2)”: the application goes by it.
 pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
-    let Properties { target_fps, rate_mode, shot_detection, skip_frames, options, .. } =
-        Properties::default();
+    let Properties {
+        target_fps, rate_mode, shot_detection, duplicates, skip_frames, options, ..
+    } = Properties::default();
     let int = |name, nick, low, high, default: u32, blurb| {
         glib::ParamSpecInt::builder(name)
             .nick(nick)
@@ -140,6 +143,14 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
                  reference's behaviour.",
             )
             .default_value(shot_detection)
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecEnum::builder_with_default("duplicates", duplicates)
+            .nick("Repeated frames")
+            .blurb(
+                "merge: runs of two to four equal frames, as in animation on twos, are interpolated over their \
+                 whole length, at unchanged duration. Longer runs stay still pictures.",
+            )
             .mutable_ready()
             .build(),
         int(
@@ -287,6 +298,7 @@ impl Properties {
             "target-fps" => self.target_fps = get(value),
             "rate-mode" => self.rate_mode = get(value),
             "shot-detection" => self.shot_detection = get(value),
+            "duplicates" => self.duplicates = get(value),
             "noise-aug" => options.noise_aug = get::<i32>(value) as u32,
             "solver" => options.solver = get::<Solver>(value).into(),
             "steps" => options.steps = get::<i32>(value) as u32,
@@ -321,6 +333,7 @@ impl Properties {
             "target-fps" => self.target_fps.to_value(),
             "rate-mode" => self.rate_mode.to_value(),
             "shot-detection" => self.shot_detection.to_value(),
+            "duplicates" => self.duplicates.to_value(),
             "noise-aug" => (options.noise_aug as i32).to_value(),
             "solver" => Solver::from(options.solver).to_value(),
             "steps" => (options.steps as i32).to_value(),

@@ -30,6 +30,7 @@
 //! - To end the clip of the inner model early, [`finish`](Enhancer::finish) it with the output times that repeat
 //!   its last frame, and start it again with those that repeat the next frame.
 
+pub mod duplicates;
 mod error;
 mod frame;
 pub mod log;

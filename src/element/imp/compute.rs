@@ -14,10 +14,11 @@ use gst::{ClockTime, glib, prelude::*, subclass::prelude::*};
 use super::{CAT, VEnhance};
 use crate::{
     element::{
+        Duplicates,
         progress::LatencyPart,
         worker::{Report, Worker},
     },
-    engine::{self, Cancel, Error, shots::ShotEnhancer},
+    engine::{self, Cancel, Enhancer, Error, duplicates::DuplicateMerger, shots::ShotEnhancer},
     models::{self, Choice, LoadEvent, Loaded},
     weights,
 };
@@ -34,9 +35,19 @@ impl VEnhance {
                 }
                 idle => self.load(choice, idle, cancel)?,
             };
-            let shot_detection = self.properties.lock().shot_detection;
+            let (shot_detection, duplicates) = {
+                let properties = self.properties.lock();
+                (properties.shot_detection, properties.duplicates)
+            };
             let report = Arc::new(Reporter(self.obj().downgrade()));
-            let model = &mut *loaded.enhancer;
+            let mut merger;
+            let model: &mut dyn Enhancer = match duplicates {
+                Duplicates::Keep => &mut *loaded.enhancer,
+                Duplicates::Merge => {
+                    merger = DuplicateMerger::new(&mut *loaded.enhancer);
+                    &mut merger
+                }
+            };
             match shot_detection {
                 true => {
                     let mut shots = ShotEnhancer::new(model);

@@ -7,7 +7,7 @@ use gst_video::VideoInfo;
 use super::{CAT, VEnhance};
 use crate::{
     element::{
-        Model, Output, RateMode, caps,
+        Duplicates, Model, Output, RateMode, caps,
         queue::{ClipFormat, InputFrame},
         rate::{ASSUMED_RATE, RateSource},
         schedule::OutputRate,
@@ -62,6 +62,9 @@ impl VEnhance {
         if properties.shot_detection {
             plan +=
                 "\nshots: each is enhanced for itself; frames between two repeat the nearer one";
+        }
+        if properties.duplicates == Duplicates::Merge {
+            plan += "\nduplicates: runs of two to four equal frames are interpolated over their whole length";
         }
         let Some((numer, denom)) = exact else { return Ok(plan) };
         let how = match choice.model {
@@ -126,7 +129,12 @@ impl VEnhance {
         };
         let InputFrame { number, shot, clip, interpolated } = input;
         let number = usize::try_from(number - shot).ok()?;
-        Some(clip + shot + models::resume_from(&choice, interpolated, number) as u64)
+        let first = match self.properties.lock().duplicates {
+            Duplicates::Keep => models::resume_from(&choice, interpolated, number) as u64,
+            // Which frames the model got depends on all frames of the shot.
+            Duplicates::Merge => 0,
+        };
+        Some(clip + shot + first)
     }
 
     /// The model that runs, or that will run as far as it is known.
