@@ -15,7 +15,7 @@ const ROW_STEP: usize = 2;
 /// crf 18 to 28 makes differences of 0 to 8, motion of an edge or a spot of 3 pixels by 1 or 2 pixels those from 12 on.
 const MAX_DIFFERENCE: u32 = 8 * 257;
 
-/// An [`Enhancer`] that gives another one, the model, the first frame of each run of up to [`MAX_RUN`] equal frames.
+/// An [`Enhancer`] that gives another one, the model, the first frame of each run of up to four equal frames.
 /// The output times of the others come with the next frame, or repeat the last one at the end of the clip.
 ///
 /// In a longer run, the further frames are given to the model: otherwise the still picture would slowly turn into the
@@ -50,7 +50,7 @@ impl<'a> DuplicateMerger<'a> {
 }
 
 impl Enhancer for DuplicateMerger<'_> {
-    /// Of [`MAX_RUN`] frames, the model gets at least one; the next one comes after fewer.
+    /// Of four frames, the model gets at least one; the next one comes after fewer.
     fn lookahead(&self, format: &Format) -> usize {
         MAX_RUN * self.model.lookahead(&Self::format(format)) + MAX_RUN - 1
     }
