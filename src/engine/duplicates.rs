@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Leaves repeated frames out of what a model sees, so that motion in animation on twos is interpolated over the whole
+//! Drops repeated frames before the model, so that motion in animation on twos is interpolated over the whole
 //! length of each drawing.
 
 use super::{ClipContext, Enhancer, Error, Format, Frame, frame::zeroed};

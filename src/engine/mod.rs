@@ -25,7 +25,7 @@
 //! such a model for any times. With [`Format::exact`] the output times are free: an input frame may have no
 //! output frame at its own time, and an interval between two may have none at all.
 //!
-//! The contract allows an `Enhancer` to wrap another one. What it changes of a clip, it changes in the times:
+//! An `Enhancer` can wrap another one and change the clip through the times:
 //! - To drop an input frame, push its output times with the next frame, before that one's.
 //! - To end the clip of the inner model early, [`finish`](Enhancer::finish) it with the output times that repeat
 //!   its last frame, and start it again with those that repeat the next frame.

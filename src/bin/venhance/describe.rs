@@ -28,7 +28,7 @@ struct Input {
 /// The number of input frames.
 struct Frames {
     number: usize,
-    /// What it is from, if that can be wrong; begins with a comma.
+    /// The source of an estimate, with a comma before it; empty if the number was counted.
     origin: &'static str,
 }
 
