@@ -115,8 +115,14 @@ impl Lite {
             let start = Instant::now();
             let mut frame = self.pool.frame(format.output)?;
             let neighbours = [&**previous, &**next];
-            let at = (fraction, format.alpha);
-            synthesis::interpolate(neighbours, &motion, at, &mut frame, &clip.cancel)?;
+            synthesis::interpolate(
+                neighbours,
+                &motion,
+                fraction,
+                format,
+                &mut frame,
+                &clip.cancel,
+            )?;
             let frame = self.pool.share(frame);
             took += start.elapsed();
             clip.sink.frame(frame)?;

@@ -7,17 +7,18 @@ mod avx2;
 use rayon::prelude::*;
 
 use super::{flow::Motion, overlay::OverlayRow, plane::LinearTap, tone::Tone};
-use crate::engine::{Cancel, Components, Error, Frame};
+use crate::engine::{Cancel, Components, Error, Format, Frame};
 
 /// Rows per task of the thread pool.
 const BAND_ROWS: usize = 16;
 
-/// Writes to `out` the frame at `time`, 0 to 1, between two frames of the same size. With `alpha`, colours are
-/// blended by their alpha.
+/// Writes to `out` the frame at `time`, 0 to 1, between two frames of the output size. With [`Format::alpha`],
+/// colours are blended by their alpha.
 pub(super) fn interpolate(
     neighbours: [&Frame; 2],
     motion: &Motion,
-    (time, alpha): (f32, bool),
+    time: f32,
+    format: &Format,
     out: &mut Frame,
     cancel: &Cancel,
 ) -> Result<(), Error> {
@@ -48,7 +49,9 @@ pub(super) fn interpolate(
                     overlay: overlay.and_then(|overlay| overlay.row(y, (w, h))),
                     y: y as f32,
                     time,
-                    alpha,
+                    alpha: format.alpha,
+                    // Enlarged frames have nothing as fine as what linear interpolation loses.
+                    cubic: format.input == format.output,
                 }
                 .write(pixels);
             }
@@ -119,6 +122,8 @@ struct Row<'a> {
     y: f32,
     time: f32,
     alpha: bool,
+    /// Whether the frames are sampled with cubic convolution, or else linearly.
+    cubic: bool,
 }
 
 impl Row<'_> {
@@ -128,7 +133,12 @@ impl Row<'_> {
         #[cfg(target_arch = "x86_64")]
         if !self.alpha && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: the CPU supports AVX2 and FMA.
-            return unsafe { avx2::write_row(self, pixels) };
+            return unsafe {
+                match self.cubic {
+                    true => avx2::write_row::<true>(self, pixels),
+                    false => avx2::write_row::<false>(self, pixels),
+                }
+            };
         }
         pixels.iter_mut().enumerate().for_each(|(x, out)| *out = self.pixel(x));
     }
@@ -141,8 +151,9 @@ impl Row<'_> {
         let (vx, vy, weight) = (lerp(0), lerp(1), lerp(2));
         let (before, after) = (-self.time, 1.0 - self.time);
         let ends = [before, after].map(|time| [x as f32 + time * vx, self.y + time * vy]);
-        let [a, b] =
-            std::array::from_fn(|n| self.tones[n].map(sample(self.neighbours[n], ends[n])));
+        let [a, b] = std::array::from_fn(|n| {
+            self.tones[n].map(sample(self.neighbours[n], ends[n], self.cubic))
+        });
         let (still, weight) = match self.overlay {
             Some(overlay) if overlay.is_near(x) => overlay.weigh(x, ends, weight),
             _ => (0.0, weight),
@@ -182,14 +193,18 @@ fn blend(a: [f32; 4], b: [f32; 4], weight: f32, alpha: bool) -> [f32; 4] {
     [colour(0), colour(1), colour(2), sum]
 }
 
-/// Samples a frame with cubic convolution, [`cubic_weights`]. Coordinates outside the frame are clamped.
-fn sample(frame: &Frame, [x, y]: [f32; 2]) -> [f32; 4] {
+/// Samples a frame, with [`cubic_weights`] or linearly. Coordinates outside the frame are clamped.
+fn sample(frame: &Frame, [x, y]: [f32; 2], cubic: bool) -> [f32; 4] {
+    let weights = |fraction: f32| match cubic {
+        true => cubic_weights(fraction),
+        false => [0.0, 1.0 - fraction, fraction, 0.0],
+    };
     let (w, h) = (frame.width(), frame.height());
     let (x, y) = (LinearTap::new(x, w, 1), LinearTap::new(y, h, 1));
-    let columns = cubic_weights(x.weight).into_iter().zip(neighbourhood(x.lower, w));
+    let columns = weights(x.weight).into_iter().zip(neighbourhood(x.lower, w));
     let pixels = frame.pixels().as_chunks::<{ Frame::COMPONENTS }>().0;
     let mut sums = [0.0; Frame::COMPONENTS];
-    for (row_weight, row) in cubic_weights(y.weight).into_iter().zip(neighbourhood(y.lower, h)) {
+    for (row_weight, row) in weights(y.weight).into_iter().zip(neighbourhood(y.lower, h)) {
         for (weight, column) in columns.clone() {
             let pixel = pixels[row * w + column];
             for (sum, value) in sums.iter_mut().zip(pixel) {
@@ -236,7 +251,7 @@ mod tests {
             .map(|n| [n as f32 * 1.7 - 6.0, 2.9 - n as f32 * 0.6, 0.1 * n as f32, 0.0])
             .collect();
         let columns = upsampling_taps(10, 37);
-        for y in 0..5 {
+        for (y, cubic) in (0..5).flat_map(|y| [(y, false), (y, true)]) {
             let row = Row {
                 neighbours: [&first, &second],
                 tones: [(0.9, 0.02), (1.2, -0.05)].map(|(gain, offset)| {
@@ -248,6 +263,7 @@ mod tests {
                 y: y as f32,
                 time: 0.3,
                 alpha: false,
+                cubic,
             };
             let mut out = vec![0; 37 * Frame::COMPONENTS];
             row.write(&mut out);

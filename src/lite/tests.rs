@@ -270,9 +270,9 @@ fn the_output_is_bit_equal_to_the_recorded_hash() {
     }
     let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
     let expected = match (has_avx2, is_x86_feature_detected!("sse4.1")) {
-        (true, _) => "b9d0b61d07a0f32c48d092355ae2fb9fff0400f01c51f8ead830597027fccd0f",
-        (false, true) => "ce7b64b5152d76ee56a6b485bfc7f890240996d364a8e1b7a38305af2bb2892d",
-        (false, false) => "b6a447e16f2fdfc8f997acac34eb969dbf4f7afd76ec5fed45b0ea1460f962c4",
+        (true, _) => "24199903b3cf3b38aab76e2cabcd04ba3494f27085dd809ccc538ca24c761e65",
+        (false, true) => "9fede13a78ead086d5c809368e4378dabaee7f59b57196b191322ceea7e65fbb",
+        (false, false) => "3ea58c409db8c5013d2cc8fed5312562c7d5c88696730c4ef097bd4441e7cb92",
     };
     assert_eq!(format!("{:x}", hash.finalize()), expected);
 }

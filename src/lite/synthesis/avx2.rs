@@ -9,7 +9,7 @@ use super::{CUBIC, Frame, Row};
 
 /// [`Row::write`] without alpha.
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn write_row(row: Row, pixels: &mut [[u16; 4]]) {
+pub(super) fn write_row<const IS_CUBIC: bool>(row: Row, pixels: &mut [[u16; 4]]) {
     let [first, second] = row.neighbours;
     let stride = first.width() * Frame::COMPONENTS;
     let (w, h) = (first.width() as f32, first.height() as f32);
@@ -36,10 +36,13 @@ pub(super) fn write_row(row: Row, pixels: &mut [[u16; 4]]) {
             *out = row.pixel(x);
             continue;
         }
-        let weights = cubic_weights(_mm_sub_ps(positions, corners));
+        let fractions = _mm_sub_ps(positions, corners);
         let [ax, ay, bx, by]: [i32; 4] = bytemuck::cast(_mm_cvttps_epi32(corners));
-        let a = sample::<0, 1>(first, stride, (ax as usize, ay as usize), &weights);
-        let b = sample::<2, 3>(second, stride, (bx as usize, by as usize), &weights);
+        let corners = [(ax as usize, ay as usize), (bx as usize, by as usize)];
+        let [a, b] = match IS_CUBIC {
+            true => sample_cubic([first, second], stride, corners, fractions),
+            false => sample_linear([first, second], stride, corners, fractions),
+        };
         let (a, b) = (_mm_fmadd_ps(a, gains[0], offsets[0]), _mm_fmadd_ps(b, gains[1], offsets[1]));
         let mut weight = _mm_shuffle_ps::<0b10_10_10_10>(guide, guide);
         let mut still = 0.0;
@@ -75,6 +78,49 @@ fn cubic_weights(fractions: __m128) -> [__m256; 2] {
     let second = _mm_fmadd_ps(line, _mm_mul_ps(fractions, fractions), one);
     let third = _mm_sub_ps(_mm_sub_ps(one, second), _mm_add_ps(first, fourth));
     [_mm256_set_m128(second, first), _mm256_set_m128(fourth, third)]
+}
+
+/// Samples both frames with cubic convolution, `fractions` after the pixels `corners`.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn sample_cubic(
+    [first, second]: [&[u16]; 2],
+    stride: usize,
+    [a, b]: [(usize, usize); 2],
+    fractions: __m128,
+) -> [__m128; 2] {
+    let weights = cubic_weights(fractions);
+    [sample::<0, 1>(first, stride, a, &weights), sample::<2, 3>(second, stride, b, &weights)]
+}
+
+/// Samples both frames linearly, `fractions` after the pixels `corners`.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn sample_linear(
+    [first, second]: [&[u16]; 2],
+    stride: usize,
+    [a, b]: [(usize, usize); 2],
+    fractions: __m128,
+) -> [__m128; 2] {
+    let fractions = _mm256_castps128_ps256(fractions);
+    let a = lerp_rows(first, stride, a, splat(fractions, 1, 1));
+    let b = lerp_rows(second, stride, b, splat(fractions, 3, 3));
+    // The lower half is of the first frame, the upper half of the second.
+    let left = _mm256_permute2f128_ps::<0x20>(a, b);
+    let right = _mm256_permute2f128_ps::<0x31>(a, b);
+    let both = _mm256_fmadd_ps(splat(fractions, 0, 2), _mm256_sub_ps(right, left), left);
+    [_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both)]
+}
+
+/// Interpolates vertically between two pixels of the row of `corner` (x, y) and the two below them: the left pixel
+/// in the lower half, the right one in the upper half.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn lerp_rows(pixels: &[u16], stride: usize, (x, y): (usize, usize), weight: __m256) -> __m256 {
+    let at = y * stride + x * Frame::COMPONENTS;
+    let pixels = &pixels[at..at + stride + PAIR];
+    let (upper, lower) = (load_pair(pixels, 0), load_pair(pixels, stride));
+    _mm256_fmadd_ps(weight, _mm256_sub_ps(lower, upper), upper)
 }
 
 /// Samples around the pixel `corner` (x, y), with the weights in lane `X` horizontally and in lane `Y` vertically.
