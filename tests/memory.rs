@@ -2,10 +2,15 @@
 //! Compares predicted with allocated memory. In a process of its own, because the allocator counts
 //! all allocations.
 
-use std::sync::Mutex;
+#[path = "common/sink.rs"]
+mod sink;
+
+use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
 use gstvenhance::{
+    engine::{ClipContext, Enhancer, Error, Format, Frame},
+    lite::Retimed,
     networks::{
         unet::{Config, UNet, peak_bytes},
         vae::{self, Vae},
@@ -17,6 +22,54 @@ use peak_alloc::PeakAlloc;
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
+
+/// A model that repeats each frame.
+#[derive(Default)]
+struct Repeat(Option<(Format, ClipContext)>);
+
+impl Enhancer for Repeat {
+    fn lookahead(&self, _: &Format) -> usize {
+        0
+    }
+
+    fn start(&mut self, format: Format, clip: ClipContext) -> Result<(), Error> {
+        self.0 = Some((format, clip));
+        Ok(())
+    }
+
+    fn push(&mut self, frame: Frame, _: u64, outputs: &[u64]) -> Result<(), Error> {
+        let (_, clip) = self.0.as_ref().unwrap();
+        outputs.iter().try_for_each(|_| clip.sink.frame(Arc::new(frame.clone())))
+    }
+
+    fn finish(&mut self, _: &[u64]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn reset(&mut self) {}
+}
+
+#[test]
+fn an_exact_rate_takes_the_predicted_memory() {
+    let _exclusive = EXCLUSIVE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    for size in [(320, 180), (1280, 720)] {
+        let format =
+            Format { input: size, output: size, interpolated: 0, exact: true, alpha: false };
+        let run = || {
+            let mut retimed = Retimed::new(Box::new(Repeat::default()));
+            retimed.start(format, sink::clip(&Arc::new(sink::Discard))).unwrap();
+            for n in 0..4 {
+                let mut frame = Frame::new(size.0, size.1).unwrap();
+                for (at, value) in frame.pixels_mut().iter_mut().enumerate() {
+                    *value = (at * 7919 + n as usize * 4000) as u16;
+                }
+                retimed.push(frame, 10 * n, &[10 * n - n]).unwrap();
+            }
+            retimed.finish(&[]).unwrap();
+        };
+        compare(&format!("{size:?}"), Retimed::host_bytes(size), run);
+    }
+}
 
 /// Serialises the tests of this file.
 static EXCLUSIVE: Mutex<()> = Mutex::new(());

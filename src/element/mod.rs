@@ -170,18 +170,18 @@ impl VEnhance {
         imp::VEnhance::from_obj(self).output(input, fps)
     }
 
-    /// Describes what the element, with its current properties, would do with a clip of `inputs`
-    /// frames of size (w, h) at a frame rate (numerator, denominator). Reads no weights.
+    /// Describes what the element, with its current properties, would do with a clip of `inputs` frames of
+    /// size (w, h) at a frame rate (numerator, denominator): a line for each fact that [`output`](Self::output)
+    /// and [`choice`](Self::choice) do not tell. Reads no weights.
     ///
     /// # Errors
-    /// [`engine::Error::Setting`] if a property cannot be used, [`engine::Error::Weights`] if model-dir
-    /// cannot.
+    /// As those of both.
     pub fn plan(
         &self,
         input: (usize, usize),
         fps: (u32, u32),
         inputs: usize,
-    ) -> Result<String, engine::Error> {
+    ) -> Result<Vec<String>, engine::Error> {
         imp::VEnhance::from_obj(self).plan(input, fps, inputs)
     }
 

@@ -46,6 +46,14 @@ impl Retimed {
         Self { model, clip: None }
     }
 
+    /// Returns the host memory in bytes that it needs for output of size (w, h), if at most one output frame lies
+    /// between two of the model. Measured.
+    pub fn host_bytes((width, height): (usize, usize)) -> usize {
+        /// Of 16-bit frames, luma pyramids, the optical flow and the buffers of its network.
+        const BYTES_PER_PIXEL: usize = 85;
+        width * height * BYTES_PER_PIXEL
+    }
+
     fn clip(&mut self) -> Result<&mut Clip, Error> {
         self.clip.as_mut().ok_or_else(|| Error::Internal {
             what: "a frame or the end of a clip without a start".into(),

@@ -15,9 +15,10 @@ use super::{
 };
 use crate::{
     engine::{
-        Cancel, Error, Format, Model, Options, POSITIVE_PROMPT, Sizing, Version,
+        self, Cancel, Error, Format, Model, Options, POSITIVE_PROMPT, Sizing, Version,
         log::{self, Area},
     },
+    lite::Retimed,
     networks::{
         text::{TextEncoder, Tokenizer},
         unet::{Prompted, UNet},
@@ -246,20 +247,29 @@ pub(super) fn check_memory(
     }
 }
 
-/// Describes a run over a clip of `inputs` frames, for users.
+/// See [`super::plan`].
 pub(super) fn plan(
     request: &Request,
     model: Model,
     format: &Format,
     sizing: Sizing,
     inputs: usize,
-) -> Result<String, Error> {
+) -> Result<Vec<String>, Error> {
     let config = request.sizes()?;
     let networks = &Sizes::new(&config, request.devices[0].dtype())?;
     let params = &request.params(&config);
     let check = MemoryCheck { networks, params, devices: &memory(&request.devices) };
-    let memory = check.describe(format, request.output(model, format, sizing));
-    Ok(format!("{}{memory}", Plan::new(params, *format, inputs)))
+    let plan = Plan::new(params, *format, inputs);
+    let mut lines: Vec<_> = plan.to_string().lines().map(str::to_owned).collect();
+    if format.exact {
+        let frames = engine::count(plan.frames() as u64, "frame");
+        let gib = Retimed::host_bytes(format.output) as f64 / f64::from(1 << 30);
+        lines.push(format!(
+            "exact rate: interpolated from {frames} of the model, {gib:.2} GiB of host memory"
+        ));
+    }
+    lines.extend(check.describe(format, request.output(model, format, sizing)));
+    Ok(lines)
 }
 
 /// See [`super::resume_from`].

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Checks that a diffusion model fits the memory of its devices before any weights are downloaded or loaded.
 
-use std::fmt::Write;
-
 use candle_core::DType;
 
 use super::{config::Config, device::Device};
@@ -176,13 +174,13 @@ impl MemoryCheck<'_> {
         }
     }
 
-    /// Describes the memory and slices of a format on each device, for users.
+    /// Describes for users the memory and slices of a format: a line for each device, and one if it does not fit.
     pub(super) fn describe(
         &self,
         format: &Format,
         output: impl Fn(u32) -> (usize, usize),
-    ) -> String {
-        let mut text = String::new();
+    ) -> Vec<String> {
+        let mut lines = Vec::new();
         for (n, (device, memory)) in self.devices.iter().enumerate() {
             let need = |slices| self.need(format.output, format.interpolated, n, slices);
             let fits = |memory: usize| {
@@ -193,28 +191,23 @@ impl MemoryCheck<'_> {
             let Need { weights, latents, networks } = need(slices);
             let [weights, latents, networks, total] =
                 [weights, latents, networks, need(slices).total()].map(|n| gib(n, f64::ceil));
-            let _ = write!(
-                text,
-                "\nmemory of {device}: weights {weights}, latents {latents}, networks {networks}, total \
-                 {total}, in slices of {} pixels",
+            let available = memory
+                .map_or(String::new(), |memory| format!("; available {}", gib(memory, f64::floor)));
+            lines.push(format!(
+                "memory of {device}: weights {weights}, latents {latents}, networks {networks}, total \
+                 {total}, in slices of {} pixels{available}",
                 slices.pixels()
-            );
-            if let Some(memory) = memory {
-                let _ = write!(text, "; available {}", gib(*memory, f64::floor));
-            }
+            ));
         }
         if self.lacks(format.output, format.interpolated, 0).is_some() {
-            let _ = match self.max_pixels(format, output) {
+            lines.push(match self.max_pixels(format, output) {
                 Some(pixels) => {
-                    write!(
-                        text,
-                        "\ntoo little memory: the largest max-pixels that fits is {pixels}"
-                    )
+                    format!("too little memory: the largest max-pixels that fits is {pixels}")
                 }
-                None => write!(text, "\ntoo little memory: no max-pixels fits"),
-            };
+                None => "too little memory: no max-pixels fits".into(),
+            });
         }
-        text
+        lines
     }
 }
 
@@ -320,14 +313,15 @@ mod tests {
         let mut case = Case::new(&[0]);
         case.devices[0] = (Device::Cpu, None);
         assert_eq!(case.check(), Ok(()));
-        let text = case.checks().describe(&format((1982, 1320)), output);
+        let text = case.checks().describe(&format((1982, 1320)), output).join("\n");
         assert!(text.contains("memory of cpu") && text.contains("32768 pixels"), "{text}");
         assert!(!text.contains("available") && !text.contains("too little"), "{text}");
     }
 
     #[test]
     fn a_plan_lists_needed_and_available_memory_and_the_largest_max_pixels() {
-        let plan = |bytes| Case::new(&[bytes]).checks().describe(&format((1982, 1320)), output);
+        let plan =
+            |bytes| Case::new(&[bytes]).checks().describe(&format((1982, 1320)), output).join("\n");
         let text = plan(79 * GIB);
         for part in ["memory of cuda:0: weights", "slices of 131072 pixels; available 79.00 GiB"] {
             assert!(text.contains(part), "{part} is not in {text}");

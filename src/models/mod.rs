@@ -9,7 +9,7 @@ mod load_event;
 mod memory;
 
 use crate::{
-    engine::{self, Cancel, Enhancer, Error, Format, Model, Options, Sizing, Version},
+    engine::{Cancel, Enhancer, Error, Format, Model, Options, Sizing, Version},
     lite::{Lite, Retimed},
 };
 #[doc(hidden)]
@@ -86,8 +86,9 @@ pub fn check_folder(choice: &Choice) -> Result<(), Error> {
     choice.request.as_ref().map_or(Ok(()), |request| request.sizes().map(drop))
 }
 
-/// Describes a run for users: a clip of `inputs` frames, the memory it needs, and the memory of the devices.
-/// `sizing` is what the output size of `format` follows from. Loads no weights.
+/// Describes for users what a model computes for a clip of `inputs` frames, the memory that it needs, and the memory of
+/// the devices: one line for each fact, none for `lite`. `sizing` is what the output size of `format` follows from.
+/// Loads no weights.
 ///
 /// # Errors
 /// [`Error::Weights`] if the model folder is invalid.
@@ -96,18 +97,9 @@ pub fn plan(
     format: Format,
     sizing: Sizing,
     inputs: usize,
-) -> Result<String, Error> {
-    if let Some(request) = &choice.request {
-        return diffusion::plan(request, choice.model, &format, sizing, inputs);
-    }
-    let Format { input, output, interpolated, exact, .. } = format;
-    let size = format!("size: {}×{} to {}×{}", input.0, input.1, output.0, output.1);
-    let frames = engine::output_frames(inputs, interpolated) as u64;
-    let frames = engine::count(frames, "frame");
-    Ok(match exact {
-        true => size,
-        false => format!("output: {frames}, {} per input frame\n{size}", interpolated + 1),
-    })
+) -> Result<Vec<String>, Error> {
+    let plan = |request| diffusion::plan(request, choice.model, &format, sizing, inputs);
+    choice.request.as_ref().map_or(Ok(Vec::new()), plan)
 }
 
 /// Checks that the devices have enough memory for a format. `sizing` is what its output size follows from. Loads no

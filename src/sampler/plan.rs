@@ -13,6 +13,9 @@ use super::{
 };
 use crate::engine::{Format, count, output_frames};
 
+/// The most windows of which a plan lists every one.
+const LISTED: usize = 10;
+
 /// Returns how many items must arrive before item `index` leaves the last of `stages` stages.
 fn needed(windows: Windows, stages: usize, index: usize) -> usize {
     let number = windows.final_with(index) + stages - 1;
@@ -138,19 +141,15 @@ pub(super) fn frames_in_flight(windows: Windows, stages: Range<usize>) -> usize 
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Format { input, output, interpolated, .. } = self.format;
         let (height, width) = self.canvas.padded;
         let (h, w) = self.canvas.latent();
-        let frames = count(self.frames as u64, "frame");
-        writeln!(f, "output: {frames}, {} per input frame", interpolated + 1)?;
-        writeln!(
-            f,
-            "size: {}×{} to {}×{}, padded to {width}×{height}, latents {w}×{h}",
-            input.0, input.1, output.0, output.1
-        )?;
-        let windows: Vec<_> = self.windows.all(self.frames);
-        let shown: Vec<_> =
+        writeln!(f, "padded: {width}×{height}, latents {w}×{h}")?;
+        let windows = self.windows.all(self.frames);
+        let mut shown: Vec<_> =
             windows.iter().map(|window| format!("{}–{}", window.start, window.end - 1)).collect();
+        if shown.len() > LISTED {
+            shown.splice(2..windows.len() - 1, ["…".to_owned()]);
+        }
         writeln!(f, "windows: {} of frames {}", windows.len(), shown.join(", "))?;
         writeln!(
             f,
@@ -164,14 +163,12 @@ impl fmt::Display for Plan {
             self.lookahead,
             self.sampled_after()
         )?;
-        let tiles = (ROWS.all(h).len(), COLUMNS.all(w).len());
-        writeln!(
-            f,
-            "decoding: windows of {} frames in {} tiles",
-            FRAMES.length,
-            tiles.0 * tiles.1
-        )?;
+        let tiles = count((ROWS.all(h).len() * COLUMNS.all(w).len()) as u64, "tile");
         let gib = self.decoded() as f64 / f64::from(1 << 30);
-        write!(f, "decoded frames: {gib:.2} GiB of host memory")
+        write!(
+            f,
+            "decoding: windows of {} frames in {tiles}, {gib:.2} GiB of host memory",
+            FRAMES.length
+        )
     }
 }

@@ -410,12 +410,15 @@ fn the_plan_of_the_published_example_matches_the_reference() {
     let text = plan.to_string();
     eprintln!("{text}");
     for part in [
-        "145 frames",
-        "720×480 to 1982×1320, padded to 1984×1360, latents 248×170",
+        "padded: 1984×1360, latents 248×170",
         "windows: 8 of frames 0–30, 15–45, 30–60, 45–75, 60–90, 75–105, 90–120, 105–144",
         "14 per window, 112 in total",
         "237",
     ] {
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
+    assert_eq!(plan.frames(), 145);
+    // Of a long clip, not every window is listed.
+    let text = sampler::Plan::new(&params, format, 24 * 3600).to_string();
+    assert!(text.contains("of frames 0–30, 15–45, …, "), "{text}");
 }

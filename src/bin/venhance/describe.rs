@@ -41,13 +41,16 @@ impl Session {
         let frames = self.count_frames(&source, &input)?;
         let plan = self.enhancer.plan(input.size, input.fps, frames.number);
         let plan = plan.map_err(|error| refused(&source, &error))?;
-        Ok(format!("{}\n{plan}", self.describe_input(&source, &input, frames)?))
+        let mut lines = self.describe_input(&source, &input, frames)?;
+        lines.extend(plan.iter().map(|line| properties::with_flags(line)));
+        Ok(lines.join("\n"))
     }
 
     /// What VEnhancer's script logs when it starts: frames, rates, sizes, and what the model is told.
     pub fn describe(&self, source: &Source) -> Result<String, Failure> {
         let input = input_of(source)?;
-        self.describe_input(source, &input, self.count_frames(source, &input)?)
+        let lines = self.describe_input(source, &input, self.count_frames(source, &input)?)?;
+        Ok(lines.join("\n"))
     }
 
     fn describe_input(
@@ -55,7 +58,7 @@ impl Session {
         source: &Source,
         input: &Input,
         frames: Frames,
-    ) -> Result<String, Failure> {
+    ) -> Result<Vec<String>, Failure> {
         let Input { size, fps, .. } = *input;
         let Frames { number, origin } = frames;
         let output = self.output_of(source, input)?;
@@ -80,7 +83,7 @@ impl Session {
             ]);
         }
         lines.push(format!("model: {} ({})", self.model_name(), self.why));
-        Ok(lines.join("\n"))
+        Ok(lines)
     }
 
     /// What the element makes of a video.

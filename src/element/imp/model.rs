@@ -50,29 +50,23 @@ impl VEnhance {
         input: (usize, usize),
         fps: (u32, u32),
         inputs: usize,
-    ) -> Result<String, engine::Error> {
+    ) -> Result<Vec<String>, engine::Error> {
         let properties = self.properties.lock().clone();
         let choice = models::choose(&properties.options)?;
-        let output = self.output(input, fps)?;
-        let Output { size, interpolated, exact } = output;
-        let is_exact = exact.is_some();
-        let format =
-            engine::Format { input, output: size, interpolated, exact: is_exact, alpha: false };
-        let mut plan = models::plan(&choice, format, properties.sizing(), inputs)?;
+        let Output { size, interpolated, exact } = self.output(input, fps)?;
+        let exact = exact.is_some();
+        let format = engine::Format { input, output: size, interpolated, exact, alpha: false };
+        let sizing = properties.sizing();
+        let limit = size_limit(choice.model, sizing, input, size);
+        let mut plan: Vec<_> = limit.map(|limit| format!("size: {limit}")).into_iter().collect();
+        plan.extend(models::plan(&choice, format, sizing, inputs)?);
         if properties.shot_detection {
-            plan +=
-                "\nshots: each is enhanced for itself; frames between two repeat the nearer one";
+            plan.push("shots: each is enhanced for itself".into());
         }
         if properties.duplicates == Duplicates::Merge {
-            plan += "\nduplicates: runs of two to four equal frames are interpolated over their whole length";
+            plan.push("repeated frames: merged".into());
         }
-        let Some((numer, denom)) = exact else { return Ok(plan) };
-        let how = match choice.model {
-            engine::Model::Lite => "",
-            engine::Model::Diffusion(_) => ", interpolated from the output of the model",
-        };
-        let frames = output.frames(inputs, fps);
-        Ok(format!("{plan}\nrate: exactly {numer}/{denom} fps, {frames} frames{how}"))
+        Ok(plan)
     }
 
     /// See [`crate::VEnhance::output`].
@@ -147,22 +141,10 @@ impl VEnhance {
     /// Posts a warning if the output does not have the requested size.
     pub(super) fn warn_of_size(&self, input: &VideoInfo, output: &VideoInfo) {
         let sizing = self.properties.lock().sizing();
-        let requested = sizing.size((input.width() as usize, input.height() as usize));
-        let Ok(height) = requested.map(|(_, height)| height as u32) else { return };
-        // A difference of 1 is rounding to even sizes.
-        if self.model() == engine::Model::Lite || height.abs_diff(output.height()) <= 1 {
-            return;
+        let size = |info: &VideoInfo| (info.width() as usize, info.height() as usize);
+        if let Some(limit) = size_limit(self.model(), sizing, size(input), size(output)) {
+            gst::element_imp_warning!(self, gst::StreamError::Format, ("{limit}"));
         }
-        let property = if output.height() > height { "min-height" } else { "max-pixels" };
-        gst::element_imp_warning!(
-            self,
-            gst::StreamError::Format,
-            (
-                "the output is {} pixels high, not {height} as {sizing} asks, because of {property}; set \
-                 {property}=0 to remove the limit",
-                output.height()
-            )
-        );
     }
 
     /// Posts a warning, once, if the frame rate is not that of the caps.
@@ -186,4 +168,23 @@ impl VEnhance {
             gst::element_imp_warning!(self, gst::StreamError::Format, ("{text}"));
         }
     }
+}
+
+/// If the output (w, h) does not have the requested size: which limit is the cause, and how to remove it.
+fn size_limit(
+    model: engine::Model,
+    sizing: engine::Sizing,
+    input: (usize, usize),
+    (_, height): (usize, usize),
+) -> Option<String> {
+    let (_, requested) = sizing.size(input).ok()?;
+    // A difference of 1 is rounding to even sizes.
+    if model == engine::Model::Lite || requested.abs_diff(height) <= 1 {
+        return None;
+    }
+    let property = if height > requested { "min-height" } else { "max-pixels" };
+    Some(format!(
+        "the output is {height} pixels high, not {requested} as {sizing} asks, because of {property}; set \
+         {property}=0 to remove the limit"
+    ))
 }
