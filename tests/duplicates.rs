@@ -7,7 +7,7 @@ mod tiny_model;
 
 use std::sync::{Arc, Mutex};
 
-use common::{Rig, caps, frames};
+use common::{Rig, bytes, caps, frames};
 use gst::prelude::*;
 use tiny_model::TinyModel;
 
@@ -46,24 +46,12 @@ fn rig(properties: &str) -> Rig {
     Rig::with(&format!("up-scale=1 {properties}"), &caps)
 }
 
-fn push(rig: &mut Rig, pictures: &[Vec<u8>]) {
-    for picture in pictures {
-        let mut buffer = rig.frame();
-        buffer.get_mut().unwrap().map_writable().unwrap().copy_from_slice(picture);
-        rig.harness.push(buffer).unwrap();
-    }
-}
-
-fn bytes(buffer: &gst::Buffer) -> Vec<u8> {
-    buffer.map_readable().unwrap().to_vec()
-}
-
 /// The output of a stream of these pictures, with `properties` for both values of `duplicates`: that of `merge`. Numbers
 /// and times are those of `keep`.
 fn merge(properties: &str, pictures: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let [merged, kept] = ["merge", "keep"].map(|duplicates| {
         let mut rig = rig(&format!("{properties} duplicates={duplicates}"));
-        push(&mut rig, pictures);
+        rig.push_pictures(pictures);
         let seen = rig.finish();
         assert_eq!(rig.error(), None);
         frames(&seen)
@@ -105,7 +93,7 @@ fn motion_on_twos_threes_and_fours_is_linear() {
 fn repeated_frames_are_kept_by_default() {
     let mut rig = rig("model=lite target-fps=10");
     let pictures = drawings(&[2; 8]);
-    push(&mut rig, &pictures);
+    rig.push_pictures(&pictures);
     let output: Vec<_> = frames(&rig.finish()).iter().map(bytes).collect();
     assert!(output == pictures);
 }
@@ -203,7 +191,7 @@ fn diffusion_merges_and_resumes_with_the_same_frames() {
         log.lock().unwrap().push(element.resume_from().unwrap());
         gst::PadProbeReturn::Ok
     });
-    push(&mut whole, &pictures);
+    whole.push_pictures(&pictures);
     let expected: Vec<_> = frames(&whole.finish()).iter().map(bytes).collect();
     assert_eq!(expected.len(), 2 * pictures.len() - 1);
     // It goes back to the start of the shot.
@@ -211,7 +199,7 @@ fn diffusion_merges_and_resumes_with_the_same_frames() {
     assert_eq!(points.last(), Some(&(shot as u64)));
 
     let mut resumed = rig(&format!("{properties} skip-frames={shot}"));
-    push(&mut resumed, &pictures);
+    resumed.push_pictures(&pictures);
     let output: Vec<_> = frames(&resumed.finish()).iter().map(bytes).collect();
     assert_eq!(output.len(), 2 * (pictures.len() - shot) - 1);
     assert!(output == expected[expected.len() - output.len()..]);

@@ -7,7 +7,7 @@ mod tiny_model;
 
 use std::sync::{Arc, Mutex};
 
-use common::{Rig, Seen, caps, discont, frames};
+use common::{Rig, Seen, bytes, caps, discont, frames};
 use gst::prelude::*;
 use tiny_model::TinyModel;
 
@@ -41,22 +41,10 @@ fn rig(properties: &str) -> Rig {
     Rig::with(&format!("shot-detection=true {properties}"), &caps)
 }
 
-fn push(rig: &mut Rig, pictures: &[Vec<u8>]) {
-    for picture in pictures {
-        let mut buffer = rig.frame();
-        buffer.get_mut().unwrap().map_writable().unwrap().copy_from_slice(picture);
-        rig.harness.push(buffer).unwrap();
-    }
-}
-
-fn bytes(buffer: &gst::Buffer) -> Vec<u8> {
-    buffer.map_readable().unwrap().to_vec()
-}
-
 /// The output of a stream of these pictures.
 fn enhance(properties: &str, pictures: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut rig = rig(properties);
-    push(&mut rig, pictures);
+    rig.push_pictures(pictures);
     let seen = rig.finish();
     assert_eq!(rig.error(), None);
     frames(&seen).iter().map(bytes).collect()
@@ -136,13 +124,13 @@ fn check_resumed_runs(properties: &str, lengths: &[usize], frames_to_resume: &[u
         log.lock().unwrap().push(element.resume_from().unwrap());
         gst::PadProbeReturn::Ok
     });
-    push(&mut whole, &pictures);
+    whole.push_pictures(&pictures);
     let expected = frames(&whole.finish());
     let points = points.lock().unwrap().clone();
     assert_eq!(points.len(), expected.len());
     for &from in frames_to_resume {
         let mut rig = rig(&format!("{properties} skip-frames={}", points[from]));
-        push(&mut rig, &pictures);
+        rig.push_pictures(&pictures);
         let mut output = frames(&rig.finish());
         output.retain(|buffer| buffer.pts() >= expected[from].pts());
         let expected = &expected[from..];
@@ -172,7 +160,7 @@ fn a_run_resumed_in_any_shot_gives_the_same_frames() {
 #[test]
 fn shots_are_announced_with_times_that_go_on() {
     let mut rig = rig("model=lite up-scale=1 target-fps=30");
-    push(&mut rig, &shots(&[6, 3, 5]));
+    rig.push_pictures(&shots(&[6, 3, 5]));
     let seen = rig.finish();
     let buffers = frames(&seen);
     assert_eq!(buffers.len(), 14 + 2 * 13);
@@ -190,7 +178,7 @@ fn shots_are_announced_with_times_that_go_on() {
 #[test]
 fn without_shot_detection_frames_between_two_shots_are_interpolated() {
     let mut rig = rig("model=lite up-scale=1 target-fps=20 shot-detection=false");
-    push(&mut rig, &shots(&[6, 6]));
+    rig.push_pictures(&shots(&[6, 6]));
     let seen = rig.finish();
     let buffers: Vec<_> = frames(&seen).iter().map(bytes).collect();
     assert!(buffers[11] != buffers[10] && buffers[11] != buffers[12]);
@@ -204,22 +192,22 @@ fn a_frame_that_awaits_the_decision_is_not_lost() {
     let larger = common::caps("GRAY8", 2 * SIZE.0 as i32, SIZE.1 as i32, (10, 1));
     let mut rig = rig("model=lite up-scale=1 target-fps=20");
     // DISCONT.
-    push(&mut rig, &shots(&[4]));
+    rig.push_pictures(&shots(&[4]));
     let mut buffer = rig.frame();
     buffer.get_mut().unwrap().set_flags(gst::BufferFlags::DISCONT);
     rig.harness.push(buffer).unwrap();
-    push(&mut rig, &shots(&[2]));
+    rig.push_pictures(&shots(&[2]));
     // New caps.
     rig.set_caps(&larger);
     rig.push(2);
     rig.set_caps(&caps);
     // A flush drops what is held.
-    push(&mut rig, &shots(&[3]));
+    rig.push_pictures(&shots(&[3]));
     rig.wait_for_frames(7 + 5 + 3 + 3);
     rig.event(gst::event::FlushStart::new());
     rig.event(gst::event::FlushStop::new(true));
     rig.begin_segment();
-    push(&mut rig, &shots(&[2, 4]));
+    rig.push_pictures(&shots(&[2, 4]));
     let seen = rig.finish();
     assert_eq!(rig.error(), None);
     assert_eq!(frames(&seen).len(), 7 + 5 + 3 + 3 + 11);
@@ -229,7 +217,7 @@ fn a_frame_that_awaits_the_decision_is_not_lost() {
 fn shot_detection_adds_a_frame_to_the_latency() {
     let latency = |properties: &str| {
         let mut rig = rig(&format!("model=lite up-scale=1 target-fps=20 {properties}"));
-        push(&mut rig, &shots(&[4]));
+        rig.push_pictures(&shots(&[4]));
         rig.wait_for_frames(3);
         let mut query = gst::query::Latency::new();
         rig.harness.play();

@@ -136,6 +136,15 @@ impl Rig {
         }
     }
 
+    /// Pushes a frame with the bytes of each picture.
+    pub fn push_pictures(&mut self, pictures: &[Vec<u8>]) {
+        for picture in pictures {
+            let mut buffer = self.frame();
+            buffer.get_mut().unwrap().map_writable().unwrap().copy_from_slice(picture);
+            self.harness.push(buffer).unwrap();
+        }
+    }
+
     pub fn push_at(&mut self, ms: u64) {
         let frame =
             self.frame_at(gst::ClockTime::from_mseconds(ms), gst::ClockTime::from_mseconds(100));
@@ -202,6 +211,10 @@ impl Drop for Rig {
         // Its messages hold the element, which holds it.
         self.element.set_bus(None);
     }
+}
+
+pub fn bytes(buffer: &gst::Buffer) -> Vec<u8> {
+    buffer.map_readable().unwrap().to_vec()
 }
 
 pub fn frames(seen: &[Seen]) -> Vec<gst::Buffer> {

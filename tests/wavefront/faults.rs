@@ -21,6 +21,7 @@ use gstvenhance::{
 use crate::{
     inputs,
     reference::reference,
+    run,
     toy::{Record, ToyDenoiser, clip, format, models, params, picture, push},
 };
 
@@ -43,19 +44,13 @@ impl Faulty {
     }
 
     fn run(self: &Arc<Self>, devices: usize) -> (Arc<Record>, std::result::Result<(), Error>) {
-        let (sink, format) = (Arc::new(Record::default()), format(2, false));
         let mut models = models(1);
         models.denoisers = vec![self.clone() as Arc<dyn Denoiser>; devices];
-        let params = params(Solver::Fast, 15);
-        let mut enhancer = DiffusionEnhancer::new(models, params, Arc::new(Seeded(1)));
-        enhancer.start(format, clip(&sink)).unwrap();
-        let pushed =
-            (0..40).try_for_each(|n| push(&mut enhancer, n, picture(n, format.input), format));
-        let result = pushed.and_then(|()| enhancer.finish(&[]));
+        let format = format(2, false);
+        let run = run(models, &inputs(40, format), params(Solver::Fast, 15), format, 1);
         // The enhancer is dropped: another reference would belong to a leaked thread.
-        drop(enhancer);
         assert_eq!(Arc::strong_count(self), 1);
-        (sink, result)
+        run
     }
 }
 

@@ -15,8 +15,8 @@ use gstvenhance::{
     engine::{self, ColourFix, Enhancer, Error, Format, Frame, Solver},
     sampler::{
         self, Autoencoder, Batch, Check, ClipParams, DiffusionEnhancer, Encoded, LatentSink, Mode,
-        Noise, NoiseSchedule, Purpose, Sampler, SamplerParams, Seeded, Windows, evaluations,
-        lookahead,
+        Models, Noise, NoiseSchedule, Purpose, Sampler, SamplerParams, Seeded, Windows,
+        evaluations, lookahead,
     },
 };
 use proptest::prelude::*;
@@ -27,7 +27,24 @@ fn inputs(count: usize, format: Format) -> Vec<Frame> {
     (0..count).map(|n| picture(n, format.input)).collect()
 }
 
-/// Runs the wavefront over a clip on `devices` devices.
+/// Runs the wavefront over a clip.
+fn run(
+    models: Models,
+    inputs: &[Frame],
+    params: SamplerParams,
+    format: Format,
+    seed: u64,
+) -> (Arc<Record>, std::result::Result<(), Error>) {
+    let sink = Arc::new(Record::default());
+    let mut enhancer = DiffusionEnhancer::new(models, params, Arc::new(Seeded(seed)));
+    enhancer.start(format, clip(&sink)).unwrap();
+    let mut pushed = inputs.iter().cloned().enumerate();
+    let pushed = pushed.try_for_each(|(n, input)| toy::push(&mut enhancer, n, input, format));
+    let result = pushed.and_then(|()| enhancer.finish(&[]));
+    (sink, result)
+}
+
+/// The output of the wavefront for a clip on `devices` devices.
 fn stream(
     inputs: &[Frame],
     params: &SamplerParams,
@@ -35,14 +52,8 @@ fn stream(
     seed: u64,
     devices: usize,
 ) -> Vec<Arc<Frame>> {
-    let sink = Arc::new(Record::default());
-    let mut enhancer =
-        DiffusionEnhancer::new(models(devices), params.clone(), Arc::new(Seeded(seed)));
-    enhancer.start(format, clip(&sink)).unwrap();
-    for (n, input) in inputs.iter().enumerate() {
-        toy::push(&mut enhancer, n, input.clone(), format).unwrap();
-    }
-    enhancer.finish(&[]).unwrap();
+    let (sink, result) = run(models(devices), inputs, params.clone(), format, seed);
+    result.unwrap();
     sink.take()
 }
 

@@ -8,14 +8,17 @@ use std::sync::{
 
 use candle_core::{Device, Result, Tensor};
 use gstvenhance::{
-    engine::{Enhancer, Error, Format, Solver},
+    engine::{Error, Format, Solver},
     sampler::{
-        self, Autoencoder, Budget, Canvas, Check, Conditions, Denoiser, DiffusionEnhancer, Encoded,
-        LATENT, Mode, RESERVE, Seeded, Velocities, Work,
+        self, Autoencoder, Budget, Canvas, Check, Conditions, Denoiser, Encoded, LATENT, Mode,
+        RESERVE, Velocities, Work,
     },
 };
 
-use crate::toy::{Record, ToyAutoencoder, ToyDenoiser, clip, models, params, picture, push};
+use crate::{
+    inputs, run,
+    toy::{Record, ToyAutoencoder, ToyDenoiser, models, params},
+};
 
 /// Toy networks on a device with little memory.
 struct SmallDevice {
@@ -50,14 +53,7 @@ impl SmallDevice {
             exact: false,
             alpha: false,
         };
-        let sink = Arc::new(Record::default());
-        let params = params(Solver::Normal, 2);
-        let mut enhancer = DiffusionEnhancer::new(models, params, Arc::new(Seeded(1)));
-        enhancer.start(format, clip(&sink)).unwrap();
-        let pushed =
-            (0..4).try_for_each(|n| push(&mut enhancer, n, picture(n, format.input), format));
-        let result = pushed.and_then(|()| enhancer.finish(&[]));
-        (sink, result)
+        run(models, &inputs(4, format), params(Solver::Normal, 2), format, 1)
     }
 }
 
