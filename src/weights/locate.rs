@@ -47,7 +47,7 @@ impl Source {
         if let [(_, Some(denoiser)), (_, Some(vae)), (_, Some(text))] = &files {
             return Ok([denoiser, vae, text].map(PathBuf::clone));
         }
-        self.hub.as_ref().map_err(Error::clone)?.fetch(files, version, cancel, progress)
+        self.hub.as_ref().map_err(Error::clone)?.fetch(files, cancel, progress)
     }
 
     /// Checks that `path`, if it is not a model folder, has the denoiser. Of a file, reads the beginning.
@@ -91,6 +91,6 @@ fn no_denoiser(folder: &Path, version: Version) -> Error {
             (false, true) => "it is neither a file nor a folder".into(),
             (false, false) => "there is no such file or folder".into(),
         },
-        instead: advice(version),
+        instead: advice(),
     }
 }

@@ -36,10 +36,9 @@ impl Version {
 }
 
 /// What a user can do to get the weights, for errors.
-pub(super) fn advice(version: Version) -> String {
-    let names = version.files().map(|file| file.names[0]).join(", ");
+pub(super) fn advice() -> String {
     format!(
-        "to download the weights, accept the licence at https://huggingface.co/{VAE_REPO} and set HF_TOKEN \
-         to a token of that account; or set model-dir to a folder with {names}; or use model=lite"
+        "accept the licence at https://huggingface.co/{VAE_REPO} and set HF_TOKEN to a token of that account, set \
+         model-dir to a folder with the files, or use model=lite"
     )
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     engine::{
-        Cancel, Error, Version,
+        Cancel, Error,
         log::{self, Area},
     },
     weights::{
@@ -32,7 +32,6 @@ impl Hub {
     pub(in crate::weights) fn fetch(
         &self,
         files: [(Published, Option<PathBuf>); 3],
-        version: Version,
         cancel: &Cancel,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<[PathBuf; 3], Error> {
@@ -40,25 +39,20 @@ impl Hub {
         let missing: Vec<_> = files.iter_mut().filter(|(_, path)| path.is_none()).collect();
         if !missing.is_empty() {
             if self.offline {
-                return Err(self.offline_error(version, &missing));
+                return Err(self.offline_error(&missing));
             }
             let client = Client::new(self, cancel);
-            client.cancellable(|| self.download(&client, version, missing, progress))?;
+            client.cancellable(|| self.download(&client, missing, progress))?;
         }
         Ok(files.map(|(_, path)| path.unwrap_or_default()))
     }
 
-    fn offline_error(
-        &self,
-        version: Version,
-        missing: &[&mut (Published, Option<PathBuf>)],
-    ) -> Error {
-        let names: Vec<_> =
-            missing.iter().map(|(file, _)| format!("{}/{}", file.repo, file.names[0])).collect();
+    fn offline_error(&self, missing: &[&mut (Published, Option<PathBuf>)]) -> Error {
+        let names: Vec<_> = missing.iter().map(|(file, _)| file.names[0]).collect();
         Error::Weights {
             tried: format!("looking for {} in {}", names.join(", "), self.cache.display()),
-            why: "not in the cache, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set".into(),
-            instead: format!("unset the variable; {}", advice(version)),
+            why: "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set".into(),
+            instead: format!("unset it and {}", advice()),
         }
     }
 
@@ -67,7 +61,6 @@ impl Hub {
     fn download(
         &self,
         client: &Client,
-        version: Version,
         missing: Vec<&mut (Published, Option<PathBuf>)>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), Error> {
@@ -75,7 +68,7 @@ impl Hub {
         for (file, path) in missing {
             let failed = |failure: Failure| {
                 let tried = format!("requesting {} from {}", file.names[0], file.repo);
-                failure.into_error(&tried, version)
+                failure.into_error(&tried)
             };
             let remote = client.metadata(file).map_err(failed)?;
             remotes.push((remote, path));
@@ -85,7 +78,7 @@ impl Hub {
         let mut reporter = Reporter::new(total, progress);
         for (remote, path) in remotes {
             let failed = |failure: Failure| {
-                failure.into_error(&format!("downloading {}", client.url(&remote)), version)
+                failure.into_error(&format!("downloading {}", client.url(&remote)))
             };
             log::info(
                 Area::Weights,

@@ -4,7 +4,7 @@
 use std::{io, path::Path};
 
 use crate::{
-    engine::{Error, Version, printable},
+    engine::{Error, printable},
     weights::published::advice,
 };
 
@@ -46,12 +46,12 @@ impl Failure {
     }
 
     /// The error for the user; `tried` says what failed.
-    pub(super) fn into_error(self, tried: &str, version: Version) -> Error {
+    pub(super) fn into_error(self, tried: &str) -> Error {
         let (why, instead) = match self {
             Self::Transient { why, .. } => {
                 (why, "check the network connection and start again: the download resumes".into())
             }
-            Self::Refused(why) => (why, advice(version)),
+            Self::Refused(why) => (why, advice()),
             Self::Invalid(why) => (why, "check HF_ENDPOINT and any proxy, and start again".into()),
             Self::Local(error) => return error,
         };
