@@ -178,8 +178,9 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
         glib::ParamSpecDouble::builder("guidance-scale")
             .nick("Guidance scale")
             .blurb(
-                "Weight of the prompt in classifier-free guidance, -100 to 100 (v1, v2). 1 ignores the \
-                 negative prompt.",
+                "Weight of the prompt in classifier-free guidance, -100 to 100 (v1, v2). A higher one follows the \
+                 prompt more closely and avoids the negative prompt more; a lower one leaves the model more \
+                 freedom. 1 ignores the negative prompt and takes half the time.",
             )
             .minimum(-100.0)
             .maximum(100.0)
@@ -192,7 +193,8 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             1,
             8,
             options.downscale_cond,
-            "Downscaling factor that the network assumes of the input, 1 to 8 (v1, v2).",
+            "Factor by which the network assumes the input to have been downscaled, 1 to 8 (v1, v2). A \
+             higher one makes it add more detail, a lower one makes it stay closer to the input.",
         ),
         string(
             "prompt",
