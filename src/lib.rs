@@ -16,7 +16,7 @@
 //! | module | knows | does not know |
 //! |---|---|---|
 //! | this file | the plugin's definition, this map | |
-//! | `element` | GStreamer: the element itself (`imp`: negotiation; `imp/stream`: the streaming thread; `imp/compute`: the compute thread; `imp/push`: the push task; `imp/flush`: flush and stop; `imp/model`: selection of the model), `properties`, `caps`, clips (`clips`), timestamps of input frames (`timeline`) and of output frames (`schedule`; `grid`: exact rates), format conversion (`convert`), the `queue` between the threads, the `worker` that feeds the model, `progress` and latency, debug categories (`logging`) | tensors, networks |
+//! | `element` | GStreamer: see the next table | tensors, networks |
 //! | [`models`] | all models and devices; chooses a model and builds it from its `files`, with the layer sizes in its `config` | GStreamer |
 //! | [`weights`] | files: the published models (`published`), search paths (`locate`), the hub and its cache (`hub`), PyTorch files (`torch`, `archive`, `pickle`), mapped files (`checkpoint`, `store`); tensor names and shapes (`keys`), synthetic weights (`synth`) | the meaning of tensors |
 //! | [`lite`] | the small embedded networks: upscaling (`resize`, `upscale`), optical flow (`flow`), frame interpolation (`synthesis`), buffer reuse (`pool`), any output times for a model with fixed ones (`retimed`), network shapes (`network`) and weights (`weights`) | their training, which is in `examples/train_lite` |
@@ -24,6 +24,33 @@
 //! | [`sampler`] | latents: the sampler of the diffusion models, and the traits that it requires of networks | the structure of a denoiser |
 //! | [`ops`] | devices: operations that candle lacks or is slow at, for CPUs and, with the feature `cuda`, for NVIDIA GPUs (`cuda`: kernels and their launches) | models |
 //! | [`engine`] | the contract: plain data, and the trait that every model implements; `shots` finds hard cuts and gives each shot to the model as a clip of its own; `duplicates` leaves repeated frames out of it | everything else |
+//!
+//! The parts of `element`, whose first page describes its threads and locks:
+//!
+//! | part | |
+//! |---|---|
+//! | `imp` | BaseTransform: negotiation and state changes |
+//! | `imp/stream`, `imp/compute`, `imp/push` | streaming thread, compute thread, push task |
+//! | `imp/flush` | flush, stop and restart |
+//! | `imp/model` | chosen model, its memory, and warnings that follow |
+//! | `imp/upstream` | events and queries |
+//! | `properties`, `enums` | properties |
+//! | `caps`, `convert` | output formats and sizes; conversion of frames |
+//! | `clips`, `timeline`, `rate` | clip boundaries; timestamps and frame rate of the input |
+//! | `schedule`, `grid`, `timecode` | timestamps of the output; those of an exact rate; timecodes |
+//! | `queue`, `worker` | items between the threads; what feeds the model |
+//! | `progress`, `logging` | progress and latency; debug categories |
+//!
+//! # Where to look
+//!
+//! | question | code |
+//! |---|---|
+//! | Where is a window cross-faded? | [`sampler::cross_fade`], called by `Sliding::finish_window` in `sampler/windows` |
+//! | What ends a clip? | `ClipEnd` in `element/timeline` lists the reasons; `element/clips` finds those in buffers, `imp/stream` those in events. For the model, a hard cut ends a clip as well: `engine/shots` |
+//! | How does `noise-aug` reach the network? | The property sets [`engine::Options::noise_aug`], which [`sampler::SamplerParams`] takes over. `SamplerParams::t_hint` turns it into a timestep: `sampler/encode` diffuses the hint to that timestep, `sampler/stage` passes both in [`sampler::Conditions`], and `ControlNet::embedding` in `networks/unet` embeds the timestep |
+//! | Which thread pushes? | The push task on the source pad: `push_next` in `element/imp/push`. Only CAPS, flush and non-serialized events come from other threads |
+//! | What happens on a flush? | `flush_start` and `flush_stop` in `element/imp/flush`: everything queued is dropped, the computation is cancelled, the model stays loaded |
+//! | How much memory does a run take? | `sampler/budget` and `models/memory`; `sampler/plan`: frames in flight |
 #![deny(missing_docs)]
 
 mod element;

@@ -15,15 +15,6 @@
 //! The latents of each frame are a separate tensor [1, 4, 1, h, w] in f32. A stage concatenates them only
 //! for the duration of an evaluation. Therefore only the frames that are still needed take memory, and
 //! frames move between devices without splitting.
-//!
-//! Where to look:
-//!
-//! | question | code |
-//! |---|---|
-//! | Where are windows cross-faded? | [`cross_fade`], called by `Sliding::finish_window` in `windows` |
-//! | How does `noise-aug` reach the network? | The property sets [`Options::noise_aug`](crate::engine::Options), which [`SamplerParams`] takes over. [`SamplerParams::t_hint`] turns it into a timestep: `encode` diffuses the hint to that timestep, `stage` passes both in [`Conditions`], and `ControlNet::embedding` in `networks::unet` embeds the timestep |
-//! | What is the wavefront? | `wavefront` |
-//! | How many frames does a run hold? | `plan` (lookahead, resume point), `budget` (bytes) |
 
 mod alpha;
 mod budget;
