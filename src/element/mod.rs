@@ -101,7 +101,8 @@ glib::wrapper! {
     /// measured rate decides how many frames are interpolated, and a warning says so. The caps of the output
     /// stay a multiple of the caps' rate. Images that come without a rate and without timestamps are taken
     /// for 25 frames a second, with a warning; `multifilesrc location=%04d.png caps=image/png,framerate=30/1`
-    /// sets another rate.
+    /// sets another rate. On Debian 12 a pipeline that reads a GIF never ends, with or without this element,
+    /// because libav's demuxer sends no end of stream.
     ///
     /// # Messages
     /// - `venhance-model`: the model that runs, and the reason for the choice.
