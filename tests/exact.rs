@@ -106,6 +106,90 @@ fn the_grid_goes_on_where_frames_are_missing_and_begins_anew_at_a_discont() {
     assert_eq!(marked, [0, 31]);
 }
 
+/// Checks that each frame ends where the next one begins.
+fn assert_contiguous(frames: &[gst::Buffer], what: &str) {
+    for pair in frames.windows(2) {
+        let end = pair[0].pts().unwrap() + pair[0].duration().unwrap();
+        assert!(pair[0].pts() < pair[1].pts(), "{what}: {:?}", pair[1]);
+        assert_eq!(Some(end), pair[1].pts(), "{what}");
+    }
+}
+
+#[test]
+fn output_times_increase_and_meet_whatever_the_times_of_the_input() {
+    // At 10 fps; each input frame is at a time, and may have the flag DISCONT.
+    let inputs: [(&str, &[(u64, bool)]); 7] = [
+        ("repeated", &[(0, false), (100, false), (100, false), (200, false), (300, false)]),
+        ("backwards", &[(0, false), (200, false), (100, false), (300, false), (400, false)]),
+        ("anew", &[(3000, false), (3100, false), (0, false), (100, false), (200, false)]),
+        ("early", &[(0, false), (100, false), (160, true), (260, false), (360, false)]),
+        ("at once", &[(0, false), (100, false), (100, true), (200, false), (300, false)]),
+        ("just after", &[(0, false), (100, false), (101, true), (200, false), (300, false)]),
+        ("back", &[(0, false), (100, false), (50, true), (150, false), (300, true)]),
+    ];
+    for (what, input) in inputs {
+        for target in [(25, 1), (60, 1), (10, 1), (4, 1), (7, 3)] {
+            let mut rig = rig(target, (10, 1));
+            for (ms, discont) in input {
+                let times = [*ms, 100].map(ClockTime::from_mseconds);
+                let mut frame = rig.frame_at(times[0], times[1]);
+                if *discont {
+                    frame.get_mut().unwrap().set_flags(gst::BufferFlags::DISCONT);
+                }
+                rig.harness.push(frame).unwrap();
+            }
+            let frames = frames(&rig.finish());
+            assert_contiguous(&frames, what);
+            assert_eq!(frames[0].pts(), Some(ClockTime::from_mseconds(input[0].0)));
+        }
+    }
+    // Two output frames for an input frame, a DISCONT within the first of them.
+    let mut rig = Rig::with("up-scale=1 target-fps=20", &caps("GRAY8", 32, 16, (10, 1)));
+    [0, 100, 100, 200, 300].into_iter().for_each(|ms| rig.push_at(ms));
+    assert_eq!(times(&rig.finish()), [0, 50, 100, 150, 200, 225, 250, 275, 300]);
+}
+
+#[test]
+fn a_clip_after_new_caps_or_a_gap_begins_after_the_last_output() {
+    for target in [(25, 1), (4, 1)] {
+        let mut rig = rig(target, (10, 1));
+        rig.push(2);
+        rig.event(gst::event::Gap::builder(ClockTime::from_mseconds(110)).build());
+        let push = |rig: &mut Rig, ms: &[u64]| {
+            for ms in ms {
+                let [pts, duration] = [*ms, 100].map(ClockTime::from_mseconds);
+                rig.harness.push(rig.frame_at(pts, duration)).unwrap();
+            }
+        };
+        push(&mut rig, &[150, 260]);
+        rig.set_caps(&caps("GRAY8", 48, 16, (10, 1)));
+        push(&mut rig, &[310, 420]);
+        let frames = frames(&rig.finish());
+        assert_contiguous(&frames, &format!("{target:?}"));
+        assert_eq!(total(&frames), ClockTime::from_mseconds(520), "{target:?}");
+    }
+}
+
+#[test]
+fn where_the_timestamps_contradict_the_caps_the_output_stays_on_its_grid() {
+    for (nominal, real) in [((30, 1), 15), ((15, 1), 30), ((50, 1), 25), ((90000, 1), 30)] {
+        for target in [(60, 1), (24, 1)] {
+            let mut rig = rig(target, nominal);
+            let interval = ClockTime::SECOND / real;
+            for n in 0..20 {
+                rig.harness.push(rig.frame_at(interval * n, interval)).unwrap();
+            }
+            let frames = frames(&rig.finish());
+            assert_contiguous(&frames, &format!("{nominal:?} {real}"));
+            assert!(total(&frames).absdiff(interval * 20) < ClockTime::from_nseconds(50));
+            for (m, frame) in (0..).zip(&frames) {
+                let on_grid = m * u128::from(target.1 as u64) * SECOND / target.0 as u128;
+                assert_eq!(u128::from(*frame.pts().unwrap()), on_grid, "{nominal:?} {real}");
+            }
+        }
+    }
+}
+
 #[test]
 fn after_a_seek_the_grid_begins_with_the_first_frame() {
     let mut rig = rig((60, 1), (24, 1));

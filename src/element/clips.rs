@@ -9,11 +9,12 @@ use gst_video::VideoInfo;
 use super::{
     RateMode, caps,
     convert::{Error, Unpacker},
+    logging::CAT,
     properties::Properties,
     queue::{BufferInfo, ClipFormat, Picture, QueueItem},
     rate::{ASSUMED_RATE, RATE_FRAMES, RateMeter, RateSource},
     schedule::OutputRate,
-    timeline::{Cadence, ClipEnd, Placement, Timeline},
+    timeline::{Cadence, ClipEnd, Placement, ROUNDING, Timeline},
 };
 use crate::engine::{Format, Model, covering_frames, interpolated_frames};
 
@@ -31,6 +32,8 @@ pub(super) struct Clips {
     timeline: Timeline,
     meter: RateMeter,
     rate: Rate,
+    /// Whether a clip at another rate begins with the next frame.
+    rate_changes: bool,
     /// While the rate is not known: what waits for it.
     waiting: Option<Vec<Waiting>>,
 }
@@ -93,6 +96,7 @@ impl Clips {
             output_fps: caps::rate(output.fps()),
             timeline,
             rate,
+            rate_changes: false,
         };
         clips.timeline.end_clip();
         clips.set_rate(rate);
@@ -197,7 +201,7 @@ impl Clips {
                 }
             }
             None => {
-                self.correct_rate(&mut items);
+                self.correct_rate();
                 self.place(frame, info, start, &mut items);
             }
         }
@@ -219,23 +223,26 @@ impl Clips {
     pub(super) fn end_clip(&mut self, reason: ClipEnd, start: ClockTime) -> Vec<QueueItem> {
         let mut items = Vec::new();
         self.settle(start, &mut items);
-        self.timeline.end_clip();
+        match self.format.exact {
+            true => self.timeline.end_clip_with_its_last_frame(),
+            false => self.timeline.end_clip(),
+        }
         self.meter.skip_interval();
-        items.push(QueueItem::EndOfClip(reason));
+        items.push(QueueItem::EndOfClip(reason, None));
         items
     }
 
     /// Changes target-fps. New caps follow where the output rate is that of the caps; where it is a multiple of a
-    /// measured rate, the clip ends here.
-    pub(super) fn set_target_fps(&mut self, target_fps: gst::Fraction) -> Vec<QueueItem> {
-        if std::mem::replace(&mut self.target_fps, target_fps) == target_fps
-            || self.rate_mode == RateMode::Exact
-            || self.rate.source == RateSource::Caps
-            || self.waiting.is_some()
+    /// measured rate, the next frame begins a clip.
+    pub(super) fn set_target_fps(&mut self, target_fps: gst::Fraction) {
+        let changes = std::mem::replace(&mut self.target_fps, target_fps) != target_fps;
+        if changes
+            && self.rate_mode == RateMode::Multiple
+            && self.rate.source != RateSource::Caps
+            && self.waiting.is_none()
         {
-            return Vec::new();
+            self.change_rate(self.rate);
         }
-        self.change_rate(self.rate)
     }
 
     /// Forgets all frames and their timestamps. Returns the events that waited for the rate.
@@ -288,7 +295,7 @@ impl Clips {
     }
 
     /// Follows the timestamps if they contradict the rate.
-    fn correct_rate(&mut self, items: &mut Vec<QueueItem>) {
+    fn correct_rate(&mut self) {
         let contradicts =
             |rate: Rate| rate.cadence(0).is_some_and(|cadence| self.meter.contradicts(cadence));
         if !contradicts(self.rate) {
@@ -300,7 +307,7 @@ impl Clips {
             RateSource::Caps => Rate { fps: self.meter.rate(), source: RateSource::NotCaps },
             source => Rate { fps: self.meter.rate(), source },
         };
-        items.extend(self.change_rate(rate));
+        self.change_rate(rate);
     }
 
     fn set_rate(&mut self, rate: Rate) {
@@ -316,11 +323,10 @@ impl Clips {
         self.format.exact = matches!(self.output_rate(), OutputRate::Exact(_));
     }
 
-    /// Ends the clip and begins one at another rate.
-    fn change_rate(&mut self, rate: Rate) -> Vec<QueueItem> {
+    /// Lets the next frame begin a clip at this rate.
+    fn change_rate(&mut self, rate: Rate) {
         self.set_rate(rate);
-        self.timeline.end_clip();
-        vec![QueueItem::EndOfClip(ClipEnd::MeasuredRate), self.format_item()]
+        self.rate_changes = true;
     }
 
     /// Gives a frame its timestamp and its clip.
@@ -331,17 +337,25 @@ impl Clips {
         start: ClockTime,
         items: &mut Vec<QueueItem>,
     ) {
-        if info.flags.contains(gst::BufferFlags::DISCONT) {
+        let rate_changes = std::mem::take(&mut self.rate_changes);
+        let discont = info.flags.contains(gst::BufferFlags::DISCONT);
+        if rate_changes || discont {
             self.timeline.end_clip();
-            items.push(QueueItem::EndOfClip(ClipEnd::Discont));
         }
-        let time = match self.timeline.place(info.pts, start, self.cadence()) {
-            Placement::SameClip(time) => time,
-            Placement::NewClip(time, reason) => {
-                items.extend(reason.map(QueueItem::EndOfClip));
-                time
-            }
+        let placement = self.timeline.place((info.pts, info.duration), start, self.cadence());
+        let (time, reason) = match placement {
+            Placement::SameClip(time) => (time, None),
+            Placement::NewClip(time, _) if discont => (time, Some(ClipEnd::Discont)),
+            Placement::NewClip(time, _) if rate_changes => (time, Some(ClipEnd::MeasuredRate)),
+            Placement::NewClip(time, reason) => (time, reason),
         };
+        if let Some(pts) = info.pts.filter(|pts| pts.absdiff(time.pts) > ROUNDING) {
+            gst::debug!(CAT, "A frame with the timestamp {pts} is shown at {}", time.pts);
+        }
+        items.extend(reason.map(|reason| QueueItem::EndOfClip(reason, Some(time))));
+        if rate_changes {
+            items.push(self.format_item());
+        }
         items.push(match frame {
             Picture::Frame(frame) => QueueItem::Frame(frame, time, info),
             Picture::Skipped(frame) => QueueItem::Skipped(frame, time),

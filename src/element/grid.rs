@@ -8,7 +8,7 @@
 use gst::ClockTime;
 
 use super::{
-    schedule::PlannedFrame,
+    schedule::{NextClip, PlannedFrame},
     timeline::{Cadence, FrameTime, ROUNDING},
 };
 
@@ -26,8 +26,8 @@ pub(super) struct Grid {
     cadence: Cadence,
     /// Units in a second.
     units: u64,
-    /// An input frame that is no further from an output frame is used as it is.
-    tolerance: u64,
+    /// An input frame that is no further from an output frame is used as it is: in units, and as a time.
+    tolerance: (u64, ClockTime),
     /// The input frame at output frame 0: the first one of the clip, or of the clip that this one continues.
     origin: FrameTime,
     /// The last input frame.
@@ -41,17 +41,16 @@ pub(super) struct Grid {
 struct Last {
     time: u64,
     /// Until when its picture is repeated.
-    covers: u64,
+    covers: ClockTime,
     /// When it ends, which is later before a gap.
     end: ClockTime,
 }
 
-/// How many input frames pass from the time of an output frame until it is known whether another one follows, and
-/// with that how long it lasts.
+/// How many input frames pass from the time of an output frame until it is known how long it lasts: until the next
+/// output frame, or until another clip begins.
 pub(super) fn frames_held(rate: (u32, u32), cadence: Cadence) -> usize {
     let (numer, denom) = outputs_per_input(rate, cadence);
-    // Output frames that are shorter than input frames are known to be followed.
-    if numer > denom { 0 } else { usize::try_from(denom.div_ceil(numer)).unwrap_or(usize::MAX) }
+    usize::try_from(denom.div_ceil(numer)).unwrap_or(usize::MAX)
 }
 
 /// Whether a frame is repeated from `last` until the next one at `next`, where frames are missing.
@@ -69,8 +68,8 @@ pub(super) fn frames(inputs: usize, fps: (u32, u32), rate: (u32, u32)) -> usize 
     let (numer, denom) = outputs_per_input(rate, cadence);
     let count = (inputs as u128 * numer).div_ceil(denom);
     let count = u64::try_from(count).unwrap_or(u64::MAX);
-    let end = scaled(inputs as u64, fps, grid.units);
-    let is_too_short = |last| grid.time(last).saturating_add(grid.tolerance) >= end;
+    let end = ClockTime::from_nseconds(scaled(inputs as u64, fps, NANOSECONDS));
+    let is_too_short = |last| !grid.is_before(last, end);
     (count - u64::from(count.checked_sub(1).is_some_and(is_too_short))) as usize
 }
 
@@ -86,6 +85,8 @@ impl Grid {
         let units = units(rate.0.into(), cadence.rate().0.into());
         let step = scaled(1, rate, units);
         let tolerance = nanoseconds(ROUNDING, units).min(step / 4);
+        let tolerance =
+            (tolerance, ROUNDING.min(ClockTime::from_nseconds(scaled(1, rate, NANOSECONDS)) / 4));
         Self { rate, cadence, units, tolerance, origin, last: None, inputs: 0, next: 0 }
     }
 
@@ -100,18 +101,21 @@ impl Grid {
         base.saturating_add(scaled(frame.n, self.cadence.rate(), self.units))
     }
 
+    /// When an output frame is shown.
+    fn pts(&self, number: u64) -> ClockTime {
+        self.origin.pts + ClockTime::from_nseconds(scaled(number, self.rate, NANOSECONDS))
+    }
+
+    /// Whether an output frame belongs before an input frame that is shown at this time. The clip before and the one
+    /// after it on the same grid decide alike.
+    fn is_before(&self, number: u64, time: ClockTime) -> bool {
+        self.pts(number) + self.tolerance.1 < time
+    }
+
     fn planned(&self, number: u64, time: u64, input: u64) -> PlannedFrame {
-        let at = |number| {
-            self.origin.pts + ClockTime::from_nseconds(scaled(number, self.rate, NANOSECONDS))
-        };
-        let pts = at(number);
-        PlannedFrame {
-            time,
-            number,
-            input,
-            pts,
-            duration: Some(at(number + 1).saturating_sub(pts)),
-        }
+        let pts = self.pts(number);
+        let duration = Some(self.pts(number + 1).saturating_sub(pts));
+        PlannedFrame { time, number, input, pts, duration }
     }
 
     pub(super) fn push(
@@ -125,60 +129,45 @@ impl Grid {
                 self.input_time(frame).max(last.time + 1)
             }
             None => {
-                let time = self.input_time(frame);
                 // Where the first frames of the clip are missing, so is their output.
-                while self.time(self.next).saturating_add(self.tolerance) < time {
+                while self.is_before(self.next, frame.pts) {
                     self.next += 1;
                 }
-                time
+                self.input_time(frame)
             }
         };
         let mut planned = Vec::new();
-        while self.time(self.next) <= time.saturating_add(self.tolerance) {
+        while self.time(self.next) <= time.saturating_add(self.tolerance.0) {
             let at = self.time(self.next);
-            let near = at.saturating_add(self.tolerance) >= time;
+            let near = at.saturating_add(self.tolerance.0) >= time;
             planned.push(match near {
                 true => self.planned(self.next, time, self.inputs),
                 false => self.planned(self.next, at, self.inputs.saturating_sub(1)),
             });
             self.next += 1;
         }
-        let after = frame.next(self.cadence);
-        let nominal = (self.input_time(after), after.pts);
-        let (covers, end) = match duration {
-            Some(duration) if !self.cadence.spans_one_frame(duration) => {
-                (nominal.0, frame.pts + duration)
-            }
-            Some(duration) if duration.absdiff(self.cadence.frame()) > ROUNDING => {
-                (time.saturating_add(nanoseconds(duration, self.units)), frame.pts + duration)
-            }
-            _ => nominal,
-        };
+        let end = self.cadence.end(frame, duration);
+        let is_gap = duration.is_some_and(|duration| !self.cadence.spans_one_frame(duration));
+        let covers = if is_gap { frame.next(self.cadence).pts } else { end };
         self.last = Some(Last { time, covers, end });
         (time, planned)
     }
 
-    /// Plans the output after the last input frame, which is repeated until `next` if a clip continues this one there.
-    pub(super) fn finish(
-        &mut self,
-        next: Option<FrameTime>,
-    ) -> (Vec<PlannedFrame>, Option<ClockTime>) {
+    /// Plans the output after the last input frame, which is repeated until it ends or `next` begins. Returns also when
+    /// the last output frame ends.
+    pub(super) fn finish(&mut self, next: NextClip) -> (Vec<PlannedFrame>, Option<ClockTime>) {
+        let Some(last) = &self.last else { return (Vec::new(), None) };
+        let (covers, end) = match next {
+            NextClip::Unknown => (last.covers, Some(last.end)),
+            NextClip::Begins(at) => (last.covers.min(at), Some(last.end.min(at))),
+            NextClip::Continues(at) => (at, None),
+        };
         let mut planned = Vec::new();
-        let until = next.map(|next| self.input_time(next));
-        if let (Some(last), Some(until)) = (&mut self.last, until) {
-            last.covers = until;
-        }
-        while !self.may_end() {
+        while self.is_before(self.next, covers) {
             planned.push(self.planned(self.next, self.time(self.next), self.inputs));
             self.next += 1;
         }
-        (planned, self.last.as_ref().filter(|_| next.is_none()).map(|last| last.end))
-    }
-
-    /// Whether the clip may end before the next output frame.
-    pub(super) fn may_end(&self) -> bool {
-        let next = self.time(self.next).saturating_add(self.tolerance);
-        self.last.as_ref().is_none_or(|last| next >= last.covers)
+        (planned, end)
     }
 
     pub(super) fn output_frames(&self, time: u64) -> f64 {
@@ -232,7 +221,7 @@ mod tests {
             let at = n as f64 * f64::from(fps.1) * 1e9 / f64::from(fps.0);
             let pts = (at / rounding as f64).round() as u64 * rounding;
             let (Placement::NewClip(time, _) | Placement::SameClip(time)) =
-                timeline.place(Some(ns(pts)), ClockTime::ZERO, Some(cadence));
+                timeline.place((Some(ns(pts)), None), ClockTime::ZERO, Some(cadence));
             time
         });
         (cadence, frames.collect())
@@ -260,7 +249,7 @@ mod tests {
             }
             before = time;
         }
-        let (planned, end) = grid.finish(None);
+        let (planned, end) = grid.finish(NextClip::Unknown);
         let last = frames.len() as f64 - 1.0;
         outputs.extend(planned.into_iter().map(|planned| (planned, last)));
         if let (Some((last, _)), Some(end)) = (outputs.last_mut(), end) {
@@ -326,7 +315,7 @@ mod tests {
         let mut grid = Grid::new((60, 1), cadence, inputs[0]);
         let mut planned: Vec<PlannedFrame> =
             inputs[37..].iter().flat_map(|frame| grid.push(*frame, None).1).collect();
-        planned.extend(grid.finish(None).0);
+        planned.extend(grid.finish(NextClip::Unknown).0);
         let rest = &all[all.len() - planned.len()..];
         assert_eq!(rest[0].0.number, 93, "37 · 2.5025 = 92.6");
         for (planned, (expected, _)) in planned.iter().zip(rest) {
@@ -352,7 +341,7 @@ mod tests {
             planned.extend(grid.push(at(90), None).1);
             let (time, last) = grid.push(at(210), duration.map(ClockTime::from_mseconds));
             planned.extend(last);
-            let (rest, ends) = grid.finish(None);
+            let (rest, ends) = grid.finish(NextClip::Unknown);
             planned.extend(rest);
             assert_eq!(time, 210_000_000 * (grid.units / NANOSECONDS));
             let actual: Vec<u64> = planned.iter().map(|planned| planned.number).collect();

@@ -92,8 +92,11 @@ glib::wrapper! {
     ///
     /// # Clips and timestamps
     /// N input frames of a clip become N + k(N−1) output frames. Nothing is interpolated across the end of
-    /// a clip: a DISCONT buffer, missing frames (a timestamp gap or GAP event of more than 1.5 frames), a
-    /// timestamp that does not increase, new caps, a segment that does not continue the last one, and EOS.
+    /// a clip: a DISCONT buffer, missing frames (a timestamp gap or GAP event of more than 1.5 frames),
+    /// timestamps that begin anew, new caps, a segment that does not continue the last one, and EOS. A frame
+    /// whose timestamp is not after that of the last one comes half a frame later; timestamps catch up in this
+    /// way, unless they are more than a second behind: then they have begun anew, and are counted on from there.
+    /// With `rate-mode=exact`, each output frame ends where the next one begins, also at the end of a clip.
     /// A change of the size or of `target-fps` in PLAYING drains the element as at the end of a clip; new caps
     /// follow. Frames of a variable rate keep their own timestamps.
     ///

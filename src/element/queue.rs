@@ -24,7 +24,10 @@ use std::{
 use gst::ClockTime;
 use parking_lot::{Condvar, Mutex};
 
-use super::timeline::{ClipEnd, FrameTime};
+use super::{
+    schedule::NextClip,
+    timeline::{ClipEnd, FrameTime},
+};
 use crate::engine::{Cancel, Error, Frame};
 pub(super) use items::{
     BufferInfo, ClipFormat, InputFrame, OutputFrame, OutputItem, Picture, QueueItem,
@@ -325,7 +328,7 @@ pub(super) enum Next {
     Format(ClipFormat),
     Frame(Frame, FrameTime, BufferInfo),
     Skipped(Option<Frame>, FrameTime),
-    EndOfClip(ClipEnd),
+    EndOfClip(ClipEnd, Option<FrameTime>),
     /// A new epoch has begun: forget the stream.
     Restart(u64, Cancel),
     Stop,
@@ -353,7 +356,7 @@ impl Queue {
                 QueueItem::Format(format) => return Next::Format(format),
                 QueueItem::Frame(frame, time, info) => return Next::Frame(frame, time, info),
                 QueueItem::Skipped(frame, time) => return Next::Skipped(frame, time),
-                QueueItem::EndOfClip(reason) => return Next::EndOfClip(reason),
+                QueueItem::EndOfClip(reason, next) => return Next::EndOfClip(reason, next),
                 QueueItem::Event(event) => state.pass_event(event),
                 // Comes after the end of a clip only.
                 QueueItem::Barrier => state.outputs.push_back(OutputItem::Barrier),
@@ -397,13 +400,9 @@ impl Queue {
         Ok(times)
     }
 
-    /// Notes that no more input frames come, and another clip continues this one at `next`. Returns the times of the
-    /// output frames after the last one.
-    pub(super) fn finish_clip(
-        &self,
-        clip: ClipId,
-        next: Option<FrameTime>,
-    ) -> Result<Vec<u64>, Error> {
+    /// Notes that no more input frames come, and what follows. Returns the times of the output frames after the last
+    /// one.
+    pub(super) fn finish_clip(&self, clip: ClipId, next: NextClip) -> Result<Vec<u64>, Error> {
         let mut state = self.state.lock();
         let times = self.clip(&mut state, clip)?.finish(next);
         state.release();

@@ -6,7 +6,7 @@ use gst::ClockTime;
 
 use super::{
     grid::{self, Grid},
-    timeline::{Cadence, FrameTime},
+    timeline::{Cadence, ClipEnd, FrameTime},
 };
 use crate::engine::{Error, multiple_times};
 
@@ -50,6 +50,31 @@ impl OutputRate {
             ),
             instead: "use a lower target-fps".into(),
         })
+    }
+}
+
+/// What follows a clip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NextClip {
+    /// It is not known, or nothing.
+    Unknown,
+    /// Another clip begins at this time.
+    Begins(ClockTime),
+    /// At this time, a clip begins whose output lies on the same grid.
+    Continues(ClockTime),
+}
+
+impl NextClip {
+    /// For a clip that ended for this `reason`; `next` is the frame after it, if that has come.
+    pub(super) fn new(reason: ClipEnd, next: Option<FrameTime>) -> Self {
+        match (reason, next) {
+            (_, None) => Self::Unknown,
+            (ClipEnd::TimestampGap(last, pts), Some(next)) if grid::repeats(last, pts) => {
+                Self::Continues(next.pts)
+            }
+            (ClipEnd::MeasuredRate, Some(next)) => Self::Continues(next.pts),
+            (_, Some(next)) => Self::Begins(next.pts),
+        }
     }
 }
 
@@ -106,24 +131,18 @@ impl Schedule {
         }
     }
 
-    /// Plans the output after the last input frame, up to `next` if a clip continues this one there. Returns also when
-    /// the last output frame ends, if its duration depends on the end of the clip.
-    pub(super) fn finish(
-        &mut self,
-        next: Option<FrameTime>,
-    ) -> (Vec<PlannedFrame>, Option<ClockTime>) {
+    /// Plans the output after the last input frame. Returns also when the last output frame ends, if its duration
+    /// depends on the end of the clip.
+    pub(super) fn finish(&mut self, next: NextClip) -> (Vec<PlannedFrame>, Option<ClockTime>) {
         match self {
             Self::Multiple(_) => (Vec::new(), None),
             Self::Exact(grid) => grid.finish(next),
         }
     }
 
-    /// Whether the last planned frame may be the last one of the clip, with a duration that depends on its end.
-    pub(super) fn may_end(&self) -> bool {
-        match self {
-            Self::Multiple(_) => false,
-            Self::Exact(grid) => grid.may_end(),
-        }
+    /// Whether the duration of the last planned frame depends on what comes after it.
+    pub(super) fn waits_for_next(&self) -> bool {
+        matches!(self, Self::Exact(_))
     }
 
     /// How many output frames long a time in the clip is.

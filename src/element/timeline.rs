@@ -14,6 +14,16 @@ use gst::{ClockTime, prelude::MulDiv};
 /// off belongs to a video of variable rate and keeps its timestamp.
 pub(super) const ROUNDING: ClockTime = ClockTime::from_useconds(1000);
 
+/// The shortest time from a frame to the first one of another clip. An output frame may be [`ROUNDING`] after the input
+/// frame that it shows, and another clip's before.
+const CLIP_DISTANCE: ClockTime = ClockTime::from_useconds(2001);
+
+/// The shortest time between two frames that do not come with increasing timestamps.
+const SMALLEST_STEP: ClockTime = ClockTime::USECOND;
+
+/// The longest way back in time after which timestamps catch up. After a longer one they have begun anew.
+const MAX_LAG: ClockTime = ClockTime::from_seconds(1);
+
 /// The duration of an input frame, exactly, and the parts that the output divides it into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cadence {
@@ -72,6 +82,14 @@ impl Cadence {
         }
     }
 
+    /// When an input frame ends whose buffer has this duration.
+    pub(super) fn end(&self, frame: FrameTime, duration: Option<ClockTime>) -> ClockTime {
+        match duration {
+            Some(duration) if duration.absdiff(self.frame()) > ROUNDING => frame.pts + duration,
+            _ => frame.next(*self).pts,
+        }
+    }
+
     /// Duration of the output frame at an input frame. If the buffer's duration is a gap, that duration.
     /// If it differs from the nominal one, that duration / (k+1). Otherwise the nominal output duration.
     pub(super) fn input_duration(
@@ -117,7 +135,7 @@ pub(super) enum ClipEnd {
     Discont,
     /// Frames are missing between these two timestamps: more than 1.5 frames.
     TimestampGap(ClockTime, ClockTime),
-    /// The second of these timestamps is not after the first.
+    /// The second of these timestamps is more than [`MAX_LAG`] before the first.
     TimestampBackwards(ClockTime, ClockTime),
     /// The frame rate is not known, so each frame is a clip.
     UnknownRate,
@@ -141,7 +159,7 @@ impl fmt::Display for ClipEnd {
             Self::Discont => f.write_str("buffer with DISCONT"),
             Self::TimestampGap(last, pts) => write!(f, "frames missing between {last} and {pts}"),
             Self::TimestampBackwards(last, pts) => {
-                write!(f, "timestamp {pts} is not after {last}")
+                write!(f, "timestamp {pts} is long before {last}")
             }
             Self::UnknownRate => f.write_str("unknown frame rate"),
             Self::MeasuredRate => f.write_str("another measured frame rate or target-fps"),
@@ -162,15 +180,23 @@ pub(super) enum Placement {
     NewClip(FrameTime, Option<ClipEnd>),
 }
 
-/// Gives each input frame its timestamp and its clip.
+/// Gives each input frame its timestamp and its clip. Timestamps increase.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Timeline {
     /// The last frame of the clip; `None` if the next frame begins one.
     last: Option<FrameTime>,
     /// The timestamp that the last frame came with.
     given: Option<ClockTime>,
-    /// When the last frame ends, in whatever clip it was.
+    /// The timestamp that the last frame has got, in whatever clip it was.
+    shown: Option<ClockTime>,
+    /// When the last frame ends at the rate of its clip.
     end: Option<ClockTime>,
+    /// When the last frame ends by its duration, which may be longer or shorter.
+    covered: Option<ClockTime>,
+    /// The earliest time of the first frame of the next clip.
+    earliest: ClockTime,
+    /// How much later frames are shown than their timestamps say, since these have begun anew.
+    delay: ClockTime,
 }
 
 impl Timeline {
@@ -179,51 +205,82 @@ impl Timeline {
         self.last = None;
     }
 
+    /// The next frame begins a clip, and is not shown before the last frame ends.
+    pub(super) fn end_clip_with_its_last_frame(&mut self) {
+        self.last = None;
+        self.earliest = self.earliest.max(self.covered.unwrap_or_default());
+    }
+
     /// Whether a frame is missing between the last one and this time.
     pub(super) fn awaits_frame_before(&self, time: ClockTime) -> bool {
         self.end.is_some_and(|end| time > end + ROUNDING)
     }
 
-    /// Places a frame with the timestamp `pts`. A frame without a timestamp follows the last frame. The
-    /// first frame is then at `start`. A frame with the timestamp of the frame before counts as one
+    /// Places a frame by the timestamp and the duration of its buffer. A frame without a timestamp follows the last
+    /// frame. The first frame is then at `start`. A frame with the timestamp of the frame before counts as one
     /// without: libav's GIF decoder gives all frames the same. Without a `cadence`, each frame is a
     /// clip.
     pub(super) fn place(
         &mut self,
-        pts: Option<ClockTime>,
+        (pts, duration): (Option<ClockTime>, Option<ClockTime>),
         start: ClockTime,
         cadence: Option<Cadence>,
     ) -> Placement {
         let repeated = pts.is_some() && pts == self.given;
         self.given = pts;
+        let frame = cadence.map_or(ClockTime::ZERO, |cadence| cadence.frame());
+        let (time, begins_anew) = match pts.filter(|_| !repeated) {
+            Some(pts) => self.increasing(pts, frame),
+            None => (None, None),
+        };
         let first = || {
-            let pts = pts.filter(|_| !repeated).or(self.end).or(pts);
-            FrameTime::first(pts.unwrap_or(start))
+            let time = time.or(self.end).or(pts).unwrap_or(start);
+            FrameTime::first(time.max(self.earliest))
         };
         let placement = match (self.last, cadence) {
-            (Some(last), Some(cadence)) => follow(last, pts.filter(|_| !repeated), cadence),
-            (Some(_), None) => Placement::NewClip(first(), Some(ClipEnd::UnknownRate)),
             (None, _) => Placement::NewClip(first(), None),
+            (Some(_), _) if begins_anew.is_some() => Placement::NewClip(first(), begins_anew),
+            (Some(_), None) => Placement::NewClip(first(), Some(ClipEnd::UnknownRate)),
+            (Some(last), Some(cadence)) => follow(last, time, cadence),
         };
         let (Placement::SameClip(time) | Placement::NewClip(time, _)) = placement;
         self.last = Some(time);
+        self.shown = Some(time.pts);
         self.end = cadence.map(|cadence| time.pts + cadence.frame());
+        self.covered = cadence.map(|cadence| cadence.end(time, duration));
+        self.earliest = time.pts + CLIP_DISTANCE;
         placement
+    }
+
+    /// A time for a timestamp, after that of the last frame. Timestamps that fall behind catch up, two frames in the
+    /// time of one. Where they have begun anew, all that follow are moved, and a clip begins.
+    fn increasing(
+        &mut self,
+        pts: ClockTime,
+        frame: ClockTime,
+    ) -> (Option<ClockTime>, Option<ClipEnd>) {
+        let Some(shown) = self.shown.filter(|shown| pts <= *shown) else {
+            self.delay = ClockTime::ZERO;
+            return (Some(pts), None);
+        };
+        let time = pts + self.delay;
+        match shown.checked_sub(time) {
+            None => (Some(time), None),
+            Some(lag) if lag <= MAX_LAG => (Some(shown + (frame / 2).max(SMALLEST_STEP)), None),
+            Some(_) => {
+                self.delay = shown + frame - pts;
+                (Some(shown + frame), Some(ClipEnd::TimestampBackwards(shown, pts)))
+            }
+        }
     }
 }
 
-/// Places a frame after the `last` one of a clip.
+/// Places a frame after the `last` one of a clip, at `pts` or else at the next time.
 fn follow(last: FrameTime, pts: Option<ClockTime>, cadence: Cadence) -> Placement {
     let next = last.next(cadence);
     let Some(pts) = pts else {
         return Placement::SameClip(next);
     };
-    if pts <= last.pts {
-        return Placement::NewClip(
-            FrameTime::first(pts),
-            Some(ClipEnd::TimestampBackwards(last.pts, pts)),
-        );
-    }
     if !cadence.spans_one_frame(pts - last.pts) {
         let gap = ClipEnd::TimestampGap(last.pts, pts);
         return Placement::NewClip(FrameTime::first(pts), Some(gap));
@@ -253,7 +310,7 @@ mod tests {
                 // Matroska's rounding to milliseconds.
                 let pts = ms((n * 1_001_000 + 15_000) / 30_000);
                 let (Placement::NewClip(time, _) | Placement::SameClip(time)) =
-                    timeline.place(Some(pts), ClockTime::ZERO, Some(cadence));
+                    timeline.place((Some(pts), None), ClockTime::ZERO, Some(cadence));
                 let exact = |part| {
                     let outputs = u128::from(n.saturating_sub(1) * (k + 1) + part);
                     (outputs * 1_001_000_000_000 / (30_000 * u128::from(k + 1))) as u64
@@ -275,7 +332,7 @@ mod tests {
         let mut timeline = Timeline::default();
         let mut last: Option<FrameTime> = None;
         for at in [0, 33, 67, 107, 150, 170, 219] {
-            let place = timeline.place(Some(ms(at)), ClockTime::ZERO, Some(cadence));
+            let place = timeline.place((Some(ms(at)), None), ClockTime::ZERO, Some(cadence));
             let (Placement::NewClip(time, _) | Placement::SameClip(time)) = place;
             assert!(time.pts.max(ms(at)) - time.pts.min(ms(at)) < ms(1), "{at}");
             if let Some(last) = last {
@@ -290,19 +347,39 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_over_a_frame_and_a_half_or_a_step_back_starts_a_clip() {
+    fn a_gap_over_a_frame_and_a_half_or_timestamps_that_begin_anew_start_a_clip() {
         let cadence = Cadence::new((10, 1), 2);
         let place = |first, second| {
             let mut timeline = Timeline::default();
-            timeline.place(Some(ms(first)), ClockTime::ZERO, Some(cadence));
-            timeline.place(Some(ms(second)), ClockTime::ZERO, Some(cadence))
+            timeline.place((Some(ms(first)), None), ClockTime::ZERO, Some(cadence));
+            timeline.place((Some(ms(second)), None), ClockTime::ZERO, Some(cadence))
         };
         assert!(matches!(place(0, 150), Placement::SameClip(_)));
         assert!(matches!(place(0, 151), Placement::NewClip(_, Some(ClipEnd::TimestampGap(..)))));
+        assert!(matches!(place(1500, 500), Placement::SameClip(_)));
         assert!(matches!(
-            place(500, 400),
+            place(1501, 500),
             Placement::NewClip(_, Some(ClipEnd::TimestampBackwards(..)))
         ));
+    }
+
+    #[test]
+    fn times_increase_and_return_to_the_timestamps_where_these_only_stumble() {
+        let cadence = Cadence::new((10, 1), 2);
+        for (given, expected) in [
+            (&[0, 100, 100, 200, 300, 400][..], &[0, 100, 200, 250, 300, 400][..]),
+            (&[0, 200, 100, 300, 500, 400, 600], &[0, 200, 250, 300, 500, 550, 600]),
+            // Another beginning, and a return to the times before it.
+            (&[5000, 0, 100, 200, 5400], &[5000, 5100, 5200, 5300, 5400]),
+        ] {
+            let mut timeline = Timeline::default();
+            let times = given.iter().map(|at| {
+                let placement = timeline.place((Some(ms(*at)), None), ms(0), Some(cadence));
+                let (Placement::NewClip(time, _) | Placement::SameClip(time)) = placement;
+                time.pts.mseconds()
+            });
+            assert_eq!(times.collect::<Vec<_>>(), expected);
+        }
     }
 
     #[test]
@@ -312,7 +389,7 @@ mod tests {
             let mut timeline = Timeline::default();
             for n in 0..5 {
                 let (Placement::NewClip(time, _) | Placement::SameClip(time)) =
-                    timeline.place(pts, ms(7), Some(cadence));
+                    timeline.place((pts, None), ms(7), Some(cadence));
                 assert_eq!(time.pts, ms(7 + n * 40));
                 if n == 2 {
                     timeline.end_clip();

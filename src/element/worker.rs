@@ -10,8 +10,8 @@ use std::{
 use gst::{ClockTime, prelude::*};
 
 use super::{
-    grid,
     queue::{BufferInfo, ClipFormat, ClipId, Next, Queue},
+    schedule::NextClip,
     timeline::{ClipEnd, FrameTime},
 };
 use crate::engine::{Cancel, ClipContext, Enhancer, Error, Frame, Progress, Sink};
@@ -92,7 +92,7 @@ impl<'a> Worker<'a> {
                     frame.iter().for_each(|frame| self.enhancer.skip(frame));
                     Ok(())
                 }
-                Next::EndOfClip(reason) => self.end_clip(reason),
+                Next::EndOfClip(reason, next) => self.end_clip(reason, next),
             };
             if let Err(error) = done {
                 self.fail(error);
@@ -154,18 +154,13 @@ impl<'a> Worker<'a> {
         Ok(clip)
     }
 
-    fn end_clip(&mut self, reason: ClipEnd) -> Result<(), Error> {
-        let next = match reason {
-            ClipEnd::TimestampGap(last, next) if grid::repeats(last, next) => {
-                Some(FrameTime::first(next))
-            }
-            _ => None,
-        };
+    fn end_clip(&mut self, reason: ClipEnd, next: Option<FrameTime>) -> Result<(), Error> {
+        let next = NextClip::new(reason, next);
         if let Some((start, _)) = self.skipped.take() {
             self.origin.get_or_insert(start);
             self.enhancer.reset();
         }
-        self.origin = self.origin.filter(|_| next.is_some());
+        self.origin = self.origin.filter(|_| matches!(next, NextClip::Continues(_)));
         let Some(clip) = self.clip else { return Ok(()) };
         let outputs = self.queue.finish_clip(clip, next)?;
         self.enhancer.finish(&outputs)?;

@@ -106,10 +106,9 @@ impl VEnhance {
                 flags |= gst::BufferFlags::DISCONT;
             }
             let info = BufferInfo::new(&buffer, flags, number);
-            let mut items = clips.set_target_fps(target_fps);
+            clips.set_target_fps(target_fps);
             let start = input.segment.start().unwrap_or(ClockTime::ZERO);
-            items.extend(clips.push_frame(frame, info, start));
-            items
+            clips.push_frame(frame, info, start)
         };
         // Before waiting: the pool of upstream may be small.
         drop(buffer);

@@ -21,8 +21,8 @@ pub(in crate::element) enum QueueItem {
     Frame(Frame, FrameTime, BufferInfo),
     /// As `Frame`, which the model does not get; with the frame if shots are looked for in it.
     Skipped(Option<Frame>, FrameTime),
-    /// The clip ends, if one has begun.
-    EndOfClip(ClipEnd),
+    /// The clip ends, if one has begun. The next frame, if it has come.
+    EndOfClip(ClipEnd, Option<FrameTime>),
     /// A serialized event.
     Event(gst::Event),
     /// Marks a point that [`Queue::drain`](super::Queue::drain) waits for.

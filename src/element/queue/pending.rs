@@ -9,7 +9,7 @@ use gst_video::ValidVideoTimeCode;
 use super::{BufferInfo, ClipFormat, InputFrame, OutputFrame};
 use crate::{
     element::{
-        schedule::{OutputRate, PlannedFrame, Schedule},
+        schedule::{NextClip, OutputRate, PlannedFrame, Schedule},
         timecode,
         timeline::FrameTime,
     },
@@ -32,7 +32,7 @@ pub(super) struct PendingQueue {
     start: u64,
     entries: VecDeque<Entry>,
     planned: VecDeque<PlannedFrame>,
-    /// The last frame delivered, while it may be the last one of the clip.
+    /// The last frame delivered, while its duration may depend on the end of the clip.
     held: Option<OutputFrame>,
     /// Whether all input frames have come.
     ended: bool,
@@ -118,9 +118,8 @@ impl PendingQueue {
         (time, self.plan(planned))
     }
 
-    /// Ends the clip, which another one continues at `next`. Returns the times of the output frames after the last
-    /// input frame.
-    pub(super) fn finish(&mut self, next: Option<FrameTime>) -> Vec<u64> {
+    /// Ends the clip. Returns the times of the output frames after the last input frame.
+    pub(super) fn finish(&mut self, next: NextClip) -> Vec<u64> {
         let (planned, end) = self.schedule.finish(next);
         let times = self.plan(planned);
         self.ended = true;
@@ -256,8 +255,8 @@ impl PendingQueue {
 
     /// The output frame that is ready to leave.
     pub(super) fn pop_frame(&mut self) -> Option<OutputFrame> {
-        let is_followed = !self.planned.is_empty() || self.ended || !self.schedule.may_end();
-        if is_followed { self.held.take() } else { None }
+        let lasts = self.schedule.waits_for_next() && self.planned.is_empty() && !self.ended;
+        if lasts { None } else { self.held.take() }
     }
 
     /// The number of input and of output frames of a clip that has ended.
