@@ -249,7 +249,10 @@ fn mistakes_and_bad_files_have_their_exit_codes_and_say_what_to_do() {
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--encoder", "nosuchenc"]), 5, "gst-inspect-1.0");
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--model", "v1"]), 6, "--model lite");
     for (path, why) in [
-        ("nowhere", "weights in nowhere failed: there is no such file or folder; to download"),
+        (
+            "nowhere",
+            "weights in nowhere failed: there is no such file or folder; accept the licence",
+        ),
         ("/dev/zero", "weights in /dev/zero failed: it is neither a file nor a folder"),
         (
             "text.mp4",
