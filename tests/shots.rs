@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Shots through the element: each is enhanced for itself.
+//! Shots through the element: each is enhanced separately.
 
 mod common;
 #[path = "common/tiny_model.rs"]

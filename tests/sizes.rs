@@ -103,7 +103,7 @@ fn the_limits_of_the_diffusion_models_have_precedence() {
     assert_eq!(size("target-height=1920 max-pixels=0"), Ok((2880, 1920)));
     assert_eq!(size("target-height=1080 max-pixels=1749600"), Ok((1620, 1080)));
     assert_eq!(size("target-height=1080 max-pixels=1749599"), Ok((1618, 1078)));
-    assert!(size("target-height=360").unwrap_err().contains("not made smaller"));
+    assert!(size("target-height=360").unwrap_err().contains("cannot be made smaller"));
 }
 
 /// The caps at the end of a pipeline of two frames, and its error.

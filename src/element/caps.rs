@@ -61,9 +61,8 @@ pub(super) fn refusal(caps: &gst::CapsRef) -> Option<String> {
         && !FORMATS.contains(&VideoFormat::from_string(format))
     {
         return Some(format!(
-            "frames of the format {format} cannot be read, because GStreamer's converter cannot read \
-             them: put the element before venhance that decodes or converts them, or let its source give \
-             another format"
+            "the format {format} is not supported by GStreamer's converter: put an element that decodes or \
+             converts it before venhance, or set another format at its source"
         ));
     }
     if field("interlace-mode").is_some_and(|mode| mode != "progressive") {
@@ -170,9 +169,9 @@ fn map_sides(
     Some(())
 }
 
-/// Scales width and height where one depends on the other: the output size of a fixed input size; else what lite
-/// can scale a side from; else any. If a size is refused, that is any too: the element says why when caps come, but not
-/// when pads are linked.
+/// Scales width and height where one depends on the other. A fixed input size gives the output size; a side of `lite`'s
+/// output gives a range of input sides; otherwise any size is possible. That includes refused sizes, because the element
+/// can post the reason when caps arrive, but not when pads are linked.
 fn map_size(
     structure: &mut gst::StructureRef,
     properties: &Properties,
@@ -356,7 +355,7 @@ fn formats(structure: &gst::StructureRef) -> Vec<VideoFormat> {
 /// Orders output formats for an input format. The best one is the input's, else the one that, in this order,
 ///
 /// 1. keeps colour,
-/// 2. has no palette: that would be one of fixed colours, also for input with a palette,
+/// 2. has no palette: GStreamer writes one of fixed colours, even for input with a palette,
 /// 3. keeps alpha,
 /// 4. loses the fewest bits of depth,
 /// 5. is of the same family: RGB, or YUV and grey,

@@ -65,7 +65,7 @@ enum Waiting {
 }
 
 impl Clips {
-    /// For these formats and this model, in a stream with the clips `before`.
+    /// Creates the state for these formats and this model. `before` is the state until the new caps, if there is one.
     pub(super) fn new(
         info: VideoInfo,
         output: &VideoInfo,
@@ -156,9 +156,9 @@ impl Clips {
         self.timeline.awaits_frame_before(time)
     }
 
-    /// Whether a segment continues the one before. They may differ in position, which says nothing of
-    /// what follows, and by a shift of less than half a frame, with which matroskademux corrects the
-    /// start of a stream.
+    /// Whether a segment continues the one before. They may differ in position, which does not affect later
+    /// timestamps, and by a shift of less than half a frame, with which matroskademux corrects the start of
+    /// a stream.
     pub(super) fn continues(
         &self,
         before: &gst::FormattedSegment<ClockTime>,
@@ -259,7 +259,7 @@ impl Clips {
             .collect()
     }
 
-    /// Sets the rate to what the frames that wait for it say, and lets go what waits.
+    /// Determines the rate by the timestamps of the waiting frames, and adds all that waits to `items`.
     fn settle(&mut self, start: ClockTime, items: &mut Vec<QueueItem>) {
         let waiting = match &mut self.waiting {
             Some(waiting) if !waiting.is_empty() => std::mem::take(waiting),
@@ -363,7 +363,7 @@ impl Clips {
     }
 }
 
-/// The frames to interpolate between two, by the frame rates of the caps.
+/// Number of frames to interpolate between two input frames, by the frame rates of the caps.
 fn interpolated(input: &VideoInfo, output: &VideoInfo) -> usize {
     let ((numer, denom), (out_numer, out_denom)) =
         (caps::rate(input.fps()), caps::rate(output.fps()));

@@ -28,7 +28,9 @@ pub(super) enum Error {
          venhance"
     )]
     Input(String),
-    #[error("cannot write an output buffer as {0}: downstream's pool gives unsuitable buffers")]
+    #[error(
+        "cannot write an output buffer as {0}: the buffers of downstream's pool are unsuitable"
+    )]
     Output(String),
     #[error("cannot convert {0}: {1}")]
     Converter(String, glib::BoolError),

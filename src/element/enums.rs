@@ -84,7 +84,10 @@ pub enum Solver {
     #[enum_value(name = "Fast: 14 evaluations on a fixed schedule", nick = "fast")]
     Fast,
     /// See [`engine::Solver::Normal`].
-    #[enum_value(name = "Normal: DPM-Solver++ with a free number of steps", nick = "normal")]
+    #[enum_value(
+        name = "Normal: DPM-Solver++ with a configurable number of steps",
+        nick = "normal"
+    )]
     Normal,
     /// See [`engine::Solver::Heun`].
     #[enum_value(name = "Heun: two evaluations per step", nick = "heun")]

@@ -13,7 +13,8 @@ use super::{
 };
 
 const NANOSECONDS: u64 = 1_000_000_000;
-/// The longest time in which a frame is repeated until the next one. A longer one is hardly that of a still picture.
+/// The longest gap that is filled by repeating the last frame. A longer one is rather an error in the timestamps than a
+/// still picture.
 const MAX_REPEAT: ClockTime = ClockTime::from_seconds(600);
 /// The most units in a second, with which a clip can last for years. The fewest are nanoseconds, or timestamps
 /// could coincide.
@@ -46,8 +47,8 @@ struct Last {
     end: ClockTime,
 }
 
-/// How many input frames pass from the time of an output frame until it is known how long it lasts: until the next
-/// output frame, or until another clip begins.
+/// Number of input frames after an output frame until its duration is known: until the next output frame, or until
+/// another clip begins.
 pub(super) fn frames_held(rate: (u32, u32), cadence: Cadence) -> usize {
     let (numer, denom) = outputs_per_input(rate, cadence);
     usize::try_from(denom.div_ceil(numer)).unwrap_or(usize::MAX)
@@ -187,7 +188,7 @@ fn units(a: u64, b: u64) -> u64 {
     }
 }
 
-/// A time in units, of which there are so many in a second.
+/// Converts a time to units, of which a second has `units`.
 fn nanoseconds(time: ClockTime, units: u64) -> u64 {
     let time = u128::from(*time) * u128::from(units) / u128::from(NANOSECONDS);
     u64::try_from(time).unwrap_or(u64::MAX - 1)

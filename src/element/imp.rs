@@ -76,7 +76,7 @@ use push::Writer;
 pub struct VEnhance {
     /// Protects the values of the properties. Held while one is read or written, or all are copied.
     properties: Mutex<Properties>,
-    /// What goes from thread to thread, and what they wait for. Has a mutex of its own.
+    /// The items between the threads. Has its own mutex.
     queue: Arc<Queue>,
     /// Protects everything else that threads share. Held while fields are read or written, never while
     /// anything waits.

@@ -23,10 +23,10 @@
 //!    until it is [measured](rate).
 //! 3. The [`Worker`](worker::Worker) notes it in the clip's pending queue and gives it to the model.
 //! 4. The model delivers the output frames that the [`Schedule`](schedule::Schedule) of the clip has planned.
-//!    The pending queue gives each the fields of its buffer, and lets the events go that came after it.
+//!    The pending queue gives each the fields of its buffer, and releases the events that came after it.
 //! 5. The push task converts the output frame and pushes the buffer.
 //!
-//! Serialized events take the same way, so all keep their order.
+//! Serialized events pass through the same queue, so the order is kept.
 //!
 //! # End of a clip
 //!
@@ -77,13 +77,13 @@ glib::wrapper! {
     /// memory, such as `memory:GLMemory`, are an error that says what to put before the element. The output
     /// has the format of the input where downstream takes it. Otherwise it has the format that keeps alpha
     /// and is nearest in depth, then in chroma subsampling, and of these the one that encoders take. RGB in
-    /// front of an encoder becomes 4:2:0, because High 4:4:4 plays almost nowhere. A palette (RGB8P) is
+    /// front of an encoder becomes 4:2:0, because few players support High 4:4:4. A palette (RGB8P) is
     /// read, but written only where downstream takes nothing else. Depth, range, matrix, transfer, primaries
     /// and aspect ratio stay.
     ///
     /// Alpha is kept where input and output format have it, and enlarged with the picture. With `model=lite`
-    /// transparent pixels do not bleed into their neighbours; v1 and v2 do not look at alpha and resize it
-    /// linearly. Where the output has no alpha, the colours stay as they are.
+    /// transparent pixels do not bleed into their neighbours; v1 and v2 ignore alpha, which is resized linearly.
+    /// Where the output has no alpha, the colours stay as they are.
     ///
     /// # Size
     /// Each side becomes floor(side·`up-scale`/2)·2; `lite` keeps odd sides at 1. With `target-width` or
@@ -189,8 +189,9 @@ impl VEnhance {
         imp::VEnhance::from_obj(self).plan(input, fps, inputs)
     }
 
-    /// How many input frames a run can skip, by the property `skip-frames`, and still give the same output from the frame on
-    /// that has left the element last, or is in a probe on its source pad. `None` before the first frame.
+    /// How many input frames a run can skip, with the property `skip-frames`, and still produce the same output from
+    /// the last pushed frame on; in a probe on the source pad, from the frame in the probe on. `None` before the first
+    /// frame.
     pub fn resume_from(&self) -> Option<u64> {
         imp::VEnhance::from_obj(self).resume_from()
     }

@@ -46,7 +46,7 @@ impl Default for Properties {
     }
 }
 
-/// The description of a property that only the diffusion models use contains “(v1, v2)”: the application goes by it.
+/// The description of a property that only the diffusion models use contains “(v1, v2)”: the application relies on that.
 pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
     let Properties {
         target_fps, rate_mode, shot_detection, duplicates, skip_frames, options, ..
@@ -111,14 +111,14 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             "target-height",
             "Target height",
             "Maximum output height in pixels, 0 for no limit. With target-width or target-height, instead \
-             of up-scale, the output is the largest of the input's aspect ratio that fits: 1 to 8 times \
-             the input. The pixel aspect ratio stays.",
+             of up-scale, the output is the largest size of the input's aspect ratio that fits: 1 to 8 \
+             times the input. The pixel aspect ratio stays.",
         ),
         gst::ParamSpecFraction::builder("target-fps")
             .nick("Target frame rate")
             .blurb(
                 "Target frame rate in frames per second, such as 24 or 24000/1001 (not 23.976); \
-                 rate-mode says how exactly the output has it. 0/1 keeps the input rate.",
+                 rate-mode sets how exactly the output follows it. 0/1 keeps the input rate.",
             )
             .minimum(gst::Fraction::new(0, 1))
             .maximum(gst::Fraction::new(i32::MAX, 1))
@@ -137,10 +137,9 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
         glib::ParamSpecBoolean::builder("shot-detection")
             .nick("Shot detection")
             .blurb(
-                "Whether hard cuts are found, and each shot is enhanced for itself: frames between two shots \
-                 repeat the nearer one. A shot that begins is announced by the element message venhance-shot, \
-                 with running-time and frame (the buffer's offset), and by a force-key-unit event. false is the \
-                 reference's behaviour.",
+                "Whether to detect hard cuts and enhance each shot separately: frames between two shots repeat \
+                 the nearer one. The element message venhance-shot, with running-time and frame (the buffer's \
+                 offset), and a force-key-unit event announce each shot. false is the reference's behaviour.",
             )
             .default_value(shot_detection)
             .mutable_ready()
@@ -149,7 +148,7 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             .nick("Repeated frames")
             .blurb(
                 "merge: runs of two to four equal frames, as in animation on twos, are interpolated over their \
-                 whole length, at unchanged duration. Longer runs stay still pictures.",
+                 whole length, at unchanged duration. Longer runs are kept as still pictures.",
             )
             .mutable_ready()
             .build(),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! When the output frames of a clip are shown: the times that the model is asked for, and what follows for
-//! the buffers.
+//! When the output frames of a clip are shown: the times that the model is asked for, and the timestamps of the
+//! buffers.
 
 use gst::ClockTime;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::engine::{Error, multiple_times};
 
-/// The most output frames for an input frame. Far more are a mistake in a rate, and would fill the memory.
+/// The most output frames for an input frame. More is an error in one of the rates, and would exhaust memory.
 const MAX_RATIO: u128 = 240;
 
 /// The rate of the output.

@@ -13,9 +13,9 @@ pub(super) fn of_buffer(buffer: &gst::BufferRef) -> Vec<ValidVideoTimeCode> {
         .collect()
 }
 
-/// The timecode at the output rate for the input frame with the timecode `input`, or rather for an output frame
-/// that comes `later` by less than an output frame. The rate is the nearest integer where timecodes do not
-/// support it; `None` if they support neither.
+/// The timecode at the output rate for an output frame that is `later` than the input frame with the timecode `input`,
+/// by less than an output frame. A rate that timecodes do not support is rounded to the nearest integer; `None` if they
+/// do not support that either.
 pub(super) fn output(
     input: &ValidVideoTimeCode,
     rate: OutputRate,

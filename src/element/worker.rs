@@ -16,7 +16,7 @@ use super::{
 };
 use crate::engine::{Cancel, ClipContext, Enhancer, Error, Frame, Progress, Sink};
 
-/// What the compute thread, and the threads of the model, tell the element.
+/// Receives the reports of the compute thread and of the threads of the model.
 pub(super) trait Report: Send + Sync + 'static {
     /// Called at each new format. `frame`: input frame duration; `lookahead`: input frames held back.
     fn format(&self, frame: Option<ClockTime>, lookahead: usize);
@@ -24,7 +24,7 @@ pub(super) trait Report: Send + Sync + 'static {
     fn progress(&self, progress: Progress, position: Option<ClockTime>);
     /// An input frame took this long, without the time that the model waited for the push task.
     fn computed(&self, took: Duration);
-    /// The work continues, but not as it was asked for.
+    /// A problem that does not stop the work.
     fn warned(&self, text: String);
     /// The computation has failed.
     fn failed(&self, error: Error);

@@ -102,7 +102,7 @@ impl Limit {
         let largest = side.saturating_mul(MAX_SCALE);
         let (why, instead) = if self.scaled() < side {
             (
-                "frames are not made smaller".to_owned(),
+                "frames cannot be made smaller".to_owned(),
                 format!("use {setting}={side} or more, or scale the input down before"),
             )
         } else if self.scaled() > largest {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which model runs, and what follows from that.
+//! The choice of the model, and what depends on it: output size, memory, warnings.
 
 use gst::{prelude::*, subclass::prelude::*};
 use gst_video::VideoInfo;
@@ -61,7 +61,7 @@ impl VEnhance {
         let mut plan: Vec<_> = limit.map(|limit| format!("size: {limit}")).into_iter().collect();
         plan.extend(models::plan(&choice, format, sizing, inputs)?);
         if properties.shot_detection {
-            plan.push("shots: each is enhanced for itself".into());
+            plan.push("shots: each is enhanced separately".into());
         }
         if properties.duplicates == Duplicates::Merge {
             plan.push("repeated frames: merged".into());

@@ -54,8 +54,8 @@ impl VEnhance {
         }
     }
 
-    /// Takes note that downstream takes no more frames. Upstream gets the error with its next buffer;
-    /// after EOS there is none, so the error is posted, or the EOS goes on in its place.
+    /// Ends the flow with the error that downstream returned. Upstream gets it with its next buffer. After EOS no
+    /// buffer comes: then the error is posted or, if it is EOS, the EOS event is pushed.
     fn end_flow(&self, error: gst::FlowError) {
         let dropped = self.queue.abort(error);
         gst::debug!(CAT, imp = self, "Downstream returned {error}; dropped: {dropped}");

@@ -236,7 +236,7 @@ impl VEnhance {
         self.push_event(event)
     }
 
-    /// The next frame follows none.
+    /// Forgets the last frame: the next one begins a clip.
     fn forget_timeline(&self) {
         let input = &mut self.state.lock().input;
         input.segment_starts = true;
@@ -256,7 +256,7 @@ impl VEnhance {
             let state = self.state.lock();
             state.input.clips.as_ref().is_some_and(|clips| {
                 let short = duration.is_some_and(|gap| clips.spans_one_frame(gap));
-                // Decoders hand this event on before the frames that they hold.
+                // Decoders forward this event before the frames that they hold.
                 short || clips.awaits_frame_before(start)
             })
         };

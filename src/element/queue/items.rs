@@ -68,7 +68,7 @@ pub(in crate::element) enum Picture {
     Skipped(Option<Frame>),
 }
 
-/// What an input buffer carries beside its picture.
+/// The metadata of an input buffer.
 pub(in crate::element) struct BufferInfo {
     pub(in crate::element) pts: Option<ClockTime>,
     pub(in crate::element) duration: Option<ClockTime>,
@@ -82,7 +82,7 @@ pub(in crate::element) struct BufferInfo {
 }
 
 impl BufferInfo {
-    /// What a buffer carries, with these flags instead of its own.
+    /// The metadata of a buffer, with these flags instead of its own.
     pub(in crate::element) fn new(
         buffer: &gst::BufferRef,
         flags: gst::BufferFlags,

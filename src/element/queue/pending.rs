@@ -19,8 +19,8 @@ use crate::{
 /// The output frames that the model has to deliver, and the input frames and events that they have not reached
 /// yet.
 ///
-/// What an input buffer carries beside its picture goes on with the first output frame at its time or after it,
-/// or with the last one if there is none.
+/// The metadata of an input buffer goes to the first output frame at its time or later, or to the last one if there is
+/// none.
 pub(super) struct PendingQueue {
     schedule: Schedule,
     rate: OutputRate,
