@@ -187,7 +187,7 @@ fn frames_without_times_get_a_constant_rate() {
     let input = scratch.make("in.jsv", &video, "identity", &[]);
     let run = fast(&scratch, &input, "out.mp4");
     succeeds(&run);
-    says(&run, "its frames have no usable times: 25 fps assumed");
+    says(&run, "its frames have no usable timestamps: 25 fps assumed");
     let times = decode(&scratch.path("out.mp4")).times;
     let expected: Vec<_> = (0..10).map(|n| ClockTime::from_mseconds(40 * n)).collect();
     assert_eq!(times, expected);
@@ -224,7 +224,7 @@ fn a_pixel_aspect_ratio_that_makes_no_sense_is_square() {
     let scratch = Scratch::new();
     let run = fast(&scratch, &media("negative_aspect.avi"), "out.mkv");
     succeeds(&run);
-    says(&run, "aspect ratio -1/1 makes no sense");
+    says(&run, "aspect ratio -1/1 is invalid");
     let info = decode(&scratch.path("out.mkv")).info();
     assert_eq!(info.par(), gst::Fraction::new(1, 1));
 }

@@ -210,7 +210,7 @@ fn properties_of(pspecs: &[glib::ParamSpec], matches: &ArgMatches) -> Vec<Proper
             if let Ok(used) = value.get::<i32>()
                 && text.parse() != Ok(f64::from(used))
             {
-                eprintln!("--{} {text} is not possible: using {used}", pspec.name());
+                eprintln!("--{} {text} is not supported: using {used}", pspec.name());
             }
             given.push(Property { name: pspec.name().to_owned(), value });
         }

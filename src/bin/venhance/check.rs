@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Checks by reading files: which streams of the input are empty, and whether the finished file contains what
-//! it should.
+//! Checks by reading files: which streams of the input are empty, and whether the finished file is complete.
 
 use std::path::Path;
 
@@ -33,7 +32,7 @@ impl Session {
         }
         let streams = packets.streams();
         if streams.is_empty() {
-            // The work will say why.
+            // The enhancement reports the reason.
             return Ok(());
         }
         for (name, others) in [("sound", &mut source.audio), ("subtitle", &mut source.subtitles)] {
@@ -62,7 +61,7 @@ impl Session {
             Failure::new(
                 Kind::Output,
                 format!(
-                    "what {muxer} has written cannot be used: {why}; use another --encoder or format"
+                    "the file that {muxer} has written is unusable: {why}; use another --encoder or format"
                 ),
             )
         };
@@ -104,7 +103,7 @@ impl Session {
         }
     }
 
-    /// Reads the packets of the video in a file that was made of `source`.
+    /// Reads the packets of the video in a file that was made from `source`.
     pub fn video_of(&self, source: &Source, path: &Path) -> Result<Contents, Failure> {
         let packets = Packets::new(path, None)?;
         if let End::Interrupted = self.run(&packets.pipeline, source, path, None)? {

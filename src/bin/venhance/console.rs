@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `println!` and `eprintln!` for this program. Those of the standard library panic where the reader has gone
-//! (`| head`) or the disk is full; the work goes on without these lines. Control characters of names and messages
-//! are escaped, so that they do not reach the terminal.
+//! `println!` and `eprintln!` for this program. Those of the standard library panic on a closed pipe (`| head`) or a full
+//! disk; here, the work continues without these lines. Control characters in names and messages are escaped, so that
+//! they do not reach the terminal.
 
 use std::io::{self, Write};
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Faults of demuxers that are corrected where they read the file.
+//! Works around faults of demuxers, where they read the file.
 
 use std::{
     ops::Range,

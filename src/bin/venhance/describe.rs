@@ -14,7 +14,7 @@ use crate::{
     source::{ASSUMED_RATE, Source},
 };
 
-/// Fewer bytes make no frame.
+/// The smallest size of an encoded frame.
 const MIN_FRAME_BYTES: usize = 16;
 
 /// The input video.
@@ -46,7 +46,7 @@ impl Session {
         Ok(lines.join("\n"))
     }
 
-    /// What VEnhancer's script logs when it starts: frames, rates, sizes, and what the model is told.
+    /// What VEnhancer's script logs when it starts: frames, rates, sizes, and the parameters of the model.
     pub fn describe(&self, source: &Source) -> Result<String, Failure> {
         let input = input_of(source)?;
         let lines = self.describe_input(source, &input, self.count_frames(source, &input)?)?;
@@ -86,7 +86,7 @@ impl Session {
         Ok(lines)
     }
 
-    /// What the element makes of a video.
+    /// Size and frame rate of the output.
     pub fn output(&self, source: &Source) -> Result<Output, Failure> {
         self.output_of(source, &input_of(source)?)
     }

@@ -25,7 +25,7 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Finds the videos of a folder, and says what is skipped.
+    /// Finds the videos of a folder, and reports what is skipped.
     ///
     /// # Errors
     /// If there are none.

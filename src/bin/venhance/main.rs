@@ -15,7 +15,8 @@
 //!                       └─► compare    picture of input and output
 //! ```
 //!
-//! `demuxers` corrects faults of demuxers; `console` is how all of them print; `local` keeps GStreamer from opening anything but the named files.
+//! `demuxers` works around faults of demuxers; `console` prints for all of them; `local` keeps GStreamer from opening
+//! anything but the named files.
 
 #[macro_use]
 mod console;
@@ -103,7 +104,7 @@ fn plan(session: &Session, input: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prints what was asked for. A reader that has gone wants no more of it.
+/// Prints to standard output. A closed pipe is no failure.
 fn print(text: &str) -> Result<(), Failure> {
     match console::write(&mut io::stdout(), text) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

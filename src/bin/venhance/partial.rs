@@ -135,7 +135,7 @@ pub struct Content {
     pub last: ClockTime,
     /// Running time of its end.
     pub end: ClockTime,
-    /// As the encoder describes it. A Matroska file does not contain all of this.
+    /// The encoder's caps. A Matroska file does not contain all of their fields.
     pub caps: gst::Caps,
 }
 

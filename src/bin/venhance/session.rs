@@ -386,7 +386,7 @@ impl Drop for Session {
     }
 }
 
-/// Shows a message that is of interest to the user.
+/// Shows a message that the user should see.
 fn show(message: &gst::MessageRef, input: &Path, report: &mut Report) {
     match message.view() {
         gst::MessageView::Warning(warning) => {
@@ -425,7 +425,9 @@ fn conversions(source: &Source, container: &Container) -> Result<Vec<String>, Fa
     for stream in &source.subtitles {
         if container.subtitles(stream)? == Treatment::Drop {
             notes.push(match stream.is(UNKNOWN_SUBTITLES) {
-                true => "GStreamer cannot tell the format of these subtitles: dropping them".into(),
+                true => {
+                    "GStreamer does not know the format of these subtitles: dropping them".into()
+                }
                 false => {
                     let codec = codec(&stream.caps);
                     format!("{muxer} does not support {codec}: dropping these subtitles")
@@ -436,8 +438,7 @@ fn conversions(source: &Source, container: &Container) -> Result<Vec<String>, Fa
     Ok(notes)
 }
 
-/// Ends the stream of the input that has failed, so that what it gave before is kept. False if it gave
-/// nothing.
+/// Ends the stream of the input that has failed, so that its data up to there is kept. False if it had no data.
 fn end_stream(error: &gst::message::Error) -> bool {
     let fed = error.src().and_then(fed_by).filter(|pad| pad.has_current_caps());
     fed.is_some_and(|pad| {

@@ -47,11 +47,10 @@ pub struct Source {
     pub tags: gst::TagList,
 }
 
-/// The frame rate of a picture, which becomes a video of one frame, and of a video that says nothing of its
-/// times.
+/// The frame rate of a picture, which becomes a video of one frame, and of a video without timestamps.
 pub const ASSUMED_RATE: gst::Fraction = gst::Fraction::new_raw(25, 1);
 
-/// Subtitles whose format the demuxer does not tell. `parsebin` leaves them out.
+/// Subtitles of a format that the demuxer does not know. `parsebin` drops them.
 pub const UNKNOWN_SUBTITLES: &str = "application/x-subtitle-unknown";
 
 /// Longest time to find the streams. GStreamer 1.22 sometimes loses a demuxer's error, and then waits

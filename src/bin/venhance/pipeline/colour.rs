@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The colorimetry of the decoded video.
 //!
-//! - GStreamer 1.22 takes limited range for granted where an MP4 or QuickTime file describes the colours,
-//!   whatever the encoded video says.
-//! - A video can say that it has full range without a colour matrix. GStreamer then replaces both.
+//! - Where an MP4 or QuickTime file describes the colours, GStreamer 1.22 assumes limited range, whatever the encoded
+//!   video says.
+//! - An encoded video can signal full range without a colour matrix. GStreamer then replaces both.
 
 use gst::prelude::*;
 use gst_video::{VideoColorMatrix, VideoColorRange, VideoColorimetry, VideoInfo};
 
-/// Lets the encoded video decide on the range, and completes what it leaves open. `encoded` is the decoder's
-/// sink pad, `decoded` the pad that takes its output.
+/// Takes the range from the encoded video, and completes what it does not signal. `encoded` is the decoder's sink pad,
+/// `decoded` the pad that takes its output.
 pub fn keep_range(encoded: &gst::Pad, decoded: &gst::Pad) {
     replace_colorimetry(encoded, |caps, colorimetry| {
         // The decoder replaces an unknown range by that of the encoded video. Only these codecs have one.

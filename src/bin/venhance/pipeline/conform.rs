@@ -20,11 +20,11 @@ const FIXED_FIELDS: [&str; 5] =
 
 /// The elements, in their order, that decoded frames pass before the enhancer.
 pub fn conform(source: &Source, enhancer: &gst::Element) -> Result<Vec<gst::Element>, Failure> {
-    // Where nothing is to be done, all of them pass the frames through.
+    // All of them pass frames through that need no change.
     let (convert, deinterlace) = (make("videoconvert")?, make("deinterlace")?);
-    // Otherwise it lets interlaced frames of a format through that it cannot deinterlace.
+    // Otherwise interlaced frames of an unsupported format would pass unchanged.
     deinterlace.set_property_from_str("mode", "auto-strict");
-    // A container would have given times.
+    // Without a container, there are no timestamps.
     repair(&convert, source.elementary || source.still);
     let mut path = vec![convert, deinterlace];
     if let Some(direction) = source.rotation {
@@ -44,7 +44,7 @@ pub(super) fn warn(element: &gst::Element, text: &str) {
     gst::element_warning!(element, gst::StreamError::Format, ("{text}"));
 }
 
-/// Corrects caps and times that make no sense, where they enter `element`, and leaves incomplete frames out.
+/// Corrects invalid caps and timestamps at the sink pad of `element`, and drops incomplete frames.
 fn repair(element: &gst::Element, needs_rate: bool) {
     let Some(sink) = element.static_pad("sink") else { return };
     let (weak, frames) = (element.downgrade(), Mutex::new(Frames::default()));
@@ -84,7 +84,7 @@ fn repair(element: &gst::Element, needs_rate: bool) {
     });
 }
 
-/// The caps with a possible aspect ratio, and with a rate if it `needs_rate`.
+/// The caps with a valid aspect ratio and, if it `needs_rate`, with a frame rate.
 fn repaired(element: &gst::Element, caps: &gst::CapsRef, needs_rate: bool) -> gst::Caps {
     let mut caps = caps.to_owned();
     let Some(structure) = caps.make_mut().structure_mut(0) else { return caps };
@@ -92,7 +92,7 @@ fn repaired(element: &gst::Element, caps: &gst::CapsRef, needs_rate: bool) -> gs
         let (x, y) = (i64::from(aspect.numer()), i64::from(aspect.denom()));
         let largest = i64::from(LARGEST_ASPECT);
         if x <= 0 || y <= 0 || x > y * largest || y > x * largest {
-            warn(element, &format!("its pixel aspect ratio {x}/{y} makes no sense: 1/1 assumed"));
+            warn(element, &format!("its pixel aspect ratio {x}/{y} is invalid: 1/1 assumed"));
             structure.set("pixel-aspect-ratio", gst::Fraction::new(1, 1));
         }
     }
@@ -106,7 +106,7 @@ fn repaired(element: &gst::Element, caps: &gst::CapsRef, needs_rate: bool) -> gs
     if interlaced && info.is_ok_and(|info| info.comp_depth(0) > 8) {
         warn(
             element,
-            "it is interlaced: GStreamer deinterlaces with 8 bits, so finer shades are lost",
+            "it is interlaced: GStreamer deinterlaces with 8 bits, so the other bits are lost",
         );
     }
     caps
@@ -118,7 +118,7 @@ struct Frames {
     size: usize,
     /// Whether an incomplete frame has been left out.
     dropped: bool,
-    /// The time of the next frame if it does not say.
+    /// The time of the next frame if it has none.
     next: ClockTime,
     /// The time of the last frame of the segment.
     last: Option<ClockTime>,
@@ -164,7 +164,7 @@ impl Frames {
     /// Returns a warning the first time.
     fn drop_one(&mut self) -> Option<String> {
         let first = !std::mem::replace(&mut self.dropped, true);
-        first.then(|| "frames that are incomplete are left out".to_owned())
+        first.then(|| "incomplete frames are dropped".to_owned())
     }
 
     /// Gives a frame a time after that of the frame before. Returns a warning the first time that it does
@@ -183,7 +183,7 @@ impl Frames {
         first.then(|| {
             let rate = format!("{:.4} fps", 1.0 / self.duration.seconds_f64());
             let rate = rate.replace(".0000 fps", " fps");
-            format!("its frames have no usable times: {rate} assumed")
+            format!("its frames have no usable timestamps: {rate} assumed")
         })
     }
 }
@@ -268,8 +268,8 @@ fn size_change(before: &gst::CapsRef, now: &gst::CapsRef) -> String {
     )
 }
 
-/// Lets only the first caps reach an encoder, of those with the same size and format: others differ in what
-/// frames carry themselves, such as a nominal rate, and would start a second stream.
+/// Drops caps of the same size and format as those before: they differ only in fields such as the nominal rate, and would
+/// start a second stream in the encoder.
 pub fn keep_first_caps(encoder: &gst::Pad) {
     let first = Mutex::new(None);
     encoder.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {

@@ -21,7 +21,7 @@ use crate::{
 /// Times in the partial file are rounded.
 const ROUNDING: ClockTime = ClockTime::MSECOND;
 
-/// What the finished file is made of.
+/// The parts of the finished file.
 pub struct Finish<'a> {
     pub source: &'a Source,
     pub container: &'a Container,
@@ -99,8 +99,8 @@ fn keep_times(sink: &gst::Pad) {
     });
 }
 
-/// Adds what the encoder said of the video to what the demuxer says: GStreamer 1.22 reads fields of some
-/// codecs under other names than its muxers ask for.
+/// Adds the fields of the encoder's caps to those of the demuxer: for some codecs, GStreamer 1.22 reads fields under other
+/// names than its muxers expect.
 fn complete_caps(demuxer: &gst::Pad, encoded: gst::Caps) {
     demuxer.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
         if let Some(gst::PadProbeData::Event(event)) = &mut info.data

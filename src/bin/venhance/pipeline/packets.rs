@@ -64,7 +64,7 @@ impl Packets {
                 if wanted.as_ref().is_some_and(done)
                     && let Some(bus) = &bus
                 {
-                    // Nobody waits for the rest.
+                    // The rest is not needed.
                     let _ = bus.post(gst::message::Eos::new());
                 }
                 gst::PadProbeReturn::Ok

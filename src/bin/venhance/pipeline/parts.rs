@@ -160,7 +160,7 @@ pub fn link_to_muxer(
 ) -> Result<gst::Pad, Failure> {
     let pad = muxer.request_pad_simple(template).ok_or_else(|| {
         let name = muxer.factory().map_or(muxer.name(), |factory| factory.name());
-        internal(format!("{name} gives no pad {template}"))
+        internal(format!("{name} has no pad {template}"))
     })?;
     link(src, &pad)?;
     Ok(pad)
