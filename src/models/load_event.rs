@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the caller is told while a model is loaded.
+//! The events that the caller gets while a model is loaded.
 
 use crate::weights;
 

@@ -87,8 +87,8 @@ pub fn check_folder(choice: &Choice) -> Result<(), Error> {
 }
 
 /// Describes for users what a model computes for a clip of `inputs` frames, the memory that it needs, and the memory of
-/// the devices: one line for each fact, none for `lite`. `sizing` is what the output size of `format` follows from.
-/// Loads no weights.
+/// the devices: one line for each fact, none for `lite`. `sizing` is the request that the output size of `format`
+/// results from. Loads no weights.
 ///
 /// # Errors
 /// [`Error::Weights`] if the model folder is invalid.
@@ -102,8 +102,8 @@ pub fn plan(
     choice.request.as_ref().map_or(Ok(Vec::new()), plan)
 }
 
-/// Checks that the devices have enough memory for a format. `sizing` is what its output size follows from. Loads no
-/// weights.
+/// Checks that the devices have enough memory for a format. `sizing` is the request that its output size
+/// results from. Loads no weights.
 ///
 /// # Errors
 /// [`Error::TooLittleMemory`] with the largest max-pixels that fits, or [`Error::Weights`] if the model folder

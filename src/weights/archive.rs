@@ -74,7 +74,7 @@ impl<'a> Archive<'a> {
         });
         range.ok_or_else(|| {
             candle_core::Error::msg(format!(
-                "the entry {} has {} bytes behind offset {}, but the file has {} bytes",
+                "the entry {} has {} bytes from offset {} on, but the file has {} bytes",
                 shown(name),
                 entry.size,
                 entry.header,
