@@ -90,6 +90,8 @@ struct State {
     statistics: Statistics,
     /// The model of the last start.
     choice: Option<Choice>,
+    /// Whether black frames are made instead of enhanced ones.
+    dry_run: bool,
     /// Whether an error has been posted since the last start or flush.
     failed: bool,
     /// Whether a warning has said, since the last start, why caps are refused.

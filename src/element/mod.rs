@@ -195,6 +195,18 @@ impl VEnhance {
     pub fn resume_from(&self) -> Option<u64> {
         imp::VEnhance::from_obj(self).resume_from()
     }
+
+    /// The number of input frames before the one at the time of the output frame that has left the element last, or is in
+    /// a probe on its source pad. `None` before the first frame.
+    pub fn input_frame(&self) -> Option<u64> {
+        imp::VEnhance::from_obj(self).input_frame()
+    }
+
+    /// Makes black frames from the next start on, instead of enhancing. Their timestamps, shots and resume points are
+    /// those of a run; the weights are not read.
+    pub fn set_dry_run(&self) {
+        imp::VEnhance::from_obj(self).set_dry_run();
+    }
 }
 
 pub(crate) fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {

@@ -30,6 +30,7 @@
 //! - To end the clip of the inner model early, [`finish`](Enhancer::finish) it with the output times that repeat
 //!   its last frame, and start it again with those that repeat the next frame.
 
+mod blank;
 pub mod duplicates;
 mod error;
 mod frame;
@@ -41,6 +42,7 @@ mod sizing;
 mod text;
 mod times;
 
+pub use blank::Blank;
 pub use error::{Cancel, Error};
 pub(crate) use frame::zeroed;
 pub use frame::{Components, Frame};

@@ -18,7 +18,9 @@ use crate::{
         progress::LatencyPart,
         worker::{Report, Worker},
     },
-    engine::{self, Cancel, Enhancer, Error, duplicates::DuplicateMerger, shots::ShotEnhancer},
+    engine::{
+        self, Blank, Cancel, Enhancer, Error, duplicates::DuplicateMerger, shots::ShotEnhancer,
+    },
     models::{self, Choice, LoadEvent, Loaded},
     weights,
 };
@@ -27,6 +29,10 @@ impl VEnhance {
     /// Runs from start to stop. An error or a panic of the model ends it early and is posted.
     pub(super) fn compute(&self, choice: &Choice, cancel: &Cancel) {
         let run = || {
+            if self.state.lock().dry_run {
+                self.work(&mut Blank::default());
+                return Ok(());
+            }
             let idle = self.state.lock().idle.take();
             let mut loaded = match idle {
                 Some(idle) if idle.choice == *choice => {
@@ -35,26 +41,7 @@ impl VEnhance {
                 }
                 idle => self.load(choice, idle, cancel)?,
             };
-            let (shot_detection, duplicates) = {
-                let properties = self.properties.lock();
-                (properties.shot_detection, properties.duplicates)
-            };
-            let report = Arc::new(Reporter(self.obj().downgrade()));
-            let mut merger;
-            let model: &mut dyn Enhancer = match duplicates {
-                Duplicates::Keep => &mut *loaded.enhancer,
-                Duplicates::Merge => {
-                    merger = DuplicateMerger::new(&mut *loaded.enhancer);
-                    &mut merger
-                }
-            };
-            match shot_detection {
-                true => {
-                    let mut shots = ShotEnhancer::new(model);
-                    Worker::new(&self.queue, &mut shots, report).run();
-                }
-                false => Worker::new(&self.queue, model, report).run(),
-            }
+            self.work(&mut *loaded.enhancer);
             loaded.enhancer.reset();
             self.state.lock().idle = Some(loaded);
             Ok(())
@@ -73,6 +60,30 @@ impl VEnhance {
         self.fail(gst::error_msg!(gst::LibraryError::Failed, ("{error}")));
         let dropped = self.queue.close(gst::FlowError::Error);
         gst::debug!(CAT, imp = self, "The compute thread ends; dropped: {dropped}");
+    }
+
+    /// Gives the model one clip after another until the element stops.
+    fn work(&self, model: &mut dyn Enhancer) {
+        let (shot_detection, duplicates) = {
+            let properties = self.properties.lock();
+            (properties.shot_detection, properties.duplicates)
+        };
+        let report = Arc::new(Reporter(self.obj().downgrade()));
+        let mut merger;
+        let model: &mut dyn Enhancer = match duplicates {
+            Duplicates::Keep => model,
+            Duplicates::Merge => {
+                merger = DuplicateMerger::new(model);
+                &mut merger
+            }
+        };
+        match shot_detection {
+            true => {
+                let mut shots = ShotEnhancer::new(model);
+                Worker::new(&self.queue, &mut shots, report).run();
+            }
+            false => Worker::new(&self.queue, model, report).run(),
+        }
     }
 
     /// Loads the model and reports that on the bus.

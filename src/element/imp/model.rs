@@ -99,7 +99,10 @@ impl VEnhance {
     /// stream ends with an error, before the model is loaded.
     pub(super) fn check_memory(&self, format: &engine::Format) {
         let sizing = self.properties.lock().sizing();
-        let choice = self.state.lock().choice.clone();
+        let choice = {
+            let state = self.state.lock();
+            state.choice.clone().filter(|_| !state.dry_run)
+        };
         let check = |choice: Choice| models::check_memory(&choice, format, sizing);
         if let Err(error) = choice.map_or(Ok(()), check) {
             self.fail(gst::error_msg!(gst::ResourceError::NoSpaceLeft, ("{error}")));
@@ -129,6 +132,17 @@ impl VEnhance {
             Duplicates::Merge => 0,
         };
         Some(clip + shot + first)
+    }
+
+    /// See [`crate::VEnhance::input_frame`].
+    pub(in crate::element) fn input_frame(&self) -> Option<u64> {
+        let input = self.state.lock().output.input?;
+        Some(input.clip + input.number)
+    }
+
+    /// See [`crate::VEnhance::set_dry_run`].
+    pub(in crate::element) fn set_dry_run(&self) {
+        self.state.lock().dry_run = true;
     }
 
     /// The model that runs, or that will run as far as it is known.
