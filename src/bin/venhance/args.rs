@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: the application's own flags, and one flag for each property of the element.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
-use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
-use gst::glib;
+use clap::{Arg, ArgAction, ArgMatches, Parser};
+use gst::{ClockTime, glib};
 
-use crate::properties::{self, Property};
+use crate::{
+    jobs::{Division, Selection},
+    properties::{self, Property},
+};
 
 pub struct Args {
     pub input: PathBuf,
@@ -80,24 +86,113 @@ pictures, subfolders and other files in IN are skipped. If only OUT is a folder,
 An output file ends in .mp4, .m4v, .mov, .mkv or .webm. During the run, OUT.partial.mkv holds the finished part; it \
 can be played.";
 
+const PLAN_ABOUT: &str = "Divides a video into pieces that many machines can make, each with `venhance piece`, and writes a \
+job file. Prints the number of pieces. Decodes the video once; needs no weights and no GPU: name the model with --model.";
+
+const PIECE_ABOUT: &str =
+    "Makes a piece of a job. A piece that is finished stays, one that was interrupted continues.";
+
+const JOIN_ABOUT: &str = "Makes the output of the pieces of a job, with the sound, subtitles and tags of the input, and \
+removes the pieces. The video is not encoded again.";
+
+const STATUS_ABOUT: &str =
+    "Shows which pieces of a job are finished, and how long the others will take.";
+
+const COMMANDS: &str = "On many machines: venhance plan, then venhance piece on each, then venhance join; venhance status \
+shows the progress. Each has its own --help. A file with such a name is ./plan.
+
+";
+
 const EXIT_CODES: &str = "Exit codes: 0 success, 2 usage, 3 input (also one that ends \
 early: OUT has what could be read), 4 output or disk, 5 missing GStreamer plugin, 6 model, 130 cancelled. Ctrl-C stops and keeps the finished part; a second Ctrl-C aborts.";
 
 /// The application's own flags.
 #[derive(Parser)]
-#[command(name = "venhance", version, about = ABOUT, after_help = EXIT_CODES)]
+#[command(name = "venhance", version, about = ABOUT, after_help = COMMANDS.to_owned() + EXIT_CODES)]
 // VEnhancer's script has another --version.
 #[command(disable_version_flag = true)]
 struct OwnArgs {
+    #[command(flatten)]
+    video: VideoArgs,
+    /// Print what would be done and exit; needs no weights
+    #[arg(long)]
+    plan: bool,
+    /// Continue an interrupted run after its last complete piece
+    #[arg(long, help_heading = "Output", conflicts_with = "overwrite")]
+    resume: bool,
+    /// Also write a PNG with input and output frames side by side
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    compare: Option<PathBuf>,
+
+    /// Print version, as --version does on its own
+    #[arg(short = 'V', action = ArgAction::Version)]
+    version: (),
+}
+
+/// `venhance plan`.
+#[derive(Parser)]
+#[command(name = "venhance plan", about = PLAN_ABOUT, after_help = EXIT_CODES)]
+struct PlanArgs {
+    #[command(flatten)]
+    video: VideoArgs,
+    /// Job file to write; for a folder of videos, a folder of job files
+    #[arg(short = 'o', long = "job", value_name = "JOB")]
+    job: PathBuf,
+    /// Number of pieces; a short video can have fewer
+    #[arg(long, value_name = "N", conflicts_with = "piece_seconds")]
+    #[arg(required_unless_present = "piece_seconds")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pieces: Option<u64>,
+    /// Length of a piece in seconds
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    piece_seconds: Option<u64>,
+}
+
+/// `venhance piece`.
+#[derive(Parser)]
+#[command(name = "venhance piece", about = PIECE_ABOUT, after_help = EXIT_CODES)]
+struct PieceArgs {
+    /// Job file, or folder of job files, whose pieces are numbered one after the other
+    #[arg(value_name = "JOB")]
+    job: PathBuf,
+    /// Number of the piece, from 0 [default: SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX]
+    #[arg(value_name = "I", conflicts_with_all = ["from", "to"])]
+    piece: Option<usize>,
+    /// Make all pieces from this one on, with one model load
+    #[arg(long, value_name = "A", requires = "to")]
+    from: Option<usize>,
+    /// The last of them
+    #[arg(long, value_name = "B", requires = "from")]
+    to: Option<usize>,
+}
+
+/// `venhance join`.
+#[derive(Parser)]
+#[command(name = "venhance join", about = JOIN_ABOUT, after_help = EXIT_CODES)]
+struct JoinArgs {
+    /// Job file, or folder of job files
+    #[arg(value_name = "JOB")]
+    job: PathBuf,
+}
+
+/// `venhance status`.
+#[derive(Parser)]
+#[command(name = "venhance status", about = STATUS_ABOUT)]
+struct StatusArgs {
+    /// Job file, or folder of job files
+    #[arg(value_name = "JOB")]
+    job: PathBuf,
+}
+
+/// What is enhanced and how.
+#[derive(clap::Args)]
+struct VideoArgs {
     /// Video file, or folder of videos
     #[arg(value_name = "IN", required_unless_present = "input_path")]
     input: Option<PathBuf>,
     /// Output file, or output folder
     #[arg(value_name = "OUT", required_unless_present_any = ["save_dir", "plan"])]
     output: Option<PathBuf>,
-    /// Print what would be done and exit; needs no weights
-    #[arg(long)]
-    plan: bool,
 
     /// Video encoder with properties in gst-launch syntax, such as 'x265enc speed-preset=slow'
     /// [default: x264enc with 4:2:0 and 8 bits; vp9enc for .webm]
@@ -109,15 +204,9 @@ struct OwnArgs {
     #[arg(long, value_name = "N", help_heading = "Output")]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=63))]
     quality: Option<u32>,
-    /// Continue an interrupted run after its last complete piece
-    #[arg(long, help_heading = "Output")]
-    resume: bool,
     /// Replace an existing output or the files of an interrupted run
-    #[arg(long, help_heading = "Output", conflicts_with = "resume")]
+    #[arg(long, help_heading = "Output")]
     overwrite: bool,
-    /// Also write a PNG with input and output frames side by side
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
-    compare: Option<PathBuf>,
 
     /// Same as IN
     #[arg(long = "input_path", value_name = "FILE", help_heading = REFERENCE_HEADING)]
@@ -134,51 +223,94 @@ struct OwnArgs {
     /// Use the name of each video as its prompt
     #[arg(long = "filename_as_prompt", help_heading = REFERENCE_HEADING)]
     filename_as_prompt: bool,
-
-    /// Print version, as --version does on its own
-    #[arg(short = 'V', action = ArgAction::Version)]
-    version: (),
 }
 
 const REFERENCE_HEADING: &str = "Flags of VEnhancer's script";
 const PROPERTIES_HEADING: &str = "Enhancement (the properties of the element venhance)";
 
+/// What the program is asked to do.
+pub enum Command {
+    Enhance(Args),
+    /// Write a job file.
+    Plan(Args, Division, PathBuf),
+    /// Make pieces of a job.
+    Piece(PathBuf, Selection),
+    Join(PathBuf),
+    Status(PathBuf),
+}
+
 /// Reads the command line; exits on `--help` and on a mistake.
-pub fn parse() -> Args {
-    let pspecs = properties::settable();
+pub fn parse() -> Command {
     let mut arguments: Vec<_> = std::env::args_os().collect();
-    // With a value it is VEnhancer's.
-    if arguments.len() == 2 && arguments[1] == "--version" {
-        arguments[1] = "-V".into();
+    let command = arguments.get(1).and_then(|command| command.to_str()).unwrap_or_default();
+    match command {
+        "plan" => {
+            let (PlanArgs { video, job, pieces, piece_seconds }, properties) =
+                with_properties(&arguments[1..]);
+            let division = match (pieces, piece_seconds) {
+                (None, Some(seconds)) => Division::Length(ClockTime::from_seconds(seconds)),
+                (pieces, _) => Division::Pieces(pieces.unwrap_or(1)),
+            };
+            Command::Plan(video.args(properties), division, job)
+        }
+        "piece" => {
+            let PieceArgs { job, piece, from, to } = PieceArgs::parse_from(&arguments[1..]);
+            let selection = match (piece, from.zip(to)) {
+                (Some(piece), _) => Selection::One(piece),
+                (None, Some((from, to))) => Selection::Range(from, to),
+                (None, None) => Selection::OfTask,
+            };
+            Command::Piece(job, selection)
+        }
+        "join" => Command::Join(JoinArgs::parse_from(&arguments[1..]).job),
+        "status" => Command::Status(StatusArgs::parse_from(&arguments[1..]).job),
+        _ => {
+            // With a value it is VEnhancer's.
+            if arguments.len() == 2 && arguments[1] == "--version" {
+                arguments[1] = "-V".into();
+            }
+            let (own, properties) = with_properties::<OwnArgs>(&arguments);
+            let OwnArgs { video, plan, resume, compare, .. } = own;
+            Command::Enhance(Args { plan, resume, compare, ..video.args(properties) })
+        }
     }
+}
+
+/// Reads own flags, and one for each property.
+fn with_properties<T: Parser>(arguments: &[OsString]) -> (T, Vec<Property>) {
+    let pspecs = properties::settable();
     let mut matches = pspecs
         .iter()
-        .fold(OwnArgs::command(), |command, pspec| command.arg(property_arg(pspec)))
+        .fold(T::command(), |command, pspec| command.arg(property_arg(pspec)))
         .get_matches_from(arguments);
     let properties = properties_of(&pspecs, &matches);
-    let own = OwnArgs::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit());
+    (T::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit()), properties)
+}
 
-    let input = own.input.or(own.input_path).unwrap_or_default();
-    let saved = own.save_dir.as_ref().map(|folder| saved_as(&input, folder));
-    let output = own.output.or(saved).unwrap_or_default();
-    let prompts = match own.prompt_path {
-        Some(lines) => Prompts::Lines(lines),
-        None if own.filename_as_prompt => Prompts::FileName,
-        None if properties.iter().any(|property| property.name == "prompt") => Prompts::Given,
-        None => Prompts::TextFile,
-    };
-    Args {
-        input,
-        output,
-        encoder: own.encoder,
-        quality: own.quality,
-        resume: own.resume,
-        overwrite: own.overwrite,
-        compare: own.compare,
-        properties,
-        prompts,
-        save_dir: own.save_dir,
-        plan: own.plan,
+impl VideoArgs {
+    fn args(self, properties: Vec<Property>) -> Args {
+        let input = self.input.or(self.input_path).unwrap_or_default();
+        let saved = self.save_dir.as_ref().map(|folder| saved_as(&input, folder));
+        let output = self.output.or(saved).unwrap_or_default();
+        let prompts = match self.prompt_path {
+            Some(lines) => Prompts::Lines(lines),
+            None if self.filename_as_prompt => Prompts::FileName,
+            None if properties.iter().any(|property| property.name == "prompt") => Prompts::Given,
+            None => Prompts::TextFile,
+        };
+        Args {
+            input,
+            output,
+            encoder: self.encoder,
+            quality: self.quality,
+            resume: false,
+            overwrite: self.overwrite,
+            compare: None,
+            properties,
+            prompts,
+            save_dir: self.save_dir,
+            plan: false,
+        }
     }
 }
 

@@ -107,7 +107,7 @@ impl Session {
     pub fn video_of(&self, source: &Source, path: &Path) -> Result<Contents, Failure> {
         let packets = Packets::new(path, None)?;
         if let End::Interrupted = self.run(&packets.pipeline, source, path, None)? {
-            return Err(cancelled("all frames are finished; --resume writes the output file"));
+            return Err(cancelled("all frames are finished, and the file was being read back"));
         }
         let streams = packets.streams();
         Ok(streams.values().find(|stream| stream.video).cloned().unwrap_or_default())

@@ -64,7 +64,7 @@ impl Failure {
     pub fn output(path: &Path, error: &io::Error) -> Self {
         let advice = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                "free some space and continue with --resume"
+                "free some space and continue"
             }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 "use an output folder with write permission"

@@ -13,6 +13,7 @@
 //!                       ├─► describe   what is done, for --plan and for the log
 //!                       ├─► report     progress
 //!                       └─► compare    picture of input and output
+//!                  └─► jobs           plan, piece, join, status: one video on many machines
 //! ```
 //!
 //! `demuxers` works around faults of demuxers; `console` prints for all of them; `local` keeps GStreamer from opening
@@ -27,6 +28,7 @@ mod demuxers;
 mod describe;
 mod failure;
 mod folder;
+mod jobs;
 mod local;
 mod partial;
 mod pipeline;
@@ -41,6 +43,7 @@ mod trial;
 
 use std::{io, path::Path, process::ExitCode};
 
+use args::{Args, Command};
 use failure::{Failure, Kind};
 use folder::Folder;
 use session::{Outcome, Session};
@@ -63,11 +66,24 @@ fn run() -> Result<(), Failure> {
         .and_then(|()| gstvenhance::plugin_register_static().map_err(|error| error.to_string()))
         .map_err(|error| Failure::new(Kind::Plugin, format!("cannot start GStreamer: {error}")))?;
     local::forbid_references();
-    let args = args::parse();
+    let command = args::parse();
     let signals = Signals::default();
     // If this fails, a signal ends the process at once; the partial file can still be played.
     let _ = signals.handle();
+    match command {
+        Command::Enhance(args) => enhance(args, signals),
+        Command::Plan(args, division, job) => {
+            let session = Session::new(args, signals)?;
+            session.warn_of_unused_flags();
+            print(&jobs::plan(&session, division, &job)?.to_string())
+        }
+        Command::Piece(job, selection) => jobs::make_pieces(&job, selection, &signals),
+        Command::Join(job) => jobs::join(&job, &signals),
+        Command::Status(job) => print(&jobs::status(&job)?),
+    }
+}
 
+fn enhance(args: Args, signals: Signals) -> Result<(), Failure> {
     let (input, output) = (args.input.clone(), args.output.clone());
     let session = Session::new(args, signals)?;
     session.warn_of_unused_flags();

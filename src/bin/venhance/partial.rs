@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     fs::{File, TryLockError},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -36,6 +36,8 @@ pub struct Paths {
     pub index: PathBuf,
     /// The finished file until it is renamed to `output`.
     pub finished: PathBuf,
+    /// What a user does to continue an interrupted run.
+    pub how_to_continue: &'static str,
 }
 
 impl Paths {
@@ -50,6 +52,7 @@ impl Paths {
             video: with(".partial.mkv"),
             index: with(".partial.json"),
             finished: with(".partial.new"),
+            how_to_continue: "continue with --resume",
         }
     }
 
@@ -304,29 +307,20 @@ impl Partial {
 
     /// Fails if the settings of the interrupted run differ.
     fn check_settings(&self, before: &Settings, video: &Path) -> Result<(), Failure> {
-        let mut changes = Vec::new();
         let mut flags = String::new();
-        for (name, now) in &self.settings {
-            let was = before.get(name).map(String::as_str).unwrap_or_default();
-            if was == now {
-                continue;
-            }
-            changes.push(format!("{name} was {} and is now {}", quoted(was), quoted(now)));
+        for (name, was, _) in changed(before, &self.settings) {
             if name.starts_with("--") {
                 flags.push_str(&format!(" {name} {}", quoted(was)));
             }
         }
-        if changes.is_empty() {
-            return Ok(());
-        }
+        let Some(changes) = changes(before, &self.settings) else { return Ok(()) };
         let remedy = match &*flags {
             "" => "use the same input, encoder and version".to_owned(),
             flags => format!("use{flags}"),
         };
         Err(Failure::usage(format!(
-            "cannot resume {}: {}; {remedy}, or start over with --overwrite",
+            "cannot resume {}: {changes}; {remedy}, or start over with --overwrite",
             video.display(),
-            changes.join(", "),
         )))
     }
 
@@ -363,6 +357,13 @@ impl Partial {
         let written =
             write(&mut self.video).map_err(|error| Failure::output(&self.video_path, &error))?;
         self.bytes += written as u64;
+        Ok(())
+    }
+
+    /// Appends the rest of a file: clusters.
+    pub fn append_clusters(&mut self, clusters: &mut File) -> Result<(), Failure> {
+        let copied = io::copy(clusters, &mut self.video);
+        self.bytes += copied.map_err(|error| Failure::output(&self.video_path, &error))?;
         Ok(())
     }
 
@@ -409,6 +410,37 @@ impl Partial {
             .and_then(|()| self.index.sync_data())
             .map_err(|error| Failure::output(&self.index_path, &error))
     }
+}
+
+/// The settings that differ: name, and both values.
+fn changed<'a>(
+    before: &'a Settings,
+    now: &'a Settings,
+) -> impl Iterator<Item = (&'a str, &'a str, &'a str)> {
+    let both = now.iter().map(|(name, now)| {
+        let was = before.get(name).map(String::as_str).unwrap_or_default();
+        (name.as_str(), was, now.as_str())
+    });
+    both.filter(|(_, was, now)| was != now)
+}
+
+/// Which settings differ, if any do.
+pub fn changes(before: &Settings, now: &Settings) -> Option<String> {
+    let changes: Vec<_> = changed(before, now)
+        .map(|(name, was, now)| format!("{name} was {} and is now {}", quoted(was), quoted(now)))
+        .collect();
+    (!changes.is_empty()).then(|| changes.join(", "))
+}
+
+/// Number of frames before the last resume point in an index that may be growing; 0 if there is none.
+pub fn frames_in(index: &Path) -> u64 {
+    let Ok(file) = File::open(index) else { return 0 };
+    let lines = BufReader::new(file.take(MAX_INDEX)).lines().map_while(Result::ok);
+    let frames = lines.filter_map(|line| match serde_json::from_str(&line) {
+        Ok(Entry::Piece { frames, .. } | Entry::Complete { frames, .. }) => Some(frames),
+        _ => None,
+    });
+    frames.last().unwrap_or(0)
 }
 
 /// A value as it is written on a command line.

@@ -54,10 +54,20 @@ pub enum Outcome {
     Skipped,
 }
 
+/// What a run needs to know of its input and its output.
+pub struct Prepared {
+    pub source: Source,
+    pub container: &'static Container,
+    pub encoder: Encoder,
+    /// Size (w, h) of the output, if the input says its size before it is decoded.
+    pub size: Option<(usize, usize)>,
+}
+
 /// The video in the partial file.
-struct Made {
-    content: Content,
-    frames: u64,
+pub struct Made {
+    pub content: Content,
+    /// Number of frames of this run.
+    pub frames: u64,
     format: String,
     /// Why it is shorter than the input should be.
     early: Option<Failure>,
@@ -73,18 +83,34 @@ impl Session {
     pub fn new(args: Args, signals: Signals) -> Result<Self, Failure> {
         let enhancer = make("venhance")?.downcast::<VEnhance>();
         let enhancer = enhancer.map_err(|_| Failure::no_element("venhance"))?;
-        for property in &args.properties {
-            enhancer.set_property_from_value(&property.name, &property.value);
+        let (model, why) = configure(&enhancer, &args)?;
+        Ok(Self { args, enhancer, model, why, signals })
+    }
+
+    /// Continues with other arguments. The loaded model stays if it is the same.
+    pub fn set_args(&mut self, args: Args) -> Result<(), Failure> {
+        (self.model, self.why) = configure(&self.enhancer, &args)?;
+        self.args = args;
+        Ok(())
+    }
+
+    /// Prepares a run from `source` to `output`.
+    pub fn prepare(&self, mut source: Source, output: &Path) -> Result<Prepared, Failure> {
+        let container = Container::of(output)?;
+        let mut encoder = Encoder::new(container, self.args.encoder.as_deref(), self.args.quality)?;
+        self.leave_out_empty_streams(&mut source)?;
+        // Some videos do not say their size before they are decoded.
+        let size = self.output(&source).ok().map(|output| output.size);
+        if let Some(size) = size {
+            encoder.set_size(container, size)?;
         }
-        let (model, why) = enhancer.choice().map_err(|error| Failure::model(&error))?;
-        Ok(Self { args, enhancer, model, why: properties::with_flags(&why), signals })
+        Ok(Prepared { source, container, encoder, size })
     }
 
     /// Enhances one file. `index` is its position in the folder.
     pub fn enhance(&self, input: &Path, output: &Path, index: usize) -> Result<Outcome, Failure> {
         source::check_file(input)?;
-        let container = Container::of(output)?;
-        let mut encoder = Encoder::new(container, self.args.encoder.as_deref(), self.args.quality)?;
+        Container::of(output)?;
         let paths = Paths::new(output);
         paths.check_output()?;
         paths.check_input(input)?;
@@ -97,23 +123,18 @@ impl Session {
                 ))),
             };
         }
-        let mut source = Source::open(input)?;
+        let source = Source::open(input)?;
         if let Some(folder) = self.args.folder() {
             std::fs::create_dir_all(folder).map_err(|error| Failure::output(folder, &error))?;
         }
         self.check_picture(&source.path, output)?;
-        self.leave_out_empty_streams(&mut source)?;
+        let Prepared { source, container, encoder, size } = self.prepare(source, output)?;
         for note in conversions(&source, container)? {
             eprintln!("{}: {note}", input.display());
         }
-        // Some videos do not say their size before they are decoded.
-        let size = self.output(&source).ok().map(|output| output.size);
-        if let Some(size) = size {
-            encoder.set_size(container, size)?;
-        }
         let started = Instant::now();
         self.set_prompt(input, index)?;
-        let settings = self.settings(&source, &encoder);
+        let settings = self.settings(&source, &encoder)?;
         let (partial, progress) = self.open_partial(&paths, &settings)?;
         if let Some(size) = size.filter(|_| encoder.asked)
             && progress == Progress::UpTo(ResumePoint::START)
@@ -129,7 +150,7 @@ impl Session {
                 if let Ok(description) = self.describe(&source) {
                     eprintln!("{description}");
                 }
-                let made = self.work(&source, &encoder, &paths, partial, start)?;
+                let made = self.work(&source, &encoder, &paths, partial, start, None)?;
                 (made.content.clone(), Some(made))
             }
         };
@@ -207,17 +228,18 @@ impl Session {
         Ok((partial, progress.unwrap_or(nothing)))
     }
 
-    /// Enhances the video into the partial file.
-    fn work(
+    /// Enhances the video into the partial file: from `start` to its end, or only its first `until` frames.
+    pub fn work(
         &self,
         source: &Source,
         encoder: &Encoder,
         paths: &Paths,
         partial: Partial,
         start: ResumePoint,
+        until: Option<u64>,
     ) -> Result<Made, Failure> {
         let name = source.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let work = Work::new(source, encoder, self.enhancer.upcast_ref(), partial, start)?;
+        let work = Work::new(source, encoder, self.enhancer.upcast_ref(), partial, start, until)?;
         let mut report = Report::new(name, source.duration, start.time);
         let end = self.run(&work.pipeline, source, &paths.output, Some((&work, &mut report)));
         drop(report);
@@ -243,7 +265,7 @@ impl Session {
                 let expected = [source.duration, work.duration()].into_iter().flatten().min();
                 let offset = work.offset().saturating_sub(start.time);
                 let expected = expected
-                    .filter(|_| !source.elementary)
+                    .filter(|_| !source.elementary && until.is_none())
                     .map(|expected| expected.saturating_sub(offset));
                 let early = ended_early(source, work.state.read_until(), expected, failure);
                 let content = work.state.complete()?;
@@ -260,7 +282,7 @@ impl Session {
     }
 
     /// Writes the finished file, checks it, and removes the temporary ones.
-    fn finish(&self, finish: &Finish<'_>, paths: &Paths) -> Result<(), Failure> {
+    pub fn finish(&self, finish: &Finish<'_>, paths: &Paths) -> Result<(), Failure> {
         let file = paths.create_finished()?;
         let pipeline = finish.pipeline(&paths.video, &file)?;
         let end = self.run(&pipeline, finish.source, &paths.output, None);
@@ -275,7 +297,7 @@ impl Session {
                 .and_then(|video| self.check_finished(finish, &paths.finished, video.span()))
                 .and_then(|()| paths.publish(&file)),
             Ok(End::Interrupted) => {
-                Err(cancelled("all frames are finished; --resume writes the output file"))
+                Err(cancelled(&format!("all frames are finished; {}", paths.how_to_continue)))
             }
             Err(failure) => Err(failure),
         };
@@ -380,6 +402,15 @@ impl Session {
     }
 }
 
+/// Sets the properties that are given. Returns the model that runs, and why.
+fn configure(enhancer: &VEnhance, args: &Args) -> Result<(Model, String), Failure> {
+    for property in &args.properties {
+        enhancer.set_property_from_value(&property.name, &property.value);
+    }
+    let (model, why) = enhancer.choice().map_err(|error| Failure::model(&error))?;
+    Ok((model, properties::with_flags(&why)))
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
         let _ = self.enhancer.set_state(gst::State::Null);
@@ -409,7 +440,7 @@ fn show(message: &gst::MessageRef, input: &Path, report: &mut Report) {
 }
 
 /// The streams that the output does not contain as they are in the input.
-fn conversions(source: &Source, container: &Container) -> Result<Vec<String>, Failure> {
+pub fn conversions(source: &Source, container: &Container) -> Result<Vec<String>, Failure> {
     let mut notes = Vec::new();
     let muxer = container.muxer;
     let codec = |caps: &gst::Caps| gst_pbutils::pb_utils_get_codec_description(caps);
@@ -480,8 +511,9 @@ pub fn cancelled(how: &str) -> Failure {
 
 fn how_to_resume(paths: &Paths, position: ClockTime) -> String {
     format!(
-        "{} contains the video up to {}; continue with --resume",
+        "{} contains the video up to {}; {}",
         paths.video.display(),
-        clock(position.seconds())
+        clock(position.seconds()),
+        paths.how_to_continue
     )
 }

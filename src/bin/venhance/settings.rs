@@ -2,10 +2,15 @@
 //! The element's properties in a run: which of them the model uses, the prompt of each video, and what `--resume`
 //! compares.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    path::Path,
+};
 
 use gst::{glib, prelude::*};
 use gstvenhance::Model;
+use sha2::{Digest, Sha256};
 
 use crate::{
     args::Prompts,
@@ -93,7 +98,9 @@ impl Session {
     }
 
     /// Everything that the output depends on, for `--resume`.
-    pub fn settings(&self, source: &Source, encoder: &Encoder) -> Settings {
+    pub fn settings(&self, source: &Source, encoder: &Encoder) -> Result<Settings, Failure> {
+        let input_digest = digest(&source.path);
+        let input_digest = input_digest.map_err(|error| Failure::input(&source.path, error))?;
         let metadata = source.path.metadata().ok();
         let modified = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
         let mut settings = Settings::from([
@@ -101,6 +108,7 @@ impl Session {
             ("input".into(), source.path.display().to_string()),
             ("input size".into(), metadata.map_or(0, |metadata| metadata.len()).to_string()),
             ("input time".into(), format!("{modified:?}")),
+            ("input digest".into(), input_digest),
             ("encoder".into(), encoder.description.clone()),
         ]);
         let used = properties::settable().into_iter().filter(|pspec| self.uses(pspec));
@@ -110,8 +118,46 @@ impl Session {
         }));
         // In the place of "auto".
         settings.insert("--model".into(), self.model_name());
-        settings
+        let weights = self.enhancer.property::<Option<String>>("model-dir");
+        if let Some(weights) = weights.filter(|_| self.model != Model::Lite) {
+            let weights = Path::new(&weights);
+            let digest = digests(weights).map_err(|error| {
+                Failure::new(Kind::Model, format!("{}: {error}", weights.display()))
+            })?;
+            settings.insert("weights digest".into(), digest);
+        }
+        Ok(settings)
     }
+}
+
+/// The digest of a file, or of all files of a folder.
+fn digests(path: &Path) -> io::Result<String> {
+    if !path.is_dir() {
+        return digest(path);
+    }
+    let files: io::Result<Vec<_>> = path.read_dir()?.map(|entry| Ok(entry?.path())).collect();
+    let mut files = files?;
+    files.retain(|path| path.is_file());
+    files.sort();
+    let digests: io::Result<Vec<_>> = files.iter().map(|path| digest(path)).collect();
+    Ok(hex(&Sha256::digest(digests?.concat())))
+}
+
+/// The SHA-256 of the length, the beginning and the end of a file.
+fn digest(path: &Path) -> io::Result<String> {
+    const PART: u64 = 1 << 20;
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut hash = Sha256::new_with_prefix(length.to_le_bytes());
+    for start in [0, length.saturating_sub(PART)] {
+        file.seek(SeekFrom::Start(start))?;
+        io::copy(&mut Read::by_ref(&mut file).take(PART), &mut hash)?;
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The lines of a text that are not blank.

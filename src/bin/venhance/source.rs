@@ -150,6 +150,13 @@ impl Source {
     }
 }
 
+impl Source {
+    /// Without sound and subtitles.
+    pub fn video_only(self) -> Self {
+        Self { audio: Vec::new(), subtitles: Vec::new(), ..self }
+    }
+}
+
 /// Fails if the path is not that of a file that can contain video. Opening a pipe would wait for its writer.
 pub fn check_file(path: &Path) -> Result<(), Failure> {
     // The system's error for a missing or unreadable file is better than GStreamer's.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The two pipelines: [`Work`] enhances into the partial file, [`Finish`] writes the finished file.
+//! The pipelines: [`Work`] enhances into the partial file, [`Finish`] writes the finished file, [`scan`] plans pieces.
 //!
 //! ```text
 //! work:    IN ─► decoder ─► venhance ─► encoder ─► matroskamux ─► partial file
@@ -19,6 +19,7 @@ mod finish;
 mod losses;
 mod packets;
 mod parts;
+mod scan;
 mod state;
 mod streams;
 mod work;
@@ -26,4 +27,5 @@ mod work;
 pub use finish::Finish;
 pub use packets::{Contents, Packets};
 pub use parts::{add, add_in_front, bin, chain, fed_by, link, link_to_muxer, static_pad};
+pub use scan::{ScannedFrame, scan};
 pub use work::{Work, add_encoder};

@@ -37,13 +37,15 @@ pub struct Work {
 }
 
 impl Work {
-    /// Builds the pipeline. The partial file already contains the frames before `start`.
+    /// Builds the pipeline. The partial file already contains the frames before `start`. Only the first
+    /// `until` frames of the video are made, or all.
     pub fn new(
         source: &Source,
         encoder: &Encoder,
         enhancer: &gst::Element,
         partial: Partial,
         start: ResumePoint,
+        until: Option<u64>,
     ) -> Result<Self, Failure> {
         let pipeline = gst::Pipeline::new();
         let state = Arc::new(State::new(partial, start));
@@ -63,6 +65,9 @@ impl Work {
         // compared with the model.
         enhancer.set_property("skip-frames", start.skip);
         work.watch_enhancer_output(start.time)?;
+        if let Some(frames) = until {
+            work.end_after(frames);
+        }
         for pad in &work.other_pads {
             work.watch_other(pad, start.time);
         }
@@ -98,10 +103,9 @@ impl Work {
                 return drop_if(true);
             }
             if state.starts_piece(time) {
-                let point = enhancer.upgrade().and_then(|enhancer| resume_point(&enhancer, time));
-                // Without one, a resumed run computes everything before it again.
-                let point = point.unwrap_or(ResumePoint { time, ..ResumePoint::START });
-                state.add_resume_point(ResumePoint { frames: state.all_frames(), ..point });
+                if let Some(enhancer) = enhancer.upgrade() {
+                    state.add_resume_point(resume_point(&enhancer, time, state.all_frames()));
+                }
                 request_key_frame(pad);
             }
             state.count_frame(time, buffer.duration().unwrap_or_else(|| frame_duration(pad)));
@@ -109,6 +113,21 @@ impl Work {
         });
         self.probes.extend(probe.map(|probe| (src, probe)));
         Ok(())
+    }
+
+    /// Ends the video after so many frames. The model does not know of it: it has the input that the last of them needs.
+    fn end_after(&self, frames: u64) {
+        let Some(next) = self.enhancer.static_pad("src").and_then(|pad| pad.peer()) else { return };
+        let state = self.state.clone();
+        next.add_probe(gst::PadProbeType::BUFFER, move |pad, _| {
+            if state.all_frames() == frames && !state.stopped() {
+                state.stop();
+                // This waits for the frame, which is in the pad.
+                let pad = pad.clone();
+                std::thread::spawn(move || pad.send_event(gst::event::Eos::new()));
+            }
+            gst::PadProbeReturn::Ok
+        });
     }
 
     /// Drops what the partial file already contains, and what comes after [`stop`](Self::stop).
@@ -224,10 +243,19 @@ fn add_video(
     }
     link(&static_pad(&path[path.len() - 1], "src")?, &encoding_sink)?;
     let video = link_to_muxer(&static_pad(&encoding, "src")?, muxer, "video_%u")?;
-    let decoder = decoder(pipeline, &decoded)?;
-    colour::keep_range(&decoder, &decoded);
-    read(pipeline, &source.path, &source.video.id, Form::Parsed, &decoder)?;
+    add_input(pipeline, source, &decoded)?;
     Ok((decoded, video))
+}
+
+/// Adds reader and decoder of the video in front of `decoded`.
+pub(super) fn add_input(
+    pipeline: &gst::Pipeline,
+    source: &Source,
+    decoded: &gst::Pad,
+) -> Result<(), Failure> {
+    let decoder = decoder(pipeline, decoded)?;
+    colour::keep_range(&decoder, decoded);
+    read(pipeline, &source.path, &source.video.id, Form::Parsed, &decoder)
 }
 
 /// Adds the encoder, with a name that tells its errors from others.
@@ -246,10 +274,13 @@ fn request_key_frame(pad: &gst::Pad) {
     pad.push_event(event);
 }
 
-/// The resume point before the output frame at `time`, which is in a probe on the enhancer's source pad.
-fn resume_point(enhancer: &gst::Element, time: ClockTime) -> Option<ResumePoint> {
-    let skip = enhancer.downcast_ref::<gstvenhance::VEnhance>()?.resume_from()?;
-    Some(ResumePoint { time, skip: skip.try_into().ok()?, ..ResumePoint::START })
+/// The resume point before the output frame at `time`, which is in a probe on the enhancer's source pad, after so many
+/// `frames`.
+pub(super) fn resume_point(enhancer: &gst::Element, time: ClockTime, frames: u64) -> ResumePoint {
+    let enhancer = enhancer.downcast_ref::<gstvenhance::VEnhance>();
+    let skip = enhancer.and_then(|enhancer| enhancer.resume_from()?.try_into().ok());
+    // Without one, a resumed run computes everything before it again.
+    ResumePoint { time, skip: skip.unwrap_or(0), frames }
 }
 
 /// The frame rate of a pad's caps as numerator and denominator; 0/1 if unknown.

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `venhance plan`: decides the pieces once.
+
+use std::{fs, path::Path, sync::Arc};
+
+use gst::{ClockTime, prelude::*};
+use gstvenhance::VEnhance;
+use parking_lot::Mutex;
+
+use super::{
+    boundaries::Candidates,
+    job::{Job, JobFile, Piece},
+};
+use crate::{
+    failure::{Failure, make},
+    folder::{self, Folder},
+    partial::Paths,
+    pipeline::{ScannedFrame, scan},
+    session::{End, Prepared, Session, cancelled},
+    source::Source,
+};
+
+/// How many pieces a video has.
+#[derive(Debug, Clone, Copy)]
+pub enum Division {
+    Pieces(u64),
+    /// As many as have about this length.
+    Length(ClockTime),
+}
+
+/// Plans the video, or every video of the folder, that the session is for, and writes a job file or a folder of them.
+/// Returns the number of pieces.
+pub fn plan(session: &Session, division: Division, path: &Path) -> Result<usize, Failure> {
+    let (input, output) = (&session.args.input, &session.args.output);
+    if !input.is_dir() {
+        let output = match output.is_dir() {
+            true => folder::output(input, output),
+            false => output.clone(),
+        };
+        return plan_video(session, (input, &output, 0), division, path);
+    }
+    let failed = |folder: &Path| {
+        let folder = folder.to_owned();
+        move |error| Failure::output(&folder, &error)
+    };
+    let jobs = Folder::read(input)?.jobs(output)?;
+    fs::create_dir_all(output).map_err(failed(output))?;
+    fs::create_dir_all(path).map_err(failed(path))?;
+    let mut pieces = 0;
+    for (index, (input, output)) in jobs.iter().enumerate() {
+        let mut name = output.file_name().unwrap_or_default().to_owned();
+        name.push(".json");
+        pieces += plan_video(session, (input, output, index), division, &path.join(name))?;
+    }
+    Ok(pieces)
+}
+
+/// `index` is the position of the input in its folder.
+fn plan_video(
+    session: &Session,
+    (input, output, index): (&Path, &Path, usize),
+    division: Division,
+    path: &Path,
+) -> Result<usize, Failure> {
+    let output = std::path::absolute(output).map_err(|error| Failure::output(output, &error))?;
+    let paths = Paths::new(&output);
+    paths.check_output()?;
+    paths.check_input(input)?;
+    for old in [&output, &path.to_owned()] {
+        if old.exists() && !session.args.overwrite {
+            let old = old.display();
+            return Err(Failure::usage(format!("{old} exists: replace it with --overwrite")));
+        }
+    }
+    let prepared = session.prepare(Source::open(input)?, &output)?;
+    let Prepared { source, container, encoder, size } = &prepared;
+    if let Some(size) = size.filter(|_| encoder.asked) {
+        session.try_encoder(source, container, encoder, size, &output)?;
+    }
+    session.set_prompt(input, index)?;
+    let settings = session.settings(source, encoder)?;
+    let pieces = pieces(session, source, division)?;
+    let count = pieces.len();
+    let job = JobFile::new(path, {
+        let paths = (source.path.clone(), output);
+        Job::new(&session.args, paths, settings, pieces)
+    })?;
+    let folder = &job.job.folder;
+    fs::create_dir_all(folder).map_err(|error| Failure::output(folder, &error))?;
+    job.write()?;
+    let (shown, frames) = (path.display(), job.job.pieces.iter().map(|piece| piece.frames));
+    let frames = gstvenhance::engine::count(frames.sum(), "frame");
+    eprintln!("{shown}: {frames} in {}", gstvenhance::engine::count(count as u64, "piece"));
+    Ok(count)
+}
+
+/// Finds the pieces in a dry run.
+fn pieces(session: &Session, source: &Source, division: Division) -> Result<Vec<Piece>, Failure> {
+    let enhancer = dry_run(session)?;
+    let candidates = Arc::new(Mutex::new(Candidates::default()));
+    let found = candidates.clone();
+    let pipeline = scan(source, &enhancer, move |frame| found.lock().add(frame))?;
+    let end = session.run(&pipeline, source, &source.path, None);
+    let _ = pipeline.set_state(gst::State::Null);
+    match end? {
+        End::Interrupted => return Err(cancelled("nothing is planned")),
+        End::Eos(Some(failure)) => return Err(failure),
+        End::Eos(None) => {}
+    }
+    let candidates = candidates.lock();
+    let Some(last) = candidates.last() else {
+        return Err(Failure::input(&source.path, "it contains no video frames"));
+    };
+    let count = match division {
+        Division::Pieces(count) => count,
+        Division::Length(length) => last.point.time.nseconds().div_ceil(length.nseconds()).max(1),
+    };
+    let starts = candidates.choose(count);
+    let (frames, inputs) = (candidates.frames(), last.input + 1);
+    let ends = starts.iter().skip(1).map(|start| start.point.frames).chain([frames]);
+    let pieces = starts.iter().zip(ends).enumerate().map(|(index, (first, end))| {
+        let ScannedFrame { point, input } = *first;
+        let warm_up = input - u64::from(point.skip);
+        Piece {
+            start: point.frames,
+            frames: end - point.frames,
+            time: point.time.nseconds(),
+            skip: point.skip,
+            warm_up: warm_up as u32,
+            cost: end - point.frames + warm_up * frames / inputs,
+            name: format!("{index:04}"),
+        }
+    });
+    Ok(pieces.collect())
+}
+
+/// An element that finds the same shots and resume points as the session's. Its output is small: they do not depend on
+/// the size.
+fn dry_run(session: &Session) -> Result<VEnhance, Failure> {
+    let enhancer = make("venhance")?.downcast::<VEnhance>();
+    let enhancer = enhancer.map_err(|_| Failure::no_element("venhance"))?;
+    for pspec in crate::properties::settable() {
+        let value = session.enhancer.property_value(pspec.name());
+        enhancer.set_property_from_value(pspec.name(), &value);
+    }
+    enhancer.set_property_from_str("up-scale", "1");
+    for limit in ["target-width", "target-height", "min-height"] {
+        enhancer.set_property_from_str(limit, "0");
+    }
+    enhancer.set_dry_run();
+    Ok(enhancer)
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The pipeline of a dry run, which finds the resume points of a video.
+
+use gst::prelude::*;
+use gstvenhance::VEnhance;
+use parking_lot::Mutex;
+
+use super::{
+    conform::conform,
+    parts::{add, drop_if, running_time, static_pad},
+    work::{add_input, resume_point},
+};
+use crate::{
+    failure::{Failure, make},
+    partial::ResumePoint,
+    source::Source,
+};
+
+/// An output frame.
+#[derive(Debug, Clone, Copy)]
+pub struct ScannedFrame {
+    /// The resume point before it.
+    pub point: ResumePoint,
+    /// The number of input frames before the one at its time.
+    pub input: u64,
+}
+
+/// Builds the pipeline from the input to `enhancer`, which makes a dry run. `visit` gets every output frame.
+pub fn scan(
+    source: &Source,
+    enhancer: &VEnhance,
+    visit: impl FnMut(ScannedFrame) + Send + 'static,
+) -> Result<gst::Pipeline, Failure> {
+    let pipeline = gst::Pipeline::new();
+    let mut path = conform(source, enhancer.upcast_ref())?;
+    let sink = make("fakesink")?;
+    sink.set_property("sync", false);
+    path.extend([enhancer.clone().upcast(), sink]);
+    add(&pipeline, &path.iter().collect::<Vec<_>>())?;
+    add_input(&pipeline, source, &static_pad(&path[0], "sink")?)?;
+
+    let (weak, state) = (enhancer.downgrade(), Mutex::new((0, visit)));
+    static_pad(enhancer.upcast_ref(), "src")?.add_probe(gst::PadProbeType::BUFFER, {
+        move |pad, info| {
+            let (frames, visit) = &mut *state.lock();
+            let time = info.buffer().and_then(|buffer| running_time(pad, buffer));
+            if let (Some(enhancer), Some(time)) = (weak.upgrade(), time) {
+                // The same point as in a run.
+                let point = resume_point(enhancer.upcast_ref(), time, *frames);
+                visit(ScannedFrame { point, input: enhancer.input_frame().unwrap_or_default() });
+                *frames += 1;
+            }
+            drop_if(false)
+        }
+    });
+    Ok(pipeline)
+}
