@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use application::{Scratch, VIDEO, audio, end, fails, pieces, text, venhance};
+use application::{Disk, Scratch, VIDEO, audio, end, fails, pieces, start, text, venhance};
 use common::{Video, decode, run, wait_for};
 use gst::ClockTime;
 
@@ -424,12 +424,6 @@ fn long(scratch: &Scratch) -> PathBuf {
     scratch.make("in.mp4", video, "mp4mux", &[sound])
 }
 
-fn start(scratch: &Scratch, arguments: &[&str]) -> Child {
-    let mut command = venhance();
-    command.current_dir(scratch.0.path()).args(arguments);
-    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-}
-
 fn signal(child: &Child, name: &str) {
     let status = Command::new("kill").args([name, &child.id().to_string()]).status();
     assert!(status.unwrap().success());
@@ -567,12 +561,7 @@ fn a_full_disk_is_an_output_error_and_the_run_resumes_when_there_is_space() {
     let input = scratch.make("in.mp4", VIDEO, "mp4mux", &[audio("avenc_aac")]);
     let disk = scratch.path("disk");
     std::fs::create_dir(&disk).unwrap();
-    let mount = |options: &str| {
-        let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&disk);
-        command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    };
-    if !mount("size=16k") {
+    let Some(mounted) = Disk::mount(&disk, "16k") else {
         // Where mounting is not permitted, a limit for the size of files makes writing fail as well.
         let mut limited = Command::new("sh");
         limited.args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" in.mp4 out.mp4 --up-scale 8"]);
@@ -580,15 +569,13 @@ fn a_full_disk_is_an_output_error_and_the_run_resumes_when_there_is_space() {
         fails(&limited.output().unwrap(), 4, "cannot write");
         let again = scratch.result(&["in.mp4", "out.mp4", "--up-scale", "8", "--resume"]);
         return assert_eq!(again.times.len(), 46);
-    }
+    };
     let output = disk.join("out.mp4");
     let arguments = [input.to_str().unwrap(), output.to_str().unwrap(), "--up-scale", "8"];
     let full = scratch.enhance(&arguments);
-    let grown = mount("remount,size=64m");
-    let again = scratch.enhance(&[&arguments[..], &["--resume"]].concat());
-    let frames = output.exists().then(|| decode(&output).times.len());
-    Command::new("umount").arg(&disk).status().unwrap();
     fails(&full, 4, "free some space");
-    assert!(grown && again.status.success(), "{}", text(&again));
-    assert_eq!(frames, Some(46));
+    mounted.grow();
+    let again = scratch.enhance(&[&arguments[..], &["--resume"]].concat());
+    assert!(again.status.success(), "{}", text(&again));
+    assert_eq!(decode(&output).times.len(), 46);
 }

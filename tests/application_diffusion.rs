@@ -137,6 +137,64 @@ fn resume(flags: &str, frames: usize) {
     assert!(resumed == whole);
 }
 
+/// Compares a whole run with one in pieces. Returns the pieces.
+fn compare_pieces(model: &TinyModel, flags: &str, pieces: &str) -> Vec<Value> {
+    let run = |before: &[&str], output: &str, after: &[&str]| {
+        let flags =
+            format!("long.mkv {output} --model-dir model --up-scale 1 --min-height 0 {flags}");
+        let lossless = ["--encoder", "x264enc pass=quant quantizer=0", "--overwrite"];
+        let all = before.iter().copied().chain(flags.split(' ')).chain(lossless);
+        enhance(model, &all.chain(after.iter().copied()).collect::<Vec<_>>());
+    };
+    run(&[], "whole.mkv", &[]);
+    run(&["plan"], "out.mkv", &["--pieces", pieces, "-o", "job.json"]);
+    let job: Value =
+        serde_json::from_slice(&std::fs::read(model.path("job.json")).unwrap()).unwrap();
+    let pieces = job["pieces"].as_array().unwrap();
+    for piece in 0..pieces.len() {
+        enhance(model, &["piece", "job.json", &piece.to_string()]);
+    }
+    enhance(model, &["join", "job.json"]);
+    let [whole, out] = ["whole.mkv", "out.mkv"].map(|name| pixels(&model.path(name)));
+    assert!(!whole.is_empty() && whole == out, "{flags}: other frames");
+    pieces.clone()
+}
+
+/// Writes `long.mkv`: shots of so many frames of 32×16 pixels at 8 fps.
+fn make_shots(model: &TinyModel, lengths: &[u32]) {
+    let shots = ["ball", "smpte75", "circular"].iter().zip(lengths).map(|(pattern, frames)| {
+        format!(
+            " videotestsrc pattern={pattern} num-buffers={frames} \
+             ! video/x-raw,format=I420,width=32,height=16,framerate=8/1 ! c."
+        )
+    });
+    common::run(&format!(
+        "concat name=c ! x264enc bframes=0 ! matroskamux ! filesink location={}{}",
+        model.path("long.mkv").display(),
+        shots.collect::<String>()
+    ));
+}
+
+#[test]
+fn pieces_of_shots_have_the_frames_of_a_whole_run() {
+    let model = TinyModel::with_model((16, 64), &[1, 2]);
+    make_shots(&model, &[7, 8, 8]);
+    for flags in ["--model v1 --solver fast", "--model v2 --solver heun --steps 2"] {
+        let pieces = compare_pieces(&model, flags, "3");
+        assert_eq!((&pieces[1]["skip"], &pieces[2]["skip"]), (&7.into(), &15.into()));
+    }
+}
+
+#[test]
+fn pieces_within_a_shot_have_the_frames_of_a_whole_run() {
+    let model = TinyModel::with_model((16, 64), &[1, 2]);
+    make_shots(&model, &[64]);
+    let flags = "--model v2 --solver normal --steps 2 --guidance-scale 1 --target-fps 20";
+    let pieces = compare_pieces(&model, &format!("{flags} --rate-mode exact"), "3");
+    let last = &pieces[2];
+    assert!(last["skip"].as_u64() > Some(0) && last["warm_up"].as_u64() > Some(0), "{last}");
+}
+
 #[test]
 fn the_application_says_what_it_would_do() {
     let model = TinyModel::new();

@@ -5,10 +5,13 @@
 mod application;
 mod common;
 
-use std::path::Path;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use application::{Scratch, fails, text};
-use common::{decode, run};
+use application::{Disk, Scratch, VIDEO, audio, end, fails, pieces, start, text, venhance};
+use common::{decode, run, wait_for};
 use gst::ClockTime;
 use serde_json::Value;
 
@@ -136,4 +139,186 @@ fn pieces_begin_with_shots_where_those_are_near() {
     assert_eq!(fields("start"), [0, 60, 113, 169]);
     assert_eq!(fields("skip"), [0, 20, 36, 55]);
     assert_eq!(fields("warm_up"), [0, 0, 1, 1]);
+}
+
+/// Plans `pieces` pieces of `in.mkv`, and makes the whole run to compare with.
+fn plan(scratch: &Scratch, output: &str, encoder: &str, pieces: &str) {
+    let flags = "--model lite --up-scale 2";
+    succeeds(scratch, &[arguments("in.mkv", "whole.mkv", flags), vec!["--overwrite"]].concat());
+    let plan = ["--encoder", encoder, "-o", "job.json", "--pieces", pieces];
+    let plan = ["plan", "in.mkv", output].into_iter().chain(flags.split(' ')).chain(plan);
+    let count = succeeds(scratch, &plan.collect::<Vec<_>>());
+    assert!(count.starts_with(&format!("{pieces}\n")), "{count}");
+}
+
+/// Joins the pieces, and compares the output with the whole run.
+fn join(scratch: &Scratch, output: &str) {
+    succeeds(scratch, &["join", "job.json"]);
+    let [whole, out] = ["whole.mkv", output].map(|name| scratch.path(name));
+    assert!(times(&out) == times(&whole));
+    assert!(pixels(&out) == pixels(&whole));
+}
+
+/// The files in the folder of the pieces whose names begin and end like this.
+fn piece_files(scratch: &Scratch, folder: &str, begin: &str, end: &str) -> Vec<PathBuf> {
+    let entries = scratch.path(folder).read_dir().into_iter().flatten();
+    let paths = entries.map(|entry| entry.unwrap().path()).filter(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.starts_with(begin) && name.ends_with(end)
+    });
+    paths.collect()
+}
+
+#[test]
+fn damaged_and_missing_pieces_are_named_and_only_they_are_made_again() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    plan(&scratch, "out.mkv", ENCODER, "5");
+    let job = |arguments: &[&str]| succeeds(&scratch, &[arguments, &["job.json"]].concat());
+    assert!(job(&["status"]).contains("waiting"));
+    let all = ["piece", "job.json", "--from", "0", "--to", "4"];
+    succeeds(&scratch, &all);
+    assert!(job(&["status"]).contains("100% of 226 frames, 0 running"));
+    let folder = "out.mkv.pieces";
+    let file = |piece: &str| piece_files(&scratch, folder, &format!("{piece}-"), ".mkv")[0].clone();
+    let truncated = std::fs::File::options().write(true).open(file("0001")).unwrap();
+    truncated.set_len(truncated.metadata().unwrap().len() - 1).unwrap();
+    let mut changed = std::fs::read(file("0002")).unwrap();
+    *changed.last_mut().unwrap() ^= 1;
+    std::fs::write(file("0002"), changed).unwrap();
+    std::fs::remove_file(file("0003")).unwrap();
+    std::fs::write(scratch.path(folder).join("0004.json"), "{\"job\":").unwrap();
+    let output = scratch.enhance(&["join", "job.json"]);
+    fails(&output, 3, "piece 1 is damaged: 0001-");
+    for why in
+        ["piece 2 is damaged: 0002-", "piece 3 is damaged: 0003-", "piece 4 is without a record"]
+    {
+        assert!(text(&output).contains(why), "{why}: {}", text(&output));
+    }
+    assert!(!text(&output).contains("piece 0") && !scratch.path("out.mkv").exists());
+    let before = file("0000").metadata().unwrap().modified().unwrap();
+    let said = succeeds(&scratch, &all);
+    assert_eq!(said.matches("already finished").count(), 1, "{said}");
+    assert_eq!(file("0000").metadata().unwrap().modified().unwrap(), before);
+    join(&scratch, "out.mkv");
+    // After that, nothing is left to do.
+    assert!(job(&["join"]).contains("already finished"));
+    let mut task = venhance();
+    task.current_dir(scratch.0.path()).args(["piece", "job.json"]);
+    fails(&task.output().unwrap(), 2, "give its number, or --from and --to");
+    let task = task.env("JOB_COMPLETION_INDEX", "4").output().unwrap();
+    assert!(text(&task).contains("piece 4 of") && text(&task).contains("already finished"));
+    fails(&scratch.enhance(&["piece", "job.json", "5"]), 2, "has the pieces 0 to 4");
+}
+
+#[test]
+fn pieces_of_another_plan_or_input_are_not_used() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    plan(&scratch, "out.mkv", ENCODER, "2");
+    succeeds(&scratch, &["piece", "job.json", "0"]);
+    let again = ["plan", "in.mkv", "out.mkv", "--model", "lite", "--pieces", "2", "-o", "job.json"];
+    fails(&scratch.enhance(&again), 2, "job.json exists: replace it with --overwrite");
+    succeeds(&scratch, &[&again[..], &["--overwrite"]].concat());
+    fails(
+        &scratch.enhance(&["join", "job.json"]),
+        3,
+        "piece 0 is of another plan, piece 1 is missing",
+    );
+    let input = std::fs::File::options().write(true).open(scratch.path("in.mkv")).unwrap();
+    input.set_modified(std::time::UNIX_EPOCH).unwrap();
+    fails(&scratch.enhance(&["piece", "job.json", "0"]), 2, "input time was");
+    std::fs::write(scratch.path("job.json"), "{}").unwrap();
+    fails(&scratch.enhance(&["piece", "job.json", "0"]), 3, "make one with venhance plan");
+}
+
+#[test]
+fn two_processes_on_one_piece_do_no_harm() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    // Slow enough to run beside each other.
+    plan(&scratch, "out.mkv", &format!("identity sleep-time=10000 ! {ENCODER}"), "2");
+    let mut both = [0, 1].map(|_| start(&scratch, &["piece", "job.json", "0"]));
+    let partials = || piece_files(&scratch, "out.mkv.pieces", "0000.", "partial.mkv").len();
+    wait_for("both to write", || partials() == 2);
+    assert!(both.iter_mut().all(|child| end(child).success()));
+    assert_eq!(partials(), 0);
+    succeeds(&scratch, &["piece", "job.json", "1"]);
+    join(&scratch, "out.mkv");
+    assert!(!scratch.path("out.mkv.pieces").exists());
+}
+
+#[test]
+fn a_killed_piece_continues() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    plan(&scratch, "out.mkv", &format!("identity sleep-time=10000 ! {ENCODER}"), "2");
+    succeeds(&scratch, &["piece", "job.json", "0"]);
+    let mut child = start(&scratch, &["piece", "job.json", "1"]);
+    let index = scratch.path("out.mkv.pieces/0001.partial.json");
+    wait_for("a resume point", || pieces(&index) >= 3 || child.try_wait().unwrap().is_some());
+    let status = || succeeds(&scratch, &["status", "job.json"]);
+    let running = status();
+    child.kill().unwrap();
+    end(&mut child);
+    assert!(running.contains(" running, ") && running.contains(", 1 running"), "{running}");
+    assert!(status().contains(" stopped at ") && status().contains(", 0 running"), "{}", status());
+    let again = succeeds(&scratch, &["piece", "job.json", "1"]);
+    assert!(again.contains("continues at 0:0"), "{again}");
+    join(&scratch, "out.mkv");
+}
+
+#[test]
+fn a_piece_continues_after_a_full_disk() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    std::fs::create_dir(scratch.path("disk")).unwrap();
+    let piece = ["piece", "job.json", "--from", "0", "--to", "1"];
+    let Some(disk) = Disk::mount(&scratch.path("disk"), "64k") else {
+        // Where mounting is not permitted, a limit for the size of files makes writing fail as well.
+        plan(&scratch, "disk/out.mkv", ENCODER, "2");
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\""]);
+        limited.arg(env!("CARGO_BIN_EXE_venhance")).args(piece).current_dir(scratch.0.path());
+        fails(&limited.output().unwrap(), 4, "cannot write");
+        succeeds(&scratch, &piece);
+        return join(&scratch, "disk/out.mkv");
+    };
+    plan(&scratch, "disk/out.mkv", ENCODER, "2");
+    fails(&scratch.enhance(&piece), 4, "free some space");
+    disk.grow();
+    succeeds(&scratch, &piece);
+    join(&scratch, "disk/out.mkv");
+}
+
+#[test]
+fn a_folder_becomes_a_folder_of_jobs_which_one_process_makes_with_one_model_load() {
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.path("in")).unwrap();
+    let one = scratch.make("one.mp4", VIDEO, "mp4mux", &[audio("avenc_aac")]);
+    for name in ["a", "b", "c"] {
+        std::fs::copy(&one, scratch.path(&format!("in/{name}.mp4"))).unwrap();
+    }
+    let plan = ["plan", "in", "out", "--up-scale", "2", "--model", "lite", "-o", "jobs"];
+    let said = succeeds(&scratch, &[&plan[..], &["--piece-seconds", "1"]].concat());
+    assert!(said.starts_with("6\n"), "{said}");
+    let said = succeeds(&scratch, &["piece", "jobs", "--from", "0", "--to", "4"]);
+    assert_eq!(said.matches("is loaded").count(), 1, "{said}");
+    fails(&scratch.enhance(&["join", "jobs"]), 3, "c.mp4.json: piece 1 is missing");
+    assert!(scratch.path("out/b.mp4").exists() && !scratch.path("out/c.mp4").exists());
+    succeeds(&scratch, &["piece", "jobs", "5"]);
+    succeeds(&scratch, &["join", "jobs"]);
+    let status = succeeds(&scratch, &["status", "jobs"]);
+    assert_eq!(status.matches(": finished").count(), 3, "{status}");
+    for name in ["a", "b", "c"] {
+        let video = decode(&scratch.path(&format!("out/{name}.mp4")));
+        assert_eq!((video.times.len(), video.audio.is_empty()), (46, false));
+    }
+}
+
+#[test]
+fn a_file_named_like_a_command_is_enhanced() {
+    let scratch = Scratch::new();
+    scratch.make("plan", VIDEO, "mp4mux", &[]);
+    assert_eq!(scratch.result(&["./plan", "out.mp4", "--up-scale", "1"]).times.len(), 46);
 }

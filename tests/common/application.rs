@@ -77,6 +77,39 @@ impl Scratch {
     }
 }
 
+/// A small disk in memory, until it is dropped.
+pub struct Disk(PathBuf);
+
+impl Disk {
+    /// `None` where mounting is not permitted.
+    pub fn mount(folder: &Path, size: &str) -> Option<Self> {
+        mount(folder, &format!("size={size}")).then(|| Self(folder.to_owned()))
+    }
+
+    pub fn grow(&self) {
+        assert!(mount(&self.0, "remount,size=64m"));
+    }
+}
+
+fn mount(folder: &Path, options: &str) -> bool {
+    let mut command = Command::new("mount");
+    command.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder);
+    command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// Starts a run, and leaves it running.
+pub fn start(scratch: &Scratch, arguments: &[&str]) -> Child {
+    let mut command = venhance();
+    command.current_dir(scratch.0.path()).args(arguments);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
 /// Waits for a run, which must not hang.
 pub fn end(child: &mut Child) -> ExitStatus {
     let began = Instant::now();
