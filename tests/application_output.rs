@@ -319,6 +319,29 @@ fn every_frame_of_a_variable_rate_is_shown_for_its_duration() {
 }
 
 #[test]
+fn at_an_exact_rate_the_video_ends_with_its_input() {
+    let scratch = Scratch::new();
+    let video = "videotestsrc pattern=ball num-buffers=17 \
+        ! video/x-raw,format=I420,width=96,height=64,framerate=24/1 ! x264enc ! queue";
+    scratch.make("in.mp4", video, "mp4mux", &[]);
+    let input = ClockTime::SECOND * 17 / 24;
+    for output in ["out.mp4", "out.mov", "out.mkv", "out.webm"] {
+        for target in ["25", "60", "7"] {
+            let flags =
+                ["--rate-mode", "exact", "--model", "lite", "--up-scale", "1", "--overwrite"];
+            let run = scratch
+                .enhance(&[&["in.mp4", output, "--target-fps", target], &flags[..]].concat());
+            assert!(run.status.success(), "{}", text(&run));
+            let length = length(&scratch.path(output));
+            assert!(
+                length.absdiff(input) < ClockTime::from_mseconds(2),
+                "{output}, {target} fps: {length}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_picture_becomes_a_video_of_one_frame() {
     let scratch = Scratch::new();
     for (name, encoder) in [("in.png", "pngenc"), ("in.jpg", "jpegenc")] {

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::{
     edit_list,
-    parts::{add, chain, link_to_muxer, read_partial, static_pad},
+    parts::{add, chain, link_to_muxer, read_partial, running_time, static_pad},
     streams::copy_other_streams,
 };
 use crate::{
@@ -48,7 +48,7 @@ impl Finish<'_> {
         let frames = self.content.frames;
         let video = chain(&pipeline, &format!("{} ! queue", self.encoder.finish(frames)))?;
         let pad = link_to_muxer(&static_pad(&video, "src")?, &muxer, "video_%u")?;
-        extend_last_packet(&pad, self.content, self.container.has_edit_lists());
+        end_last_packet(&pad, self.content, self.container.has_edit_lists());
         let sink = static_pad(&video, "sink")?;
         keep_times(&sink);
         let caps = self.content.caps.clone();
@@ -134,30 +134,31 @@ fn completed(mut caps: gst::Caps, encoded: &gst::CapsRef) -> gst::Caps {
 
 /// Lets the video end where its last frame ends.
 ///
-/// - The partial file does not contain the duration of the last frame of a variable rate.
+/// - The partial file does not contain the duration of the last frame, which differs from the others at a variable
+///   rate, and at an exact one.
 /// - MP4 adds up the durations in decoding order, where the last packet need not be the frame that is shown
 ///   last: with frames of different durations, the sum can be too short, and the last frame is not shown.
-fn extend_last_packet(muxer: &gst::Pad, content: &Content, in_decoding_order: bool) {
+fn end_last_packet(muxer: &gst::Pad, content: &Content, in_decoding_order: bool) {
     let Content { frames, last, end, .. } = *content;
-    // Number of packets, and the times of the first one for showing and for decoding.
+    // Number of packets, and the times of the first one for showing and for decoding. The elements that compute the
+    // latter count from a time far from 0.
     let seen = Mutex::new((0, None));
-    muxer.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+    muxer.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
         let Some(buffer) = info.buffer_mut() else { return gst::PadProbeReturn::Ok };
-        let Some(pts) = buffer.pts() else { return gst::PadProbeReturn::Ok };
-        let dts = buffer.dts().unwrap_or(pts);
+        let Some(time) = running_time(pad, buffer) else { return gst::PadProbeReturn::Ok };
+        let dts = buffer.dts_or_pts().unwrap_or(time);
         let (packets, first) = &mut *seen.lock();
         *packets += 1;
-        let (first_pts, first_dts) = *first.get_or_insert((pts, dts));
+        let (first_time, first_dts) = *first.get_or_insert((time, dts));
         let duration = match in_decoding_order {
             true if *packets == frames => {
                 let decoded = dts.saturating_sub(first_dts);
-                Some(end.saturating_sub(first_pts).saturating_sub(decoded))
+                Some(end.saturating_sub(first_time).saturating_sub(decoded))
             }
-            false if pts.absdiff(last) <= ROUNDING => Some(end.saturating_sub(pts)),
+            false if time.absdiff(last) <= ROUNDING => Some(end.saturating_sub(time)),
             _ => None,
         };
-        if let Some(duration) = duration {
-            let duration = buffer.duration().unwrap_or(ClockTime::ZERO).max(duration);
+        if let Some(duration) = duration.filter(|duration| !duration.is_zero()) {
             buffer.make_mut().set_duration(duration);
         }
         gst::PadProbeReturn::Ok
