@@ -297,5 +297,5 @@ fn buffers_that_are_too_small_are_blamed_on_the_side_that_they_come_from() {
     let packer = packer(&info);
     let packed = packer.pack(&frame, buffer.make_mut(), &Cancel::default());
     let text = packed.unwrap_err().to_string();
-    assert!(text.contains("output buffer as I420 64×64: downstream's pool"), "{text}");
+    assert!(text.contains("output buffer as I420 64×64: the buffers of downstream"), "{text}");
 }
