@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: the application's own flags, and one flag for each property of the element.
 
-use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use clap::{Arg, ArgAction, ArgMatches, Parser};
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use gst::{ClockTime, glib};
 
-use crate::{
-    jobs::{Division, Selection},
-    properties::{self, Property},
-};
+use crate::properties::{self, Property};
 
 pub struct Args {
     pub input: PathBuf,
@@ -86,20 +80,17 @@ pictures, subfolders and other files in IN are skipped. If only OUT is a folder,
 An output file ends in .mp4, .m4v, .mov, .mkv or .webm. During the run, OUT.partial.mkv holds the finished part; it \
 can be played.";
 
-const PLAN_ABOUT: &str = "Divides a video into pieces that many machines can make, each with `venhance piece`, and writes a \
-job file. Prints the number of pieces. Decodes the video once; needs no weights and no GPU: name the model with --model.";
+const PLAN_NOTES: &str = "Writes a job file and prints the number of pieces. The video is decoded once; no weights and no \
+GPU are needed: name the model with --model.
 
-const PIECE_ABOUT: &str =
-    "Makes a piece of a job. A piece that is finished stays, one that was interrupted continues.";
+";
 
-const JOIN_ABOUT: &str = "Makes the output of the pieces of a job, with the sound, subtitles and tags of the input, and \
-removes the pieces. The video is not encoded again.";
+const PIECE_NOTES: &str = "A finished piece stays, an interrupted one continues.
 
-const STATUS_ABOUT: &str =
-    "Shows which pieces of a job are finished, and how long the others will take.";
+";
 
-const COMMANDS: &str = "On many machines: venhance plan, then venhance piece on each, then venhance join; venhance status \
-shows the progress. Each has its own --help. A file with such a name is ./plan.
+const JOIN_NOTES: &str = "Sound, subtitles and tags are those of the input. The video is not encoded again. The pieces are \
+removed.
 
 ";
 
@@ -108,10 +99,14 @@ early: OUT has what could be read), 4 output or disk, 5 missing GStreamer plugin
 
 /// The application's own flags.
 #[derive(Parser)]
-#[command(name = "venhance", version, about = ABOUT, after_help = COMMANDS.to_owned() + EXIT_CODES)]
+#[command(name = "venhance", version, about = ABOUT, after_help = EXIT_CODES)]
 // VEnhancer's script has another --version.
-#[command(disable_version_flag = true)]
+#[command(disable_version_flag = true, disable_help_subcommand = true)]
+// A file with the name of a command is ./plan.
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct OwnArgs {
+    #[command(subcommand)]
+    command: Option<JobCommand>,
     #[command(flatten)]
     video: VideoArgs,
     /// Print what would be done and exit; needs no weights
@@ -129,9 +124,23 @@ struct OwnArgs {
     version: (),
 }
 
-/// `venhance plan`.
-#[derive(Parser)]
-#[command(name = "venhance plan", about = PLAN_ABOUT, after_help = EXIT_CODES)]
+/// The commands for many machines.
+#[derive(Subcommand)]
+enum JobCommand {
+    /// Divide a video into pieces that many machines can make
+    #[command(after_help = PLAN_NOTES.to_owned() + EXIT_CODES)]
+    Plan(PlanArgs),
+    /// Make a piece, or several
+    #[command(after_help = PIECE_NOTES.to_owned() + EXIT_CODES)]
+    Piece(PieceArgs),
+    /// Make the output of all pieces
+    #[command(after_help = JOIN_NOTES.to_owned() + EXIT_CODES)]
+    Join(JobArgs),
+    /// Show which pieces are finished, and how long the others will take
+    Status(JobArgs),
+}
+
+#[derive(clap::Args)]
 struct PlanArgs {
     #[command(flatten)]
     video: VideoArgs,
@@ -148,9 +157,7 @@ struct PlanArgs {
     piece_seconds: Option<u64>,
 }
 
-/// `venhance piece`.
-#[derive(Parser)]
-#[command(name = "venhance piece", about = PIECE_ABOUT, after_help = EXIT_CODES)]
+#[derive(clap::Args)]
 struct PieceArgs {
     /// Job file, or folder of job files, whose pieces are numbered one after the other
     #[arg(value_name = "JOB")]
@@ -166,32 +173,20 @@ struct PieceArgs {
     to: Option<usize>,
 }
 
-/// `venhance join`.
-#[derive(Parser)]
-#[command(name = "venhance join", about = JOIN_ABOUT, after_help = EXIT_CODES)]
-struct JoinArgs {
+#[derive(clap::Args)]
+struct JobArgs {
     /// Job file, or folder of job files
     #[arg(value_name = "JOB")]
     job: PathBuf,
 }
 
-/// `venhance status`.
-#[derive(Parser)]
-#[command(name = "venhance status", about = STATUS_ABOUT)]
-struct StatusArgs {
-    /// Job file, or folder of job files
-    #[arg(value_name = "JOB")]
-    job: PathBuf,
-}
-
-/// What is enhanced and how.
 #[derive(clap::Args)]
 struct VideoArgs {
     /// Video file, or folder of videos
     #[arg(value_name = "IN", required_unless_present = "input_path")]
     input: Option<PathBuf>,
     /// Output file, or output folder
-    #[arg(value_name = "OUT", required_unless_present_any = ["save_dir", "plan"])]
+    #[arg(value_name = "OUT", required_unless_present = "save_dir")]
     output: Option<PathBuf>,
 
     /// Video encoder with properties in gst-launch syntax, such as 'x265enc speed-preset=slow'
@@ -239,22 +234,58 @@ pub enum Command {
     Status(PathBuf),
 }
 
+/// How many pieces a video has.
+#[derive(Debug, Clone, Copy)]
+pub enum Division {
+    Pieces(u64),
+    /// As many as have about this length.
+    Length(ClockTime),
+}
+
+/// Which pieces to make. Those of several jobs are numbered one after the other.
+#[derive(Debug, Clone, Copy)]
+pub enum Selection {
+    One(usize),
+    /// From one to another one, both included.
+    Range(usize, usize),
+    /// The one that the scheduler's variable says.
+    OfTask,
+}
+
+/// The command line, with a flag for each of the properties.
+pub fn command(pspecs: &[glib::ParamSpec]) -> clap::Command {
+    let with_properties = |command: clap::Command| {
+        pspecs.iter().fold(command, |command, pspec| command.arg(property_arg(pspec)))
+    };
+    with_properties(OwnArgs::command())
+        .mut_arg("output", |output| output.required_unless_present("plan"))
+        .mut_subcommand("plan", with_properties)
+}
+
 /// Reads the command line; exits on `--help` and on a mistake.
 pub fn parse() -> Command {
+    let pspecs = properties::settable();
     let mut arguments: Vec<_> = std::env::args_os().collect();
-    let command = arguments.get(1).and_then(|command| command.to_str()).unwrap_or_default();
-    match command {
-        "plan" => {
-            let (PlanArgs { video, job, pieces, piece_seconds }, properties) =
-                with_properties(&arguments[1..]);
+    // With a value it is VEnhancer's.
+    if arguments.len() == 2 && arguments[1] == "--version" {
+        arguments[1] = "-V".into();
+    }
+    let mut matches = command(&pspecs).get_matches_from(arguments);
+    let properties = properties_of(&pspecs, matches.subcommand_matches("plan").unwrap_or(&matches));
+    let own = OwnArgs::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit());
+    match own.command {
+        None => {
+            let OwnArgs { video, plan, resume, compare, .. } = own;
+            Command::Enhance(Args { plan, resume, compare, ..video.args(properties) })
+        }
+        Some(JobCommand::Plan(PlanArgs { video, job, pieces, piece_seconds })) => {
             let division = match (pieces, piece_seconds) {
                 (None, Some(seconds)) => Division::Length(ClockTime::from_seconds(seconds)),
                 (pieces, _) => Division::Pieces(pieces.unwrap_or(1)),
             };
             Command::Plan(video.args(properties), division, job)
         }
-        "piece" => {
-            let PieceArgs { job, piece, from, to } = PieceArgs::parse_from(&arguments[1..]);
+        Some(JobCommand::Piece(PieceArgs { job, piece, from, to })) => {
             let selection = match (piece, from.zip(to)) {
                 (Some(piece), _) => Selection::One(piece),
                 (None, Some((from, to))) => Selection::Range(from, to),
@@ -262,29 +293,9 @@ pub fn parse() -> Command {
             };
             Command::Piece(job, selection)
         }
-        "join" => Command::Join(JoinArgs::parse_from(&arguments[1..]).job),
-        "status" => Command::Status(StatusArgs::parse_from(&arguments[1..]).job),
-        _ => {
-            // With a value it is VEnhancer's.
-            if arguments.len() == 2 && arguments[1] == "--version" {
-                arguments[1] = "-V".into();
-            }
-            let (own, properties) = with_properties::<OwnArgs>(&arguments);
-            let OwnArgs { video, plan, resume, compare, .. } = own;
-            Command::Enhance(Args { plan, resume, compare, ..video.args(properties) })
-        }
+        Some(JobCommand::Join(JobArgs { job })) => Command::Join(job),
+        Some(JobCommand::Status(JobArgs { job })) => Command::Status(job),
     }
-}
-
-/// Reads own flags, and one for each property.
-fn with_properties<T: Parser>(arguments: &[OsString]) -> (T, Vec<Property>) {
-    let pspecs = properties::settable();
-    let mut matches = pspecs
-        .iter()
-        .fold(T::command(), |command, pspec| command.arg(property_arg(pspec)))
-        .get_matches_from(arguments);
-    let properties = properties_of(&pspecs, &matches);
-    (T::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit()), properties)
 }
 
 impl VideoArgs {

@@ -31,6 +31,6 @@ mod status;
 mod store;
 
 pub use join::join;
-pub use piece::{Selection, make_pieces};
-pub use plan::{Division, plan};
+pub use piece::make_pieces;
+pub use plan::plan;
 pub use status::status;

@@ -10,6 +10,7 @@ use super::{
     store::{Claim, Store},
 };
 use crate::{
+    args::Selection,
     failure::{Failure, Kind},
     partial::{Partial, Progress, ResumePoint},
     report::clock,
@@ -20,16 +21,6 @@ use crate::{
 
 /// Variables with which schedulers number the tasks of an array.
 const TASK_VARIABLES: [&str; 2] = ["SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"];
-
-/// Which pieces to make. Those of several jobs are numbered one after the other.
-#[derive(Debug, Clone, Copy)]
-pub enum Selection {
-    One(usize),
-    /// From one to another one, both included.
-    Range(usize, usize),
-    /// The one that the scheduler's variable says.
-    OfTask,
-}
 
 impl Selection {
     /// The numbers of the first and the last piece.

@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use gst::{ClockTime, prelude::*};
+use gst::prelude::*;
 use gstvenhance::VEnhance;
 use parking_lot::Mutex;
 
@@ -12,6 +12,7 @@ use super::{
     job::{Job, JobFile, Piece},
 };
 use crate::{
+    args::Division,
     failure::{Failure, make},
     folder::{self, Folder},
     partial::Paths,
@@ -19,14 +20,6 @@ use crate::{
     session::{End, Prepared, Session, cancelled},
     source::Source,
 };
-
-/// How many pieces a video has.
-#[derive(Debug, Clone, Copy)]
-pub enum Division {
-    Pieces(u64),
-    /// As many as have about this length.
-    Length(ClockTime),
-}
 
 /// Plans the video, or every video of the folder, that the session is for, and writes a job file or a folder of them.
 /// Returns the number of pieces.
