@@ -144,6 +144,21 @@ fn a_flash_is_no_cut() {
 }
 
 #[test]
+fn a_flash_shortly_before_hides_no_cut() {
+    for gap in 1..4 {
+        let mut clip = [pan(1, 12, 2.0), pan(2, 9, 2.0)].concat();
+        clip[11 - gap] = frame(1, 2.0 * (11 - gap) as f32, 3.0);
+        assert_eq!(cuts(&clip), [12], "{gap} frames between");
+    }
+}
+
+#[test]
+fn light_that_grows_to_white_and_stays_is_no_cut() {
+    let white = vec![vec![1.0; SIZE.0 * SIZE.1]; 5];
+    assert_eq!(cuts(&[pan(1, 9, 1.0), white].concat()), [0; 0]);
+}
+
+#[test]
 fn sudden_and_fast_motion_is_no_cut() {
     let speeds = [0.0, 0.0, 0.0, 14.0, 14.0, 14.0, 14.0, 2.0, 0.0, 0.0, 18.0, 18.0, 18.0, 0.0];
     let positions = speeds.iter().scan(0.0, |position, speed| {
