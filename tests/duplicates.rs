@@ -7,8 +7,8 @@ mod tiny_model;
 
 use std::sync::{Arc, Mutex};
 
-use common::{Rig, bytes, caps, frames};
-use gst::prelude::*;
+use common::{Rig, bytes, caps, discont, frames, times};
+use gst::{ClockTime, prelude::*};
 use tiny_model::TinyModel;
 
 const SIZE: (usize, usize) = (96, 48);
@@ -170,6 +170,55 @@ fn compression_noise_does_not_hide_a_repeated_frame() {
         assert_eq!(output.len(), 2 * pictures.len() - 1);
         check_motion(&output, 1.0, position(pictures.last().unwrap()));
     }
+}
+
+#[test]
+fn the_latency_is_the_longest_run_that_is_merged() {
+    let mut rig = rig("model=lite target-fps=20 duplicates=merge");
+    rig.harness.set_upstream_latency(ClockTime::ZERO);
+    let pictures = drawings(&[4, 1]);
+    push(&mut rig, &pictures[..4]);
+    rig.wait_for_frames(1);
+    // The frame at 50 ms needs that at 400 ms.
+    assert_eq!(times(&rig.seen()), [0]);
+    push(&mut rig, &pictures[4..]);
+    rig.wait_for_frames(9);
+    let mut query = gst::query::Latency::new();
+    assert!(rig.element.static_pad("src").unwrap().query(query.query_mut()));
+    // One more frame for the work.
+    assert_eq!(query.result().1, ClockTime::from_mseconds(100) * (4 + 1));
+    rig.finish();
+}
+
+#[test]
+fn repeated_frames_at_the_end_of_a_clip_are_not_lost() {
+    let mut rig = rig("model=lite target-fps=20 duplicates=merge");
+    // A DISCONT frame in a run of repeated frames.
+    push(&mut rig, &drawings(&[2, 2]));
+    let mut buffer = rig.frame();
+    buffer.get_mut().unwrap().set_flags(gst::BufferFlags::DISCONT);
+    let repeated = drawings(&[2, 2]).pop().unwrap();
+    buffer.get_mut().unwrap().map_writable().unwrap().copy_from_slice(&repeated);
+    rig.harness.push(buffer).unwrap();
+    push(&mut rig, &drawings(&[3]));
+    // A flush drops the frames that are held, and the run begins anew.
+    rig.wait_for_frames(7 + 3);
+    let before = rig.frames().len();
+    rig.event(gst::event::FlushStart::new());
+    rig.event(gst::event::FlushStop::new(true));
+    rig.begin_segment();
+    push(&mut rig, &drawings(&[3]));
+    push(&mut rig, &[bar(22.0, false)]);
+    let seen = rig.finish();
+    assert_eq!(rig.error(), None);
+    let buffers = frames(&seen);
+    let clip = |start: u64, frames: u64| (0..2 * frames - 1).map(move |n| start + n * 50);
+    let expected: Vec<u64> = clip(0, 4).chain(clip(400, 4)).collect();
+    assert_eq!(times(&seen)[..before], expected[..before]);
+    let marked: Vec<_> = (0..before).filter(|n| discont(&buffers[*n])).collect();
+    assert_eq!(marked, [0, 7]);
+    assert_eq!(times(&seen)[before..], clip(800, 4).collect::<Vec<_>>());
+    check_motion(&buffers[before..].iter().map(bytes).collect::<Vec<_>>(), 1.0, 22.0);
 }
 
 #[test]

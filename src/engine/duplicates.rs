@@ -51,9 +51,9 @@ impl<'a> DuplicateMerger<'a> {
 }
 
 impl Enhancer for DuplicateMerger<'_> {
-    /// Of four frames, the model gets at least one; the next one comes after fewer.
+    /// The output between two frames that the model gets, which are at most a run apart, comes with the second one.
     fn lookahead(&self, format: &Format) -> usize {
-        MAX_RUN * self.model.lookahead(&Self::format(format)) + MAX_RUN - 1
+        MAX_RUN * self.model.lookahead(&Self::format(format))
     }
 
     fn start(&mut self, format: Format, clip: ClipContext) -> Result<(), Error> {

@@ -110,8 +110,9 @@ impl Clip {
 }
 
 impl Enhancer for Retimed {
+    /// A frame between two frames of the model comes with the second one.
     fn lookahead(&self, format: &Format) -> usize {
-        self.model.lookahead(format)
+        self.model.lookahead(format) + usize::from(format.exact)
     }
 
     fn start(&mut self, format: Format, clip: ClipContext) -> Result<(), Error> {
