@@ -477,6 +477,32 @@ fn a_plan_lists_every_video_of_a_folder() {
 }
 
 #[test]
+fn a_plan_counts_the_shots() {
+    let scratch = Scratch::new();
+    // Three pictures, each for some frames.
+    let raw = scratch.path("in.raw");
+    let luma = |scene: usize, at: usize| ((at / 8 + at / 960 * 3) * scene * 37 % 200) as u8;
+    let frames = [(1, 10), (2, 5), (3, 12)]
+        .into_iter()
+        .flat_map(|(scene, count)| (0..count * 96 * 64).map(move |at| luma(scene, at % (96 * 64))));
+    std::fs::write(&raw, frames.collect::<Vec<u8>>()).unwrap();
+    run(&format!(
+        "filesrc location={} blocksize={} ! rawvideoparse format=gray8 width=96 height=64 framerate=24/1 \
+         ! videoconvert ! video/x-raw,format=I420 ! x264enc pass=quant quantizer=0 ! mp4mux ! filesink location={}",
+        raw.display(),
+        96 * 64,
+        scratch.path("in.mp4").display()
+    ));
+    let plan = |flags: &[&str]| {
+        let run = scratch.enhance(&[&["in.mp4", "--plan", "--model", "lite"], flags].concat());
+        assert!(run.status.success(), "{}", text(&run));
+        text(&run)
+    };
+    assert!(plan(&[]).contains("shots found: 3\n"), "{}", plan(&[]));
+    assert!(!plan(&["--shot-detection", "false"]).contains("shots"));
+}
+
+#[test]
 fn a_plan_counts_the_frames_where_the_duration_cannot_be_right() {
     let scratch = Scratch::new();
     // Two frames at 25 fps, three hours apart.

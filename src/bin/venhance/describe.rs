@@ -8,8 +8,9 @@ use gstvenhance::{Model, Output, engine};
 
 use crate::{
     failure::Failure,
-    pipeline::Packets,
+    pipeline::{Packets, Shots},
     properties,
+    report::clock,
     session::{End, Session, cancelled},
     source::{ASSUMED_RATE, Source},
 };
@@ -43,7 +44,27 @@ impl Session {
         let plan = plan.map_err(|error| refused(&source, &error))?;
         let mut lines = self.describe_input(&source, &input, frames)?;
         lines.extend(plan.iter().map(|line| properties::with_flags(line)));
+        lines.extend(self.count_shots(&source)?);
         Ok(lines.join("\n"))
+    }
+
+    /// A line on the number of shots, unless the run does not look for them.
+    fn count_shots(&self, source: &Source) -> Result<Option<String>, Failure> {
+        if !self.enhancer.property::<bool>("shot-detection") {
+            return Ok(None);
+        }
+        let shots = Shots::new(source)?;
+        match self.run(&shots.pipeline, source, &source.path, None) {
+            Ok(End::Interrupted) => return Err(cancelled("while looking for shots")),
+            // Of a damaged file, what comes before the damage counts.
+            Ok(End::Eos(_)) | Err(_) => {}
+        }
+        let found = shots.found();
+        let searched = match found.until {
+            Some(until) => format!(", in the first {}", clock(until.seconds())),
+            None => String::new(),
+        };
+        Ok(Some(format!("shots found: {}{searched}", found.shots)))
     }
 
     /// What VEnhancer's script logs when it starts: frames, rates, sizes, and the parameters of the model.

@@ -4,7 +4,7 @@
 use std::{fmt, io, path::Path};
 
 use gst::prelude::*;
-use gstvenhance::engine;
+use gstvenhance::{VEnhance, engine};
 
 use crate::properties;
 
@@ -120,7 +120,7 @@ impl Failure {
         let refused = refused.iter().any(|reason| debug.contains(reason));
         let mut part = error.src().cloned();
         while let Some(object) = part {
-            if object.is::<gstvenhance::VEnhance>() {
+            if object.is::<VEnhance>() {
                 use gst::StreamError::{Decode, Format, NotImplemented};
                 let text = properties::with_flags(&text);
                 return match error.error().kind::<gst::StreamError>() {
@@ -203,6 +203,11 @@ fn package(factory: &str) -> Option<&'static str> {
 /// Creates an element; the failure names its package.
 pub fn make(factory: &str) -> Result<gst::Element, Failure> {
     gst::ElementFactory::make(factory).build().map_err(|_| Failure::no_element(factory))
+}
+
+/// Creates the element of this package.
+pub fn make_enhancer() -> Result<VEnhance, Failure> {
+    make("venhance")?.downcast().map_err(|_| Failure::no_element("venhance"))
 }
 
 /// The description in a missing-plugin message, such as "H.264 decoder".

@@ -12,7 +12,7 @@ use gstvenhance::{Model, VEnhance, engine::count};
 use crate::{
     args::Args,
     compare,
-    failure::{Failure, Kind, make, missing_plugin},
+    failure::{Failure, Kind, make_enhancer, missing_plugin},
     partial::{Content, Partial, Paths, Progress, ResumePoint, Settings, same_file},
     pipeline::{Finish, Work, fed_by},
     properties,
@@ -81,8 +81,7 @@ pub enum End {
 
 impl Session {
     pub fn new(args: Args, signals: Signals) -> Result<Self, Failure> {
-        let enhancer = make("venhance")?.downcast::<VEnhance>();
-        let enhancer = enhancer.map_err(|_| Failure::no_element("venhance"))?;
+        let enhancer = make_enhancer()?;
         let (model, why) = configure(&enhancer, &args)?;
         Ok(Self { args, enhancer, model, why, signals })
     }

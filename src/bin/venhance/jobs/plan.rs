@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     args::Division,
-    failure::{Failure, make},
+    failure::{Failure, make_enhancer},
     folder::{self, Folder},
     partial::Paths,
     pipeline::{ScannedFrame, scan},
@@ -130,8 +130,7 @@ fn pieces(session: &Session, source: &Source, division: Division) -> Result<Vec<
 /// An element that finds the same shots and resume points as the session's. Its output is small: they do not depend on
 /// the size.
 fn dry_run(session: &Session) -> Result<VEnhance, Failure> {
-    let enhancer = make("venhance")?.downcast::<VEnhance>();
-    let enhancer = enhancer.map_err(|_| Failure::no_element("venhance"))?;
+    let enhancer = make_enhancer()?;
     for pspec in crate::properties::settable() {
         let value = session.enhancer.property_value(pspec.name());
         enhancer.set_property_from_value(pspec.name(), &value);
