@@ -124,6 +124,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Creates the [`Internal`](Self::Internal) error for a frame, or the end of a clip, without a start of the clip.
+    pub(crate) fn without_start() -> Self {
+        Self::Internal { what: "a frame or the end of a clip without a start".into() }
+    }
+
     /// Creates an [`OutOfMemory`](Self::OutOfMemory) error for a frame that takes `bytes`.
     pub(crate) fn out_of_memory((width, height): (usize, usize), bytes: f64) -> Self {
         Self::OutOfMemory { width, height, gib: format!("{:.1}", bytes / f64::from(1 << 30)) }

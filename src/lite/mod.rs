@@ -66,9 +66,7 @@ impl Lite {
     }
 
     fn clip(&self) -> Result<&(Format, ClipContext), Error> {
-        self.clip.as_ref().ok_or_else(|| Error::Internal {
-            what: "a frame or the end of a clip without a start".into(),
-        })
+        self.clip.as_ref().ok_or_else(Error::without_start)
     }
 
     /// Resizes `frame` to the output size and, concurrently, estimates the motion from the previous frame at each

@@ -55,9 +55,7 @@ impl Retimed {
     }
 
     fn clip(&mut self) -> Result<&mut Clip, Error> {
-        self.clip.as_mut().ok_or_else(|| Error::Internal {
-            what: "a frame or the end of a clip without a start".into(),
-        })
+        self.clip.as_mut().ok_or_else(Error::without_start)
     }
 }
 

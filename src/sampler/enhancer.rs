@@ -156,9 +156,7 @@ impl DiffusionEnhancer {
 
     /// Calls `work` with the run. An error ends the run.
     fn with_run(&mut self, work: impl FnOnce(&mut Run) -> Result<(), Error>) -> Result<(), Error> {
-        let run = self.run.as_mut().ok_or_else(|| Error::Internal {
-            what: "a frame or the end of a clip without a start".into(),
-        })?;
+        let run = self.run.as_mut().ok_or_else(Error::without_start)?;
         let result = work(run);
         if result.is_err() {
             self.run = None;

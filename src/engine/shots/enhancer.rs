@@ -97,7 +97,7 @@ impl Enhancer for ShotEnhancer<'_> {
     }
 
     fn push(&mut self, frame: Frame, time: u64, outputs: &[u64]) -> Result<(), Error> {
-        let clip = self.clip.as_ref().ok_or_else(without_start)?;
+        let clip = self.clip.as_ref().ok_or_else(Error::without_start)?;
         clip.context.cancel.check()?;
         check_times(clip.held.as_ref().map(|held| held.time), time, outputs)?;
         let decision = self.detector.push(&frame);
@@ -113,7 +113,7 @@ impl Enhancer for ShotEnhancer<'_> {
         let decision = self.detector.finish();
         self.decide(decision);
         self.pass()?;
-        let clip = self.clip.as_ref().ok_or_else(without_start)?;
+        let clip = self.clip.as_ref().ok_or_else(Error::without_start)?;
         if clip.previous.is_some() || !outputs.is_empty() {
             self.model.finish(outputs)?;
         }
@@ -125,8 +125,4 @@ impl Enhancer for ShotEnhancer<'_> {
         self.clear();
         self.model.reset();
     }
-}
-
-fn without_start() -> Error {
-    Error::Internal { what: "a frame or the end of a clip without a start".into() }
 }
