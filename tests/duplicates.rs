@@ -5,10 +5,8 @@ mod common;
 #[path = "common/tiny_model.rs"]
 mod tiny_model;
 
-use std::sync::{Arc, Mutex};
-
 use common::{Rig, bytes, caps, discont, frames, times};
-use gst::{ClockTime, prelude::*};
+use gst::ClockTime;
 use tiny_model::TinyModel;
 
 const SIZE: (usize, usize) = (96, 48);
@@ -232,14 +230,7 @@ fn diffusion_merges_and_resumes_with_the_same_frames() {
     pictures.extend((0..5).map(|n| bar(60.0 - 4.0 * (n / 2) as f64, true)));
     let properties = format!("{properties} duplicates=merge");
     let mut whole = rig(&properties);
-    let points = Arc::new(Mutex::new(Vec::new()));
-    let (log, element) = (points.clone(), whole.element.downgrade());
-    let src = whole.element.static_pad("src").unwrap();
-    src.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
-        let element = element.upgrade().unwrap().downcast::<gstvenhance::VEnhance>().unwrap();
-        log.lock().unwrap().push(element.resume_from().unwrap());
-        gst::PadProbeReturn::Ok
-    });
+    let points = whole.resume_points();
     whole.push_pictures(&pictures);
     let expected: Vec<_> = frames(&whole.finish()).iter().map(bytes).collect();
     assert_eq!(expected.len(), 2 * pictures.len() - 1);

@@ -5,8 +5,6 @@ mod common;
 #[path = "common/tiny_model.rs"]
 mod tiny_model;
 
-use std::sync::{Arc, Mutex};
-
 use common::{Rig, Seen, bytes, caps, discont, frames};
 use gst::prelude::*;
 use tiny_model::TinyModel;
@@ -116,14 +114,7 @@ fn diffusion_enhances_each_shot_for_itself() {
 fn check_resumed_runs(properties: &str, lengths: &[usize], frames_to_resume: &[usize]) {
     let pictures = shots(lengths);
     let mut whole = rig(properties);
-    let points = Arc::new(Mutex::new(Vec::new()));
-    let (log, element) = (points.clone(), whole.element.downgrade());
-    let src = whole.element.static_pad("src").unwrap();
-    src.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
-        let element = element.upgrade().unwrap().downcast::<gstvenhance::VEnhance>().unwrap();
-        log.lock().unwrap().push(element.resume_from().unwrap());
-        gst::PadProbeReturn::Ok
-    });
+    let points = whole.resume_points();
     whole.push_pictures(&pictures);
     let expected = frames(&whole.finish());
     let points = points.lock().unwrap().clone();

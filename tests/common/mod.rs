@@ -200,6 +200,19 @@ impl Rig {
             .collect()
     }
 
+    /// The resume point of each output frame from now on.
+    pub fn resume_points(&self) -> Arc<Mutex<Vec<u64>>> {
+        let points = Arc::new(Mutex::new(Vec::new()));
+        let (log, element) = (points.clone(), self.element.downgrade());
+        let src = self.element.static_pad("src").unwrap();
+        src.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+            let element = element.upgrade().unwrap().downcast::<gstvenhance::VEnhance>().unwrap();
+            log.lock().unwrap().push(element.resume_from().unwrap());
+            gst::PadProbeReturn::Ok
+        });
+        points
+    }
+
     /// Input frames so far.
     pub fn frames_in(&self) -> u64 {
         self.element.property::<gst::Structure>("progress").get("frames-in").unwrap()
