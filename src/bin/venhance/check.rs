@@ -8,7 +8,8 @@ use gst::ClockTime;
 use crate::{
     failure::{Failure, Kind},
     pipeline::{Contents, Finish, Packets},
-    session::{End, Session, cancelled},
+    run::End,
+    session::{Session, cancelled},
     source::{Source, UNKNOWN_SUBTITLES},
 };
 

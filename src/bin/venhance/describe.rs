@@ -11,7 +11,8 @@ use crate::{
     pipeline::{Packets, Shots},
     properties,
     report::clock,
-    session::{End, Session, cancelled},
+    run::End,
+    session::{Session, cancelled},
     source::{ASSUMED_RATE, Source},
 };
 

@@ -11,6 +11,7 @@
 //!                       ├─► trial      tries an encoder
 //!                       ├─► settings   properties, prompts, what --resume compares
 //!                       ├─► describe   what is done, for --plan and for the log
+//!                       ├─► run        a pipeline until its end, an error or Ctrl-C
 //!                       ├─► report     progress
 //!                       └─► compare    picture of input and output
 //!                  └─► jobs           plan, piece, join, status: one video on many machines
@@ -34,6 +35,7 @@ mod partial;
 mod pipeline;
 mod properties;
 mod report;
+mod run;
 mod session;
 mod settings;
 mod signals;

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Enhances one file from beginning to end.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{path::Path, time::Instant};
 
 use gst::{ClockTime, prelude::*};
 use gstvenhance::{Model, VEnhance, engine::count};
@@ -12,23 +9,16 @@ use gstvenhance::{Model, VEnhance, engine::count};
 use crate::{
     args::Args,
     compare,
-    failure::{Failure, Kind, make_enhancer, missing_plugin},
+    failure::{Failure, Kind, make_enhancer},
     partial::{Content, Partial, Paths, Progress, ResumePoint, Settings, same_file},
-    pipeline::{Finish, Work, fed_by},
+    pipeline::{Finish, Work},
     properties,
     report::{Report, clock},
+    run::End,
     signals::Signals,
     source::{self, Source, UNKNOWN_SUBTITLES},
     target::{Container, Encoder, Treatment},
 };
-
-/// Time without a message after which a run over a damaged file ends. No frame of `lite` takes as long.
-const STALLED: Duration = Duration::from_secs(60);
-/// Longest wait for a bus message before Ctrl-C is checked and the progress is shown.
-const TICK: ClockTime = ClockTime::from_mseconds(100);
-
-/// Time for the encoder to write its frames after Ctrl-C.
-const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Containers round the duration, and some count from an earlier clock reference than the first frame.
 const DURATION_ROUNDING: ClockTime = ClockTime::from_mseconds(500);
@@ -42,7 +32,7 @@ pub struct Session {
     pub model: Model,
     /// Why it was chosen.
     pub why: String,
-    signals: Signals,
+    pub signals: Signals,
 }
 
 /// The result for one file.
@@ -71,12 +61,6 @@ pub struct Made {
     format: String,
     /// Why it is shorter than the input should be.
     early: Option<Failure>,
-}
-
-pub enum End {
-    /// With the failure of a stream of the input that ended there.
-    Eos(Option<Failure>),
-    Interrupted,
 }
 
 impl Session {
@@ -312,93 +296,6 @@ impl Session {
         })?;
         paths.remove_temporary()
     }
-
-    /// Runs a pipeline until its end, an error or Ctrl-C. Ctrl-C lets `work` end its streams first. Errors of
-    /// the writer are about `output`.
-    pub fn run(
-        &self,
-        pipeline: &gst::Pipeline,
-        source: &Source,
-        output: &Path,
-        mut work: Option<(&Work, &mut Report)>,
-    ) -> Result<End, Failure> {
-        let bus = pipeline
-            .bus()
-            .ok_or_else(|| Failure::new(Kind::Output, "the pipeline has no message bus"))?;
-        let _signals = self.signals.watch();
-        // The bus also has the error.
-        let started = pipeline.set_state(gst::State::Playing);
-        let mut missing = None;
-        let mut broken = None;
-        let mut stopping: Option<Instant> = None;
-        let mut shown = Instant::now();
-        let (mut active, mut damaged) = (Instant::now(), false);
-        loop {
-            let message = bus.timed_pop(TICK);
-            if started.is_err() && message.is_none() {
-                return Err(Failure::new(
-                    Kind::Output,
-                    "cannot start the pipeline; run with GST_DEBUG=2 to see why",
-                ));
-            }
-            if let Some(message) = &message {
-                active = Instant::now();
-                missing = missing.or(missing_plugin(message));
-                // Some demuxers only warn of an error.
-                damaged |= matches!(message.view(), gst::MessageView::Warning(warning)
-                    if warning.error().matches(gst::StreamError::Demux));
-                match message.view() {
-                    gst::MessageView::Eos(_) => {
-                        return Ok(match stopping {
-                            Some(_) => End::Interrupted,
-                            None => End::Eos(broken),
-                        });
-                    }
-                    gst::MessageView::Error(error) => {
-                        let failure = Failure::from_bus(error, &source.path, output);
-                        if failure.kind == Kind::Input && end_stream(error) {
-                            broken.get_or_insert(failure);
-                            continue;
-                        }
-                        return Err(match (failure.kind, missing) {
-                            (Kind::Input, Some(what)) => Failure::no_decoder(&source.path, &what),
-                            _ => failure,
-                        });
-                    }
-                    _ => {
-                        if let Some((_, report)) = &mut work {
-                            show(message, &source.path, report);
-                        }
-                    }
-                }
-            }
-            // Elements can wait for ever for a stream that has failed. The other models can work as long.
-            let lite = self.model == Model::Lite;
-            if (damaged || broken.is_some()) && active.elapsed() > STALLED && lite {
-                let Some((work, _)) = &work else { return Ok(End::Eos(broken)) };
-                active = Instant::now();
-                work.stop();
-            }
-            if let Some((work, report)) = &mut work
-                && shown.elapsed() >= TICK.into()
-            {
-                shown = Instant::now();
-                report.update(work.state.position(), work.state.frames());
-            }
-            match (&work, stopping) {
-                (Some((work, _)), None) if self.signals.interrupted() => {
-                    stopping = Some(Instant::now());
-                    work.stop();
-                }
-                (Some((work, _)), Some(_)) if work.state.frames() == 0 => {
-                    return Ok(End::Interrupted);
-                }
-                (None, None) if self.signals.interrupted() => return Ok(End::Interrupted),
-                (_, Some(since)) if since.elapsed() > STOP_TIMEOUT => return Ok(End::Interrupted),
-                _ => {}
-            }
-        }
-    }
 }
 
 /// Sets the properties that are given. Returns the model that runs, and why.
@@ -413,28 +310,6 @@ fn configure(enhancer: &VEnhance, args: &Args) -> Result<(Model, String), Failur
 impl Drop for Session {
     fn drop(&mut self) {
         let _ = self.enhancer.set_state(gst::State::Null);
-    }
-}
-
-/// Shows a message that the user should see.
-fn show(message: &gst::MessageRef, input: &Path, report: &mut Report) {
-    match message.view() {
-        gst::MessageView::Warning(warning) => {
-            let text = properties::with_flags(warning.error().message());
-            eprintln!("{}: {text}", input.display());
-        }
-        gst::MessageView::Progress(progress) => {
-            let (kind, code, text) = progress.get();
-            if kind == gst::ProgressType::Complete && code == "load-model" {
-                eprintln!("{text}");
-            }
-        }
-        gst::MessageView::Element(element) => {
-            if let Some(structure) = element.structure() {
-                report.message(structure);
-            }
-        }
-        _ => {}
     }
 }
 
@@ -466,16 +341,6 @@ pub fn conversions(source: &Source, container: &Container) -> Result<Vec<String>
         }
     }
     Ok(notes)
-}
-
-/// Ends the stream of the input that has failed, so that its data up to there is kept. False if it had no data.
-fn end_stream(error: &gst::message::Error) -> bool {
-    let fed = error.src().and_then(fed_by).filter(|pad| pad.has_current_caps());
-    fed.is_some_and(|pad| {
-        // This waits for the buffer in the pad.
-        std::thread::spawn(move || pad.send_event(gst::event::Eos::new()));
-        true
-    })
 }
 
 /// Why the input is read to `end` only, although it should be as long as `expected`.

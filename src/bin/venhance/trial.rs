@@ -13,7 +13,8 @@ use crate::{
     failure::{Failure, Kind, WRITER, make},
     partial::Content,
     pipeline::{Finish, add, add_encoder, chain, link, link_to_muxer, static_pad},
-    session::{End, Session, cancelled},
+    run::End,
+    session::{Session, cancelled},
     source::Source,
     target::{Container, Encoder, MATROSKA},
 };

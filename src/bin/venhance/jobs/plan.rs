@@ -17,7 +17,8 @@ use crate::{
     folder::{self, Folder},
     partial::Paths,
     pipeline::{ScannedFrame, scan},
-    session::{End, Prepared, Session, cancelled},
+    run::End,
+    session::{Prepared, Session, cancelled},
     source::Source,
 };
 
