@@ -244,3 +244,22 @@ fn diffusion_merges_and_resumes_with_the_same_frames() {
     assert_eq!(output.len(), 2 * (pictures.len() - shot) - 1);
     assert!(output == expected[expected.len() - output.len()..]);
 }
+
+#[test]
+fn a_change_of_a_column_at_the_right_edge_is_no_repetition() {
+    for width in [1, 9] {
+        let caps = caps("GRAY8", width, 8, (10, 1));
+        let mut rig = Rig::with("up-scale=1 target-fps=0/1 duplicates=merge", &caps);
+        for n in 0..4 {
+            let mut frame = rig.frame();
+            let mut pixels = frame.get_mut().unwrap().map_writable().unwrap();
+            let stride = pixels.len() / 8;
+            pixels.chunks_mut(stride).for_each(|row| row[width as usize - 1] = 100 + 20 * n);
+            drop(pixels);
+            rig.harness.push(frame).unwrap();
+        }
+        let frames = frames(&rig.finish());
+        let column = |frame: &gst::Buffer| bytes(frame)[width as usize - 1];
+        assert_eq!(frames.iter().map(column).collect::<Vec<_>>(), [100, 120, 140, 160], "{width}");
+    }
+}

@@ -125,9 +125,12 @@ impl Rows {
                 }
                 count += 1;
             }
-            // Blocks at the right edge may be narrower: they differ by less.
-            let limit = MAX_DIFFERENCE * (count * BLOCK) as u32;
-            if sums.iter().flatten().any(|sum| *sum > limit) {
+            let exceeds = |(block, sums): (usize, &[u32; Frame::COMPONENTS])| {
+                // Blocks at the right edge may be narrower.
+                let width = BLOCK.min(frame.width() - block * BLOCK);
+                sums.iter().any(|sum| *sum > MAX_DIFFERENCE * (count * width) as u32)
+            };
+            if sums.iter().enumerate().any(exceeds) {
                 return false;
             }
         }
