@@ -103,7 +103,7 @@ impl Device {
         cuda_usable(ordinal).map_err(|why| Error::Setting {
             setting: "device",
             value: self.to_string(),
-            why: format!("it is not usable ({why})"),
+            why,
             instead: instead.into(),
         })
     }
@@ -136,7 +136,7 @@ mod tests {
         let devices = Device::parse("cpu,cuda:4095").unwrap().unwrap();
         assert_eq!(devices[0].check(), Ok(()));
         let error = devices[1].check().unwrap_err().to_string();
-        for part in ["device=cuda:4095 cannot be used", "not usable", "use device=auto"] {
+        for part in ["device=cuda:4095 cannot be used: ", "use device=auto"] {
             assert!(error.contains(part), "{error}");
         }
     }
