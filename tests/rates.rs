@@ -143,7 +143,6 @@ fn where_the_timestamps_contradict_the_caps_the_measured_rate_is_followed_with_o
         ((30, 1), 15, 60, 4),
         ((30, 1), 15, 30, 2),
         ((50, 1), 25, 50, 2),
-        ((90000, 1), 30, 60, 2),
         ((15, 1), 30, 60, 2),
     ] {
         let properties = format!("up-scale=1 target-fps={target}");
@@ -159,6 +158,35 @@ fn where_the_timestamps_contradict_the_caps_the_measured_rate_is_followed_with_o
         let warnings = rig.warnings();
         assert_eq!(warnings.len(), 1, "{nominal:?} {warnings:?}");
         assert!(warnings[0].contains("contradict the frame rate of the caps"), "{warnings:?}");
+    }
+}
+
+#[test]
+fn rates_above_1000_are_those_of_a_clock_and_not_believed() {
+    for numer in [1001, 90_000, i32::MAX] {
+        let mut rig = Rig::with("up-scale=1 target-fps=60", &caps("GRAY8", 32, 16, (numer, 1)));
+        push_each(&mut rig, ClockTime::SECOND / 30, 0..20);
+        let times = exact_times(&rig.finish());
+        assert_eq!(intervals(&times), [(16_666, 38)], "{numer}");
+        let warnings = rig.warnings();
+        assert_eq!(warnings.len(), 1, "{numer} {warnings:?}");
+        assert!(warnings[0].contains("contradict the frame rate of the caps"), "{warnings:?}");
+        // The application shows it, and has no pipeline to change.
+        assert!(!warnings[0].contains("videorate"), "{warnings:?}");
+
+        for mode in ["multiple", "exact"] {
+            let properties = format!("up-scale=1 target-fps=50 rate-mode={mode}");
+            let mut rig = Rig::with(&properties, &caps("GRAY8", 32, 16, (numer, 1)));
+            for _ in 0..6 {
+                let mut frame = rig.frame_at(ClockTime::ZERO, ClockTime::ZERO);
+                frame.get_mut().unwrap().set_pts(None);
+                frame.get_mut().unwrap().set_duration(None);
+                rig.harness.push(frame).unwrap();
+            }
+            let times = exact_times(&rig.finish());
+            let count = if mode == "exact" { 11 } else { 10 };
+            assert_eq!(intervals(&times), [(20_000, count)], "{numer} {mode}");
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     logging::CAT,
     properties::Properties,
     queue::{BufferInfo, ClipFormat, Picture, QueueItem},
-    rate::{ASSUMED_RATE, RATE_FRAMES, RateMeter, RateSource},
+    rate::{ASSUMED_RATE, RATE_FRAMES, RateMeter, RateSource, is_time_base},
     schedule::OutputRate,
     timeline::{Cadence, ClipEnd, Placement, ROUNDING, Timeline},
 };
@@ -50,6 +50,7 @@ impl Rate {
     fn of_caps(info: &VideoInfo) -> Self {
         match caps::rate(info.fps()) {
             (0, _) => Self { fps: None, source: RateSource::Timestamps },
+            fps if is_time_base(fps) => Self { fps: None, source: RateSource::NotCaps },
             fps => Self { fps: Some(fps), source: RateSource::Caps },
         }
     }
@@ -274,7 +275,7 @@ impl Clips {
         let mut known: Vec<ClockTime> = times().flatten().collect();
         known.dedup();
         let rate = match self.meter.rate() {
-            Some(fps) => Some(Rate { fps: Some(fps), source: RateSource::Timestamps }),
+            Some(fps) => Some(Rate { fps: Some(fps), source: self.rate.source }),
             None if times().count() > 1 && known.len() <= 1 => {
                 Some(Rate { fps: Some(ASSUMED_RATE), source: RateSource::Assumed })
             }

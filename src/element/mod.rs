@@ -102,8 +102,9 @@ glib::wrapper! {
     ///
     /// Where the timestamps of five frames all contradict the frame rate of the caps, by more than half, the
     /// measured rate decides how many frames are interpolated, and a warning says so. The caps of the output
-    /// stay a multiple of the caps' rate. Images without a rate and without timestamps are played at 25 frames
-    /// a second, with a warning; `multifilesrc location=%04d.png caps=image/png,framerate=30/1`
+    /// stay a multiple of the caps' rate. A rate above 1000 in the caps is never used: it is measured. Images
+    /// without a rate and without timestamps are played at 25 frames a second, with a warning;
+    /// `multifilesrc location=%04d.png caps=image/png,framerate=30/1`
     /// sets another rate. On Debian 12 a pipeline that reads a GIF never ends, with or without this element,
     /// because libav's demuxer sends no end of stream.
     ///

@@ -12,6 +12,15 @@ pub(super) const RATE_FRAMES: usize = 5;
 /// The rate of a stream that has neither a rate nor timestamps, such as one of images.
 pub(super) const ASSUMED_RATE: (u32, u32) = (25, 1);
 
+/// The highest frame rate that is believed.
+const MAX_RATE: u32 = 1000;
+
+/// Whether a rate (numerator, denominator) of caps is no frame rate: the clock of the stream, such as 90,000, or
+/// nonsense.
+pub(super) fn is_time_base((numer, denom): (u32, u32)) -> bool {
+    numer > denom.saturating_mul(MAX_RATE)
+}
+
 /// Where the frame rate comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RateSource {

@@ -163,23 +163,27 @@ impl VEnhance {
 
     /// Posts a warning, once, if the frame rate is not that of the caps.
     pub(super) fn warn_of_rate(&self, format: &ClipFormat) {
-        let text = match (format.source, format.cadence) {
-            (RateSource::NotCaps, Some(cadence)) => format!(
-                "the timestamps contradict the frame rate of the caps; frames are interpolated at the \
-                 measured rate, one input frame each {}. To keep the rate of the caps, put videorate \
-                 before venhance",
-                cadence.frame()
+        let (text, advice) = match (format.source, format.cadence) {
+            (RateSource::NotCaps, Some(cadence)) => (
+                format!(
+                    "the timestamps contradict the frame rate of the caps; frames are interpolated at the \
+                     measured rate, one input frame each {}",
+                    cadence.frame()
+                ),
+                "To keep the rate of the caps, put videorate before venhance",
             ),
-            (RateSource::Assumed, _) => format!(
-                "the input has neither a frame rate nor timestamps; {} frames per second are assumed. \
-                 To set another rate, name it in the caps, such as caps=image/png,framerate=30/1 of \
+            (RateSource::Assumed, _) => (
+                format!(
+                    "the input has neither a frame rate nor timestamps; {} frames per second are assumed",
+                    ASSUMED_RATE.0
+                ),
+                "To set another rate, name it in the caps, such as caps=image/png,framerate=30/1 of \
                  multifilesrc",
-                ASSUMED_RATE.0
             ),
             _ => return,
         };
         if !std::mem::replace(&mut self.state.lock().warned_of_rate, true) {
-            gst::element_imp_warning!(self, gst::StreamError::Format, ("{text}"));
+            gst::element_imp_warning!(self, gst::StreamError::Format, ("{text}"), ["{advice}"]);
         }
     }
 }
