@@ -245,6 +245,9 @@ fn mistakes_and_bad_files_have_their_exit_codes_and_say_what_to_do() {
     fails(&scratch.enhance(&["http://example.org/in.mp4", "out.mp4"]), 3, "not addresses");
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--overwrite", "--resume"]), 2, "--resume");
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--up-scale", "9"]), 2, "out of range");
+    fails(&scratch.enhance(&["in.mp4", "out.mp4", "--noise-aug", "301"]), 2, "use 0 to 300");
+    fails(&scratch.enhance(&["in.mp4", "out.mp4", "--version", "3"]), 2, "auto, v1, v2, lite");
+    fails(&scratch.enhance(&["in.mp4", "out.mp4", "--up-scal", "2"]), 2, "'--up-scale'");
     fails(&scratch.enhance(&["in.mp4", "out.webm", "--encoder", "x264enc"]), 2, "webmmux");
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--encoder", "nosuchenc"]), 5, "gst-inspect-1.0");
     fails(&scratch.enhance(&["in.mp4", "out.mp4", "--model", "v1"]), 6, "--model lite");
@@ -264,6 +267,7 @@ fn mistakes_and_bad_files_have_their_exit_codes_and_say_what_to_do() {
     }
     fails(&scratch.enhance(&["in.mp4", "--plan", "--prompt_path", "/dev/zero"]), 3, "too long");
     fails(&scratch.enhance(&["in.mp4", "nowhere/out.mp4"]), 4, "create its folder");
+    fails(&scratch.enhance(&["in.mp4", "nowhere/out.mp4", "--plan"]), 4, "create its folder");
     assert_eq!(std::fs::read(scratch.path("there.mp4")).unwrap(), b"mine");
     scratch.nothing_left("out.mp4");
 }

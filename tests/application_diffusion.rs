@@ -263,7 +263,7 @@ fn values_that_the_reference_takes_are_taken() {
     has(&["--noise_aug", "350"], "noise augmentation: 300");
     has(&["--noise_aug", "-1"], "noise augmentation: 0");
     let (_, warning) = plan(&model, &["--noise_aug", "350"]);
-    assert!(warning.contains("--noise-aug 350 is not supported: using 300"), "{warning}");
+    assert!(warning.contains("--noise_aug 350 is not supported: using 300"), "{warning}");
     let (_, warning) = plan(&model, &["--noise_aug", "300"]);
     assert_eq!(warning, "");
     for cfg in ["-1", "0", "0.5", "25", "100"] {

@@ -545,12 +545,41 @@ fn flags_that_an_encoder_does_not_take_are_refused_before_the_work() {
     scratch.make("in.mp4", SHORT, "mp4mux", &[]);
     for (arguments, code, why) in [
         (&["--quality", "60"][..], 2, "--quality 60: x264enc takes 0 to 51"),
+        (&["--quality", "99"], 2, "use a whole number from 0 to 63"),
         (&["--encoder", ""], 2, "--encoder is empty"),
         (&["--encoder", "x264"], 5, "there is no GStreamer element x264; gst-inspect-1.0 lists"),
+        (&["--encoder", "x264enc  foo=1"], 2, "x264enc foo=1: "),
+        (&["--encoder", "x264enc pass=pass2"], 2, "--encoder x264enc pass=pass2"),
+        (&["--compare", "picture.jpg"], 2, "--compare picture.jpg: it writes a PNG"),
     ] {
-        fails(&scratch.fast(&[&["in.mp4", "out.mp4"], arguments].concat()), code, why);
-        scratch.only(&["in.mp4"]);
+        for files in [&["in.mp4", "out.mp4"][..], &["in.mp4", "--plan"]] {
+            // Without OUT, there is nothing to compare.
+            if !(files.contains(&"--plan") && arguments.contains(&"--compare")) {
+                fails(&scratch.fast(&[files, arguments].concat()), code, why);
+            }
+            scratch.only(&["in.mp4"]);
+        }
+        fails(&scratch.fast(&[&["in.mp4", "out.mp4", "--plan"], arguments].concat()), code, why);
     }
+    for (output, code, why) in [
+        ("in.mp4", 2, "would overwrite the input"),
+        ("out.avi", 2, "unknown output format"),
+        ("in.mkv", 2, "in.mkv exists"),
+    ] {
+        std::fs::copy(scratch.path("in.mp4"), scratch.path("in.mkv")).unwrap();
+        fails(&scratch.fast(&["in.mp4", output]), code, why);
+        fails(&scratch.fast(&["in.mp4", output, "--plan"]), code, why);
+    }
+}
+
+#[test]
+fn an_empty_file_of_an_aborted_run_is_not_in_the_way() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", SHORT, "mp4mux", &[]);
+    std::fs::write(scratch.path("out.mp4.partial.mkv"), "").unwrap();
+    let run = scratch.fast(&["in.mp4", "out.mp4"]);
+    assert!(run.status.success(), "{}", text(&run));
+    scratch.only(&["in.mp4", "out.mp4"]);
 }
 
 #[test]

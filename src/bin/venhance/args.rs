@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: the application's own flags, and one flag for each property of the element.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
-use clap::{Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{
+    Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand,
+    error::{ContextKind, ContextValue},
+};
 use gst::{ClockTime, glib};
 
 use crate::properties::{self, Property};
@@ -197,7 +203,7 @@ struct VideoArgs {
     /// x265enc [default: 20], 0-63 for vp9enc and av1enc [default: 24]; for other encoders, set their
     /// property with --encoder
     #[arg(long, value_name = "N", help_heading = "Output")]
-    #[arg(value_parser = clap::value_parser!(u32).range(0..=63))]
+    #[arg(value_parser = quality)]
     quality: Option<u32>,
     /// Replace an existing output or the files of an interrupted run
     #[arg(long, help_heading = "Output")]
@@ -270,7 +276,9 @@ pub fn parse() -> Command {
     if arguments.len() == 2 && arguments[1] == "--version" {
         arguments[1] = "-V".into();
     }
-    let mut matches = command(&pspecs).get_matches_from(arguments);
+    limit_noise_aug(&pspecs, &mut arguments);
+    let matches = command(&pspecs).try_get_matches_from(arguments);
+    let mut matches = matches.unwrap_or_else(|error| with_own_suggestion(error).exit());
     let properties = properties_of(&pspecs, matches.subcommand_matches("plan").unwrap_or(&matches));
     let own = OwnArgs::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit());
     match own.command {
@@ -323,6 +331,44 @@ impl VideoArgs {
             plan: false,
         }
     }
+}
+
+/// Limits the noise augmentation of VEnhancer's flag to the range, as its script does. `--noise-aug` is refused.
+fn limit_noise_aug(pspecs: &[glib::ParamSpec], arguments: &mut [OsString]) {
+    let range = pspecs.iter().find(|pspec| pspec.name() == "noise-aug").and_then(properties::range);
+    let Some((low, high)) = range else { return };
+    let mut before = String::new();
+    for argument in arguments {
+        let text = argument.to_string_lossy().into_owned();
+        let (flag, value) = match text.split_once('=') {
+            Some(("--noise_aug", value)) => ("--noise_aug=", value),
+            _ if before == "--noise_aug" => ("", &*text),
+            _ => ("", ""),
+        };
+        if let Ok(number) = value.parse::<f64>()
+            && !(low..=high).contains(&number)
+        {
+            let used = number.clamp(low, high);
+            eprintln!("--noise_aug {value} is not supported: using {used}");
+            *argument = format!("{flag}{used}").into();
+        }
+        before = text;
+    }
+}
+
+/// Suggests the application's own spelling of a flag instead of that of VEnhancer's script.
+fn with_own_suggestion(mut error: clap::Error) -> clap::Error {
+    if let Some(ContextValue::String(flag)) = error.get(ContextKind::SuggestedArg)
+        && let Some((own, _)) = REFERENCE_FLAGS.iter().find(|(_, alias)| flag[2..] == **alias)
+    {
+        error.insert(ContextKind::SuggestedArg, ContextValue::String(format!("--{own}")));
+    }
+    error
+}
+
+fn quality(text: &str) -> Result<u32, String> {
+    let quality = text.parse().ok().filter(|quality| *quality <= 63);
+    quality.ok_or_else(|| "use a whole number from 0 to 63; fewer with some encoders".into())
 }
 
 fn property_arg(pspec: &glib::ParamSpec) -> Arg {

@@ -36,8 +36,13 @@ struct Frames {
 
 impl Session {
     /// Describes what would be done with a file. `index` is its position in the folder.
-    pub fn plan(&self, input: &Path, index: usize) -> Result<String, Failure> {
-        let source = Source::open(input)?;
+    pub fn plan(
+        &self,
+        input: &Path,
+        output: Option<&Path>,
+        index: usize,
+    ) -> Result<String, Failure> {
+        let source = self.check(input, output)?;
         self.set_prompt(input, index)?;
         let input = input_of(&source)?;
         let frames = self.count_frames(&source, &input)?;

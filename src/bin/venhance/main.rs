@@ -43,7 +43,11 @@ mod source;
 mod target;
 mod trial;
 
-use std::{io, path::Path, process::ExitCode};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use args::{Args, Command};
 use failure::{Failure, Kind};
@@ -86,19 +90,19 @@ fn run() -> Result<(), Failure> {
 }
 
 fn enhance(args: Args, signals: Signals) -> Result<(), Failure> {
-    let (input, output) = (args.input.clone(), args.output.clone());
+    let input = args.input.clone();
+    let output = match args.output.is_dir() && !input.is_dir() {
+        true => folder::output(&input, &args.output),
+        false => args.output.clone(),
+    };
     let session = Session::new(args, signals)?;
     session.warn_of_unused_flags();
     if session.args.plan {
-        return plan(&session, &input);
+        return plan(&session, &input, &output);
     }
     if input.is_dir() {
         return enhance_folder(&session);
     }
-    let output = match output.is_dir() {
-        true => folder::output(&input, &output),
-        false => output,
-    };
     match session.enhance(&input, &output, 0)? {
         Outcome::Enhanced(summary, early) => {
             println!("{}: {summary}", output.display());
@@ -111,13 +115,16 @@ fn enhance(args: Args, signals: Signals) -> Result<(), Failure> {
     }
 }
 
-/// Prints what would be done with a video, or with every video of a folder.
-fn plan(session: &Session, input: &Path) -> Result<(), Failure> {
+/// Prints what would be done with a video, or with every video of a folder. No `output` may be named.
+fn plan(session: &Session, input: &Path, output: &Path) -> Result<(), Failure> {
+    let is_named = !output.as_os_str().is_empty();
     if !input.is_dir() {
-        return print(&session.plan(input, 0)?);
+        return print(&session.plan(input, is_named.then_some(output), 0)?);
     }
-    for (index, video) in Folder::read(input)?.videos.iter().enumerate() {
-        print(&format!("{}:\n{}", video.display(), session.plan(video, index)?))?;
+    let (jobs, _) = folder_jobs(session, input, output)?;
+    for (index, (video, output)) in jobs.iter().enumerate() {
+        let plan = session.plan(video, is_named.then_some(output), index)?;
+        print(&format!("{}:\n{plan}", video.display()))?;
     }
     Ok(())
 }
@@ -132,9 +139,12 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Enhances every video of a folder. A failure is reported and the other videos follow.
-fn enhance_folder(session: &Session) -> Result<(), Failure> {
-    let (input, output) = (&session.args.input, &session.args.output);
+/// The videos of a folder, each with its output, and the number of other files.
+fn folder_jobs(
+    session: &Session,
+    input: &Path,
+    output: &Path,
+) -> Result<(Vec<(PathBuf, PathBuf)>, usize), Failure> {
     if session.args.compare.is_some() {
         return Err(Failure::usage("--compare works with one video, not with a folder"));
     }
@@ -145,7 +155,12 @@ fn enhance_folder(session: &Session) -> Result<(), Failure> {
             "{input} is a folder, so OUT must be one: {output} is not"
         )));
     }
-    let jobs = folder.jobs(output)?;
+    Ok((folder.jobs(output)?, folder.others))
+}
+
+/// Enhances every video of a folder. A failure is reported and the other videos follow.
+fn enhance_folder(session: &Session) -> Result<(), Failure> {
+    let (jobs, others) = folder_jobs(session, &session.args.input, &session.args.output)?;
     let (mut enhanced, mut skipped, mut failures) = (0, 0, Vec::new());
     for (index, (input, output)) in jobs.iter().enumerate() {
         match session.enhance(input, output, index) {
@@ -163,7 +178,6 @@ fn enhance_folder(session: &Session) -> Result<(), Failure> {
         }
     }
     let failed = jobs.len() - enhanced - skipped;
-    let others = folder.others;
     println!("{enhanced} enhanced, {skipped} already finished, {failed} failed, {others} skipped");
     match failures.first() {
         None => Ok(()),

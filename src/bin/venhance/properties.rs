@@ -88,8 +88,8 @@ pub fn help(pspec: &glib::ParamSpec) -> String {
 }
 
 /// The value that a text stands for, in gst-launch syntax. As in VEnhancer's script, an integer can have
-/// decimals that are zero, a noise augmentation out of range is limited to the range, and the downscale condition
-/// need not be whole: here, the decimals are dropped.
+/// decimals that are zero, the downscale condition need not be whole (here, the decimals are dropped), and the versions
+/// of its model are 1 and 2.
 ///
 /// # Errors
 /// If the text is not a value of the property; the message says what is.
@@ -103,19 +103,19 @@ pub fn parse(pspec: &glib::ParamSpec, text: &str) -> Result<glib::Value, String>
         "downscale-cond" => given.map(f64::trunc),
         _ => given.filter(|number| number.fract() == 0.0),
     };
-    let text = match (whole, range(pspec)) {
-        (Some(number), Some((low, high))) if pspec.name() == "noise-aug" => {
-            number.clamp(low, high).to_string()
+    let text = whole.map_or_else(|| text.to_owned(), |number| number.to_string());
+    if let Some(nicks) = nicks(pspec) {
+        let is_version = pspec.name() == "model" && ["1", "2"].contains(&&*text);
+        // Other numbers are those of the enumeration, which nobody knows.
+        if !is_version && !nicks.contains(&text) {
+            return Err(format!("use one of {}", nicks.join(", ")));
         }
-        (Some(number), _) => number.to_string(),
-        (None, _) => text.to_owned(),
-    };
+    }
     let value = glib::Value::deserialize_with_pspec(&text, pspec).map_err(|_| {
-        match (nicks(pspec), pspec.value_type() == gst::Fraction::static_type()) {
-            (Some(nicks), _) => format!("use one of {}", nicks.join(", ")),
-            (None, true) => "use a number such as 24, or a fraction such as 24000/1001".to_owned(),
-            (None, false) if integer => "use a whole number".to_owned(),
-            (None, false) => "use a number".to_owned(),
+        match pspec.value_type() == gst::Fraction::static_type() {
+            true => "use a number such as 24, or a fraction such as 24000/1001".to_owned(),
+            false if integer => "use a whole number".to_owned(),
+            false => "use a number".to_owned(),
         }
     })?;
     match (range(pspec), number(&value)) {
@@ -142,7 +142,7 @@ fn nicks(pspec: &glib::ParamSpec) -> Option<Vec<String>> {
 }
 
 /// The range of a number that its type does not give already.
-fn range(pspec: &glib::ParamSpec) -> Option<(f64, f64)> {
+pub fn range(pspec: &glib::ParamSpec) -> Option<(f64, f64)> {
     if let Some(pspec) = pspec.downcast_ref::<glib::ParamSpecInt>() {
         return Some((pspec.minimum().into(), pspec.maximum().into()));
     }

@@ -10,6 +10,7 @@ use crate::{
     args::Args,
     compare,
     failure::{Failure, Kind, make_enhancer},
+    folder,
     partial::{Content, Partial, Paths, Progress, ResumePoint, Settings, same_file},
     pipeline::{Finish, Work},
     properties,
@@ -95,22 +96,16 @@ impl Session {
         source::check_file(input)?;
         Container::of(output)?;
         let paths = Paths::new(output);
-        paths.check_output()?;
-        paths.check_input(input)?;
-        if output.exists() && !self.args.overwrite {
-            return match self.args.resume {
-                true => Ok(Outcome::Skipped),
-                false => Err(Failure::usage(format!(
-                    "{} exists: keep it with --resume, or replace it with --overwrite",
-                    output.display()
-                ))),
-            };
+        if self.is_finished(input, &paths)? {
+            return Ok(Outcome::Skipped);
         }
         let source = Source::open(input)?;
         if let Some(folder) = self.args.folder() {
             std::fs::create_dir_all(folder).map_err(|error| Failure::output(folder, &error))?;
         }
-        self.check_picture(&source.path, output)?;
+        if let Some(picture) = &self.args.compare {
+            compare::check(picture)?;
+        }
         let Prepared { source, container, encoder, size } = self.prepare(source, output)?;
         for note in conversions(&source, container)? {
             eprintln!("{}: {note}", input.display());
@@ -158,7 +153,60 @@ impl Session {
         Ok(Outcome::Enhanced(summary, early))
     }
 
-    /// Fails if the picture of `--compare` cannot be written.
+    /// Fails where [`enhance`](Self::enhance) would fail before the work; opens the input. Without an output, it would
+    /// have the name of the input.
+    pub fn check(&self, input: &Path, output: Option<&Path>) -> Result<Source, Failure> {
+        source::check_file(input)?;
+        let named = output.map_or_else(|| folder::output(input, Path::new("")), Path::to_owned);
+        Container::of(&named)?;
+        if let Some(output) = output {
+            self.is_finished(input, &Paths::new(output))?;
+            // Otherwise the run creates it.
+            let folder = output.parent().filter(|_| self.args.folder().is_none());
+            if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty()) {
+                folder.metadata().map_err(|error| Failure::output(output, &error))?;
+            }
+        }
+        let prepared = self.prepare(Source::open(input)?, &named)?;
+        let Prepared { source, container, encoder, .. } = prepared;
+        for note in conversions(&source, container)? {
+            eprintln!("{}: {note}", input.display());
+        }
+        let size = self.output(&source)?.size;
+        if encoder.asked {
+            self.try_encoder(&source, container, &encoder, size, &named)?;
+        }
+        Ok(source)
+    }
+
+    /// Whether `--resume` finds a finished output. Fails if it, or what a run leaves beside it, is in the way.
+    fn is_finished(&self, input: &Path, paths: &Paths) -> Result<bool, Failure> {
+        paths.check_output()?;
+        paths.check_input(input)?;
+        let (resume, overwrite) = (self.args.resume, self.args.overwrite);
+        if paths.output.exists() && !overwrite {
+            return match resume {
+                true => Ok(true),
+                false => Err(Failure::usage(format!(
+                    "{} exists: keep it with --resume, or replace it with --overwrite",
+                    paths.output.display()
+                ))),
+            };
+        }
+        // A run that was aborted before its first frame leaves an empty one.
+        let has_video = paths.video.metadata().is_ok_and(|video| video.len() > 0);
+        if has_video && !resume && !overwrite {
+            return Err(Failure::usage(format!(
+                "{} exists from an interrupted run: continue it with --resume, or start over with \
+                 --overwrite",
+                paths.video.display()
+            )));
+        }
+        self.check_picture(input, &paths.output)?;
+        Ok(false)
+    }
+
+    /// Fails if `--compare` names something else than a new picture.
     fn check_picture(&self, input: &Path, output: &Path) -> Result<(), Failure> {
         let Some(picture) = &self.args.compare else { return Ok(()) };
         let png =
@@ -179,7 +227,7 @@ impl Session {
             let picture = picture.display();
             return Err(Failure::usage(format!("{picture} exists: replace it with --overwrite")));
         }
-        compare::check(picture)
+        Ok(())
     }
 
     /// Opens the partial file, and returns how much of the video it contains.
@@ -190,13 +238,6 @@ impl Session {
     ) -> Result<(Partial, Progress), Failure> {
         let nothing = Progress::UpTo(ResumePoint::START);
         if !self.args.resume {
-            if paths.video.exists() && !self.args.overwrite {
-                return Err(Failure::usage(format!(
-                    "{} exists from an interrupted run: continue it with --resume, or start over with \
-                     --overwrite",
-                    paths.video.display()
-                )));
-            }
             return Ok((Partial::create(paths, settings)?, nothing));
         }
         let output = paths.output.display();

@@ -193,7 +193,9 @@ impl Encoder {
         // With a lookahead, vp9enc of GStreamer 1.22 loses frames.
         let settings =
             if factory == "vp9enc" { format!("lag-in-frames=0 {settings}") } else { settings };
-        let description = format!("{first} {settings}{rest}").trim().to_owned();
+        let parts = [first, settings.trim(), rest.trim()];
+        let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        let description = parts.join(" ");
         let mut encoder = Self {
             factory: factory.clone(),
             description,
