@@ -319,14 +319,27 @@ fn every_frame_of_a_variable_rate_is_shown_for_its_duration() {
 }
 
 #[test]
+fn the_pixel_aspect_ratio_stays_exact_in_mp4() {
+    let scratch = Scratch::new();
+    let video = SHORT.replace("height=64", "height=64,pixel-aspect-ratio=16/11");
+    scratch.make("in.mp4", &video, "mp4mux", &[]);
+    for output in ["out.mp4", "out.mov"] {
+        let run = scratch.fast(&["in.mp4", output]);
+        assert!(run.status.success(), "{}", text(&run));
+        let info = decode(&scratch.path(output)).info();
+        assert_eq!(info.par(), gst::Fraction::new(16, 11), "{output}");
+    }
+}
+
+#[test]
 fn at_an_exact_rate_the_video_ends_with_its_input() {
     let scratch = Scratch::new();
     let video = "videotestsrc pattern=ball num-buffers=17 \
         ! video/x-raw,format=I420,width=96,height=64,framerate=24/1 ! x264enc ! queue";
     scratch.make("in.mp4", video, "mp4mux", &[]);
     let input = ClockTime::SECOND * 17 / 24;
-    for output in ["out.mp4", "out.mov", "out.mkv", "out.webm"] {
-        for target in ["25", "60", "7"] {
+    for output in ["out.mp4", "out.mkv", "out.webm"] {
+        for target in ["25", "7"] {
             let flags =
                 ["--rate-mode", "exact", "--model", "lite", "--up-scale", "1", "--overwrite"];
             let run = scratch

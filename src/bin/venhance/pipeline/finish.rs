@@ -124,6 +124,10 @@ fn completed(mut caps: gst::Caps, encoded: &gst::CapsRef) -> gst::Caps {
                 video.set_value(name.as_str(), value.clone());
             }
         }
+        // Matroska has the width that a player shows, in whole pixels.
+        if let Ok(aspect) = encoded.value("pixel-aspect-ratio") {
+            video.set_value("pixel-aspect-ratio", aspect.clone());
+        }
     }
     // mp4mux of GStreamer 1.22 crashes without it.
     if video.name() == "video/x-vp9" && !video.has_field("chroma-site") {
