@@ -178,25 +178,30 @@ fn damaged_and_missing_pieces_are_named_and_only_they_are_made_again() {
     assert!(job(&["status"]).contains("waiting"));
     let all = ["piece", "job.json", "--from", "0", "--to", "4"];
     succeeds(&scratch, &all);
-    assert!(job(&["status"]).contains("100% of 226 frames, 0 running"));
+    assert!(job(&["status"]).contains("5 pieces: 100% of 226 frames, 0 running"));
     let folder = "out.mkv.pieces";
     let file = |piece: &str| piece_files(&scratch, folder, &format!("{piece}-"), ".mkv")[0].clone();
-    let truncated = std::fs::File::options().write(true).open(file("0001")).unwrap();
-    truncated.set_len(truncated.metadata().unwrap().len() - 1).unwrap();
-    let mut changed = std::fs::read(file("0002")).unwrap();
+    let before = file("0000").metadata().unwrap().modified().unwrap();
+    let mut changed = std::fs::read(file("0001")).unwrap();
     *changed.last_mut().unwrap() ^= 1;
-    std::fs::write(file("0002"), changed).unwrap();
+    std::fs::write(file("0001"), changed).unwrap();
+    let refused = |why: &[&str]| {
+        let output = scratch.enhance(&["join", "job.json"]);
+        for why in why {
+            fails(&output, 3, why);
+        }
+        assert!(!text(&output).contains("piece 0") && !scratch.path("out.mkv").exists());
+    };
+    refused(&["piece 1 is damaged: 0001-", " has changed; make them with venhance piece"]);
+    let truncated = std::fs::File::options().write(true).open(file("0002")).unwrap();
+    truncated.set_len(truncated.metadata().unwrap().len() - 1).unwrap();
     std::fs::remove_file(file("0003")).unwrap();
     std::fs::write(scratch.path(folder).join("0004.json"), "{\"job\":").unwrap();
-    let output = scratch.enhance(&["join", "job.json"]);
-    fails(&output, 3, "piece 1 is damaged: 0001-");
-    for why in
-        ["piece 2 is damaged: 0002-", "piece 3 is damaged: 0003-", "piece 4 is without a record"]
-    {
-        assert!(text(&output).contains(why), "{why}: {}", text(&output));
-    }
-    assert!(!text(&output).contains("piece 0") && !scratch.path("out.mkv").exists());
-    let before = file("0000").metadata().unwrap().modified().unwrap();
+    refused(&[
+        "piece 2 is damaged: 0002-",
+        "piece 3 is damaged: 0003-",
+        "piece 4 is without a record",
+    ]);
     let said = succeeds(&scratch, &all);
     assert_eq!(said.matches("already finished").count(), 1, "{said}");
     assert_eq!(file("0000").metadata().unwrap().modified().unwrap(), before);

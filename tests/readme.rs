@@ -151,7 +151,7 @@ fn every_command_runs() {
     assert!(!log.contains("ERROR"), "{log}");
     assert_result(&dir.path().join("out.mp4"));
     assert_result(&dir.path().join("out.webm"));
-    for made in ["small.webm", "again.mp4"] {
+    for made in ["small.webm", "again.mp4", "joined.mp4"] {
         assert!(common::decode(&dir.path().join(made)).times.len() >= 31, "{made}");
     }
     for made in ["hevc.mkv", "picture.png", "enhanced/one.mp4"] {

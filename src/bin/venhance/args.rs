@@ -254,7 +254,7 @@ pub enum Selection {
     One(usize),
     /// From one to another one, both included.
     Range(usize, usize),
-    /// The one that the scheduler's variable says.
+    /// The one that the scheduler's variable says, if there is one: a short video has fewer than were asked for.
     OfTask,
 }
 

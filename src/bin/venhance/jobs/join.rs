@@ -80,12 +80,16 @@ fn join_one(job: &JobFile, signals: &Signals) -> Result<String, Failure> {
 
 /// The records of all pieces, and what they contain together.
 fn records(job: &JobFile) -> Result<(Vec<(Store<'_>, Record)>, Content), Failure> {
+    let stores = job.job.pieces.iter().map(|piece| Store::new(job, piece));
+    let stores: Vec<_> = stores.collect();
+    // Nothing is read while a piece is missing: a scheduler can call this again and again.
+    let all_there = stores.iter().all(|store| store.record().is_ok());
     let (mut records, mut problems) = (Vec::new(), Vec::new());
     let mut content: Option<Content> = None;
-    for (number, piece) in job.job.pieces.iter().enumerate() {
-        let store = Store::new(job, piece);
-        let found = store.verified().and_then(|record| {
-            let next = record.content(piece).ok_or("without a record")?;
+    for (number, store) in stores.into_iter().enumerate() {
+        let found = if all_there { store.verified() } else { store.record() };
+        let found = found.and_then(|record| {
+            let next = record.content(store.piece).ok_or("without a record")?;
             match &content {
                 Some(before) if before.caps != next.caps => {
                     Err("encoded in another way than the first one".into())

@@ -49,6 +49,10 @@ pub fn make_pieces(path: &Path, selection: Selection, signals: &Signals) -> Resu
     let jobs = JobFile::open_all(path)?;
     let pieces = jobs.iter().flat_map(|job| job.job.pieces.iter().map(move |piece| (job, piece)));
     let pieces: Vec<_> = pieces.collect();
+    if matches!(selection, Selection::OfTask) && from >= pieces.len() {
+        println!("there is no piece {from}: {} has {} pieces", path.display(), pieces.len());
+        return Ok(());
+    }
     if from > to || to >= pieces.len() {
         let (shown, last) = (path.display(), pieces.len() - 1);
         return Err(Failure::usage(format!(

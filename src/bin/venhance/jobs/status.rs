@@ -35,13 +35,13 @@ impl Total {
 
 /// A table of all pieces of a job, or of the jobs of a folder, and when they will be finished.
 pub fn status(path: &Path) -> Result<String, Failure> {
-    let (mut lines, mut total, mut number) = (Vec::new(), Total::default(), 0);
+    let (mut lines, mut total, mut number) = (Vec::new(), Total::default(), 0_u64);
     for job in JobFile::open_all(path)? {
         let frames = job.job.frames();
         if job.is_joined() {
             lines.push(format!("{}: finished", job.job.output.display()));
             (total.frames, total.done) = (total.frames + frames, total.done + frames);
-            number += job.job.pieces.len();
+            number += job.job.pieces.len() as u64;
             continue;
         }
         lines.push(format!("{}:", job.job.output.display()));
@@ -57,11 +57,9 @@ pub fn status(path: &Path) -> Result<String, Failure> {
     }
     let percent = total.done * 100 / total.frames.max(1);
     let left = total.left().map_or(String::new(), |left| format!(", {} left", clock(left)));
-    lines.push(format!(
-        "{percent}% of {}, {} running{left}",
-        count(total.frames, "frame"),
-        total.running
-    ));
+    let pieces = count(number, "piece");
+    let (frames, running) = (count(total.frames, "frame"), total.running);
+    lines.push(format!("{pieces}: {percent}% of {frames}, {running} running{left}"));
     Ok(lines.join("\n"))
 }
 
