@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Measures the quality of `model=lite`: downscales each clip and halves its frame rate, enhances the result, and compares
-//! it with the clip; the same for filters of ffmpeg.
+//! it with the clip; the same for filters of ffmpeg. The input can be compressed or noisy.
 //!
-//!     cargo run --release --example quality -- --scale 2 clip.mp4 …
+//!     cargo run --release --example quality -- --scale 2 --crf 28 clip.mp4 …
 //!
-//! Needs `ffmpeg`. Prints the PSNR in dB and the SSIM of the luma, each the mean over input frames ("input") and over
-//! interpolated frames ("interp.").
+//! Needs `ffmpeg`. Prints, of the luma, each over input frames ("input") and over interpolated frames ("interp."):
+//! the mean PSNR in dB, the mean SSIM, and the sharpness: the energy of the Laplacian relative to that of the clip. With
+//! `--noise` also how much of the noise is in the output, relative to Lanczos.
+//! `train_lite --clips DIR` makes clips with subtitles, fades and other things that are hard.
 
 use std::{
     error::Error,
@@ -18,15 +20,26 @@ use std::{
 
 use clap::Parser;
 use gst::prelude::*;
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+use rand_distr::{Distribution, Normal};
 
 #[derive(Parser)]
 struct Args {
-    /// Downscale factor.
+    /// Downscale factor; 1: frames are only interpolated.
     #[arg(long, default_value_t = 2)]
     scale: usize,
     /// Filter for the downscale: one of the flags of ffmpeg's scale filter.
     #[arg(long, default_value = "bicubic", value_name = "FLAGS")]
     downscale: String,
+    /// Standard deviation of a Gaussian blur before the downscale, in pixels of the smaller frame.
+    #[arg(long, default_value_t = 0.0, value_name = "PIXELS")]
+    blur: f64,
+    /// Standard deviation of noise that is added to the luma of the input, in 8-bit code values.
+    #[arg(long, default_value_t = 0.0, value_name = "STD")]
+    noise: f32,
+    /// Compress the input with x264 at this constant rate factor.
+    #[arg(long, value_name = "CRF")]
+    crf: Option<u32>,
     /// Maximum number of frames per clip.
     #[arg(long, default_value_t = 120)]
     frames: usize,
@@ -67,44 +80,54 @@ fn main() -> Result<()> {
     let folder = args.keep.clone().unwrap_or_else(|| temporary.path().into());
     std::fs::create_dir_all(&folder)?;
     println!(
-        "{:28} {:26} {:>7} {:>7} {:>7} {:>7} {:>6}",
-        "clip", "method", "input", "interp.", "SSIM", "SSIM", "fps"
+        "{:28} {:23} {:>6} {:>7} {:>6} {:>6} {:>5} {:>5} {:>6} {:>6}",
+        "clip", "method", "input", "interp.", "SSIM", "SSIM", "sharp", "sharp", "noise", "fps"
     );
-    let mut sums: Vec<(String, [f64; 4])> = Vec::new();
+    let mut sums = [[0.0; FIGURES]; METHODS.len()];
     for clip in &args.clips {
-        let results = compare(clip, &args, &folder)?;
-        for (n, (name, figures)) in results.into_iter().enumerate() {
-            if sums.len() <= n {
-                sums.push((name, [0.0; 4]));
-            }
-            sums[n].1.iter_mut().zip(figures).for_each(|(sum, figure)| *sum += figure);
+        for (sum, figures) in sums.iter_mut().zip(compare(clip, &args, &folder)?) {
+            sum.iter_mut().zip(figures).for_each(|(sum, figure)| *sum += figure);
         }
     }
-    for (name, sum) in sums {
-        print_line("mean", &name, sum.map(|sum| sum / args.clips.len() as f64), None);
+    for (method, sum) in METHODS.iter().zip(sums) {
+        print_line("mean", method, sum.map(|sum| sum / args.clips.len() as f64), None);
     }
     Ok(())
 }
 
+/// The figures of a method: PSNR, SSIM and sharpness, each of input frames and of interpolated frames, and noise.
+const FIGURES: usize = 7;
+
+/// The methods that are compared.
+const METHODS: [&str; 4] =
+    ["repeat + bicubic", "blend + lanczos", "motion comp. + lanczos", "lite"];
+/// The one whose noise is that of Lanczos.
+const LANCZOS: usize = 1;
+
 /// Prints the figures of a method.
-fn print_line(
-    clip: &str,
-    name: &str,
-    [input, interpolated, input_ssim, interpolated_ssim]: [f64; 4],
-    fps: Option<f64>,
-) {
+fn print_line(clip: &str, method: &str, figures: [f64; FIGURES], fps: Option<f64>) {
+    let [
+        input,
+        interpolated,
+        input_ssim,
+        interpolated_ssim,
+        input_sharp,
+        interpolated_sharp,
+        noise,
+    ] = figures;
     let fps = fps.map_or(String::new(), |fps| format!("{fps:.1}"));
+    let noise = if noise > 0.0 { format!("{noise:.2}") } else { String::new() };
     println!(
-        "{clip:28} {name:26} {input:7.2} {interpolated:7.2} {input_ssim:7.4} {interpolated_ssim:7.4} \
-         {fps:>6}"
+        "{clip:28} {method:23} {input:6.2} {interpolated:7.2} {input_ssim:6.4} {interpolated_ssim:6.4} \
+         {input_sharp:5.2} {interpolated_sharp:5.2} {noise:>6} {fps:>6}"
     );
 }
 
-/// Runs all methods on a clip; returns their names and figures.
-fn compare(clip: &Path, args: &Args, folder: &Path) -> Result<Vec<(String, [f64; 4])>> {
+/// Runs all methods on a clip; returns their figures.
+fn compare(clip: &Path, args: &Args, folder: &Path) -> Result<Vec<[f64; FIGURES]>> {
     let stem = clip.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let path = |name: &str| folder.join(format!("{stem}-x{}-{name}.yuv", args.scale));
-    let (reference, small) = (path("reference"), path("small"));
+    let (reference, clean) = (path("reference"), path("small"));
 
     // Crop so that neither the downscaled luma nor its chroma needs padding.
     let (width, height) = size(clip)?;
@@ -117,78 +140,172 @@ fn compare(clip: &Path, args: &Args, folder: &Path) -> Result<Vec<(String, [f64;
         &["-i", &text(clip), "-vf", &crop, "-frames:v", &frames, "-vsync", "passthrough"],
         &reference,
     )?;
+    let blur = match args.blur > 0.0 {
+        true => format!("gblur=sigma={},", args.blur * args.scale as f64),
+        false => String::new(),
+    };
     let downscale = format!(
-        "select=not(mod(n\\,2)),scale={}:{}:flags={}",
+        "select=not(mod(n\\,2)),{blur}scale={}:{}:flags={}",
         low.width, low.height, args.downscale
     );
     let mut arguments: Vec<String> = large.input(25).into();
     arguments.extend(
         ["-i", &text(&reference), "-vf", &downscale, "-vsync", "passthrough"].map(String::from),
     );
-    ffmpeg(&arguments, &small)?;
-
-    let scaled = |flags: &str| format!("scale={}:{}:flags={flags}", large.width, large.height);
-    let filters = [
-        ("repeat + bicubic", format!("fps=24,{}", scaled("bicubic"))),
-        ("blend + lanczos", format!("minterpolate=fps=24:mi_mode=blend,{}", scaled("lanczos"))),
-        (
-            "motion comp. + lanczos",
-            format!("minterpolate=fps=24:mi_mode=mci,{}", scaled("lanczos")),
-        ),
-    ];
-    let mut results = Vec::new();
-    for (n, (name, filter)) in filters.iter().enumerate() {
-        let output = path(&format!("filter{n}"));
-        let mut arguments: Vec<String> = low.input(12).into();
-        arguments.extend(["-i", &text(&small), "-vf", filter].map(String::from));
-        let start = Instant::now();
-        ffmpeg(&arguments, &output)?;
-        let took = start.elapsed().as_secs_f64();
-        results.push((name.to_string(), measure(&reference, &output, large, took, &stem, name)?));
+    ffmpeg(&arguments, &clean)?;
+    let noisy = path("noisy");
+    if args.noise > 0.0 {
+        add_noise(&clean, &noisy, low, args.noise)?;
     }
-    let output = path("lite");
-    let start = Instant::now();
-    enhance(&small, &output, low, args.scale)?;
-    let took = start.elapsed().as_secs_f64();
-    results.push(("lite".into(), measure(&reference, &output, large, took, &stem, "lite")?));
-    Ok(results)
+    let mut small = if args.noise > 0.0 { noisy } else { clean.clone() };
+    if let Some(crf) = args.crf {
+        small = compress(&small, &path("compressed"), low, crf)?;
+    }
+
+    let mut results = Vec::new();
+    for n in 0..METHODS.len() {
+        let output = path(&format!("method{n}"));
+        let start = Instant::now();
+        run(n, &small, &output, [low, large], args.scale)?;
+        let took = start.elapsed().as_secs_f64();
+        let (mut figures, count) = measure(&reference, &output, large)?;
+        if args.noise > 0.0 {
+            let without = path("without-noise");
+            run(n, &clean, &without, [low, large], args.scale)?;
+            figures[FIGURES - 1] = difference(&output, &without, large)?;
+        }
+        results.push((figures, count as f64 / took));
+    }
+    let lanczos = results[LANCZOS].0[FIGURES - 1];
+    for (method, (figures, fps)) in METHODS.iter().zip(&mut results) {
+        if lanczos > 0.0 {
+            figures[FIGURES - 1] /= lanczos;
+        }
+        print_line(&stem, method, *figures, Some(*fps));
+    }
+    Ok(results.into_iter().map(|(figures, _)| figures).collect())
 }
 
-/// Compares an output with the reference, and prints the figures.
-fn measure(
-    reference: &Path,
-    output: &Path,
+/// Runs the method n on raw video: `low` is the size of the input, `large` that of the output.
+fn run(n: usize, input: &Path, output: &Path, [low, large]: [Raw; 2], scale: usize) -> Result<()> {
+    let resize = |flags: &str| format!("scale={}:{}:flags={flags}", large.width, large.height);
+    let filter = match n {
+        0 => format!("fps=24,{}", resize("bicubic")),
+        LANCZOS => format!("minterpolate=fps=24:mi_mode=blend,{}", resize("lanczos")),
+        2 => format!("minterpolate=fps=24:mi_mode=mci,{}", resize("lanczos")),
+        _ => return enhance(input, output, low, scale),
+    };
+    let mut arguments: Vec<String> = low.input(12).into();
+    arguments.extend(["-i", &text(input), "-vf", &filter].map(String::from));
+    ffmpeg(&arguments, output)
+}
+
+/// Adds Gaussian noise to the luma of a raw video.
+fn add_noise(input: &Path, output: &Path, raw: Raw, std: f32) -> Result<()> {
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let noise = Normal::new(0.0, std)?;
+    let mut bytes = std::fs::read(input)?;
+    for frame in bytes.chunks_exact_mut(raw.frame_bytes()) {
+        for byte in &mut frame[..raw.width * raw.height] {
+            *byte = (f32::from(*byte) + noise.sample(&mut random)).round() as u8;
+        }
+    }
+    Ok(std::fs::write(output, bytes)?)
+}
+
+/// Compresses a raw video with x264 and decompresses it to `output`.
+fn compress(input: &Path, output: &Path, raw: Raw, crf: u32) -> Result<PathBuf> {
+    let encoded = output.with_extension("mp4");
+    let mut command = Command::new("ffmpeg");
+    command.args(["-v", "error", "-y"]).args(raw.input(12)).arg("-i").arg(input);
+    command.args(["-c:v", "libx264", "-crf", &crf.to_string()]).arg(&encoded).stdin(Stdio::null());
+    check(command)?;
+    ffmpeg(&["-i", &text(&encoded)], output)?;
+    Ok(output.into())
+}
+
+/// Reads two raw videos frame by frame, and calls `compare` with the index and the luma of both.
+fn for_each_luma(
+    paths: [&Path; 2],
     raw: Raw,
-    took: f64,
-    stem: &str,
-    name: &str,
-) -> Result<[f64; 4]> {
-    let open = |path: &Path| File::open(path).map(BufReader::new);
-    let (mut reference, mut output) = (open(reference)?, open(output)?);
+    mut compare: impl FnMut(usize, [&[u8]; 2]),
+) -> Result<()> {
+    let [mut first, mut second] =
+        [File::open(paths[0])?, File::open(paths[1])?].map(BufReader::new);
     let mut frames = [vec![0; raw.frame_bytes()], vec![0; raw.frame_bytes()]];
-    let (mut sums, mut counts, mut count) = ([0.0; 4], [0.0_f64; 2], 0);
-    loop {
+    for n in 0.. {
         let [a, b] = &mut frames;
-        if reference.read_exact(a).is_err() || output.read_exact(b).is_err() {
+        if first.read_exact(a).is_err() || second.read_exact(b).is_err() {
             break;
         }
         let luma = raw.width * raw.height;
-        let interpolated = count % 2;
-        sums[interpolated] += psnr(&a[..luma], &b[..luma]);
-        sums[2 + interpolated] += ssim(&a[..luma], &b[..luma], raw.width);
-        counts[interpolated] += 1.0;
-        count += 1;
+        compare(n, [&a[..luma], &b[..luma]]);
     }
-    let figures = std::array::from_fn(|n| sums[n] / counts[n % 2].max(1.0));
-    print_line(stem, name, figures, Some(count as f64 / took));
-    Ok(figures)
+    Ok(())
+}
+
+/// Compares an output with the reference: the figures but the noise, and the number of frames.
+fn measure(reference: &Path, output: &Path, raw: Raw) -> Result<([f64; FIGURES], usize)> {
+    let (mut psnrs, mut ssims, mut counts) = ([0.0; 2], [0.0; 2], [0.0_f64; 2]);
+    // Energies of the Laplacian: of the reference, and of the output.
+    let mut energies = [[0.0; 2]; 2];
+    for_each_luma([reference, output], raw, |n, [a, b]| {
+        let kind = n % 2;
+        psnrs[kind] += psnr(a, b);
+        ssims[kind] += ssim(a, b, raw.width);
+        energies[kind][0] += laplacian_energy(a, raw.width);
+        energies[kind][1] += laplacian_energy(b, raw.width);
+        counts[kind] += 1.0;
+    })?;
+    let mean = |sums: [f64; 2], kind: usize| sums[kind] / counts[kind].max(1.0);
+    let sharpness = |kind: usize| energies[kind][1] / energies[kind][0].max(1.0);
+    let figures = [
+        mean(psnrs, 0),
+        mean(psnrs, 1),
+        mean(ssims, 0),
+        mean(ssims, 1),
+        sharpness(0),
+        sharpness(1),
+        0.0,
+    ];
+    Ok((figures, (counts[0] + counts[1]) as usize))
+}
+
+/// The root of the mean square difference of the luma of input frames.
+fn difference(a: &Path, b: &Path, raw: Raw) -> Result<f64> {
+    let (mut sum, mut count) = (0.0, 0.0_f64);
+    for_each_luma([a, b], raw, |n, [a, b]| {
+        if n % 2 == 0 {
+            sum += square_error(a, b);
+            count += 1.0;
+        }
+    })?;
+    Ok((sum / count.max(1.0)).sqrt())
+}
+
+/// The mean square of the difference of neighbours to each pixel: of its discrete Laplacian.
+fn laplacian_energy(luma: &[u8], width: usize) -> f64 {
+    let (mut sum, mut count) = (0.0, 0.0);
+    for rows in luma.chunks_exact(width).collect::<Vec<_>>().windows(3) {
+        for x in 1..width - 1 {
+            let at = |row: usize, x: usize| f64::from(rows[row][x]);
+            let around = at(0, x) + at(2, x) + at(1, x - 1) + at(1, x + 1);
+            sum += (4.0 * at(1, x) - around).powi(2);
+            count += 1.0;
+        }
+    }
+    sum / count
+}
+
+/// Mean square error.
+fn square_error(a: &[u8], b: &[u8]) -> f64 {
+    let square = |(a, b): (&u8, &u8)| f64::from(i32::from(*a) - i32::from(*b)).powi(2);
+    a.iter().zip(b).map(square).sum::<f64>() / a.len() as f64
 }
 
 /// PSNR in dB. Limited to 60 dB, since one pair of equal frames would make the mean infinite.
 fn psnr(a: &[u8], b: &[u8]) -> f64 {
-    let square = |(a, b): (&u8, &u8)| f64::from(i32::from(*a) - i32::from(*b)).powi(2);
-    let error = a.iter().zip(b).map(square).sum::<f64>() / a.len() as f64;
-    (10.0 * (255.0_f64.powi(2) / error).log10()).min(60.0)
+    (10.0 * (255.0_f64.powi(2) / square_error(a, b)).log10()).min(60.0)
 }
 
 /// Mean SSIM over 8×8 blocks with a stride of 4 (Wang et al., "Image Quality Assessment: From Error Visibility to
@@ -237,6 +354,11 @@ fn ffmpeg(arguments: &[impl AsRef<std::ffi::OsStr>], output: &Path) -> Result<()
     let mut command = Command::new("ffmpeg");
     command.args(["-v", "error", "-y", "-threads", "2"]).args(arguments);
     command.args(["-f", "rawvideo"]).arg(output).stdin(Stdio::null());
+    check(command)
+}
+
+/// Runs a command.
+fn check(mut command: Command) -> Result<()> {
     match command.status()?.success() {
         true => Ok(()),
         false => Err(format!("{command:?} failed").into()),
