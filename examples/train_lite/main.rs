@@ -4,6 +4,7 @@
 //! Without arguments it trains every part with the number of steps of the published weights. An interrupted run
 //! resumes from its last checkpoint. The loss curve goes to standard output.
 
+mod clips;
 mod flow;
 mod gradient;
 mod image;
@@ -36,6 +37,9 @@ struct Args {
     /// Weights file to write.
     #[arg(long, default_value = "src/lite/weights.safetensors", value_name = "FILE")]
     output: PathBuf,
+    /// Instead of training, write clips for `examples/quality` to this folder.
+    #[arg(long, value_name = "DIR")]
+    clips: Option<PathBuf>,
     /// Seed of the random numbers.
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
@@ -46,6 +50,10 @@ const STEPS: [(&str, usize); 4] = [("x2", 24_000), ("x3", 5_000), ("x4", 11_000)
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(folder) = &args.clips {
+        std::fs::create_dir_all(folder)?;
+        return clips::write_clips(folder, args.seed);
+    }
     std::fs::create_dir_all(&args.folder)?;
     let device = Device::cuda_if_available(0)?;
     for (part, steps) in STEPS {

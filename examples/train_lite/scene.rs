@@ -275,6 +275,23 @@ struct Pose {
 }
 
 impl Layer {
+    /// A whole canvas that does not move.
+    fn still(canvas: Arc<Canvas>, centre: (f32, f32)) -> Self {
+        Self {
+            canvas,
+            outline: None,
+            centre,
+            velocity: (0.0, 0.0),
+            angle: 0.0,
+            spin: 0.0,
+            scale: 1.0,
+            growth: 0.0,
+            offset: (0.0, 0.0),
+            gain: 1.0,
+            bias: 0.0,
+        }
+    }
+
     fn pose(&self, time: f32) -> Pose {
         let angle = self.angle + self.spin * time;
         let scale = self.scale * (1.0 + self.growth * time);
@@ -375,6 +392,67 @@ impl Scene {
         }
         let shutter = if random.chance(0.6) { 0.0 } else { random.uniform(0.0, 0.5) };
         Self { layers, shutter }
+    }
+
+    /// A camera that moves over a canvas by `velocity` pixels per unit of time.
+    pub fn pan(
+        canvases: &[Arc<Canvas>],
+        (w, h): (usize, usize),
+        velocity: (f32, f32),
+        random: &mut Random,
+    ) -> Self {
+        let background = Layer {
+            offset: (random.uniform(0.0, 768.0), random.uniform(0.0, 768.0)),
+            gain: 0.9,
+            bias: 0.05,
+            velocity,
+            ..Layer::still(random.pick(canvases).clone(), (w as f32 / 2.0, h as f32 / 2.0))
+        };
+        Self { layers: vec![background], shutter: 0.0 }
+    }
+
+    /// A black picture.
+    pub fn black((w, h): (usize, usize)) -> Self {
+        let canvas = Arc::new(Canvas(vec![0.0; CANVAS * CANVAS]));
+        let background = Layer::still(canvas, (w as f32 / 2.0, h as f32 / 2.0));
+        Self { layers: vec![background], shutter: 0.0 }
+    }
+
+    /// The scene with this exposure time.
+    pub fn with_shutter(self, shutter: f32) -> Self {
+        Self { shutter, ..self }
+    }
+
+    /// The scene with two lines of white text in front, at `height` (0: top, 1: bottom) at time 0.
+    pub fn with_text(mut self, velocity: (f32, f32), height: f32, random: &mut Random) -> Self {
+        let (x, y) = self.layers[self.layers.len() - 1].centre;
+        let canvas = Arc::new(Canvas(vec![0.95; CANVAS * CANVAS]));
+        let outline = Outline::Text { columns: 18.0, rows: 2.0, seed: random.seed() as u32 };
+        let text = Layer {
+            outline: Some((outline, 0.7 * x, 0.14 * y)),
+            velocity,
+            ..Layer::still(canvas, (x, 2.0 * y * height))
+        };
+        self.layers.insert(0, text);
+        self
+    }
+
+    /// The scene with thin rods in front that turn and move.
+    pub fn with_rods(mut self, random: &mut Random) -> Self {
+        let (x, y) = self.layers[self.layers.len() - 1].centre;
+        for _ in 0..6 {
+            let canvas = Arc::new(Canvas(vec![random.uniform(0.0, 1.0); CANVAS * CANVAS]));
+            let at = (random.uniform(0.0, 2.0 * x), random.uniform(0.0, 2.0 * y));
+            let rod = Layer {
+                outline: Some((Outline::Box, random.uniform(0.3, 0.9) * y, 1.2)),
+                velocity: (random.normal() * 0.4 * x, random.normal() * 0.4 * y),
+                angle: random.uniform(0.0, TAU),
+                spin: random.normal() * 1.5,
+                ..Layer::still(canvas, at)
+            };
+            self.layers.insert(0, rod);
+        }
+        self
     }
 
     /// Renders the luma at a time, with 4 samples per pixel.
