@@ -337,11 +337,11 @@ pub fn train(
     seed: u64,
     device: &Device,
 ) -> Result<()> {
-    let mut pool = Pool::new(seed, 300, sample);
+    let mut pool = Pool::new(seed, 300, |canvases, random| Ok(sample(canvases, random)))?;
     let mut random = Random::new(seed + 1);
     while let Some(step) = run.step() {
         if step % 2 == 0 {
-            pool.renew();
+            pool.renew()?;
         }
         let seeds: Vec<_> = (0..BATCH).map(|_| random.seed()).collect();
         let items = pool.items();

@@ -11,6 +11,9 @@ use super::random::Random;
 #[derive(Debug, Clone, Copy)]
 pub enum Filter {
     Box,
+    Triangle,
+    /// A Gaussian; its standard deviation is in pixels of the smaller image.
+    Gauss(f32),
     /// Keys' cubic convolution with parameter a.
     Cubic(f32),
     Lanczos3,
@@ -21,6 +24,8 @@ impl Filter {
     fn radius(self) -> f32 {
         match self {
             Self::Box => 0.5,
+            Self::Triangle => 1.0,
+            Self::Gauss(std) => 3.0 * std,
             Self::Cubic(_) => 2.0,
             Self::Lanczos3 => 3.0,
         }
@@ -33,6 +38,8 @@ impl Filter {
         }
         match self {
             Self::Box => 1.0,
+            Self::Triangle => 1.0 - x,
+            Self::Gauss(std) => (-0.5 * (x / std).powi(2)).exp(),
             Self::Cubic(a) if x < 1.0 => ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0,
             Self::Cubic(a) => a * (((x - 5.0) * x + 8.0) * x - 4.0),
             Self::Lanczos3 if x < 1e-4 => 1.0,

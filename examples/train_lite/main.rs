@@ -5,6 +5,8 @@
 //! resumes from its last checkpoint. The loss curve goes to standard output.
 
 mod clips;
+mod codec;
+mod degradation;
 mod flow;
 mod gradient;
 mod image;
@@ -14,12 +16,13 @@ mod scene;
 mod trainer;
 mod upscaler;
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{collections::HashMap, ops::Range, path::PathBuf};
 
 use candle_core::{Device, Result, Tensor};
 use clap::Parser;
-use gstvenhance::lite::network::{COARSE, FINE, UPSCALERS};
+use gstvenhance::lite::network::{COARSE, FINE, UPSCALERS, Upscaler};
 
+use degradation::Degradation;
 use random::Random;
 use trainer::{Run, Trainee};
 
@@ -28,9 +31,6 @@ use trainer::{Run, Trainee};
 struct Args {
     /// Parts to train: x2, x3, x4, flow. Default: all.
     parts: Vec<String>,
-    /// Total steps of each part, instead of the default.
-    #[arg(long, value_name = "N")]
-    steps: Option<usize>,
     /// Folder of the checkpoints.
     #[arg(long, default_value = "target/train", value_name = "DIR")]
     folder: PathBuf,
@@ -45,8 +45,13 @@ struct Args {
     seed: u64,
 }
 
-/// Training steps of each part.
-const STEPS: [(&str, usize); 4] = [("x2", 24_000), ("x3", 5_000), ("x4", 11_000), ("flow", 22_000)];
+/// Training steps of each upscaler: with mild degradations, then with any.
+const UPSCALER_STEPS: [[usize; 2]; UPSCALERS.len()] =
+    [[24_000, 8_000], [5_000, 3_000], [11_000, 4_000]];
+/// Training steps of the flow.
+const FLOW_STEPS: usize = 22_000;
+/// Name of the part that is the flow; those of the upscalers are the names of their networks.
+const FLOW: &str = "flow";
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -54,12 +59,18 @@ fn main() -> Result<()> {
         std::fs::create_dir_all(folder)?;
         return clips::write_clips(folder, args.seed);
     }
+    gst::init().map_err(candle_core::Error::wrap)?;
     std::fs::create_dir_all(&args.folder)?;
     let device = Device::cuda_if_available(0)?;
-    for (part, steps) in STEPS {
-        if args.parts.is_empty() || args.parts.iter().any(|name| name == part) {
-            train(part, args.steps.unwrap_or(steps), &args, &device)?;
+    let is_wanted =
+        |part: &str| args.parts.is_empty() || args.parts.iter().any(|name| name == part);
+    for (upscaler, steps) in UPSCALERS.into_iter().zip(UPSCALER_STEPS) {
+        if is_wanted(upscaler.network.name) {
+            train_upscaler(upscaler, steps, &args, &device)?;
         }
+    }
+    if is_wanted(FLOW) {
+        train_flow(&args, &device)?;
     }
     export(&args)
 }
@@ -68,25 +79,43 @@ fn checkpoint(part: &str, args: &Args) -> PathBuf {
     args.folder.join(format!("{part}.safetensors"))
 }
 
-fn train(part: &str, steps: usize, args: &Args, device: &Device) -> Result<()> {
-    let file = checkpoint(part, args);
+/// The seed of a run from `step` on. A resumed run does not repeat the samples before the interruption.
+fn seed(args: &Args, step: usize) -> u64 {
+    args.seed + 2 + step as u64
+}
+
+/// Trains an upscaler from its checkpoint on. It first learns to restore detail, then to leave alone what is none.
+fn train_upscaler(
+    upscaler: Upscaler,
+    [mild, any]: [usize; 2],
+    args: &Args,
+    device: &Device,
+) -> Result<()> {
+    let file = checkpoint(upscaler.network.name, args);
+    let stages: [(_, _, fn(&mut Random) -> Degradation); 2] =
+        [(0..mild, 2e-3, Degradation::mild), (mild..mild + any, 1e-3, Degradation::any)];
+    for (steps, rate, degradation) in stages {
+        let (saved, step) = trainer::load(&file)?;
+        if step < steps.end {
+            let mut random = Random::new(args.seed);
+            let trainee = Trainee::new(upscaler.network, &saved, &mut random, device)?;
+            let mut run = Run::new(file.clone(), &[&trainee], step, steps, rate)?;
+            let seed = seed(args, step);
+            upscaler::train(upscaler, degradation, &trainee, &mut run, seed, device)?;
+        }
+    }
+    Ok(())
+}
+
+/// Trains the flow refiners from their checkpoint on.
+fn train_flow(args: &Args, device: &Device) -> Result<()> {
+    let file = checkpoint(FLOW, args);
     let (saved, step) = trainer::load(&file)?;
     let mut random = Random::new(args.seed);
     let mut trainee = |network| Trainee::new(network, &saved, &mut random, device);
-    // A resumed run does not repeat the samples before the interruption.
-    let seed = args.seed + 2 + step as u64;
-    match UPSCALERS.iter().find(|upscaler| upscaler.network.name == part) {
-        Some(upscaler) => {
-            let trainee = trainee(upscaler.network)?;
-            let mut run = Run::new(file, &[&trainee], step, steps, 2e-3)?;
-            upscaler::train(*upscaler, &trainee, &mut run, seed, device)
-        }
-        None => {
-            let (coarse, fine) = (trainee(COARSE.network)?, trainee(FINE.network)?);
-            let mut run = Run::new(file, &[&coarse, &fine], step, steps, 1e-3)?;
-            flow::train(&coarse, &fine, &mut run, seed, device)
-        }
-    }
+    let (coarse, fine) = (trainee(COARSE.network)?, trainee(FINE.network)?);
+    let mut run = Run::new(file, &[&coarse, &fine], step, 0..FLOW_STEPS, 1e-3)?;
+    flow::train(&coarse, &fine, &mut run, seed(args, step), device)
 }
 
 /// Writes the weights of all parts to one file, once every part has a checkpoint.
@@ -98,7 +127,7 @@ fn export(args: &Args) -> Result<()> {
         ("seed".into(), args.seed.to_string()),
     ]);
     let networks = UPSCALERS.map(|upscaler| upscaler.network);
-    for (part, _) in STEPS {
+    for part in networks.map(|network| network.name).into_iter().chain([FLOW]) {
         let (saved, step) = trainer::load(&checkpoint(part, args))?;
         metadata.insert(format!("steps of {part}"), step.to_string());
         for network in networks.iter().chain([&COARSE.network, &FINE.network]) {

@@ -3,6 +3,8 @@
 
 use std::sync::{Arc, mpsc};
 
+use candle_core::Result;
+
 use super::{random::Random, scene::Canvas};
 
 /// Number of canvases that items are made from at a time.
@@ -15,16 +17,19 @@ pub struct Pool<T> {
     items: Vec<T>,
     /// Index of the item to replace next.
     oldest: usize,
-    source: mpsc::Receiver<T>,
+    source: mpsc::Receiver<Result<T>>,
 }
 
 impl<T: Send + 'static> Pool<T> {
     /// A pool of `count` items that `make` makes. The sequence of items depends on the seed only.
+    ///
+    /// # Errors
+    /// Those of `make`.
     pub fn new(
         seed: u64,
         count: usize,
-        make: impl Fn(&[Arc<Canvas>], &mut Random) -> T + Send + 'static,
-    ) -> Self {
+        make: impl Fn(&[Arc<Canvas>], &mut Random) -> Result<T> + Send + 'static,
+    ) -> Result<Self> {
         let (sink, source) = mpsc::sync_channel(16);
         std::thread::spawn(move || {
             let mut random = Random::new(seed);
@@ -41,8 +46,8 @@ impl<T: Send + 'static> Pool<T> {
                 }
             }
         });
-        let items = source.iter().take(count).collect();
-        Self { items, oldest: 0, source }
+        let items = source.iter().take(count).collect::<Result<_>>()?;
+        Ok(Self { items, oldest: 0, source })
     }
 
     pub fn items(&self) -> &[T] {
@@ -50,10 +55,14 @@ impl<T: Send + 'static> Pool<T> {
     }
 
     /// Replaces the oldest item with a new one.
-    pub fn renew(&mut self) {
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn renew(&mut self) -> Result<()> {
         if let Ok(item) = self.source.recv() {
-            self.items[self.oldest] = item;
+            self.items[self.oldest] = item?;
             self.oldest = (self.oldest + 1) % self.items.len();
         }
+        Ok(())
     }
 }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 use gstvenhance::lite::network::Upscaler;
-use rayon::prelude::*;
 
 use super::{
+    codec::Codec,
+    degradation::{Degradation, IMAGE_SIDE, Pair},
     image::{Filter, Image, Plane},
     pool::Pool,
     random::Random,
@@ -22,15 +23,12 @@ const BATCH: usize = 16;
 const BORDER: usize = 4;
 /// Steps between two new images in the pool.
 const RENEWAL_STEPS: usize = 8;
-/// Side of the images that samples are cropped from.
-const IMAGE_SIDE: usize = 288;
-
 /// Side of a low-resolution sample.
 fn sample_side(upscaler: Upscaler) -> usize {
     if upscaler.fold == 1 { 32 } else { 48 }
 }
 
-/// A training sample.
+/// A degraded image, or a part of it.
 struct Sample {
     /// The low-resolution luma.
     low: Plane,
@@ -40,8 +38,8 @@ struct Sample {
 
 /// An image of a scene as a camera records it.
 fn render(canvases: &[Arc<Canvas>], random: &mut Random) -> Plane {
-    let scene = Scene::new(canvases, (IMAGE_SIDE, IMAGE_SIDE), 0.0, random);
-    let image = scene.frame((IMAGE_SIDE, IMAGE_SIDE), 0.0);
+    let size = (IMAGE_SIDE, IMAGE_SIDE);
+    let image = Scene::new(canvases, size, 0.0, random).frame(size, 0.0);
     // Lenses and earlier compression leave less detail than the sensor resolves.
     match random.chance(0.8) {
         true => image.blur(random.uniform(0.3, 1.4)),
@@ -49,25 +47,34 @@ fn render(canvases: &[Arc<Canvas>], random: &mut Random) -> Plane {
     }
 }
 
-/// Downscales with a random filter and, unless `clean`, adds noise and compression artifacts.
-fn downscale(high: &Plane, factor: usize, random: &mut Random, clean: bool) -> Plane {
-    let filters = [
-        Filter::Box,
-        Filter::Cubic(-0.5),
-        Filter::Cubic(-0.6),
-        Filter::Cubic(-0.75),
-        Filter::Lanczos3,
-    ];
-    let filter = *random.pick(&filters);
-    let mut low = high.resample((high.width / factor, high.height / factor), filter);
-    if !clean && random.chance(0.2) {
-        low.add_noise(random.log_uniform(0.002, 0.01), random);
-    }
-    if !clean && random.chance(0.25) {
-        low.quantize_dct(random.log_uniform(0.006, 0.03));
-    }
-    low.round_to_8_bits();
-    low
+/// Degrades an image.
+fn degrade(
+    image: &Plane,
+    degradation: Degradation,
+    factor: usize,
+    random: &mut Random,
+) -> Result<Sample> {
+    let Pair { high, low } = degradation.apply(image, factor, random)?;
+    let lanczos = low.resample((high.width, high.height), Filter::Lanczos3);
+    let mut residual = high;
+    residual.values.iter_mut().zip(&lanczos.values).for_each(|(x, y)| *x -= y);
+    Ok(Sample { low, residual })
+}
+
+/// A random part of an image, flipped at random.
+fn crop(image: &Sample, upscaler: Upscaler, random: &mut Random) -> Sample {
+    let side = sample_side(upscaler);
+    let mut at = || random.below(image.low.width - side + 1);
+    let (x, y) = (at(), at());
+    let factor = upscaler.factor;
+    let mut sample = Sample {
+        low: image.low.crop((x, y), (side, side)),
+        residual: image.residual.crop((x * factor, y * factor), (side * factor, side * factor)),
+    };
+    let flips = std::array::from_fn(|_| random.chance(0.5));
+    sample.low.flip(flips);
+    sample.residual.flip(flips);
+    sample
 }
 
 /// Space to depth: [h, w] to [h/fold, w/fold, fold²].
@@ -83,19 +90,6 @@ fn space_to_depth(plane: &Plane, fold: usize) -> Vec<f32> {
         }
     }
     values
-}
-
-fn sample(images: &[Plane], upscaler: Upscaler, random: &mut Random, clean: bool) -> Sample {
-    let factor = upscaler.factor;
-    let side = sample_side(upscaler) * factor;
-    let at = (random.below(IMAGE_SIDE - side + 1), random.below(IMAGE_SIDE - side + 1));
-    let mut high = random.pick(images).crop(at, (side, side));
-    high.flip(std::array::from_fn(|_| random.chance(0.5)));
-    let low = downscale(&high, factor, random, clean);
-    let lanczos = low.resample((side, side), Filter::Lanczos3);
-    let mut residual = high;
-    residual.values.iter_mut().zip(&lanczos.values).for_each(|(x, y)| *x -= y);
-    Sample { low, residual }
 }
 
 /// Stacks samples: inputs [n, h, w, fold²], and targets without the border.
@@ -124,26 +118,28 @@ fn error(trainee: &Trainee, low: &Tensor, residual: &Tensor) -> Result<Tensor> {
     (output - residual)?.contiguous()
 }
 
-/// Trains an upscaler until the run is complete. Prints the gain on unseen images every 2000 steps and at the end.
+/// Trains an upscaler until the run is complete, on images that `degradation` chooses for. Prints the gain on unseen
+/// images at the start, every 2000 steps, and at the end.
 pub fn train(
     upscaler: Upscaler,
+    degradation: fn(&mut Random) -> Degradation,
     trainee: &Trainee,
     run: &mut Run,
     seed: u64,
     device: &Device,
 ) -> Result<()> {
-    let mut pool = Pool::new(seed, 160, render);
+    let mut pool = Pool::new(seed, 160, move |canvases, random| {
+        degrade(&render(canvases, random), degradation(random), upscaler.factor, random)
+    })?;
+    let validation = Validation::new(upscaler, device)?;
+    validation.print(trainee)?;
     let mut random = Random::new(seed + 1);
     while let Some(step) = run.step() {
         if step % RENEWAL_STEPS == 0 {
-            pool.renew();
+            pool.renew()?;
         }
-        let seeds: Vec<_> = (0..BATCH).map(|_| random.seed()).collect();
-        let images = pool.items();
-        let samples: Vec<_> = seeds
-            .into_par_iter()
-            .map(|seed| sample(images, upscaler, &mut Random::new(seed), false))
-            .collect();
+        let samples: Vec<_> =
+            (0..BATCH).map(|_| crop(random.pick(pool.items()), upscaler, &mut random)).collect();
         let (low, residual) = batch(&samples, upscaler, device)?;
         // The mean log error per sample (the negative PSNR), so that soft images count as much as sharp ones.
         // The constant hides errors below the rounding to 8 bits.
@@ -151,26 +147,58 @@ pub fn train(
         let loss = (error + 4e-6)?.log()?.mean_all()?;
         run.learn(&loss, loss.to_scalar()?, &[trainee])?;
         if (step + 1) % 2000 == 0 {
-            validate(upscaler, trainee, device)?;
+            validation.print(trainee)?;
         }
     }
-    validate(upscaler, trainee, device)
+    validation.print(trainee)
 }
 
-/// Prints the PSNR of Lanczos, and the gain of the network, on images that it was not trained on.
-fn validate(upscaler: Upscaler, trainee: &Trainee, device: &Device) -> Result<()> {
-    let mut random = Random::new(0x7A11);
-    let canvases: Vec<_> = (0..6).map(|_| Arc::new(Canvas::new(random.seed()))).collect();
-    let images: Vec<_> = (0..12).map(|_| render(&canvases, &mut random)).collect();
-    let samples: Vec<_> = (0..96).map(|_| sample(&images, upscaler, &mut random, true)).collect();
-    let (low, residual) = batch(&samples, upscaler, device)?;
-    let psnr = |error: &Tensor| {
-        let error = error.sqr()?.flatten_from(1)?.mean(1)?;
-        let decibels = -10.0 / 10f32.ln() * error.log()?.mean_all()?.to_scalar::<f32>()?;
-        Ok::<_, candle_core::Error>(decibels)
-    };
-    let (before, after) = (psnr(&residual)?, psnr(&error(trainee, &low, &residual)?)?);
-    let name = upscaler.network.name;
-    println!("  {name}: Lanczos {before:.2} dB, network {:+.2} dB", after - before);
-    Ok(())
+/// Images that no network is trained on, degraded in different ways.
+struct Validation {
+    /// The name of each degradation, the input of the network, and the target.
+    batches: Vec<(&'static str, Tensor, Tensor)>,
+}
+
+impl Validation {
+    fn new(upscaler: Upscaler, device: &Device) -> Result<Self> {
+        let clean = Degradation::clean(Filter::Cubic(-0.6));
+        let h264 = |crf| Degradation { codec: Some(Codec::H264 { crf }), ..clean };
+        let degradations = [
+            ("bicubic", clean),
+            ("area", Degradation::clean(Filter::Box)),
+            ("soft", Degradation::clean(Filter::Gauss(0.6))),
+            ("crf 23", h264(23)),
+            ("crf 28", h264(28)),
+            ("crf 35", h264(35)),
+            ("JPEG", Degradation { codec: Some(Codec::Jpeg { quality: 40 }), ..clean }),
+            ("noise", Degradation { noise: 4.0 / 255.0, ..clean }),
+        ];
+        let mut random = Random::new(0x7A11);
+        let canvases: Vec<_> = (0..6).map(|_| Arc::new(Canvas::new(random.seed()))).collect();
+        let images: Vec<_> = (0..24).map(|_| render(&canvases, &mut random)).collect();
+        let batches = degradations.into_iter().map(|(name, degradation)| {
+            let sample = |image: &Plane| {
+                let image = degrade(image, degradation, upscaler.factor, &mut random)?;
+                Ok(crop(&image, upscaler, &mut random))
+            };
+            let samples: Vec<_> = images.iter().map(sample).collect::<Result<_>>()?;
+            let (low, residual) = batch(&samples, upscaler, device)?;
+            Ok((name, low, residual))
+        });
+        Ok(Self { batches: batches.collect::<Result<_>>()? })
+    }
+
+    /// Prints the PSNR of Lanczos and the gain of the network in dB, by degradation.
+    fn print(&self, trainee: &Trainee) -> Result<()> {
+        let psnr = |error: &Tensor| {
+            let error = error.sqr()?.flatten_from(1)?.mean(1)?;
+            (error.log()?.mean_all()? * (-10.0 / 10f64.ln()))?.to_scalar::<f32>()
+        };
+        for (name, low, residual) in &self.batches {
+            let (before, after) = (psnr(residual)?, psnr(&error(trainee, low, residual)?)?);
+            print!(" {name} {before:.2} {:+.2}", after - before);
+        }
+        println!();
+        Ok(())
+    }
 }
