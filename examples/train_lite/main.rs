@@ -16,7 +16,7 @@ mod scene;
 mod trainer;
 mod upscaler;
 
-use std::{collections::HashMap, ops::Range, path::PathBuf};
+use std::{collections::HashMap, path::PathBuf};
 
 use candle_core::{Device, Result, Tensor};
 use clap::Parser;
