@@ -6,7 +6,7 @@ mod common;
 mod tiny_model;
 
 use common::{Rig, bytes, caps, discont, frames, times};
-use gst::ClockTime;
+use gst::{ClockTime, prelude::*};
 use tiny_model::TinyModel;
 
 const SIZE: (usize, usize) = (96, 48);
@@ -175,11 +175,11 @@ fn the_latency_is_the_longest_run_that_is_merged() {
     let mut rig = rig("model=lite target-fps=20 duplicates=merge");
     rig.harness.set_upstream_latency(ClockTime::ZERO);
     let pictures = drawings(&[4, 1]);
-    push(&mut rig, &pictures[..4]);
+    rig.push_pictures(&pictures[..4]);
     rig.wait_for_frames(1);
     // The frame at 50 ms needs that at 400 ms.
     assert_eq!(times(&rig.seen()), [0]);
-    push(&mut rig, &pictures[4..]);
+    rig.push_pictures(&pictures[4..]);
     rig.wait_for_frames(9);
     let mut query = gst::query::Latency::new();
     assert!(rig.element.static_pad("src").unwrap().query(query.query_mut()));
@@ -192,21 +192,21 @@ fn the_latency_is_the_longest_run_that_is_merged() {
 fn repeated_frames_at_the_end_of_a_clip_are_not_lost() {
     let mut rig = rig("model=lite target-fps=20 duplicates=merge");
     // A DISCONT frame in a run of repeated frames.
-    push(&mut rig, &drawings(&[2, 2]));
+    rig.push_pictures(&drawings(&[2, 2]));
     let mut buffer = rig.frame();
     buffer.get_mut().unwrap().set_flags(gst::BufferFlags::DISCONT);
     let repeated = drawings(&[2, 2]).pop().unwrap();
     buffer.get_mut().unwrap().map_writable().unwrap().copy_from_slice(&repeated);
     rig.harness.push(buffer).unwrap();
-    push(&mut rig, &drawings(&[3]));
+    rig.push_pictures(&drawings(&[3]));
     // A flush drops the frames that are held, and the run begins anew.
     rig.wait_for_frames(7 + 3);
     let before = rig.frames().len();
     rig.event(gst::event::FlushStart::new());
     rig.event(gst::event::FlushStop::new(true));
     rig.begin_segment();
-    push(&mut rig, &drawings(&[3]));
-    push(&mut rig, &[bar(22.0, false)]);
+    rig.push_pictures(&drawings(&[3]));
+    rig.push_pictures(&[bar(22.0, false)]);
     let seen = rig.finish();
     assert_eq!(rig.error(), None);
     let buffers = frames(&seen);
