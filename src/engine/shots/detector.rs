@@ -101,7 +101,8 @@ impl ShotDetector {
         if luma_excess(lumas.typical) < 0.0 {
             return false;
         }
-        let may_stand_out = self.shot.len() >= MIN_HISTORY && luma_excess(lumas.largest) > 0.0;
+        let is_known = self.shot.len() >= MIN_HISTORY;
+        let may_stand_out = is_known && luma_excess(lumas.largest) > 0.0;
         let min_residual = if may_stand_out { MIN_RESIDUAL } else { MIN_CLEAR_RESIDUAL };
         let residual = self.smallest_change(frame, next, Picture::residual, min_residual);
         let Some(residual) = residual else { return false };
@@ -115,7 +116,8 @@ impl ShotDetector {
         let with_next = typical.min(residual_excess(residuals.next));
         let is_clear = match residual {
             MIN_UNRELATED_RESIDUAL.. => {
-                with_next > MIN_UNRELATED_EXCESS || typical > MIN_UNRELATED_SINGLE_EXCESS
+                with_next > MIN_UNRELATED_EXCESS
+                    || is_known && typical > MIN_UNRELATED_SINGLE_EXCESS
             }
             MIN_CLEAR_RESIDUAL.. => with_next > MIN_CLEAR_EXCESS,
             _ => false,
