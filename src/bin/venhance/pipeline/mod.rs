@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The pipelines: [`Work`] enhances into the partial file, [`Finish`] writes the finished file, [`scan`] plans pieces.
+//! The pipelines: [`Work`] enhances into the partial file, [`Finish`] writes the finished file, [`scan()`] plans pieces.
 //!
 //! ```text
 //! work:    IN ─► decoder ─► venhance ─► encoder ─► matroskamux ─► partial file
