@@ -154,7 +154,7 @@ fn every_command_runs() {
     for made in ["small.webm", "again.mp4", "joined.mp4"] {
         assert!(common::decode(&dir.path().join(made)).times.len() >= 31, "{made}");
     }
-    for made in ["hevc.mkv", "picture.png", "enhanced/one.mp4"] {
+    for made in ["hevc.mkv", "picture.png", "enhanced/one.mp4", "timeline.mp4"] {
         assert!(dir.path().join(made).metadata().unwrap().len() > 1000, "{made}");
     }
 }

@@ -92,8 +92,9 @@ fn train_upscaler(
     device: &Device,
 ) -> Result<()> {
     let file = checkpoint(upscaler.network.name, args);
-    let stages: [(_, _, fn(&mut Random) -> Degradation); 2] =
-        [(0..mild, 2e-3, Degradation::mild), (mild..mild + any, 1e-3, Degradation::any)];
+    type Degrade = fn(&mut Random) -> Degradation;
+    let stages =
+        [(0..mild, 2e-3, Degradation::mild as Degrade), (mild..mild + any, 1e-3, Degradation::any)];
     for (steps, rate, degradation) in stages {
         let (saved, step) = trainer::load(&file)?;
         if step < steps.end {
