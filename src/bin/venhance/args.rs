@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: the application's own flags, and one flag for each property of the element.
 
-use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::{
     Arg, ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand,
     error::{ContextKind, ContextValue},
 };
-use gst::{ClockTime, glib};
+use gst::{ClockTime, glib, prelude::*};
 
 use crate::properties::{self, Property};
 
@@ -65,12 +62,11 @@ impl Prompts {
 }
 
 /// Flags of VEnhancer's own script that set a property of the element.
-const REFERENCE_FLAGS: [(&str, &str); 8] = [
+const REFERENCE_FLAGS: [(&str, &str); 7] = [
     ("model", "version"),
     ("model-dir", "model_path"),
     ("up-scale", "up_scale"),
     ("target-fps", "target_fps"),
-    ("noise-aug", "noise_aug"),
     ("solver", "solver_mode"),
     ("guidance-scale", "cfg"),
     ("downscale-cond", "s_cond"),
@@ -217,6 +213,11 @@ struct VideoArgs {
     #[arg(long = "save_dir", value_name = "DIR", help_heading = REFERENCE_HEADING)]
     #[arg(conflicts_with = "output")]
     save_dir: Option<PathBuf>,
+    /// Same as --noise-aug, limited to 0 to 300
+    #[arg(long = "noise_aug", value_name = "N", help_heading = REFERENCE_HEADING)]
+    #[arg(allow_negative_numbers = true)]
+    #[arg(conflicts_with = "noise-aug")]
+    noise_aug: Option<f64>,
     /// Text file with one prompt a line, for the videos in the order of their names
     #[arg(long = "prompt_path", value_name = "FILE", help_heading = REFERENCE_HEADING)]
     #[arg(conflicts_with = "filename_as_prompt")]
@@ -276,7 +277,6 @@ pub fn parse() -> Command {
     if arguments.len() == 2 && arguments[1] == "--version" {
         arguments[1] = "-V".into();
     }
-    limit_noise_aug(&pspecs, &mut arguments);
     let matches = command(&pspecs).try_get_matches_from(arguments);
     let mut matches = matches.unwrap_or_else(|error| with_own_suggestion(error).exit());
     let properties = properties_of(&pspecs, matches.subcommand_matches("plan").unwrap_or(&matches));
@@ -307,7 +307,8 @@ pub fn parse() -> Command {
 }
 
 impl VideoArgs {
-    fn args(self, properties: Vec<Property>) -> Args {
+    fn args(self, mut properties: Vec<Property>) -> Args {
+        properties.extend(self.noise_aug.and_then(noise_aug));
         let input = self.input.or(self.input_path).unwrap_or_default();
         let saved = self.save_dir.as_ref().map(|folder| saved_as(&input, folder));
         let output = self.output.or(saved).unwrap_or_default();
@@ -333,27 +334,15 @@ impl VideoArgs {
     }
 }
 
-/// Limits the noise augmentation of VEnhancer's flag to the range, as its script does. `--noise-aug` is refused.
-fn limit_noise_aug(pspecs: &[glib::ParamSpec], arguments: &mut [OsString]) {
-    let range = pspecs.iter().find(|pspec| pspec.name() == "noise-aug").and_then(properties::range);
-    let Some((low, high)) = range else { return };
-    let mut before = String::new();
-    for argument in arguments {
-        let text = argument.to_string_lossy().into_owned();
-        let (flag, value) = match text.split_once('=') {
-            Some(("--noise_aug", value)) => ("--noise_aug=", value),
-            _ if before == "--noise_aug" => ("", &*text),
-            _ => ("", ""),
-        };
-        if let Ok(number) = value.parse::<f64>()
-            && !(low..=high).contains(&number)
-        {
-            let used = number.clamp(low, high);
-            eprintln!("--noise_aug {value} is not supported: using {used}");
-            *argument = format!("{flag}{used}").into();
-        }
-        before = text;
+/// The property for the noise augmentation of VEnhancer's flag, which its script limits to the range.
+fn noise_aug(given: f64) -> Option<Property> {
+    let pspec = properties::settable().into_iter().find(|pspec| pspec.name() == "noise-aug")?;
+    let (low, high) = properties::range(&pspec)?;
+    let used = given.clamp(low, high).trunc();
+    if used != given {
+        eprintln!("--noise_aug {given} is not supported: using {used}");
     }
+    Some(Property { name: pspec.name().to_owned(), value: (used as i32).to_value() })
 }
 
 /// Suggests the application's own spelling of a flag instead of that of VEnhancer's script.
