@@ -11,15 +11,17 @@ use tiny_model::TinyModel;
 
 const SIZE: (usize, usize) = (64, 48);
 
-/// Frame `n` of a moving texture, GRAY8. Scenes differ.
+/// Frame `n` of moving tiles of random brightness, GRAY8. Scenes are unrelated.
 fn picture(scene: usize, n: usize) -> Vec<u8> {
     let value = |at: usize| {
-        let (x, y) = (at % SIZE.0 + 2 * n, at / SIZE.0 + n);
-        let wave = |period: f64, at: usize| (at as f64 / period).sin();
-        let scene = scene as f64;
-        let luma = wave(5.0 + 4.0 * scene, x) * wave(9.0 - 3.0 * scene, y)
-            + 0.5 * wave(11.0 - 4.0 * scene, x + 2 * y);
-        (128.0 + 70.0 * luma) as u8
+        let (x, y) = ((at % SIZE.0 + n) / 6, at / SIZE.0 / 6);
+        let mix = |hash: u32, value: usize| {
+            (hash ^ value as u32)
+                .wrapping_mul(0x9E37_79B1)
+                .rotate_left(15)
+                .wrapping_mul(0x85EB_CA6B)
+        };
+        (50 + mix(mix(mix(1, scene), x), y) % 160) as u8
     };
     (0..SIZE.0 * SIZE.1).map(value).collect()
 }
