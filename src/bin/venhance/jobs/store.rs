@@ -210,11 +210,14 @@ impl Record {
     }
 }
 
-/// Removes the files of all pieces, and the folder if nothing else is in it.
+/// Removes the files of all pieces, and the folder if nothing else is in it. The folder loses its name first: it says that
+/// the job is not finished.
 pub fn remove_all(job: &JobFile) -> Result<(), Failure> {
     let folder = &job.job.folder;
+    let old = folder.with_extension(format!("{}.old", unique()));
+    fs::rename(folder, &old).map_err(|error| Failure::output(folder, &error))?;
     let remove = || {
-        for entry in fs::read_dir(folder)? {
+        for entry in fs::read_dir(&old)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let number = name.split(['.', '-']).next().unwrap_or_default();
@@ -223,14 +226,12 @@ pub fn remove_all(job: &JobFile) -> Result<(), Failure> {
                 fs::remove_file(path)?;
             }
         }
-        fs::remove_dir(folder)
+        fs::remove_dir(&old)
     };
-    match remove() {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Failure::output(folder, &error))
-        }
-        _ => Ok(()),
+    if let Err(error) = remove() {
+        eprintln!("{} cannot be removed: {error}", old.display());
     }
+    Ok(())
 }
 
 fn checksum(path: &Path) -> io::Result<String> {
