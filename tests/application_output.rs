@@ -13,6 +13,7 @@ use std::{
 };
 
 use application::{Scratch, VIDEO, audio, end, fails, text, venhance};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use common::{decode, run, wait_for};
 use gst::{ClockTime, prelude::*};
 
@@ -630,4 +631,75 @@ fn a_target_height_sets_the_size_of_the_output_and_the_plan_says_it() {
         fails(&with(&["in.mp4", "out.mp4"], target), code, why);
         scratch.only(&["in.mp4"]);
     }
+}
+
+/// The videos in a page.
+fn embedded(page: &str) -> Vec<Vec<u8>> {
+    let urls = page.split("data:video/mp4;base64,").skip(1);
+    urls.map(|url| STANDARD.decode(url.split('"').next().unwrap()).unwrap()).collect()
+}
+
+#[test]
+fn a_page_contains_both_videos_and_needs_nothing_else() {
+    let scratch = Scratch::new();
+    let name = "<b>&\"{{after}}.mp4";
+    scratch.make(name, VIDEO, "mp4mux", &[audio("avenc_aac")]);
+    let output = scratch.enhance(&[name, "out.mp4", "--up-scale", "2", "--compare", "page.html"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let page = std::fs::read_to_string(scratch.path("page.html")).unwrap();
+    assert!(text(&output).contains("page.html: 0.1 MiB"), "{}", text(&output));
+    let files = [name, "out.mp4"].map(|name| std::fs::read(scratch.path(name)).unwrap());
+    assert_eq!(embedded(&page), files);
+    assert!(page.contains("<h1>&lt;b&gt;&amp;&quot;{{after}}.mp4</h1>"));
+    assert!(page.contains("default-src 'none'") && !page.contains("http://"));
+    let again = scratch.enhance(&[name, "new.mp4", "--compare", "page.html"]);
+    fails(&again, 2, "page.html exists: replace it with --overwrite");
+    fails(&scratch.enhance(&[name, "new.mp4", "--compare", "a.gif"]), 2, "ends in .png or .html");
+}
+
+#[test]
+fn a_page_contains_h264_of_what_browsers_do_not_play() {
+    let scratch = Scratch::new();
+    let video = VIDEO.replace("width=96,height=64", "width=97,height=65");
+    let video = video.replace("x264enc", "avenc_mpeg4");
+    scratch.make("in.avi", &video, "avimux", &[]);
+    let output =
+        scratch.enhance(&["in.avi", "out.mkv", "--up-scale", "2", "--compare", "page.html"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let page = std::fs::read_to_string(scratch.path("page.html")).unwrap();
+    let videos = embedded(&page);
+    for (video, frames, size) in [(&videos[0], 16, (98, 66)), (&videos[1], 46, (194, 130))] {
+        std::fs::write(scratch.path("embedded.mp4"), video).unwrap();
+        let video = decode(&scratch.path("embedded.mp4"));
+        assert_eq!(video.times.len(), frames);
+        assert_eq!((video.info().width(), video.info().height()), size);
+    }
+}
+
+#[test]
+fn other_programs_read_the_progress() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let output = scratch.enhance(&["in.mp4", "out.mp4", "--up-scale", "2", "--progress", "json"]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let (summary, progress): (Vec<_>, Vec<_>) =
+        stdout.lines().partition(|line| line.starts_with("out.mp4: "));
+    assert_eq!(summary.len(), 1, "{stdout}");
+    let last: serde_json::Value = serde_json::from_str(progress.last().unwrap()).unwrap();
+    assert_eq!(
+        (&last["frames"], &last["fps"], &last["duration"]),
+        (&46.into(), &24.0.into(), &2.0.into())
+    );
+    assert!(last["position"].as_f64().unwrap() > 1.8, "{last}");
+}
+
+#[test]
+fn a_plan_is_measured_and_writes_nothing() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let output = scratch.enhance(&["in.mp4", "--plan", "--measure", "--up-scale", "2"]);
+    let plan = text(&output);
+    assert!(plan.contains("\ntime: about "), "{plan}");
+    assert!(plan.contains(" MiB, measured on "), "{plan}");
+    scratch.only(&["in.mp4"]);
 }

@@ -27,6 +27,10 @@ pub struct Args {
     pub save_dir: Option<PathBuf>,
     /// Print what would be done, without doing it.
     pub plan: bool,
+    /// Estimate time and memory for the plan.
+    pub measure: bool,
+    /// Print the progress as JSON.
+    pub json_progress: bool,
 }
 
 impl Args {
@@ -114,10 +118,17 @@ struct OwnArgs {
     /// Print what would be done and exit; needs no weights
     #[arg(long)]
     plan: bool,
+    /// With --plan: enhance for two seconds and estimate the time and the memory (lite)
+    #[arg(long, requires = "plan")]
+    measure: bool,
+    /// Print the progress to standard output, one JSON object a line
+    #[arg(long, value_name = "FORMAT", value_parser = ["json"])]
+    progress: Option<String>,
     /// Continue an interrupted run after its last complete piece
     #[arg(long, help_heading = "Output", conflicts_with = "overwrite")]
     resume: bool,
-    /// Also write a PNG with input and output frames side by side
+    /// Also write a comparison of input and output: a .png with frames side by side, or an .html page with both
+    /// videos under a divider
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     compare: Option<PathBuf>,
 
@@ -283,8 +294,10 @@ pub fn parse() -> Command {
     let own = OwnArgs::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit());
     match own.command {
         None => {
-            let OwnArgs { video, plan, resume, compare, .. } = own;
-            Command::Enhance(Args { plan, resume, compare, ..video.args(properties) })
+            let OwnArgs { video, plan, measure, progress, resume, compare, .. } = own;
+            let json_progress = progress.is_some();
+            let args = video.args(properties);
+            Command::Enhance(Args { plan, measure, json_progress, resume, compare, ..args })
         }
         Some(JobCommand::Plan(PlanArgs { video, job, pieces, piece_seconds })) => {
             let division = match (pieces, piece_seconds) {
@@ -330,6 +343,8 @@ impl VideoArgs {
             prompts,
             save_dir: self.save_dir,
             plan: false,
+            measure: false,
+            json_progress: false,
         }
     }
 }

@@ -48,9 +48,13 @@ impl Session {
         let frames = self.count_frames(&source, &input)?;
         let plan = self.enhancer.plan(input.size, input.fps, frames.number);
         let plan = plan.map_err(|error| refused(&source, &error))?;
+        let all = self.output_of(&source, &input)?.frames(frames.number, input.fps);
         let mut lines = self.describe_input(&source, &input, frames)?;
         lines.extend(plan.iter().map(|line| properties::with_flags(line)));
         lines.extend(self.count_shots(&source)?);
+        if self.args.measure {
+            lines.extend(self.measure(&source, all)?);
+        }
         Ok(lines.join("\n"))
     }
 

@@ -12,8 +12,9 @@
 //!                       ├─► settings   properties, prompts, what --resume compares
 //!                       ├─► describe   what is done, for --plan and for the log
 //!                       ├─► run        a pipeline until its end, an error or Ctrl-C
+//!                       ├─► measure    time and memory, for --plan --measure
 //!                       ├─► report     progress
-//!                       └─► compare    picture of input and output
+//!                       └─► compare, compare_page    picture, or page, of input and output
 //!                  └─► jobs           plan, piece, join, status: one video on many machines
 //! ```
 //!
@@ -25,12 +26,14 @@ mod console;
 mod args;
 mod check;
 mod compare;
+mod compare_page;
 mod demuxers;
 mod describe;
 mod failure;
 mod folder;
 mod jobs;
 mod local;
+mod measure;
 mod partial;
 mod pipeline;
 mod properties;
@@ -72,21 +75,24 @@ fn run() -> Result<(), Failure> {
         .and_then(|()| gstvenhance::plugin_register_static().map_err(|error| error.to_string()))
         .map_err(|error| Failure::new(Kind::Plugin, format!("cannot start GStreamer: {error}")))?;
     local::forbid_references();
-    let command = args::parse();
-    let signals = Signals::default();
-    // If this fails, a signal ends the process at once; the partial file can still be played.
-    let _ = signals.handle();
-    match command {
-        Command::Enhance(args) => enhance(args, signals),
+    match args::parse() {
+        Command::Enhance(args) => enhance(args, signals()),
         Command::Plan(args, division, job) => {
-            let session = Session::new(args, signals)?;
+            let session = Session::new(args, signals())?;
             session.warn_of_unused_flags();
             print(&jobs::plan(&session, division, &job)?.to_string())
         }
-        Command::Piece(job, selection) => jobs::make_pieces(&job, selection, &signals),
-        Command::Join(job) => jobs::join(&job, &signals),
+        Command::Piece(job, selection) => jobs::make_pieces(&job, selection, &signals()),
+        Command::Join(job) => jobs::join(&job, &signals()),
         Command::Status(job) => print(&jobs::status(&job)?),
     }
+}
+
+fn signals() -> Signals {
+    let signals = Signals::default();
+    // If this fails, a signal ends the process at once; the partial file can still be played.
+    let _ = signals.handle();
+    signals
 }
 
 fn enhance(args: Args, signals: Signals) -> Result<(), Failure> {

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Progress on standard error: a bar on a terminal, lines elsewhere.
+//! Progress on standard error, a bar on a terminal and lines elsewhere; for other programs, JSON on standard output.
 
 use std::time::{Duration, Instant};
 
 use gst::ClockTime;
 use gstvenhance::engine::count;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 
 /// Time between two lines without a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
+/// Time between two lines of JSON.
+const JSON_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The progress of one file.
 pub struct Report {
@@ -22,11 +25,14 @@ pub struct Report {
     last_line: Instant,
     /// The model's last unit of work.
     unit: String,
+    /// Whether lines of JSON are printed instead of text.
+    json: bool,
 }
 
 impl Report {
-    pub fn new(name: String, total: Option<ClockTime>, from: ClockTime) -> Self {
+    pub fn new(name: String, total: Option<ClockTime>, from: ClockTime, json: bool) -> Self {
         let bar = match total {
+            _ if json => ProgressBar::hidden(),
             Some(total) => ProgressBar::new(total.mseconds())
                 .with_style(style("{prefix} [{wide_bar}] {percent}% {msg}")),
             None => ProgressBar::new_spinner().with_style(style("{prefix} {spinner} {msg}")),
@@ -34,7 +40,7 @@ impl Report {
         bar.set_prefix(name.clone());
         bar.set_position(from.mseconds());
         let now = Instant::now();
-        Self { name, bar, total, started: now, from, last_line: now, unit: String::new() }
+        Self { name, bar, total, started: now, from, last_line: now, unit: String::new(), json }
     }
 
     /// Takes an element message of the enhancer.
@@ -55,11 +61,17 @@ impl Report {
         let mib = |field| message.get::<u64>(field).unwrap_or_default() >> 20;
         let text = format!("{verb} {file}: {} of {} MiB", mib("bytes"), mib("total-bytes"));
         self.bar.set_message(text.clone());
-        self.line(|_| text);
+        match self.json {
+            true => self.json_line(|_| json!({ "text": text })),
+            false => self.line(|_| text),
+        }
     }
 
-    /// Shows the position in the output and the number of frames so far.
-    pub fn update(&mut self, position: ClockTime, frames: u64) {
+    /// Shows the position in the output, the number of frames so far, and for JSON the output's frame rate.
+    pub fn update(&mut self, position: ClockTime, frames: u64, rate: Option<f64>) {
+        if self.json {
+            return self.json_line(|report| report.json(position, frames, rate));
+        }
         let state = self.state(position, frames);
         self.bar.set_position(position.mseconds());
         self.bar.set_message(state.clone());
@@ -80,6 +92,31 @@ impl Report {
         }
     }
 
+    /// Prints the last state as JSON.
+    pub fn finish(&self, position: ClockTime, frames: u64, rate: Option<f64>) {
+        if self.json {
+            println!("{}", self.json(position, frames, rate));
+        }
+    }
+
+    fn json(&self, position: ClockTime, frames: u64, rate: Option<f64>) -> serde_json::Value {
+        json!({
+            "position": position.seconds_f64(),
+            "duration": self.total.map(ClockTime::seconds_f64),
+            "frames": frames,
+            "fps": rate,
+            "seconds_left": self.seconds_left(position),
+            "unit": self.unit,
+        })
+    }
+
+    fn json_line(&mut self, line: impl FnOnce(&Self) -> serde_json::Value) {
+        if self.last_line.elapsed() >= JSON_INTERVAL {
+            self.last_line = Instant::now();
+            println!("{}", line(self));
+        }
+    }
+
     fn state(&self, position: ClockTime, frames: u64) -> String {
         let elapsed = self.started.elapsed().as_secs_f64();
         let mut state =
@@ -87,14 +124,18 @@ impl Report {
         if !self.unit.is_empty() && self.unit != "frame" {
             state = format!("{state}, {}", self.unit);
         }
-        let done = position.saturating_sub(self.from).seconds_f64();
-        let left = self.total.map(|total| total.saturating_sub(position).seconds_f64());
-        match left {
-            Some(left) if done > 0.0 => {
-                format!("{state}, {} left", clock((elapsed * left / done).ceil() as u64))
-            }
-            _ => state,
+        match self.seconds_left(position) {
+            Some(left) => format!("{state}, {} left", clock(left)),
+            None => state,
         }
+    }
+
+    /// Estimated from the speed so far.
+    fn seconds_left(&self, position: ClockTime) -> Option<u64> {
+        let left = self.total?.saturating_sub(position).seconds_f64();
+        let done = position.saturating_sub(self.from).seconds_f64();
+        let elapsed = self.started.elapsed().as_secs_f64();
+        (done > 0.0).then(|| (elapsed * left / done).ceil() as u64)
     }
 }
 

@@ -92,7 +92,7 @@ impl Session {
                 && shown.elapsed() >= TICK.into()
             {
                 shown = Instant::now();
-                report.update(work.state.position(), work.state.frames());
+                report.update(work.state.position(), work.state.frames(), work.rate());
             }
             match (&work, stopping) {
                 (Some((work, _)), None) if self.signals.interrupted() => {

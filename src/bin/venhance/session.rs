@@ -8,7 +8,7 @@ use gstvenhance::{Model, VEnhance, engine::count};
 
 use crate::{
     args::Args,
-    compare,
+    compare, compare_page,
     failure::{Failure, Kind, make_enhancer},
     folder,
     partial::{Content, Partial, Paths, Progress, ResumePoint, Settings, same_file},
@@ -135,7 +135,14 @@ impl Session {
         let finish = Finish { source: &source, container, encoder: &encoder, content: &content };
         self.finish(&finish, &paths)?;
         if let Some(picture) = &self.args.compare {
-            compare::write(&source, output, picture)?;
+            match is_page(picture) {
+                true => {
+                    let bytes = compare_page::write(self, &source, output, picture)?;
+                    let mib = bytes as f64 / f64::from(1 << 20);
+                    println!("{}: {mib:.1} MiB", picture.display());
+                }
+                false => compare::write(&source, output, picture)?,
+            }
         }
         let took = started.elapsed();
         let Some(Made { frames, format, early, .. }) = made else {
@@ -206,15 +213,13 @@ impl Session {
         Ok(false)
     }
 
-    /// Fails if `--compare` names something else than a new picture.
+    /// Fails if `--compare` names something else than a new picture or page.
     fn check_picture(&self, input: &Path, output: &Path) -> Result<(), Failure> {
         let Some(picture) = &self.args.compare else { return Ok(()) };
-        let png =
-            picture.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
-        if !png {
+        if !has_extension(picture, "png") && !is_page(picture) {
             let picture = picture.display();
             return Err(Failure::usage(format!(
-                "--compare {picture}: it writes a PNG; use a name that ends in .png"
+                "--compare {picture}: it writes a PNG or a page; use a name that ends in .png or .html"
             )));
         }
         if same_file(picture, input) || same_file(picture, output) {
@@ -264,11 +269,12 @@ impl Session {
     ) -> Result<Made, Failure> {
         let name = source.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let work = Work::new(source, encoder, self.enhancer.upcast_ref(), partial, start, until)?;
-        let mut report = Report::new(name, source.duration, start.time);
+        let mut report = Report::new(name, source.duration, start.time, self.args.json_progress);
         let end = self.run(&work.pipeline, source, &paths.output, Some((&work, &mut report)));
+        let (frames, position) = (work.state.frames(), work.state.position());
+        report.finish(position, frames, work.rate());
         drop(report);
         let end = end.map_err(|failure| work.state.failure().unwrap_or(failure));
-        let (frames, position) = (work.state.frames(), work.state.position());
         let empty = work.state.partial().is_empty();
         match end {
             Ok(End::Eos(Some(failure))) if frames == 0 => Err(failure),
@@ -408,6 +414,14 @@ fn format_of(info: &gst_video::VideoInfo) -> String {
     let fps = f64::from(info.fps().numer()) / f64::from(info.fps().denom());
     let format = format!("{}x{} at {fps:.4} fps", info.width(), info.height());
     format.replace(".0000 fps", " fps")
+}
+
+fn is_page(comparison: &Path) -> bool {
+    has_extension(comparison, "html")
+}
+
+fn has_extension(path: &Path, wanted: &str) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(wanted))
 }
 
 pub fn cancelled(how: &str) -> Failure {

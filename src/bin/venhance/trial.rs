@@ -94,10 +94,10 @@ fn complete(end: End) -> Result<(), Failure> {
 }
 
 /// A new folder, removed with all that is in it.
-struct TemporaryFolder(PathBuf);
+pub struct TemporaryFolder(pub PathBuf);
 
 impl TemporaryFolder {
-    fn new() -> Result<Self, Failure> {
+    pub fn new() -> Result<Self, Failure> {
         let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
         let path = std::env::temp_dir().join(format!("venhance-{}-{now}", std::process::id()));
         fs::create_dir(&path).map_err(|error| Failure::output(&path, &error))?;

@@ -155,6 +155,8 @@ impl JobFile {
             prompts: Prompts::Given,
             save_dir: None,
             plan: false,
+            measure: false,
+            json_progress: false,
         })
     }
 

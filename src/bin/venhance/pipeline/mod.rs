@@ -27,7 +27,9 @@ mod work;
 
 pub use finish::Finish;
 pub use packets::{Contents, Packets};
-pub use parts::{add, add_in_front, bin, chain, fed_by, link, link_to_muxer, static_pad};
+pub use parts::{
+    Form, add, add_in_front, bin, chain, decoder, fed_by, link, link_to_muxer, read, static_pad,
+};
 pub use scan::{ScannedFrame, scan};
 pub use shots::Shots;
 pub use work::{Work, add_encoder};

@@ -169,6 +169,12 @@ impl Work {
         self.decoded.peer_query_duration::<ClockTime>()
     }
 
+    /// Frames a second of the enhanced video, once they are known.
+    pub fn rate(&self) -> Option<f64> {
+        let rate = self.output_info()?.fps();
+        (rate.numer() > 0).then(|| f64::from(rate.numer()) / f64::from(rate.denom()))
+    }
+
     /// The format of the enhanced video, once it is known.
     pub fn output_info(&self) -> Option<gst_video::VideoInfo> {
         let caps = self.enhancer.static_pad("src")?.current_caps()?;
