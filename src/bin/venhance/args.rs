@@ -10,6 +10,8 @@ use clap::{
 use gst::{ClockTime, glib, prelude::*};
 
 use crate::properties::{self, Property};
+#[cfg(feature = "serve")]
+use crate::serve;
 
 pub struct Args {
     pub input: PathBuf,
@@ -137,7 +139,7 @@ struct OwnArgs {
     version: (),
 }
 
-/// The commands for many machines.
+/// The commands for many machines, and the web page.
 #[derive(Subcommand)]
 enum JobCommand {
     /// Divide a video into pieces that many machines can make
@@ -151,6 +153,10 @@ enum JobCommand {
     Join(JobArgs),
     /// Show which pieces are finished, and how long the others will take
     Status(JobArgs),
+    /// Serve a web page that enhances videos
+    #[cfg(feature = "serve")]
+    #[command(after_help = serve::NOTES.to_owned() + EXIT_CODES)]
+    Serve(serve::Options),
 }
 
 #[derive(clap::Args)]
@@ -250,6 +256,8 @@ pub enum Command {
     Piece(PathBuf, Selection),
     Join(PathBuf),
     Status(PathBuf),
+    #[cfg(feature = "serve")]
+    Serve(serve::Options),
 }
 
 /// How many pieces a video has.
@@ -316,6 +324,8 @@ pub fn parse() -> Command {
         }
         Some(JobCommand::Join(JobArgs { job })) => Command::Join(job),
         Some(JobCommand::Status(JobArgs { job })) => Command::Status(job),
+        #[cfg(feature = "serve")]
+        Some(JobCommand::Serve(options)) => Command::Serve(options),
     }
 }
 

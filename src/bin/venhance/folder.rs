@@ -8,7 +8,7 @@ use std::{
 
 use crate::{failure::Failure, target::Container};
 
-const VIDEO_EXTENSIONS: [&str; 24] = [
+pub const VIDEO_EXTENSIONS: [&str; 24] = [
     "3gp", "asf", "avi", "flv", "gif", "m2ts", "m2v", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg",
     "mts", "mxf", "ogm", "ogv", "qt", "ts", "vob", "webm", "wmv", "y4m", "yuv",
 ];

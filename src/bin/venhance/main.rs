@@ -15,7 +15,8 @@
 //!                       ├─► measure    time and memory, for --plan --measure
 //!                       ├─► report     progress
 //!                       └─► compare, compare_page    picture, or page, of input and output
-//!                  └─► jobs           plan, piece, join, status: one video on many machines
+//!                  ├─► jobs           plan, piece, join, status: one video on many machines
+//!                  └─► serve          a web page that runs this program for each video (feature `serve`)
 //! ```
 //!
 //! `demuxers` works around faults of demuxers; `console` prints for all of them; `local` keeps GStreamer from opening
@@ -39,6 +40,8 @@ mod pipeline;
 mod properties;
 mod report;
 mod run;
+#[cfg(feature = "serve")]
+mod serve;
 mod session;
 mod settings;
 mod signals;
@@ -85,6 +88,8 @@ fn run() -> Result<(), Failure> {
         Command::Piece(job, selection) => jobs::make_pieces(&job, selection, &signals()),
         Command::Join(job) => jobs::join(&job, &signals()),
         Command::Status(job) => print(&jobs::status(&job)?),
+        #[cfg(feature = "serve")]
+        Command::Serve(options) => serve::run(options),
     }
 }
 

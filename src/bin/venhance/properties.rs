@@ -136,7 +136,7 @@ pub fn parse(pspec: &glib::ParamSpec, text: &str) -> Result<glib::Value, String>
 }
 
 /// The texts of an enumeration's values.
-fn nicks(pspec: &glib::ParamSpec) -> Option<Vec<String>> {
+pub fn nicks(pspec: &glib::ParamSpec) -> Option<Vec<String>> {
     let class = glib::EnumClass::with_type(pspec.value_type())?;
     Some(class.values().iter().map(|value| value.nick().to_owned()).collect())
 }
@@ -155,7 +155,7 @@ fn number(value: &glib::Value) -> Option<f64> {
 }
 
 /// The default as a user would write it; `None` if there is none.
-fn default(pspec: &glib::ParamSpec) -> Option<String> {
+pub fn default(pspec: &glib::ParamSpec) -> Option<String> {
     Some(text(pspec.default_value())).filter(|text| !text.is_empty())
 }
 

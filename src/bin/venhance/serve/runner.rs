@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Runs this program for one video after the other. One at a time: each uses all processors or GPUs. A run that crashes
+//! or is out of memory ends its process only.
+
+use std::{
+    ffi::OsStr,
+    io,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::http::StatusCode;
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    process::{Child, Command},
+    sync::Semaphore,
+    time::timeout,
+};
+
+use super::{
+    queue::{Entry, Id, Queue, State},
+    routes::Refusal,
+    settings::{self, Settings},
+};
+use crate::failure::Kind;
+
+/// Longest time for a plan.
+const PLAN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for a process to end after it is told to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(45);
+/// Of the lines that a process prints, the last ones are kept.
+const MOST_NOTES: usize = 40;
+/// What the program prints before a failure.
+const FAILURE: &str = "venhance: ";
+
+/// A line that the program prints with `--progress json`.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Progress {
+    /// In the output, in seconds.
+    position: f64,
+    duration: Option<f64>,
+    frames: u64,
+    pub fps: Option<f64>,
+    seconds_left: Option<u64>,
+    /// What the model is doing.
+    unit: String,
+    /// A download, in place of the above.
+    text: String,
+}
+
+/// This program, to be run again.
+pub struct Program {
+    path: PathBuf,
+    /// A plan reads the video.
+    planning: Semaphore,
+}
+
+impl Program {
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, planning: Semaphore::new(1) }
+    }
+
+    fn command<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Command {
+        let mut command = Command::new(&self.path);
+        command.args(arguments).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Ctrl-C in the terminal is for the server, which interrupts the run.
+        command.process_group(0);
+        // SAFETY: the closure makes a system call and allocates nothing.
+        unsafe {
+            command.pre_exec(|| {
+                // If the server is killed, a run that went on would hold the files that the next server resumes.
+                set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)
+            });
+        }
+        command
+    }
+
+    /// What would be done with a video, as `--plan` prints it.
+    pub async fn plan(
+        &self,
+        queue: &Queue,
+        entry: &Entry,
+        settings: &Settings,
+    ) -> Result<String, Refusal> {
+        let busy = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "the server stops".to_owned());
+        let _turn = self.planning.acquire().await.map_err(busy)?;
+        let folder = queue.folder_of(entry.id);
+        let files = [&entry.input, &settings::output(settings)].map(|file| folder.join(file));
+        let mut command = self.command(files);
+        let flags = settings::flags(settings);
+        let output = command.args(["--plan", "--measure"]).args(flags).output();
+        let output = timeout(PLAN_TIMEOUT, output).await.map_err(|_| {
+            let text = format!("{}: it takes more than a minute to read", entry.name);
+            Refusal(StatusCode::UNPROCESSABLE_ENTITY, text)
+        })??;
+        let text = |bytes: &[u8]| for_user(queue, entry, String::from_utf8_lossy(bytes).trim());
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => {
+                let lines = text(&output.stderr).lines().map(str::to_owned).collect();
+                let (_, why) = split_failure(lines);
+                Err(Refusal(StatusCode::UNPROCESSABLE_ENTITY, why))
+            }
+        }
+    }
+}
+
+/// Runs the videos of the queue until the server stops.
+pub async fn run(queue: Arc<Queue>, program: Arc<Program>) {
+    while let Some(entry) = queue.next().await {
+        let id = entry.id;
+        let started = queue.change(id, |entry| {
+            let queued = entry.state == State::Queued;
+            entry.state = State::Running;
+            entry.progress = None;
+            queued
+        });
+        let ended = match started {
+            Ok(true) => work(&queue, &program, &entry).await,
+            // It has been cancelled.
+            Ok(false) => continue,
+            Err(error) => Err(error),
+        };
+        let ended = ended.unwrap_or_else(|error| {
+            Some(End { state: State::Failed, message: error.to_string(), notes: Vec::new() })
+        });
+        let Some(end) = ended else { return };
+        let stored = queue.change(id, |entry| {
+            (entry.state, entry.message, entry.notes) = (end.state, end.message, end.notes);
+            entry.progress = None;
+            true
+        });
+        if let Err(error) = stored {
+            let path = queue.folder_of(id).join("entry.json");
+            eprintln!("venhance: cannot write {}: {error}; free some space", path.display());
+        }
+    }
+}
+
+/// How a run has ended.
+struct End {
+    state: State,
+    message: String,
+    notes: Vec<String>,
+}
+
+/// Enhances the video of an entry. None if the server stops: the entry is in the queue again after a restart.
+async fn work(queue: &Queue, program: &Program, entry: &Entry) -> io::Result<Option<End>> {
+    let folder = queue.folder_of(entry.id);
+    let mut command = program.command([folder.join(&entry.input), folder.join(&entry.output)]);
+    // Of a video that has not been started, there is nothing to resume.
+    command.args(["--resume", "--progress", "json"]).args(settings::flags(&entry.settings));
+    let mut child = command.spawn()?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let reading = async { tokio::join!(read_output(queue, entry.id, stdout), read_notes(stderr)) };
+    tokio::pin!(reading);
+    let (summary, notes) = tokio::select! {
+        read = &mut reading => read,
+        () = asked_to_stop(queue, entry.id) => {
+            interrupt(&child);
+            match timeout(STOP_TIMEOUT, &mut reading).await {
+                Ok(read) => read,
+                Err(_) => {
+                    child.start_kill()?;
+                    reading.await
+                }
+            }
+        }
+    };
+    let status = child.wait().await?;
+    let cancelled = queue.get(entry.id).is_some_and(|entry| entry.state == State::Stopping);
+    if queue.is_closed() && !cancelled && !status.success() {
+        return Ok(None);
+    }
+    let (notes, failure) = split_failure(notes);
+    let [summary, failure] = [summary, failure].map(|text| for_user(queue, entry, &text));
+    let notes = notes.iter().map(|note| for_user(queue, entry, note)).collect();
+    let exists = folder.join(&entry.output).is_file();
+    let end = |state, message| Ok(Some(End { state, message, notes }));
+    match status.code() {
+        Some(0) => end(State::Done, summary),
+        // Of a damaged video, what could be read is there.
+        Some(code) if code == Kind::Input as i32 && exists => {
+            end(State::Done, format!("{summary}\n{failure}"))
+        }
+        _ if cancelled => end(State::Cancelled, failure),
+        Some(_) => end(State::Failed, failure),
+        None => end(State::Failed, crashed(status, &failure)),
+    }
+}
+
+fn crashed(status: ExitStatus, failure: &str) -> String {
+    format!("the process has ended unexpectedly ({status}); Resume continues after the finished part\n{failure}")
+        .trim_end()
+        .to_owned()
+}
+
+/// Waits until the user cancels the entry or the server stops.
+async fn asked_to_stop(queue: &Queue, id: Id) {
+    let mut changes = queue.subscribe();
+    while !queue.is_closed() && queue.get(id).is_some_and(|entry| entry.state != State::Stopping) {
+        let _ = changes.changed().await;
+    }
+}
+
+/// Tells a process to stop, as Ctrl-C does.
+fn interrupt(child: &Child) {
+    // Until it has been waited for, no other process has its number.
+    let pid = child.id().and_then(|id| Pid::from_raw(id as i32));
+    if let Some(pid) = pid {
+        let _ = kill_process(pid, Signal::INT);
+    }
+}
+
+/// Takes the progress, and returns what else the program prints: its summary.
+async fn read_output(queue: &Queue, id: Id, stdout: Option<impl AsyncRead + Unpin>) -> String {
+    let mut summary = String::new();
+    let Some(stdout) = stdout else { return summary };
+    let mut lines = BufReader::new(stdout).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        match serde_json::from_str(&line) {
+            Ok(progress) => queue.set_progress(id, progress),
+            Err(_) => summary = line,
+        }
+    }
+    summary
+}
+
+/// Returns the last lines that the program prints to standard error.
+async fn read_notes(stderr: Option<impl AsyncRead + Unpin>) -> Vec<String> {
+    let mut notes = Vec::new();
+    let Some(stderr) = stderr else { return notes };
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        notes.push(line);
+        if notes.len() > MOST_NOTES {
+            notes.remove(0);
+        }
+    }
+    notes
+}
+
+/// Separates the failure, which comes last and can have several lines, from what comes before it.
+fn split_failure(mut lines: Vec<String>) -> (Vec<String>, String) {
+    // On a mistake in the flags, clap says "error: ".
+    let begins = |line: &String| line.starts_with(FAILURE) || line.starts_with("error: ");
+    let failure = match lines.iter().rposition(begins) {
+        Some(at) => lines.split_off(at).join("\n"),
+        None => String::new(),
+    };
+    (lines, failure.trim_start_matches(FAILURE).to_owned())
+}
+
+/// A text of the program with the user's names for the files.
+fn for_user(queue: &Queue, entry: &Entry, text: &str) -> String {
+    let folder = queue.folder_of(entry.id);
+    let path = |file: &str| folder.join(file).display().to_string();
+    text.replace(&path(&entry.input), &entry.name)
+        .replace(&path(&entry.output), &output_name(entry))
+}
+
+/// What the user calls the output.
+pub fn output_name(entry: &Entry) -> String {
+    let stem = Path::new(&entry.name).file_stem().unwrap_or_default().to_string_lossy();
+    let extension = Path::new(&entry.output).extension().unwrap_or_default().to_string_lossy();
+    format!("{stem}-enhanced.{extension}")
+}
