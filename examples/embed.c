@@ -9,7 +9,7 @@
 #include <gst/app/app.h>
 #include <gst/video/video.h>
 
-enum { FRAMES = 24, RATE = 12, WIDTH = 320, HEIGHT = 180, SIZE = WIDTH * 3 * HEIGHT };
+enum { FRAMES = 24, RATE = 12, WIDTH = 320, HEIGHT = 180, SIZE = GST_ROUND_UP_4(WIDTH * 3) * HEIGHT };
 
 /* Pushes frames that become brighter. gst_app_src_push_buffer waits while two frames are queued. */
 static gpointer feed(gpointer source) {

@@ -20,13 +20,14 @@ from gi.repository import Gst, GstApp, GstVideo  # noqa: E402, F401
 FRAMES = 24
 RATE = 12
 WIDTH, HEIGHT = 320, 180
+# Rows of RGB are padded to 4 bytes.
+SIZE = (WIDTH * 3 + 3) // 4 * 4 * HEIGHT
 
 
 def feed(source):
     """Pushes frames that become brighter. push_buffer waits while two frames are queued."""
     for n in range(FRAMES):
-        # Rows of RGB are padded to 4 bytes.
-        buffer = Gst.Buffer.new_wrapped(bytes([n * 10]) * (WIDTH * 3 * HEIGHT))
+        buffer = Gst.Buffer.new_wrapped(bytes([n * 10]) * SIZE)
         buffer.pts = Gst.SECOND * n // RATE
         buffer.duration = Gst.SECOND // RATE
         if source.push_buffer(buffer) != Gst.FlowReturn.OK:

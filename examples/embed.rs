@@ -26,11 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .max_buffers(2)
         .block(true)
         .build();
-    let enhancer = gst::ElementFactory::make("venhance")
-        .property_from_str("model", &std::env::args().nth(1).unwrap_or("lite".into()))
-        .property("up-scale", 2.0)
-        .property("target-fps", gst::Fraction::new(24, 1))
-        .build()?;
+    let model = std::env::args().nth(1).unwrap_or("lite".into());
+    let enhancer = gst::parse::launch(&format!("venhance model={model} up-scale=2 target-fps=24"))?;
     let format = gst::Caps::builder("video/x-raw").field("format", "RGB").build();
     let sink = gst_app::AppSink::builder().caps(&format).sync(false).max_buffers(2).build();
     sink.set_callbacks(
@@ -46,7 +43,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pipeline = gst::Pipeline::new();
     pipeline.add_many([source.upcast_ref(), &enhancer, sink.upcast_ref()])?;
     gst::Element::link_many([source.upcast_ref(), &enhancer, sink.upcast_ref()])?;
-    pipeline.set_state(gst::State::Playing)?;
+    // The bus tells why it failed.
+    let _ = pipeline.set_state(gst::State::Playing);
     let feeder = thread::spawn(move || feed(&source, input.size()));
     let result = wait(&pipeline);
     // Stops the computation; push_buffer in the other thread then fails, which ends that thread.

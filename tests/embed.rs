@@ -46,10 +46,12 @@ fn assert_embeds(program: &Path, dir: &Path) {
     }
     assert!(messages.contains("venhance-progress"), "{messages}");
 
-    let output = command(program, dir).arg("v1").output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let messages = text(&output.stderr);
-    assert!(messages.contains("model-dir"), "{messages}");
+    for (model, said) in [("v1", "model-dir"), ("nonsense", "nonsense")] {
+        let output = command(program, dir).arg(model).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let messages = text(&output.stderr);
+        assert!(messages.contains(said), "{messages}");
+    }
 }
 
 #[test]

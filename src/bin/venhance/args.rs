@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: the application's own flags, and one flag for each property of the element.
 
+#[cfg(feature = "serve")]
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{
@@ -10,8 +12,6 @@ use clap::{
 use gst::{ClockTime, glib, prelude::*};
 
 use crate::properties::{self, Property};
-#[cfg(feature = "serve")]
-use crate::serve;
 
 pub struct Args {
     pub input: PathBuf,
@@ -102,6 +102,12 @@ removed.
 
 ";
 
+#[cfg(feature = "serve")]
+const SERVE_NOTES: &str =
+    "The videos and the queue are kept in a folder; after a restart, the work goes on.
+
+";
+
 const EXIT_CODES: &str = "Exit codes: 0 success, 2 usage, 3 input (also one that ends \
 early: OUT has what could be read), 4 output or disk, 5 missing GStreamer plugin, 6 model, 130 cancelled. Ctrl-C stops and keeps the finished part; a second Ctrl-C aborts.";
 
@@ -151,12 +157,12 @@ enum JobCommand {
     /// Make the output of all pieces
     #[command(after_help = JOIN_NOTES.to_owned() + EXIT_CODES)]
     Join(JobArgs),
-    /// Show which pieces are finished, and how long the others will take
+    /// Show which pieces are finished and, while pieces run, the time left
     Status(JobArgs),
     /// Serve a web page that enhances videos
     #[cfg(feature = "serve")]
-    #[command(after_help = serve::NOTES.to_owned() + EXIT_CODES)]
-    Serve(serve::Options),
+    #[command(after_help = SERVE_NOTES.to_owned() + EXIT_CODES)]
+    Serve(ServeArgs),
 }
 
 #[derive(clap::Args)]
@@ -178,17 +184,17 @@ struct PlanArgs {
 
 #[derive(clap::Args)]
 struct PieceArgs {
-    /// Job file, or folder of job files, whose pieces are numbered one after the other
+    /// Job file, or folder of job files, whose pieces are numbered consecutively
     #[arg(value_name = "JOB")]
     job: PathBuf,
     /// Number of the piece, from 0 [default: SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX]
     #[arg(value_name = "I", conflicts_with_all = ["from", "to"])]
     piece: Option<usize>,
-    /// Make all pieces from this one on, with one model load
-    #[arg(long, value_name = "A", requires = "to")]
+    /// Make the pieces FIRST to LAST, both included, with one model load
+    #[arg(long, value_name = "FIRST", requires = "to")]
     from: Option<usize>,
-    /// The last of them
-    #[arg(long, value_name = "B", requires = "from")]
+    /// See --from
+    #[arg(long, value_name = "LAST", requires = "from")]
     to: Option<usize>,
 }
 
@@ -197,6 +203,23 @@ struct JobArgs {
     /// Job file, or folder of job files
     #[arg(value_name = "JOB")]
     job: PathBuf,
+}
+
+#[cfg(feature = "serve")]
+#[derive(clap::Args)]
+pub struct ServeArgs {
+    /// Address and port to listen on; an address that other computers reach needs --token
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8423")]
+    pub listen: SocketAddr,
+    /// Password that the page asks for: 16 or more letters, digits, - or _
+    #[arg(long)]
+    pub token: Option<String>,
+    /// Folder of the videos and the queue [default: venhance in the user's data folder]
+    #[arg(long, value_name = "DIR")]
+    pub folder: Option<PathBuf>,
+    /// Largest video that is accepted, in MiB
+    #[arg(long, value_name = "N", default_value_t = 16384)]
+    pub upload_limit: u64,
 }
 
 #[derive(clap::Args)]
@@ -257,7 +280,7 @@ pub enum Command {
     Join(PathBuf),
     Status(PathBuf),
     #[cfg(feature = "serve")]
-    Serve(serve::Options),
+    Serve(ServeArgs),
 }
 
 /// How many pieces a video has.

@@ -71,6 +71,7 @@ pub fn value_name(pspec: &glib::ParamSpec) -> String {
         "model-dir" => "DIR".into(),
         name if nicks(pspec).is_some() || name == "device" => name.to_uppercase(),
         _ if pspec.value_type() == glib::Type::STRING => "TEXT".into(),
+        _ if pspec.value_type() == glib::Type::BOOL => "BOOL".into(),
         _ => "N".into(),
     }
 }
@@ -112,10 +113,13 @@ pub fn parse(pspec: &glib::ParamSpec, text: &str) -> Result<glib::Value, String>
         }
     }
     let value = glib::Value::deserialize_with_pspec(&text, pspec).map_err(|_| {
-        match pspec.value_type() == gst::Fraction::static_type() {
-            true => "use a number such as 24, or a fraction such as 24000/1001".to_owned(),
-            false if integer => "use a whole number".to_owned(),
-            false => "use a number".to_owned(),
+        match pspec.value_type() {
+            rate if rate == gst::Fraction::static_type() => {
+                "use a number such as 24, or a fraction such as 24000/1001".to_owned()
+            }
+            glib::Type::BOOL => "use true or false".to_owned(),
+            _ if integer => "use a whole number".to_owned(),
+            _ => "use a number".to_owned(),
         }
     })?;
     match (range(pspec), number(&value)) {

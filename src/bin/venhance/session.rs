@@ -257,7 +257,7 @@ impl Session {
         Ok((partial, progress.unwrap_or(nothing)))
     }
 
-    /// Enhances the video into the partial file: from `start` to its end, or only its first `until` frames.
+    /// Enhances the video into the partial file: from `start` to its end, or to another point.
     pub fn work(
         &self,
         source: &Source,
@@ -265,11 +265,13 @@ impl Session {
         paths: &Paths,
         partial: Partial,
         start: ResumePoint,
-        until: Option<u64>,
+        until: Option<ResumePoint>,
     ) -> Result<Made, Failure> {
         let name = source.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let work = Work::new(source, encoder, self.enhancer.upcast_ref(), partial, start, until)?;
-        let mut report = Report::new(name, source.duration, start.time, self.args.json_progress);
+        let frames = until.map(|until| until.frames);
+        let work = Work::new(source, encoder, self.enhancer.upcast_ref(), partial, start, frames)?;
+        let total = until.map(|until| until.time).or(source.duration);
+        let mut report = Report::new(name, total, start.time, self.args.json_progress);
         let end = self.run(&work.pipeline, source, &paths.output, Some((&work, &mut report)));
         let (frames, position) = (work.state.frames(), work.state.position());
         report.finish(position, frames, work.rate());

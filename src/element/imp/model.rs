@@ -61,7 +61,10 @@ impl VEnhance {
         let mut plan: Vec<_> = limit.map(|limit| format!("size: {limit}")).into_iter().collect();
         plan.extend(models::plan(&choice, format, sizing, inputs)?);
         if properties.shot_detection {
-            plan.push("shots: each is enhanced separately".into());
+            plan.push(
+                "shots: each is enhanced separately, and counts as a video in the lines above"
+                    .into(),
+            );
         }
         if properties.duplicates == Duplicates::Merge {
             plan.push("repeated frames: merged".into());

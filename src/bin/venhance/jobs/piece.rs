@@ -55,9 +55,9 @@ pub fn make_pieces(path: &Path, selection: Selection, signals: &Signals) -> Resu
     }
     if from > to || to >= pieces.len() {
         let (shown, last) = (path.display(), pieces.len() - 1);
-        return Err(Failure::usage(format!(
-            "there are no pieces {from} to {to}: {shown} has the pieces 0 to {last}"
-        )));
+        let asked =
+            if from == to { format!("piece {from}") } else { format!("pieces {from} to {to}") };
+        return Err(Failure::usage(format!("there is no {asked}: {shown} has pieces 0 to {last}")));
     }
     let mut session: Option<Session> = None;
     let (mut failures, mut current) = (Vec::new(), None);
@@ -123,7 +123,7 @@ fn make_claimed(
             (content, 0)
         }
         Progress::UpTo(start) => {
-            let end = (!store.is_last()).then(|| store.piece.end());
+            let end = store.next_start();
             let made = session.work(source, encoder, &claim.paths, partial, start, end)?;
             (made.content, made.frames)
         }

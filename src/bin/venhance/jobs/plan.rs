@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     args::Division,
-    failure::{Failure, make_enhancer},
+    failure::{Failure, Kind, make_enhancer},
     folder::{self, Folder},
     partial::Paths,
     pipeline::{ScannedFrame, scan},
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Plans the video, or every video of the folder, that the session is for, and writes a job file or a folder of them.
-/// Returns the number of pieces.
+/// Returns the number of pieces. A failure is reported and the other videos of the folder follow.
 pub fn plan(session: &Session, division: Division, path: &Path) -> Result<usize, Failure> {
     let (input, output) = (&session.args.input, &session.args.output);
     if !input.is_dir() {
@@ -40,13 +40,28 @@ pub fn plan(session: &Session, division: Division, path: &Path) -> Result<usize,
     let jobs = Folder::read(input)?.jobs(output)?;
     fs::create_dir_all(output).map_err(failed(output))?;
     fs::create_dir_all(path).map_err(failed(path))?;
-    let mut pieces = 0;
+    let (mut pieces, mut failures) = (0, Vec::new());
     for (index, (input, output)) in jobs.iter().enumerate() {
         let mut name = output.file_name().unwrap_or_default().to_owned();
         name.push(".json");
-        pieces += plan_video(session, (input, output, index), division, &path.join(name))?;
+        match plan_video(session, (input, output, index), division, &path.join(name)) {
+            Ok(count) => pieces += count,
+            Err(failure) if failure.kind == Kind::Cancelled => return Err(failure),
+            Err(failure) => {
+                eprintln!("venhance: {failure}");
+                failures.push(failure);
+            }
+        }
     }
-    Ok(pieces)
+    match failures.first() {
+        None => Ok(pieces),
+        Some(first) => {
+            let (bad, all) = (failures.len(), jobs.len());
+            let message =
+                format!("{bad} of {all} videos have no job file; the others have {pieces} pieces");
+            Err(Failure::new(first.kind, message))
+        }
+    }
 }
 
 /// `index` is the position of the input in its folder.

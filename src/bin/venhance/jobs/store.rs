@@ -26,7 +26,7 @@ use sha2::{Digest, Sha256};
 use super::job::{JobFile, Piece, unique, write_whole};
 use crate::{
     failure::Failure,
-    partial::{Content, Paths, Settings},
+    partial::{Content, Paths, ResumePoint, Settings},
     settings::hex,
 };
 
@@ -102,8 +102,10 @@ impl<'a> Store<'a> {
         })
     }
 
-    pub fn is_last(&self) -> bool {
-        self.piece.end() == self.job.job.frames()
+    /// Where the next piece starts; `None` after the last one.
+    pub fn next_start(&self) -> Option<ResumePoint> {
+        let next = self.job.job.pieces.iter().find(|next| next.start == self.piece.end())?;
+        Some(next.start())
     }
 
     /// What its partial file depends on.

@@ -20,19 +20,17 @@ mod runner;
 mod settings;
 mod uploads;
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{io, net::IpAddr, sync::Arc};
 
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
 
-use crate::failure::{Failure, Kind};
+use crate::{
+    args::ServeArgs,
+    failure::{Failure, Kind},
+};
 use guard::Guard;
 use queue::Queue;
 use runner::Program;
@@ -40,29 +38,8 @@ use runner::Program;
 /// Shorter ones can be guessed.
 const MIN_TOKEN: usize = 16;
 
-pub const NOTES: &str =
-    "The videos and the queue are kept in a folder; after a restart, the work goes on.
-
-";
-
-#[derive(clap::Args)]
-pub struct Options {
-    /// Address and port to listen on; an address that other computers reach needs --token
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8423")]
-    listen: SocketAddr,
-    /// Password that the page asks for: 16 or more letters, digits, - or _
-    #[arg(long)]
-    token: Option<String>,
-    /// Folder of the videos and the queue [default: venhance in the user's data folder]
-    #[arg(long, value_name = "DIR")]
-    folder: Option<PathBuf>,
-    /// Largest video that is accepted, in MiB
-    #[arg(long, value_name = "N", default_value_t = 16384)]
-    upload_limit: u64,
-}
-
 /// Serves the page until a signal comes.
-pub fn run(options: Options) -> Result<(), Failure> {
+pub fn run(options: ServeArgs) -> Result<(), Failure> {
     check_token(&options)?;
     let folder = options.folder.clone().or_else(|| Some(dirs::data_dir()?.join("venhance")));
     let folder = folder.ok_or_else(|| {
@@ -80,7 +57,11 @@ pub fn run(options: Options) -> Result<(), Failure> {
     served
 }
 
-async fn serve(options: &Options, queue: Arc<Queue>, program: Arc<Program>) -> Result<(), Failure> {
+async fn serve(
+    options: &ServeArgs,
+    queue: Arc<Queue>,
+    program: Arc<Program>,
+) -> Result<(), Failure> {
     let listen = options.listen;
     let failed = |error| {
         Failure::new(
@@ -122,7 +103,7 @@ async fn serve(options: &Options, queue: Arc<Queue>, program: Arc<Program>) -> R
     Ok(())
 }
 
-fn check_token(options: &Options) -> Result<(), Failure> {
+fn check_token(options: &ServeArgs) -> Result<(), Failure> {
     match &options.token {
         None if is_local(options.listen.ip()) => Ok(()),
         None => Err(Failure::usage(format!(
