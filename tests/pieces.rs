@@ -13,7 +13,7 @@ use std::{
 use application::{Disk, Scratch, VIDEO, audio, end, fails, pieces, start, text, venhance};
 use common::{decode, run, wait_for};
 use gst::ClockTime;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Lossless, and delays no frames.
 const ENCODER: &str = "x264enc pass=quant quantizer=0 tune=zerolatency";
@@ -109,6 +109,7 @@ fn compare(scratch: &Scratch, flags: &str, counts: &[u64]) {
     }
 }
 
+/// Takes 10 s: the application runs 24 times.
 #[test]
 fn pieces_have_the_frames_and_streams_of_a_whole_run() {
     let scratch = Scratch::new();
@@ -326,4 +327,40 @@ fn a_file_named_like_a_command_is_enhanced() {
     let scratch = Scratch::new();
     scratch.make("plan", VIDEO, "mp4mux", &[]);
     assert_eq!(scratch.result(&["./plan", "out.mp4", "--up-scale", "1"]).times.len(), 46);
+}
+
+#[test]
+fn a_job_file_that_no_plan_writes_is_refused() {
+    let scratch = Scratch::new();
+    scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let plan = ["plan", "in.mp4", "out.mp4", "--model", "lite", "-o", "job.json", "--pieces", "2"];
+    succeeds(&scratch, &plan);
+    let job: Value =
+        serde_json::from_slice(&std::fs::read(scratch.path("job.json")).unwrap()).unwrap();
+    let refused = |change: &dyn Fn(&mut Value), code: i32, why: &str| {
+        let mut job = job.clone();
+        change(&mut job);
+        std::fs::write(scratch.path("job.json"), job.to_string()).unwrap();
+        fails(&scratch.enhance(&["piece", "job.json", "0"]), code, why);
+    };
+    refused(&|job| job["version"] = json!(2), 3, "it has version 2, this program reads 1");
+    refused(&|job| job["pieces"] = json!([]), 3, "it has no pieces");
+    refused(&|job| job["more"] = json!(1), 3, "make one with venhance plan");
+    refused(&|job| job["settings"]["--up-scale"] = json!("99"), 3, "out of range");
+    for (name, value) in [
+        ("frames", json!(0)),
+        ("frames", json!(u64::MAX)),
+        ("start", json!(1)),
+        ("time", json!(u64::MAX)),
+        ("name", json!("../0000")),
+    ] {
+        refused(&|job| job["pieces"][0][name] = value.clone(), 3, "is damaged");
+    }
+    refused(&|job| job["settings"]["encoder"] = json!("x265enc"), 2, "encoder was x265enc");
+    // More frames than the video has.
+    let mut longer = job.clone();
+    longer["pieces"][1]["frames"] = json!(100);
+    std::fs::write(scratch.path("job.json"), longer.to_string()).unwrap();
+    fails(&scratch.enhance(&["piece", "job.json", "1"]), 3, "planned were 100");
+    assert!(piece_files(&scratch, "out.mp4.pieces", "0001.partial", "").is_empty());
 }
