@@ -214,7 +214,7 @@ fn damaged_and_missing_pieces_are_named_and_only_they_are_made_again() {
     fails(&task.output().unwrap(), 2, "give its number, or --from and --to");
     let task = task.env("JOB_COMPLETION_INDEX", "4").output().unwrap();
     assert!(text(&task).contains("piece 4 of") && text(&task).contains("already finished"));
-    fails(&scratch.enhance(&["piece", "job.json", "5"]), 2, "has the pieces 0 to 4");
+    fails(&scratch.enhance(&["piece", "job.json", "5"]), 2, "has pieces 0 to 4");
 }
 
 #[test]
@@ -236,6 +236,27 @@ fn pieces_of_another_plan_or_input_are_not_used() {
     fails(&scratch.enhance(&["piece", "job.json", "0"]), 2, "input time was");
     std::fs::write(scratch.path("job.json"), "{}").unwrap();
     fails(&scratch.enhance(&["piece", "job.json", "0"]), 3, "make one with venhance plan");
+}
+
+#[test]
+fn a_job_file_overwrites_no_video() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    let before = std::fs::read(scratch.path("in.mkv")).unwrap();
+    for job in ["in.mkv", "out.mkv", "./out.mkv.partial.mkv"] {
+        let plan = ["plan", "in.mkv", "out.mkv", "--pieces", "2", "--overwrite", "-o", job];
+        fails(&scratch.enhance(&plan), 2, "would overwrite a video");
+    }
+    assert!(std::fs::read(scratch.path("in.mkv")).unwrap() == before);
+}
+
+#[test]
+fn pieces_have_a_target_size() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    in_pieces(&scratch, "out.mkv", "--model lite --target-height 96 --target-fps 0/1", 2);
+    let video = decode(&scratch.path("out.mkv"));
+    assert_eq!((video.info().width(), video.info().height()), (144, 96));
 }
 
 #[test]

@@ -79,7 +79,7 @@ const REFERENCE_FLAGS: [(&str, &str); 7] = [
 ];
 
 /// The properties that set the size of the output instead of up-scale.
-const TARGET_SIZE: [&str; 2] = ["target-width", "target-height"];
+pub const TARGET_SIZE: [&str; 2] = ["target-width", "target-height"];
 
 const ABOUT: &str = "Makes video larger, smoother and cleaner. Sound, subtitles and tags are kept.
 

@@ -74,10 +74,18 @@ impl Paths {
         }
     }
 
+    fn written(&self) -> [&PathBuf; 4] {
+        [&self.output, &self.video, &self.index, &self.finished]
+    }
+
+    /// Whether a file of this name is written.
+    pub fn writes(&self, path: &Path) -> bool {
+        self.written().into_iter().any(|written| written == path || same_file(written, path))
+    }
+
     /// Fails if a file that is written is the input.
     pub fn check_input(&self, input: &Path) -> Result<(), Failure> {
-        let mut written = [&self.output, &self.video, &self.index, &self.finished].into_iter();
-        match written.find(|path| same_file(path, input)) {
+        match self.written().into_iter().find(|path| same_file(path, input)) {
             None => Ok(()),
             Some(path) => Err(Failure::usage(format!(
                 "the output {} would overwrite the input; use another OUT",

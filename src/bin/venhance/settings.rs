@@ -14,7 +14,7 @@ use gstvenhance::Model;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    args::Prompts,
+    args::{Prompts, TARGET_SIZE},
     failure::{Failure, Kind},
     partial::Settings,
     properties,
@@ -50,6 +50,13 @@ impl Session {
         self.model != Model::Lite || !properties::is_of_diffusion(pspec)
     }
 
+    /// Whether the output depends on a property.
+    fn depends_on(&self, pspec: &glib::ParamSpec) -> bool {
+        let is_set = |name: &&str| self.enhancer.property::<u32>(name) != 0;
+        let has_target = TARGET_SIZE.iter().any(|name| is_set(name));
+        self.uses(pspec) && !(has_target && pspec.name() == "up-scale")
+    }
+
     /// The model as a value of `--model`.
     pub fn model_name(&self) -> String {
         properties::text(&self.model.to_value())
@@ -61,7 +68,9 @@ impl Session {
             let mut text = String::new();
             let file = File::open(path).map(|file| file.take(MAX_PROMPTS));
             let bytes = file.and_then(|mut file| file.read_to_string(&mut text));
-            let bytes = bytes.map_err(|error| Failure::input(path, error))?;
+            let bytes = bytes.map_err(|error| {
+                Failure::input(path, format!("it cannot be read as a prompt: {error}"))
+            })?;
             match bytes as u64 == MAX_PROMPTS {
                 true => Err(Failure::input(path, "it is too long; use a text file with prompts")),
                 false => Ok(text),
@@ -70,7 +79,8 @@ impl Session {
         let text_file = input.with_extension("txt");
         let prompt = match &self.args.prompts {
             Prompts::Given => return Ok(()),
-            Prompts::TextFile if !text_file.is_file() => {
+            // A video can be called x.txt.
+            Prompts::TextFile if !text_file.is_file() || text_file == input => {
                 // The previous video may have had one.
                 if let Some(pspec) = self.enhancer.find_property("prompt") {
                     self.enhancer.set_property_from_value("prompt", pspec.default_value());
@@ -115,7 +125,7 @@ impl Session {
             ("input digest".into(), input_digest),
             ("encoder".into(), encoder.description.clone()),
         ]);
-        let used = properties::settable().into_iter().filter(|pspec| self.uses(pspec));
+        let used = properties::settable().into_iter().filter(|pspec| self.depends_on(pspec));
         settings.extend(used.map(|pspec| {
             let value = self.enhancer.property_value(pspec.name());
             (format!("--{}", pspec.name()), properties::text(&value))

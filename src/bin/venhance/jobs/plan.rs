@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `venhance plan`: decides the pieces once.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use gst::prelude::*;
 use gstvenhance::VEnhance;
@@ -15,7 +19,7 @@ use crate::{
     args::Division,
     failure::{Failure, Kind, make_enhancer},
     folder::{self, Folder},
-    partial::Paths,
+    partial::{Paths, same_file},
     pipeline::{ScannedFrame, scan},
     run::End,
     session::{Prepared, Session, cancelled},
@@ -64,6 +68,10 @@ pub fn plan(session: &Session, division: Division, path: &Path) -> Result<usize,
     }
 }
 
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| Failure::output(path, &error))
+}
+
 /// `index` is the position of the input in its folder.
 fn plan_video(
     session: &Session,
@@ -71,10 +79,16 @@ fn plan_video(
     division: Division,
     path: &Path,
 ) -> Result<usize, Failure> {
-    let output = std::path::absolute(output).map_err(|error| Failure::output(output, &error))?;
+    let output = absolute(output)?;
     let paths = Paths::new(&output);
     paths.check_output()?;
     paths.check_input(input)?;
+    if same_file(path, input) || paths.writes(&absolute(path)?) {
+        return Err(Failure::usage(format!(
+            "the job file {} would overwrite a video; use another name, such as job.json",
+            path.display()
+        )));
+    }
     for old in [&output, &path.to_owned()] {
         if old.exists() && !session.args.overwrite {
             let old = old.display();
