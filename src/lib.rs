@@ -23,7 +23,7 @@
 //! | [`networks`] | candle tensors: text encoder (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, sampler steps |
 //! | [`sampler`] | latents: the sampler of the diffusion models, and the traits that it requires of networks | the structure of a denoiser |
 //! | [`ops`] | devices: operations that candle lacks or is slow at, for CPUs and, with the feature `cuda`, for NVIDIA GPUs (`cuda`: kernels and their launches) | models |
-//! | [`engine`] | the contract: plain data, and the trait that every model implements; `shots` finds hard cuts and gives each shot to the model as a clip of its own; `duplicates` leaves repeated frames out of it | everything else |
+//! | [`engine`] | the contract: plain data, and the trait that every model implements; `shots` finds hard cuts and gives each shot to the model as a clip of its own; `duplicates` leaves repeated frames out of it; `blank` stands in for a model in a dry run | everything else |
 //!
 //! The parts of `element`, whose first page describes its threads and locks:
 //!

@@ -81,10 +81,9 @@ impl<'a> Store<'a> {
         Paths { how_to_continue, ..Paths::new(&self.path(suffix)) }
     }
 
-    /// Creates the folder, and claims the temporary names of the piece. If another process has them, gives others.
+    /// Claims the temporary names of the piece. If another process has them, gives others. The folder is there unless the
+    /// job is finished.
     pub fn claim(&self) -> Result<Claim, Failure> {
-        let folder = &self.job.job.folder;
-        fs::create_dir_all(folder).map_err(|error| Failure::output(folder, &error))?;
         let path = self.path(".lock");
         let lock = open_or_create(&path).map_err(|error| Failure::output(&path, &error))?;
         // `venhance status` holds it for a moment.
