@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-use gstvenhance::lite::network::Upscaler;
+use gstvenhance::lite::{network::Upscaler, noise::noise_level};
 
 use super::{
     codec::Codec,
@@ -23,6 +23,7 @@ const BATCH: usize = 16;
 const BORDER: usize = 4;
 /// Steps between two new images in the pool.
 const RENEWAL_STEPS: usize = 8;
+
 /// Side of a low-resolution sample.
 fn sample_side(upscaler: Upscaler) -> usize {
     if upscaler.fold == 1 { 32 } else { 48 }
@@ -32,6 +33,8 @@ fn sample_side(upscaler: Upscaler) -> usize {
 struct Sample {
     /// The low-resolution luma.
     low: Plane,
+    /// The noise level of the whole image.
+    noise: f32,
     /// The target: the original minus the Lanczos upscale of `low`.
     residual: Plane,
 }
@@ -58,7 +61,7 @@ fn degrade(
     let lanczos = low.resample((high.width, high.height), Filter::Lanczos3);
     let mut residual = high;
     residual.values.iter_mut().zip(&lanczos.values).for_each(|(x, y)| *x -= y);
-    Ok(Sample { low, residual })
+    Ok(Sample { noise: noise_level(&low), low, residual })
 }
 
 /// A random part of an image, flipped at random.
@@ -69,6 +72,7 @@ fn crop(image: &Sample, upscaler: Upscaler, random: &mut Random) -> Sample {
     let factor = upscaler.factor;
     let mut sample = Sample {
         low: image.low.crop((x, y), (side, side)),
+        noise: image.noise,
         residual: image.residual.crop((x * factor, y * factor), (side * factor, side * factor)),
     };
     let flips = std::array::from_fn(|_| random.chance(0.5));
@@ -92,14 +96,21 @@ fn space_to_depth(plane: &Plane, fold: usize) -> Vec<f32> {
     values
 }
 
-/// Stacks samples: inputs [n, h, w, fold²], and targets without the border.
+/// Stacks samples: inputs [n, h, w, fold² + 1], and targets without the border.
 fn batch(samples: &[Sample], upscaler: Upscaler, device: &Device) -> Result<(Tensor, Tensor)> {
     let Upscaler { factor, fold, .. } = upscaler;
     let side = sample_side(upscaler) / fold;
-    let low: Vec<_> = samples.iter().flat_map(|sample| space_to_depth(&sample.low, fold)).collect();
+    let mut low = Vec::new();
+    for sample in samples {
+        for block in space_to_depth(&sample.low, fold).chunks_exact(fold * fold) {
+            low.extend_from_slice(block);
+            low.push(Upscaler::noise_input(sample.noise));
+        }
+    }
     let residual: Vec<_> =
         samples.iter().flat_map(|sample| space_to_depth(&sample.residual, fold * factor)).collect();
-    let low = Tensor::from_vec(low, (samples.len(), side, side, fold * fold), device)?;
+    let low =
+        Tensor::from_vec(low, (samples.len(), side, side, upscaler.input_channels()), device)?;
     let channels = fold * fold * factor * factor;
     let residual = Tensor::from_vec(residual, (samples.len(), side, side, channels), device)?;
     let border = BORDER / fold;

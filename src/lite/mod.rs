@@ -9,6 +9,8 @@
 pub mod flow;
 #[doc(hidden)]
 pub mod network;
+#[doc(hidden)]
+pub mod noise;
 mod overlay;
 #[doc(hidden)]
 pub mod plane;

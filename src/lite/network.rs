@@ -13,8 +13,8 @@ pub struct NetworkShape {
 /// A super-resolution network for an integer factor. It predicts the luma residual: the original minus its
 /// Lanczos resize.
 ///
-/// The input is the luma with `fold`×`fold` pixels folded into channels (space to depth), [h/fold, w/fold,
-/// fold²]; the output has (fold·factor)² channels, unfolded by depth to space.
+/// The input is the luma with `fold`×`fold` pixels folded into channels (space to depth) and, in one channel more, the
+/// noise level of the frame: [h/fold, w/fold, fold² + 1]. The output has (fold·factor)² channels, unfolded by depth to space.
 #[derive(Debug, Clone, Copy)]
 pub struct Upscaler {
     /// Scale factor of each side.
@@ -25,22 +25,37 @@ pub struct Upscaler {
     pub network: NetworkShape,
 }
 
+impl Upscaler {
+    /// Channels of the input.
+    pub const fn input_channels(&self) -> usize {
+        self.fold * self.fold + 1
+    }
+
+    /// The value of the input channel for the noise of a frame whose standard deviation is `noise`, in units of the
+    /// luma.
+    pub fn noise_input(noise: f32) -> f32 {
+        /// From the standard deviation to the scale of the other channels.
+        const SCALE: f32 = 16.0;
+        (SCALE * noise).min(1.0)
+    }
+}
+
 /// One network per factor, in ascending order of the factor.
 pub const UPSCALERS: [Upscaler; 3] = [
     Upscaler {
         factor: 2,
         fold: 2,
-        network: NetworkShape { name: "x2", channels: &[4, 32, 32, 16] },
+        network: NetworkShape { name: "x2", channels: &[5, 32, 32, 16] },
     },
     Upscaler {
         factor: 3,
         fold: 1,
-        network: NetworkShape { name: "x3", channels: &[1, 32, 32, 9] },
+        network: NetworkShape { name: "x3", channels: &[2, 32, 32, 9] },
     },
     Upscaler {
         factor: 4,
         fold: 1,
-        network: NetworkShape { name: "x4", channels: &[1, 32, 32, 32, 16] },
+        network: NetworkShape { name: "x4", channels: &[2, 32, 32, 32, 16] },
     },
 ];
 

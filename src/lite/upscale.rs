@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Upscaling: a Lanczos resize, plus a luma residual that a network predicts from the low-resolution luma.
+//! Upscaling: a Lanczos resize, plus a luma residual that a network predicts from the low-resolution luma and its noise
+//! level.
 
 use rayon::prelude::*;
 
-use super::{network::Upscaler, plane::Plane, pool::FramePool, resize::resize, weights::Networks};
+use super::{
+    network::Upscaler, noise::noise_level, plane::Plane, pool::FramePool, resize::resize,
+    weights::Networks,
+};
 use crate::{
     engine::{Cancel, Components, Error, Format, Frame},
     ops::{ConvChain, band_rows},
@@ -37,10 +41,12 @@ pub(super) fn upscale(
 fn add_residual(
     large: &mut Frame,
     luma: &Plane,
-    Upscaler { factor, fold, .. }: Upscaler,
+    upscaler: Upscaler,
     (chain, pool): (&ConvChain, &FramePool),
     cancel: &Cancel,
 ) -> Result<(), Error> {
+    let Upscaler { factor, fold, .. } = upscaler;
+    let noise = Upscaler::noise_input(noise_level(luma));
     let size = (luma.width.div_ceil(fold), luma.height.div_ceil(fold));
     let block = fold * factor;
     let stride = large.width() * Frame::COMPONENTS;
@@ -52,7 +58,7 @@ fn add_residual(
         |(band, pixels)| {
             let first = band * band_rows;
             let rows = first..(first + band_rows).min(height.div_ceil(block));
-            let input = |y: usize, row: &mut [f32]| space_to_depth(luma, fold, y, row);
+            let input = |y: usize, row: &mut [f32]| write_input(luma, &upscaler, noise, y, row);
             let output = |y: usize, row: &[f32]| {
                 cancel.check()?;
                 let lines = pixels.chunks_exact_mut(stride).skip((y - first) * block).take(block);
@@ -66,20 +72,17 @@ fn add_residual(
     )
 }
 
-/// Row y of the network's input, [ceil(w/fold), fold²]. Pixels beyond the border repeat it.
-fn space_to_depth(luma: &Plane, fold: usize, y: usize, row: &mut [f32]) {
-    let Plane { width, height, values } = luma;
-    if fold == 1 {
-        row.copy_from_slice(&values[y * width..][..*width]);
-        return;
-    }
-    for dy in 0..fold {
-        let line = &values[(y * fold + dy).min(height - 1) * width..][..*width];
-        for (x, block) in row.chunks_exact_mut(fold * fold).enumerate() {
-            for (dx, value) in block[dy * fold..][..fold].iter_mut().enumerate() {
-                *value = line[(x * fold + dx).min(width - 1)];
+/// Row y of the network's input, [ceil(w/fold), fold² + 1]: the luma (pixels beyond the border repeat it), then the noise.
+fn write_input(luma: &Plane, upscaler: &Upscaler, noise: f32, y: usize, row: &mut [f32]) {
+    let (Plane { width, height, values }, fold) = (luma, upscaler.fold);
+    for (x, block) in row.chunks_exact_mut(upscaler.input_channels()).enumerate() {
+        for dy in 0..fold {
+            let line = &values[(y * fold + dy).min(height - 1) * width..][..*width];
+            for dx in 0..fold {
+                block[dy * fold + dx] = line[(x * fold + dx).min(width - 1)];
             }
         }
+        block[fold * fold] = noise;
     }
 }
 
