@@ -52,8 +52,7 @@ impl Session {
 
     /// Whether the output depends on a property.
     fn depends_on(&self, pspec: &glib::ParamSpec) -> bool {
-        let is_set = |name: &&str| self.enhancer.property::<u32>(name) != 0;
-        let has_target = TARGET_SIZE.iter().any(|name| is_set(name));
+        let has_target = TARGET_SIZE.iter().any(|name| self.enhancer.property::<u32>(name) != 0);
         self.uses(pspec) && !(has_target && pspec.name() == "up-scale")
     }
 
