@@ -3,6 +3,11 @@
 
 mod common;
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
 use common::{Rig, Seen, caps, discont, frames, order, record, times, try_run, wait_for};
 use gst::{ClockTime, prelude::*};
 
@@ -411,4 +416,51 @@ fn the_latency_covers_the_wait_for_the_frames_that_decide_how_long_an_output_fra
         wait_for("the format", || latency() == expected);
         rig.finish();
     }
+}
+
+#[test]
+fn a_file_whose_video_begins_after_its_sound_is_one_clip() {
+    common::init();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("in.mkv");
+    let pipeline = |description: &str| {
+        let description = description.replace("FILE", &file.display().to_string());
+        gst::parse::launch(&description).unwrap().downcast::<gst::Pipeline>().unwrap()
+    };
+    let mux = pipeline(
+        "videotestsrc num-buffers=24 timestamp-offset=23000000 ! video/x-raw,width=16,height=16,framerate=24/1 \
+         ! avenc_ffv1 ! matroskamux name=m ! filesink location=FILE \
+         audiotestsrc num-buffers=40 ! avenc_aac ! aacparse ! queue name=sound ! m.",
+    );
+    // The video's first block comes before that of the sound, as where it has B-frames.
+    let sound = mux.by_name("sound").unwrap().static_pad("src").unwrap();
+    sound.add_probe(gst::PadProbeType::BUFFER, |_, info| {
+        let Some(gst::PadProbeData::Buffer(buffer)) = &mut info.data else { unreachable!() };
+        let later = buffer.pts().map(|pts| pts + ClockTime::from_mseconds(30));
+        buffer.make_mut().set_dts(later);
+        gst::PadProbeReturn::Ok
+    });
+    common::play(&mux);
+
+    let play = pipeline(
+        "filesrc location=FILE ! matroskademux name=d \
+         d.audio_0 ! queue ! fakesink \
+         d.video_0 ! queue ! avdec_ffv1 name=decoder \
+         ! venhance model=lite up-scale=1 rate-mode=exact target-fps=30 shot-detection=false name=v ! fakesink",
+    );
+    let decoder = play.by_name("decoder").unwrap().static_pad("src").unwrap();
+    let segments = Arc::new(AtomicUsize::new(0));
+    let count = segments.clone();
+    decoder.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(gst::PadProbeData::Event(event)) = &info.data {
+            count.fetch_add(usize::from(event.type_() == gst::EventType::Segment), Relaxed);
+        }
+        gst::PadProbeReturn::Ok
+    });
+    let recorded = record(&play.by_name("v").unwrap().static_pad("src").unwrap());
+    common::play(&play);
+    assert_eq!(segments.load(Relaxed), 2, "the demuxer corrects where the stream begins");
+    let frames = &recorded.lock().unwrap().buffers;
+    assert_eq!(frames.len(), 30);
+    assert_contiguous(frames, "one clip");
 }

@@ -18,6 +18,10 @@ use super::{
 };
 use crate::engine::{Format, Model, covering_frames, interpolated_frames};
 
+/// The most by which a segment that continues the one before begins earlier. After more it is another one, as after a
+/// seek.
+const MAX_START_SHIFT: ClockTime = ClockTime::SECOND;
+
 /// The state of the sink pad between two caps.
 pub(super) struct Clips {
     info: VideoInfo,
@@ -158,8 +162,9 @@ impl Clips {
     }
 
     /// Whether a segment continues the one before. They may differ in position, which does not affect later
-    /// timestamps, and by a shift of less than half a frame, with which matroskademux corrects the start of
-    /// a stream.
+    /// timestamps. It may also begin earlier: matroskademux takes the time of the first block for the start of the
+    /// stream, and corrects that when an earlier one comes, as in files whose video begins after their sound. The
+    /// timestamps go on. Any other shift is less than half a frame.
     pub(super) fn continues(
         &self,
         before: &gst::FormattedSegment<ClockTime>,
@@ -170,10 +175,13 @@ impl Clips {
             i128::from(nseconds(segment.base())) - i128::from(nseconds(segment.start()))
         };
         let shift = running(before).abs_diff(running(segment));
-        let half = self.cadence().map_or(0, |cadence| u128::from(cadence.frame().nseconds() / 2));
+        let most = match before.base() == segment.base() && segment.start() < before.start() {
+            true => MAX_START_SHIFT,
+            false => self.cadence().map_or(ClockTime::ZERO, |cadence| cadence.frame() / 2),
+        };
         let mut before = before.clone();
         before.set_position(segment.position());
-        if shift < half {
+        if shift < u128::from(most.nseconds()) {
             before.set_start(segment.start());
             before.set_base(segment.base());
             before.set_time(segment.time());
