@@ -196,6 +196,25 @@ fn where_the_timestamps_contradict_the_caps_the_output_stays_on_its_grid() {
 }
 
 #[test]
+fn without_a_target_the_frames_stay_where_the_caps_name_another_rate() {
+    for (nominal, real, others) in [((60, 1), 25, 4), ((90000, 1), 25, 0), ((24, 1), 50, 4)] {
+        let mut rig = rig((0, 1), nominal);
+        let interval = ClockTime::SECOND / real;
+        for n in 0..20 {
+            rig.harness.push(rig.frame_at(interval * n, interval)).unwrap();
+        }
+        let frames = frames(&rig.finish());
+        assert_contiguous(&frames, &format!("{nominal:?} {real}"));
+        // The rate is known with the fifth frame.
+        let kept = &frames[frames.len() - (20 - others)..];
+        for (n, frame) in (others as u64..).zip(kept) {
+            assert_eq!(frame.pts(), Some(interval * n), "{nominal:?} {real}");
+            assert_eq!(frame.duration(), Some(interval));
+        }
+    }
+}
+
+#[test]
 fn after_a_seek_the_grid_begins_with_the_first_frame() {
     let mut rig = rig((60, 1), (24, 1));
     rig.push(5);

@@ -36,8 +36,8 @@ pub(super) struct Clips {
     timeline: Timeline,
     meter: RateMeter,
     rate: Rate,
-    /// Whether a clip at another rate begins with the next frame.
-    rate_changes: bool,
+    /// If a clip at another rate begins with the next frame: whether its output lies on the grid of the one before.
+    rate_changes: Option<bool>,
     /// While the rate is not known: what waits for it.
     waiting: Option<Vec<Waiting>>,
 }
@@ -101,7 +101,7 @@ impl Clips {
             output_fps: caps::rate(output.fps()),
             timeline,
             rate,
-            rate_changes: false,
+            rate_changes: None,
         };
         clips.timeline.end_clip();
         clips.set_rate(rate);
@@ -138,13 +138,20 @@ impl Clips {
 
     /// The rate of the output.
     fn output_rate(&self) -> OutputRate {
-        match (self.rate_mode, self.rate.fps) {
-            // Without an input rate, each frame is a clip, and stays as it is.
-            (RateMode::Exact, Some(_)) if self.output_fps.0 > 0 => {
-                OutputRate::Exact(self.output_fps)
-            }
-            _ => OutputRate::Multiple(self.format.interpolated),
+        match self.exact_rate() {
+            Some(rate) => OutputRate::Exact(rate),
+            None => OutputRate::Multiple(self.format.interpolated),
         }
+    }
+
+    /// The rate (numerator, denominator) on whose grid the output lies.
+    fn exact_rate(&self) -> Option<(u32, u32)> {
+        // Without an input rate, each frame is a clip, and stays as it is.
+        let is_exact = self.rate_mode == RateMode::Exact && self.rate.fps.is_some();
+        // Without a target, the output has the rate of the input, which the caps may name wrongly.
+        let keeps_rate = caps::rate(self.target_fps).0 == 0;
+        let is_wrong = keeps_rate && self.rate.source == RateSource::NotCaps;
+        (is_exact && !is_wrong && self.output_fps.0 > 0).then_some(self.output_fps)
     }
 
     fn cadence(&self) -> Option<Cadence> {
@@ -241,15 +248,11 @@ impl Clips {
         items
     }
 
-    /// Changes target-fps. New caps follow where the output rate is that of the caps; where it is a multiple of a
-    /// measured rate, the next frame begins a clip.
+    /// Changes target-fps. New caps follow where the output rate is that of the caps; where the rate is measured, the
+    /// next frame begins a clip.
     pub(super) fn set_target_fps(&mut self, target_fps: gst::Fraction) {
         let changes = std::mem::replace(&mut self.target_fps, target_fps) != target_fps;
-        if changes
-            && self.rate_mode == RateMode::Multiple
-            && self.rate.source != RateSource::Caps
-            && self.waiting.is_none()
-        {
+        if changes && self.rate.source != RateSource::Caps && self.waiting.is_none() {
             self.change_rate(self.rate);
         }
     }
@@ -321,21 +324,24 @@ impl Clips {
 
     fn set_rate(&mut self, rate: Rate) {
         self.rate = rate;
+        let exact = self.exact_rate();
         self.format.interpolated = match (self.rate_mode, rate.source, rate.fps) {
-            (RateMode::Exact, _, Some(fps)) => covering_frames(self.output_fps, fps),
+            (RateMode::Exact, _, Some(fps)) => exact.map_or(0, |exact| covering_frames(exact, fps)),
             (RateMode::Multiple, RateSource::Caps, _) => self.interpolated,
             (RateMode::Multiple, _, Some(fps)) => {
                 interpolated_frames(caps::rate(self.target_fps), fps)
             }
             (_, _, None) => 0,
         };
-        self.format.exact = matches!(self.output_rate(), OutputRate::Exact(_));
+        self.format.exact = exact.is_some();
     }
 
     /// Lets the next frame begin a clip at this rate.
     fn change_rate(&mut self, rate: Rate) {
+        let exact = self.format.exact;
         self.set_rate(rate);
-        self.rate_changes = true;
+        let same_grid = self.rate_changes.unwrap_or(true) && exact == self.format.exact;
+        self.rate_changes = Some(same_grid);
     }
 
     /// Gives a frame its timestamp and its clip.
@@ -348,21 +354,23 @@ impl Clips {
     ) {
         let rate_changes = std::mem::take(&mut self.rate_changes);
         let discont = info.flags.contains(gst::BufferFlags::DISCONT);
-        if rate_changes || discont {
+        if rate_changes.is_some() || discont {
             self.timeline.end_clip();
         }
         let placement = self.timeline.place((info.pts, info.duration), start, self.cadence());
-        let (time, reason) = match placement {
-            Placement::SameClip(time) => (time, None),
-            Placement::NewClip(time, _) if discont => (time, Some(ClipEnd::Discont)),
-            Placement::NewClip(time, _) if rate_changes => (time, Some(ClipEnd::MeasuredRate)),
-            Placement::NewClip(time, reason) => (time, reason),
+        let (time, reason) = match (placement, rate_changes) {
+            (Placement::SameClip(time), _) => (time, None),
+            (Placement::NewClip(time, _), _) if discont => (time, Some(ClipEnd::Discont)),
+            (Placement::NewClip(time, _), Some(same_grid)) => {
+                (time, Some(ClipEnd::MeasuredRate { same_grid }))
+            }
+            (Placement::NewClip(time, reason), None) => (time, reason),
         };
         if let Some(pts) = info.pts.filter(|pts| pts.absdiff(time.pts) > ROUNDING) {
             gst::debug!(CAT, "A frame with the timestamp {pts} is shown at {}", time.pts);
         }
         items.extend(reason.map(|reason| QueueItem::EndOfClip(reason, Some(time))));
-        if rate_changes {
+        if rate_changes.is_some() {
             items.push(self.format_item());
         }
         items.push(match frame {

@@ -72,7 +72,7 @@ impl NextClip {
             (ClipEnd::TimestampGap(last, pts), Some(next)) if grid::repeats(last, pts) => {
                 Self::Continues(next.pts)
             }
-            (ClipEnd::MeasuredRate, Some(next)) => Self::Continues(next.pts),
+            (ClipEnd::MeasuredRate { same_grid: true }, Some(next)) => Self::Continues(next.pts),
             (_, Some(next)) => Self::Begins(next.pts),
         }
     }

@@ -139,8 +139,9 @@ pub(super) enum ClipEnd {
     TimestampBackwards(ClockTime, ClockTime),
     /// The frame rate is not known, so each frame is a clip.
     UnknownRate,
-    /// The measured frame rate changes, or target-fps where the rate is measured.
-    MeasuredRate,
+    /// The measured frame rate changes, or target-fps where the rate is measured. Output at an exact rate stays on its
+    /// grid, unless it begins or ceases to have one.
+    MeasuredRate { same_grid: bool },
     /// A GAP event that is longer than 1.5 frames, has no duration, or comes while the frame rate is
     /// unknown.
     Gap,
@@ -162,7 +163,7 @@ impl fmt::Display for ClipEnd {
                 write!(f, "timestamp {pts} is long before {last}")
             }
             Self::UnknownRate => f.write_str("unknown frame rate"),
-            Self::MeasuredRate => f.write_str("another measured frame rate or target-fps"),
+            Self::MeasuredRate { .. } => f.write_str("another measured frame rate or target-fps"),
             Self::Gap => f.write_str("GAP event"),
             Self::Caps => f.write_str("new caps"),
             Self::Segment => f.write_str("new segment"),
