@@ -210,6 +210,20 @@ fn a_rate_that_falls_and_rises_again_is_followed() {
 }
 
 #[test]
+fn output_times_increase_where_a_frame_comes_as_soon_as_the_one_before_it_ends() {
+    let mut rig = Rig::with("up-scale=1 target-fps=120", &caps("GRAY8", 32, 16, (24, 1)));
+    // The fourth frame repeats a time, and is shown 1 ns before that of the fifth.
+    for ns in [0, 41_666_666, 83_333_333, 83_333_333, 125_000_001, 166_666_666] {
+        let frame = rig.frame_at(ClockTime::from_nseconds(ns), ClockTime::ZERO);
+        rig.harness.push(frame).unwrap();
+    }
+    let times = exact_times(&rig.finish());
+    assert_eq!(times.len(), 26);
+    assert!(times.is_sorted_by(|a, b| a < b), "{times:?}");
+    assert_eq!(times.last(), Some(&ClockTime::from_nseconds(166_666_666)));
+}
+
+#[test]
 fn holes_and_jitter_are_no_other_rate() {
     for ms in [
         [0, 33, 67, 1100, 1133, 1167, 1200, 2200],

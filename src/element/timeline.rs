@@ -18,7 +18,7 @@ pub(super) const ROUNDING: ClockTime = ClockTime::from_useconds(1000);
 /// frame that it shows, and another clip's before.
 const CLIP_DISTANCE: ClockTime = ClockTime::from_useconds(2001);
 
-/// The shortest time between two frames that do not come with increasing timestamps.
+/// The shortest time between two output frames. A frame whose timestamp leaves less is moved.
 const SMALLEST_STEP: ClockTime = ClockTime::USECOND;
 
 /// The longest way back in time after which timestamps catch up. After a longer one they have begun anew.
@@ -229,9 +229,8 @@ impl Timeline {
     ) -> Placement {
         let repeated = pts.is_some() && pts == self.given;
         self.given = pts;
-        let frame = cadence.map_or(ClockTime::ZERO, |cadence| cadence.frame());
         let (time, begins_anew) = match pts.filter(|_| !repeated) {
-            Some(pts) => self.increasing(pts, frame),
+            Some(pts) => self.increasing(pts, cadence),
             None => (None, None),
         };
         let first = || {
@@ -258,20 +257,23 @@ impl Timeline {
     fn increasing(
         &mut self,
         pts: ClockTime,
-        frame: ClockTime,
+        cadence: Option<Cadence>,
     ) -> (Option<ClockTime>, Option<ClipEnd>) {
-        let Some(shown) = self.shown.filter(|shown| pts <= *shown) else {
+        let frame = cadence.map_or(ClockTime::ZERO, |cadence| cadence.frame());
+        // Interpolated frames go between.
+        let step = SMALLEST_STEP * cadence.map_or(1, |cadence| cadence.parts);
+        let Some(shown) = self.shown.filter(|shown| pts < *shown + step) else {
             self.delay = ClockTime::ZERO;
             return (Some(pts), None);
         };
         let time = pts + self.delay;
-        match shown.checked_sub(time) {
-            None => (Some(time), None),
-            Some(lag) if lag <= MAX_LAG => (Some(shown + (frame / 2).max(SMALLEST_STEP)), None),
-            Some(_) => {
-                self.delay = shown + frame - pts;
-                (Some(shown + frame), Some(ClipEnd::TimestampBackwards(shown, pts)))
-            }
+        if time >= shown + step {
+            (Some(time), None)
+        } else if shown.saturating_sub(time) <= MAX_LAG {
+            (Some(shown + (frame / 2).max(step)), None)
+        } else {
+            self.delay = shown + frame - pts;
+            (Some(shown + frame), Some(ClipEnd::TimestampBackwards(shown, pts)))
         }
     }
 }
