@@ -155,6 +155,30 @@ fn output_times_increase_and_meet_whatever_the_times_of_the_input() {
 }
 
 #[test]
+fn the_last_output_before_a_clip_without_output_lasts_until_the_clip_after_that() {
+    // Six frames, a gap, two frames between two output frames, and a DISCONT.
+    let mut rig = rig((5, 1), (30, 1));
+    let frame = ClockTime::SECOND / 30;
+    for n in (0..6).chain(9..11) {
+        rig.harness.push(rig.frame_at(frame * n, frame)).unwrap();
+        rig.event(common::tag(&format!("after {n}")));
+    }
+    for n in 11..20 {
+        let mut buffer = rig.frame_at(frame * n, frame);
+        if n == 11 {
+            buffer.get_mut().unwrap().set_flags(gst::BufferFlags::DISCONT);
+        }
+        rig.harness.push(buffer).unwrap();
+    }
+    let seen = rig.finish();
+    let expected = [&["0"][..], &["tag"; 5], &["200"], &["tag"; 3], &["366", "566", "eos"]];
+    assert_eq!(order(&seen), expected.concat());
+    let frames = frames(&seen);
+    assert_contiguous(&frames, "a clip without output");
+    assert!(total(&frames).absdiff(frame * 20) < ClockTime::from_nseconds(50));
+}
+
+#[test]
 fn a_clip_after_new_caps_or_a_gap_begins_after_the_last_output() {
     for target in [(25, 1), (4, 1)] {
         let mut rig = rig(target, (10, 1));

@@ -106,7 +106,8 @@ struct State {
     kept: Vec<gst::Event>,
     /// What the compute thread has not taken yet, in order of arrival.
     inputs: VecDeque<QueueItem>,
-    /// The clip that the model works on: what waits for its output.
+    /// The clip that the model works on: what waits for its output. Also one that has ended, until the next one begins,
+    /// if that continues its grid.
     clip: Option<(ClipId, PendingQueue)>,
     /// What the push task has not taken yet, in order of output.
     outputs: VecDeque<OutputItem>,
@@ -381,7 +382,11 @@ impl Queue {
         }
         state.clips += 1;
         let id = ClipId { epoch, number: state.clips };
-        state.clip = Some((id, PendingQueue::new(format, origin, first)));
+        let mut pending = PendingQueue::new(format, origin, first);
+        if let Some((_, before)) = state.clip.take() {
+            pending = pending.continue_after(before);
+        }
+        state.clip = Some((id, pending));
         Ok(id)
     }
 
@@ -448,8 +453,11 @@ impl Queue {
         let mut state = self.state.lock();
         let pending = self.clip(&mut state, clip)?;
         let counts = pending.check_end()?;
+        let is_continued = pending.is_continued();
         state.release();
-        state.clip = None;
+        if !is_continued {
+            state.clip = None;
+        }
         self.changed.notify_all();
         Ok(counts)
     }

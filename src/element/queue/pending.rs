@@ -32,10 +32,11 @@ pub(super) struct PendingQueue {
     start: u64,
     entries: VecDeque<Entry>,
     planned: VecDeque<PlannedFrame>,
-    /// The last frame delivered, while its duration may depend on the end of the clip.
+    /// The last frame delivered, while its duration may depend on what comes after it. If the clip continues the grid of
+    /// the one before, and has no output yet, it is that clip's.
     held: Option<OutputFrame>,
-    /// Whether all input frames have come.
-    ended: bool,
+    /// What follows the clip, when all input frames have come.
+    next: Option<NextClip>,
     /// The last input frame that the output has reached.
     last: Option<FrameTime>,
     timecodes: Timecodes,
@@ -94,7 +95,7 @@ impl PendingQueue {
             entries: VecDeque::new(),
             planned: VecDeque::new(),
             held: None,
-            ended: false,
+            next: None,
             last: None,
             timecodes: Timecodes::default(),
             inputs: 0,
@@ -105,6 +106,18 @@ impl PendingQueue {
             begins_shot: false,
             waited: Duration::ZERO,
         }
+    }
+
+    /// Takes over what is left of the clip before, whose grid this one continues: its last output frame, which lasts until
+    /// the next one, and the events after that.
+    pub(super) fn continue_after(mut self, before: Self) -> Self {
+        (self.held, self.entries) = (before.held, before.entries);
+        self
+    }
+
+    /// Whether the next clip continues the grid of this one, which has ended.
+    pub(super) fn is_continued(&self) -> bool {
+        matches!(self.next, Some(NextClip::Continues(_)))
     }
 
     /// Takes an input frame. Returns its time in the clip and the times of the output frames up to it.
@@ -122,7 +135,7 @@ impl PendingQueue {
     pub(super) fn finish(&mut self, next: NextClip) -> Vec<u64> {
         let (planned, end) = self.schedule.finish(next);
         let times = self.plan(planned);
-        self.ended = true;
+        self.next = Some(next);
         let set = |pts, duration: &mut Option<ClockTime>| {
             if let Some(end) = end {
                 *duration = Some(end.saturating_sub(pts));
@@ -213,7 +226,7 @@ impl PendingQueue {
                 interpolated: self.interpolated,
             },
         };
-        let is_last = self.ended && self.planned.is_empty();
+        let is_last = self.next.is_some() && self.planned.is_empty();
         let events =
             self.reach(&mut output, planned.time, if is_last { u64::MAX } else { planned.time });
         output.timecodes = self.timecodes.at(output.number);
@@ -255,7 +268,8 @@ impl PendingQueue {
 
     /// The output frame that is ready to leave.
     pub(super) fn pop_frame(&mut self) -> Option<OutputFrame> {
-        let lasts = self.schedule.waits_for_next() && self.planned.is_empty() && !self.ended;
+        let is_known = self.next.is_some() && !self.is_continued();
+        let lasts = self.schedule.waits_for_next() && self.planned.is_empty() && !is_known;
         if lasts { None } else { self.held.take() }
     }
 
