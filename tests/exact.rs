@@ -85,11 +85,21 @@ fn variable_rate_becomes_constant_and_without_a_target_the_input_rate() {
 
 #[test]
 fn the_grid_goes_on_where_frames_are_missing_and_begins_anew_at_a_discont() {
+    for lost in [false, true] {
+        check_gap_and_discont(lost);
+    }
+}
+
+/// `lost`: the frame after the gap has the flag DISCONT.
+fn check_gap_and_discont(lost: bool) {
     // After three frames, eight are missing: the last one is repeated.
     let mut rig = rig((25, 1), (10, 1));
     for (ms, duration) in [(0, 100), (100, 100), (200, 810), (1010, 100), (1110, 100)] {
         let [pts, duration] = [ms, duration].map(ClockTime::from_mseconds);
-        let frame = rig.frame_at(pts, duration);
+        let mut frame = rig.frame_at(pts, duration);
+        if lost && ms == 1010 {
+            frame.get_mut().unwrap().set_flags(gst::BufferFlags::DISCONT);
+        }
         rig.harness.push(frame).unwrap();
     }
     // DISCONT without a gap, and off the grid.
@@ -108,7 +118,8 @@ fn the_grid_goes_on_where_frames_are_missing_and_begins_anew_at_a_discont() {
     assert_eq!(total(&frames), ClockTime::from_mseconds(1310));
     assert_eq!(frames[31].offset(), 0);
     let marked: Vec<_> = (0..frames.len()).filter(|n| discont(&frames[*n])).collect();
-    assert_eq!(marked, [0, 31]);
+    // At 1040 ms is the first output frame after the gap.
+    assert_eq!(marked, if lost { vec![0, 26, 31] } else { vec![0, 31] });
 }
 
 /// Checks that each frame ends where the next one begins.

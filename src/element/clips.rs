@@ -353,7 +353,13 @@ impl Clips {
         items: &mut Vec<QueueItem>,
     ) {
         let rate_changes = std::mem::take(&mut self.rate_changes);
-        let discont = info.flags.contains(gst::BufferFlags::DISCONT);
+        // Where packets are lost, frames are missing. At an exact rate, the output goes on with or without the flag.
+        let is_gap = |pts| {
+            let cadence = self.cadence().filter(|_| self.format.exact);
+            cadence.is_some_and(|cadence| self.timeline.is_gap_before(pts, cadence))
+        };
+        let discont =
+            info.flags.contains(gst::BufferFlags::DISCONT) && !info.pts.is_some_and(is_gap);
         if rate_changes.is_some() || discont {
             self.timeline.end_clip();
         }

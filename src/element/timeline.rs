@@ -131,7 +131,7 @@ impl FrameTime {
 /// clip instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClipEnd {
-    /// A buffer with the flag DISCONT.
+    /// A buffer with the flag DISCONT. At an exact rate, missing frames count instead, if there are some.
     Discont,
     /// Frames are missing between these two timestamps: more than 1.5 frames.
     TimestampGap(ClockTime, ClockTime),
@@ -210,6 +210,12 @@ impl Timeline {
     pub(super) fn end_clip_with_its_last_frame(&mut self) {
         self.last = None;
         self.earliest = self.earliest.max(self.covered.unwrap_or_default());
+    }
+
+    /// Whether frames are missing between the last one of the clip and this time: more than 1.5 frames.
+    pub(super) fn is_gap_before(&self, time: ClockTime, cadence: Cadence) -> bool {
+        let interval = self.last.and_then(|last| time.checked_sub(last.pts));
+        interval.is_some_and(|interval| !cadence.spans_one_frame(interval))
     }
 
     /// Whether a frame is missing between the last one and this time.
