@@ -530,6 +530,25 @@ fn a_plan_counts_the_frames_where_the_duration_cannot_be_right() {
     assert!(text(&run).contains("frames: 2 to 2\n"), "{}", text(&run));
 }
 
+#[test]
+fn a_plan_of_a_file_that_does_not_name_its_rate_counts_the_output_frames() {
+    let scratch = Scratch::new();
+    let video = SHORT
+        .replace("num-buffers=4", "num-buffers=60")
+        .replace("framerate=24/1", "framerate=60/1 ! capssetter caps=video/x-raw,framerate=0/1");
+    scratch.make("in.mkv", &video, "matroskamux", &[]);
+    let flags =
+        ["--model", "lite", "--up-scale", "1", "--rate-mode", "exact", "--target-fps", "30"];
+    let plan = scratch.enhance(&[&["in.mkv", "--plan"], &flags[..]].concat());
+    assert!(plan.status.success(), "{}", text(&plan));
+    let run = scratch.enhance(&[&["in.mkv", "out.mkv"], &flags[..]].concat());
+    assert!(run.status.success(), "{}", text(&run));
+    assert_eq!(decode(&scratch.path("out.mkv")).times.len(), 30);
+    for line in ["frames: 60 to 30\n", "frame rate: 60 to 30 fps\n"] {
+        assert!(text(&plan).contains(line), "{}", text(&plan));
+    }
+}
+
 /// A run that hangs is found by its time.
 #[test]
 fn a_stream_that_is_not_there_is_an_error_and_no_hang() {

@@ -44,8 +44,7 @@ impl Session {
     ) -> Result<String, Failure> {
         let source = self.check(input, output)?;
         self.set_prompt(input, index)?;
-        let input = input_of(&source)?;
-        let frames = self.count_frames(&source, &input)?;
+        let (input, frames) = self.count_input(&source)?;
         let plan = self.enhancer.plan(input.size, input.fps, frames.number);
         let plan = plan.map_err(|error| refused(&source, &error))?;
         let all = self.output_of(&source, &input)?.frames(frames.number, input.fps);
@@ -79,8 +78,8 @@ impl Session {
 
     /// What VEnhancer's script logs when it starts: frames, rates, sizes, and the parameters of the model.
     pub fn describe(&self, source: &Source) -> Result<String, Failure> {
-        let input = input_of(source)?;
-        let lines = self.describe_input(source, &input, self.count_frames(source, &input)?)?;
+        let (input, frames) = self.count_input(source)?;
+        let lines = self.describe_input(source, &input, frames)?;
         Ok(lines.join("\n"))
     }
 
@@ -126,6 +125,18 @@ impl Session {
         self.enhancer.output(input.size, input.fps).map_err(|error| refused(source, &error))
     }
 
+    /// The input video and its number of frames, from which follows a rate that the file does not name.
+    fn count_input(&self, source: &Source) -> Result<(Input, Frames), Failure> {
+        let mut input = input_of(source)?;
+        let frames = self.count_frames(source, &input)?;
+        if input.fps.0 == 0
+            && let Some(duration) = source.duration
+        {
+            input.fps = average_rate(duration, frames.number).unwrap_or(input.fps);
+        }
+        Ok((input, frames))
+    }
+
     /// Number of frames according to the duration. If that is unknown, or cannot be right for a file of this size,
     /// counts the packets.
     fn count_frames(&self, source: &Source, input: &Input) -> Result<Frames, Failure> {
@@ -150,6 +161,16 @@ impl Session {
         let number = streams.get(&source.video.id).map_or(0, |video| video.shown as usize);
         let number = number * input.fields;
         Ok(Frames { number, origin: "" })
+    }
+}
+
+/// The rate (numerator, denominator) of this many frames: the standard rate that is near to it, if there is one.
+fn average_rate(duration: ClockTime, frames: usize) -> Option<(u32, u32)> {
+    let interval =
+        duration.nseconds().checked_div(frames as u64).filter(|interval| *interval > 0)?;
+    match gst_video::guess_framerate(ClockTime::from_nseconds(interval)) {
+        Some(rate) => Some((rate.numer() as u32, rate.denom() as u32)),
+        None => Some((1_000_000_000, u32::try_from(interval).ok()?)),
     }
 }
 
