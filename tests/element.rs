@@ -95,6 +95,66 @@ fn every_property_that_can_be_written_reads_back() {
     }
 }
 
+/// Another value of a property than its current one.
+fn other_value(element: &gst::Element, pspec: &glib::ParamSpec) -> glib::Value {
+    let value = element.property_value(pspec.name());
+    if let Ok(on) = value.get::<bool>() {
+        (!on).to_value()
+    } else if value.is::<u32>() {
+        64u32.to_value()
+    } else if let Ok(number) = value.get::<i32>() {
+        (number % 8 + 1).to_value()
+    } else if value.is::<u64>() {
+        3u64.to_value()
+    } else if value.is::<f64>() {
+        2.0.to_value()
+    } else if value.is::<gst::Fraction>() {
+        gst::Fraction::new(20, 1).to_value()
+    } else if value.is::<String>() {
+        "none".to_value()
+    } else {
+        let class = glib::EnumClass::with_type(value.type_()).unwrap();
+        let (_, current) = glib::EnumValue::from_value(&value).unwrap();
+        let other = class.values().iter().find(|other| *other != current).unwrap();
+        class.to_value(other.value()).unwrap()
+    }
+}
+
+/// Changes a property, and for new caps `up-scale`, while a clip plays.
+fn frames_after_a_change(name: Option<&str>) -> Vec<(Option<ClockTime>, Vec<u8>)> {
+    let mut rig = Rig::with("target-fps=30", &caps("GRAY8", 32, 16, (10, 1)));
+    let pspec = name.map(|name| rig.element.find_property(name).unwrap());
+    rig.push(3);
+    if let Some(pspec) = &pspec {
+        let other = other_value(&rig.element, pspec);
+        let before = rig.element.property_value(pspec.name());
+        assert_ne!(format!("{other:?}"), format!("{before:?}"), "{name:?}");
+        rig.element.set_property_from_value(pspec.name(), &other);
+    }
+    if !pspec.is_some_and(|pspec| pspec.flags().contains(gst::PARAM_FLAG_MUTABLE_PLAYING)) {
+        rig.element.set_property("up-scale", 3.0);
+    }
+    rig.push(3);
+    let frames = common::frames(&rig.finish());
+    assert_eq!(rig.error(), None, "{name:?}");
+    frames.iter().map(|frame| (frame.pts(), common::bytes(frame))).collect()
+}
+
+#[test]
+fn a_property_set_while_playing_waits_for_the_next_start_unless_it_may_change() {
+    let expected = frames_after_a_change(None);
+    for pspec in element().list_properties() {
+        let flags = pspec.flags();
+        if pspec.owner_type().name() != "GstVEnhance" || !flags.contains(glib::ParamFlags::WRITABLE)
+        {
+            continue;
+        }
+        let frames = frames_after_a_change(Some(pspec.name()));
+        let may_change = flags.contains(gst::PARAM_FLAG_MUTABLE_PLAYING);
+        assert_eq!(frames != expected, may_change, "{}", pspec.name());
+    }
+}
+
 #[test]
 fn the_model_that_runs_is_announced_with_the_reason_before_caps() {
     let rig = Rig::without_caps("");

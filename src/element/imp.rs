@@ -55,7 +55,7 @@ use super::{
     convert::{self, Packer},
     logging::CAT,
     progress::{LatencyPart, Statistics},
-    properties::{PROPERTIES, Properties},
+    properties::{PROPERTIES, PropertyValues},
     queue::{InputFrame, Queue},
     timeline::ClipEnd,
 };
@@ -75,7 +75,7 @@ use push::Writer;
 
 pub struct VEnhance {
     /// Protects the values of the properties. Held while one is read or written, or all are copied.
-    properties: Mutex<Properties>,
+    properties: Mutex<PropertyValues>,
     /// The items between the threads. Has its own mutex.
     queue: Arc<Queue>,
     /// Protects everything else that threads share. Held while fields are read or written, never while
@@ -159,7 +159,7 @@ impl ObjectImpl for VEnhance {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        self.properties.lock().set(pspec.name(), value);
+        self.properties.lock().set(pspec, value);
         if pspec.flags().contains(gst::PARAM_FLAG_MUTABLE_PLAYING) {
             self.obj().reconfigure_src();
         }
@@ -168,7 +168,8 @@ impl ObjectImpl for VEnhance {
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
         match pspec.name() {
             "progress" => self.state.lock().statistics.structure().to_value(),
-            name => self.properties.lock().value(name),
+            "active-model" => self.active_model().to_value(),
+            name => self.properties.lock().latest().value(name),
         }
     }
 }
@@ -231,38 +232,8 @@ impl BaseTransformImpl for VEnhance {
     const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
-        let properties = self.properties.lock().clone();
-        let choice = properties
-            .check()
-            .and_then(|()| models::choose(&properties.options))
-            .map_err(|error| gst::error_msg!(gst::ResourceError::Settings, ("{error}")))?;
-        self.announce(&choice);
-
-        {
-            let state = &mut *self.state.lock();
-            state.statistics = Statistics::default();
-            state.choice = Some(choice.clone());
-            state.input = Input { discont: true, segment_starts: true, ..Input::default() };
-            state.output = Output::default();
-            state.failed = false;
-            (state.warned_of_refusal, state.warned_of_rate) = (false, false);
-        }
-        self.queue.open();
-
-        let cancel = Cancel::default();
-        let thread = {
-            let (imp, cancel) = (self.ref_counted(), cancel.clone());
-            let work = move || imp.compute(&choice, &cancel);
-            std::thread::Builder::new().name("venhance".into()).spawn(work).map_err(|error| {
-                gst::error_msg!(
-                    gst::ResourceError::Failed,
-                    ("cannot start the compute thread: {error}")
-                )
-            })?
-        };
-        self.state.lock().compute = Some((thread, cancel));
         // The parent does not call `stop` after a `start` that failed.
-        self.start_task().inspect_err(|_| drop(self.stop()))
+        self.begin().inspect_err(|_| drop(self.stop()))
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
@@ -278,6 +249,7 @@ impl BaseTransformImpl for VEnhance {
             (std::mem::take(&mut state.input), std::mem::take(&mut state.output))
         };
         drop((input, output));
+        self.properties.lock().stop();
         gst::debug!(CAT, imp = self, "Stopped");
         stopped.map_err(|error| {
             gst::error_msg!(gst::CoreError::StateChange, ("cannot stop the push task: {error}"))
@@ -301,7 +273,7 @@ impl BaseTransformImpl for VEnhance {
         filter: Option<&gst::Caps>,
     ) -> Option<gst::Caps> {
         let model = self.model();
-        let properties = self.properties.lock().clone();
+        let properties = self.properties.lock().in_effect().clone();
         let out = caps::transform(&properties, model, direction, caps);
         gst::log!(CAT, imp = self, "Caps {caps} of the {direction:?} pad allow {out} on the other");
         Some(match filter {
@@ -341,7 +313,7 @@ impl BaseTransformImpl for VEnhance {
             }
         }
 
-        let properties = self.properties.lock().clone();
+        let properties = self.properties.lock().in_effect().clone();
         let model = self.model();
         let before = self.state.lock().input.clips.take();
         let prepare = || {
@@ -438,6 +410,40 @@ impl BaseTransformImpl for VEnhance {
 }
 
 impl VEnhance {
+    /// Puts the properties into effect and starts the threads.
+    fn begin(&self) -> Result<(), gst::ErrorMessage> {
+        let properties = self.properties.lock().start().clone();
+        let choice = properties
+            .check()
+            .and_then(|()| models::choose(&properties.options))
+            .map_err(|error| gst::error_msg!(gst::ResourceError::Settings, ("{error}")))?;
+        {
+            let state = &mut *self.state.lock();
+            state.statistics = Statistics::default();
+            state.choice = Some(choice.clone());
+            state.input = Input { discont: true, segment_starts: true, ..Input::default() };
+            state.output = Output::default();
+            state.failed = false;
+            (state.warned_of_refusal, state.warned_of_rate) = (false, false);
+        }
+        self.announce(&choice);
+        self.queue.open();
+
+        let cancel = Cancel::default();
+        let thread = {
+            let (imp, cancel) = (self.ref_counted(), cancel.clone());
+            let work = move || imp.compute(&choice, &cancel);
+            std::thread::Builder::new().name("venhance".into()).spawn(work).map_err(|error| {
+                gst::error_msg!(
+                    gst::ResourceError::Failed,
+                    ("cannot start the compute thread: {error}")
+                )
+            })?
+        };
+        self.state.lock().compute = Some((thread, cancel));
+        self.start_task()
+    }
+
     fn src_pad(&self) -> gst::Pad {
         self.obj().src_pad().clone()
     }

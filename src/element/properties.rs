@@ -11,7 +11,46 @@ use crate::engine::{Error, Options, Sizing};
 
 const DEFAULT_UP_SCALE: f64 = 4.0;
 
-/// The values of the properties.
+/// The values of the properties: those that are set, and those that are in effect.
+#[derive(Debug, Default)]
+pub(super) struct PropertyValues {
+    set: Properties,
+    /// From start to stop: the values of the start. Those that may change in PLAYING follow.
+    started: Option<Properties>,
+}
+
+impl PropertyValues {
+    /// Puts into effect what is set.
+    pub(super) fn start(&mut self) -> &Properties {
+        self.started.insert(self.set.clone())
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.started = None;
+    }
+
+    /// Sets a writable property. GObject checks the range.
+    pub(super) fn set(&mut self, pspec: &glib::ParamSpec, value: &glib::Value) {
+        self.set.set(pspec.name(), value);
+        if let Some(started) = &mut self.started
+            && pspec.flags().contains(gst::PARAM_FLAG_MUTABLE_PLAYING)
+        {
+            started.set(pspec.name(), value);
+        }
+    }
+
+    /// The values that are set.
+    pub(super) fn latest(&self) -> &Properties {
+        &self.set
+    }
+
+    /// The values that apply now.
+    pub(super) fn in_effect(&self) -> &Properties {
+        self.started.as_ref().unwrap_or(&self.set)
+    }
+}
+
+/// A value for each property.
 #[derive(Debug, Clone)]
 pub(super) struct Properties {
     /// `None` until it is set.
@@ -25,8 +64,6 @@ pub(super) struct Properties {
     /// Input frames at the start of the stream that the model does not get.
     pub(super) skip_frames: u32,
     pub(super) options: Options,
-    /// The model that runs; `Auto` before the first start. Read-only for the user.
-    pub(super) active_model: Model,
 }
 
 impl Default for Properties {
@@ -41,7 +78,6 @@ impl Default for Properties {
             duplicates: Duplicates::Keep,
             skip_frames: 0,
             options: Options::default(),
-            active_model: Model::Auto,
         }
     }
 }
@@ -288,8 +324,7 @@ impl Properties {
         }
     }
 
-    /// Sets a writable property. GObject checks the range.
-    pub(super) fn set(&mut self, name: &str, value: &glib::Value) {
+    fn set(&mut self, name: &str, value: &glib::Value) {
         let options = &mut self.options;
         match name {
             "model" => options.model = get::<Model>(value).into(),
@@ -322,12 +357,11 @@ impl Properties {
         }
     }
 
-    /// The value of a property other than `progress`.
+    /// The value of a writable property.
     pub(super) fn value(&self, name: &str) -> glib::Value {
         let options = &self.options;
         match name {
             "model" => options.model.map_or(Model::Auto, Model::from).to_value(),
-            "active-model" => self.active_model.to_value(),
             "up-scale" => self.up_scale.unwrap_or(DEFAULT_UP_SCALE).to_value(),
             "target-width" => self.target_width.to_value(),
             "target-height" => self.target_height.to_value(),
@@ -349,7 +383,7 @@ impl Properties {
             "max-pixels" => options.max_pixels.to_value(),
             "model-dir" => options.model_dir.as_ref().and_then(|path| path.to_str()).to_value(),
             "device" => options.device.to_value(),
-            _ => unreachable!("no property {name}"),
+            _ => unreachable!("no writable property {name}"),
         }
     }
 }

@@ -66,6 +66,7 @@ impl VEnhance {
     fn work(&self, model: &mut dyn Enhancer) {
         let (shot_detection, duplicates) = {
             let properties = self.properties.lock();
+            let properties = properties.in_effect();
             (properties.shot_detection, properties.duplicates)
         };
         let report = Arc::new(Reporter(self.obj().downgrade()));

@@ -22,7 +22,6 @@ impl VEnhance {
     pub(super) fn announce(&self, choice: &Choice) {
         let Choice { model, reason, warning, .. } = choice;
         gst::info!(CAT, imp = self, "Model {model} on {}: {reason}", choice.devices());
-        self.properties.lock().active_model = (*model).into();
         self.obj().notify("active-model");
         self.post(
             gst::Structure::builder("venhance-model")
@@ -37,7 +36,7 @@ impl VEnhance {
 
     /// See [`crate::VEnhance::choice`].
     pub(in crate::element) fn choice(&self) -> Result<(Model, String), engine::Error> {
-        let options = self.properties.lock().options.clone();
+        let options = self.properties.lock().latest().options.clone();
         let choice = models::choose(&options)?;
         models::check_folder(&choice)?;
         let Choice { model, reason, .. } = choice;
@@ -51,7 +50,7 @@ impl VEnhance {
         fps: (u32, u32),
         inputs: usize,
     ) -> Result<Vec<String>, engine::Error> {
-        let properties = self.properties.lock().clone();
+        let properties = self.properties.lock().latest().clone();
         let choice = models::choose(&properties.options)?;
         let Output { size, interpolated, exact } = self.output(input, fps)?;
         let exact = exact.is_some();
@@ -78,7 +77,7 @@ impl VEnhance {
         input: (usize, usize),
         fps: (u32, u32),
     ) -> Result<Output, engine::Error> {
-        let properties = self.properties.lock().clone();
+        let properties = self.properties.lock().latest().clone();
         properties.check()?;
         let model = models::choose(&properties.options)?.model;
         let target = caps::rate(properties.target_fps);
@@ -101,7 +100,7 @@ impl VEnhance {
     /// Compares the memory that the model needs for a format with the memory of its devices. If there is too little, the
     /// stream ends with an error, before the model is loaded.
     pub(super) fn check_memory(&self, format: &engine::Format) {
-        let sizing = self.properties.lock().sizing();
+        let sizing = self.properties.lock().in_effect().sizing();
         let choice = {
             let state = self.state.lock();
             state.choice.clone().filter(|_| !state.dry_run)
@@ -129,7 +128,7 @@ impl VEnhance {
         };
         let InputFrame { number, shot, clip, interpolated } = input;
         let number = usize::try_from(number - shot).ok()?;
-        let first = match self.properties.lock().duplicates {
+        let first = match self.properties.lock().in_effect().duplicates {
             Duplicates::Keep => models::resume_from(&choice, interpolated, number) as u64,
             // Which frames the model got depends on all frames of the shot.
             Duplicates::Merge => 0,
@@ -148,16 +147,21 @@ impl VEnhance {
         self.state.lock().dry_run = true;
     }
 
+    /// The model of the last start; `Auto` before the first one.
+    pub(super) fn active_model(&self) -> Model {
+        self.state.lock().choice.as_ref().map_or(Model::Auto, |choice| choice.model.into())
+    }
+
     /// The model that runs, or that will run as far as it is known.
     pub(super) fn model(&self) -> engine::Model {
-        let properties = self.properties.lock();
-        let active: Option<engine::Model> = properties.active_model.into();
-        active.or(properties.options.model).unwrap_or(engine::Model::Lite)
+        let active: Option<engine::Model> = self.active_model().into();
+        let set = self.properties.lock().in_effect().options.model;
+        active.or(set).unwrap_or(engine::Model::Lite)
     }
 
     /// Posts a warning if the output does not have the requested size.
     pub(super) fn warn_of_size(&self, input: &VideoInfo, output: &VideoInfo) {
-        let sizing = self.properties.lock().sizing();
+        let sizing = self.properties.lock().in_effect().sizing();
         let size = |info: &VideoInfo| (info.width() as usize, info.height() as usize);
         if let Some(limit) = size_limit(self.model(), sizing, size(input), size(output)) {
             gst::element_imp_warning!(self, gst::StreamError::Format, ("{limit}"));

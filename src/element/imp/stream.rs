@@ -11,7 +11,6 @@ use super::{CAT, VEnhance, caps};
 use crate::element::{
     clips::Clips,
     progress::LatencyPart,
-    properties::Properties,
     queue::{BufferInfo, Picture, QueueItem},
     timeline::ClipEnd,
 };
@@ -38,6 +37,7 @@ impl VEnhance {
         caps::refusal(caps).or_else(|| {
             let input = caps::fixed_size(caps.structure(0)?)?;
             let properties = self.properties.lock();
+            let properties = properties.in_effect();
             let sized = properties.check().and_then(|()| properties.sizing().size(input));
             sized.err().map(|error| error.to_string())
         })
@@ -82,8 +82,11 @@ impl VEnhance {
         let start = Instant::now();
         let unpacker = self.state.lock().input.clips.as_ref().map(Clips::unpacker);
         let unpacker = unpacker.ok_or(gst::FlowError::NotNegotiated)?;
-        let Properties { target_fps, skip_frames, shot_detection, .. } =
-            self.properties.lock().clone();
+        let (target_fps, skip_frames, shot_detection) = {
+            let properties = self.properties.lock();
+            let properties = properties.in_effect();
+            (properties.target_fps, properties.skip_frames, properties.shot_detection)
+        };
         let number = self.state.lock().statistics.frames_in;
         let is_skipped = number < u64::from(skip_frames);
         let frame = match is_skipped && !shot_detection {

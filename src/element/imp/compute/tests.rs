@@ -58,7 +58,7 @@ impl Rig {
             // It would hold a frame back.
             .property("shot-detection", false)
             .build();
-        let choice = models::choose(&element.imp().properties.lock().options).unwrap();
+        let choice = models::choose(&element.imp().properties.lock().latest().options).unwrap();
         let mock = Mock { push: Box::new(push), clip: None };
         element.imp().state.lock().idle = Some(Loaded::with_enhancer(choice, Box::new(mock)));
         let bus = gst::Bus::new();
