@@ -26,8 +26,8 @@
  * frame of 720×576 pixels with the pixel aspect ratio 64/45 becomes 1350×1080, which is shown as 1920×1080.
  *
  * Element messages: `venhance-model` names the model and the reason for the choice,
- * `venhance-progress` reports on the work, at most ten times a second, `venhance-download` and
- * `venhance-conversion` report on files while the model is loaded.
+ * `venhance-progress` reports on the work, at most ten times a second, `venhance-shot` announces the first
+ * frame of a shot, `venhance-download` and `venhance-conversion` report on files while the model is loaded.
  *
  * Debug categories: `venhance`, `venhance-models`, `venhance-sampler`, `venhance-weights`.
  */

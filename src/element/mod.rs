@@ -111,6 +111,8 @@ glib::wrapper! {
     /// # Messages
     /// - `venhance-model`: the model that runs, and the reason for the choice.
     /// - `venhance-progress`, at most ten times a second: the fields of the property `progress`.
+    /// - `venhance-shot`, with `shot-detection`: the next frame begins a shot. `running-time` is that of the frame,
+    ///   `frame` its number in the clip, which is the offset of its buffer.
     /// - `venhance-download`, `venhance-conversion`: progress of the weights.
     ///
     /// # Weights
@@ -190,15 +192,14 @@ impl VEnhance {
         imp::VEnhance::from_obj(self).plan(input, fps, inputs)
     }
 
-    /// How many input frames a run can skip, with the property `skip-frames`, and still produce the same output from
-    /// the last pushed frame on; in a probe on the source pad, from the frame in the probe on. `None` before the first
-    /// frame.
+    /// How many input frames a run can skip, with the property `skip-frames`, to reproduce the output from the last
+    /// pushed frame on. In a source-pad probe: from the probed frame on. `None` before the first frame.
     pub fn resume_from(&self) -> Option<u64> {
         imp::VEnhance::from_obj(self).resume_from()
     }
 
-    /// The number of input frames before the one at the time of the output frame that has left the element last, or is in
-    /// a probe on its source pad. `None` before the first frame.
+    /// The number of input frames before the one at the time of the last pushed frame. In a source-pad probe: of the
+    /// probed frame. `None` before the first frame.
     pub fn input_frame(&self) -> Option<u64> {
         imp::VEnhance::from_obj(self).input_frame()
     }
