@@ -14,9 +14,7 @@ pub struct Blank {
 
 impl Blank {
     fn deliver(&mut self, time: Option<u64>, outputs: &[u64]) -> Result<(), Error> {
-        let (context, frame, previous) = self.clip.as_mut().ok_or_else(|| Error::Internal {
-            what: "a frame or the end of a clip without a start".into(),
-        })?;
+        let (context, frame, previous) = self.clip.as_mut().ok_or_else(Error::without_start)?;
         context.cancel.check()?;
         if let Some(time) = time {
             check_times(*previous, time, outputs)?;

@@ -13,7 +13,7 @@ use crate::{
         timecode,
         timeline::FrameTime,
     },
-    engine::{Error, Frame},
+    engine::{Error, Frame, count},
 };
 
 /// The output frames that the model has to deliver, and the input frames and events that they have not reached
@@ -26,7 +26,7 @@ pub(super) struct PendingQueue {
     rate: OutputRate,
     /// Frames that the model makes between two input frames.
     interpolated: usize,
-    /// The index in the clip of the first input frame that comes.
+    /// Clip index of the first input frame that is not skipped.
     first: u64,
     /// The index in the stream of the first input frame of the clip.
     start: u64,
@@ -83,8 +83,8 @@ impl Timecodes {
 }
 
 impl PendingQueue {
-    /// For a clip whose output is counted from the input frame `origin`, and of which the input frames from the index
-    /// `first` on come.
+    /// For a clip whose output is counted from the input frame `origin`. `first`: clip index of the first input frame
+    /// that is not skipped.
     pub(super) fn new(format: &ClipFormat, origin: FrameTime, first: u64) -> Self {
         Self {
             schedule: Schedule::new(format.rate, format.cadence, origin, first),
@@ -201,8 +201,8 @@ impl PendingQueue {
         let planned = self.planned.pop_front().ok_or_else(|| Error::Internal {
             what: format!(
                 "the model delivered {}, too many for {} of a clip",
-                frames(self.delivered, "output"),
-                frames(self.inputs, "input")
+                count(self.delivered, "output frame"),
+                count(self.inputs, "input frame")
             ),
         })?;
         let number = self.first + planned.input;
@@ -284,8 +284,8 @@ impl PendingQueue {
         Err(Error::Internal {
             what: format!(
                 "the model delivered {} for {} of a clip, instead of {}",
-                frames(self.delivered, "output"),
-                frames(self.inputs, "input"),
+                count(self.delivered, "output frame"),
+                count(self.inputs, "input frame"),
                 self.expected
             ),
         })
@@ -310,8 +310,4 @@ impl PendingQueue {
             Entry::Frame { .. } => None,
         })
     }
-}
-
-fn frames(count: u64, kind: &str) -> String {
-    format!("{count} {kind} frame{}", if count == 1 { "" } else { "s" })
 }
