@@ -50,6 +50,9 @@
 //! | How does `noise-aug` reach the network? | The property sets [`engine::Options::noise_aug`], which [`sampler::SamplerParams`] takes over. `SamplerParams::t_hint` turns it into a timestep: `sampler/encode` diffuses the hint to that timestep, `sampler/stage` passes both in [`sampler::Conditions`], and `ControlNet::embedding` in `networks/unet` embeds the timestep |
 //! | Which thread pushes? | The push task on the source pad: `push_next` in `element/imp/push`. Only CAPS, flush and non-serialized events come from other threads |
 //! | What happens on a flush? | `flush_start` and `flush_stop` in `element/imp/flush`: everything queued is dropped, the computation is cancelled, the model stays loaded |
+//! | Where is the output size decided? | `Options::output_size` in `engine/options`, with the request in `engine/sizing` and the formulas in `engine/rules`. `element/caps` negotiates it |
+//! | How does a piece make the frames of a whole run? | `src/bin/venhance/jobs/mod.rs` |
+//! | How is a model added? | A module that implements [`engine::Enhancer`], as [`lite`] does; a variant of [`engine::Model`] in `engine/options` and of the property in `element/enums`; its choice, loading, memory and resume point in `models/mod.rs`; its row in the README |
 //! | How much memory does a run take? | `sampler/budget` and `models/memory`; `sampler/plan`: frames in flight |
 #![deny(missing_docs)]
 
