@@ -27,8 +27,8 @@ pub(super) struct Grid {
     cadence: Cadence,
     /// Units in a second.
     units: u64,
-    /// An input frame that is no further from an output frame is used as it is: in units, and as a time.
-    tolerance: (u64, ClockTime),
+    /// An input frame that is no further from an output frame is used as it is.
+    tolerance: Tolerance,
     /// The input frame at output frame 0: the first one of the clip, or of the clip that this one continues.
     origin: FrameTime,
     /// The last input frame.
@@ -37,6 +37,12 @@ pub(super) struct Grid {
     inputs: u64,
     /// The index of the next output frame.
     next: u64,
+}
+
+/// How far an input frame may be from an output frame.
+struct Tolerance {
+    units: u64,
+    time: ClockTime,
 }
 
 struct Last {
@@ -85,9 +91,10 @@ impl Grid {
     pub(super) fn new(rate: (u32, u32), cadence: Cadence, origin: FrameTime) -> Self {
         let units = units(rate.0.into(), cadence.rate().0.into());
         let step = scaled(1, rate, units);
-        let tolerance = nanoseconds(ROUNDING, units).min(step / 4);
-        let tolerance =
-            (tolerance, ROUNDING.min(ClockTime::from_nseconds(scaled(1, rate, NANOSECONDS)) / 4));
+        let tolerance = Tolerance {
+            units: to_units(ROUNDING, units).min(step / 4),
+            time: ROUNDING.min(ClockTime::from_nseconds(scaled(1, rate, NANOSECONDS)) / 4),
+        };
         Self { rate, cadence, units, tolerance, origin, last: None, inputs: 0, next: 0 }
     }
 
@@ -98,7 +105,7 @@ impl Grid {
 
     /// The time in the clip of an input frame.
     fn input_time(&self, frame: FrameTime) -> u64 {
-        let base = nanoseconds(frame.base.saturating_sub(self.origin.base), self.units);
+        let base = to_units(frame.base.saturating_sub(self.origin.base), self.units);
         base.saturating_add(scaled(frame.n, self.cadence.rate(), self.units))
     }
 
@@ -110,7 +117,7 @@ impl Grid {
     /// Whether an output frame belongs before an input frame that is shown at this time. The clip before and the one
     /// after it on the same grid decide alike.
     fn is_before(&self, number: u64, time: ClockTime) -> bool {
-        self.pts(number) + self.tolerance.1 < time
+        self.pts(number) + self.tolerance.time < time
     }
 
     fn planned(&self, number: u64, time: u64, input: u64) -> PlannedFrame {
@@ -138,9 +145,9 @@ impl Grid {
             }
         };
         let mut planned = Vec::new();
-        while self.time(self.next) <= time.saturating_add(self.tolerance.0) {
+        while self.time(self.next) <= time.saturating_add(self.tolerance.units) {
             let at = self.time(self.next);
-            let near = at.saturating_add(self.tolerance.0) >= time;
+            let near = at.saturating_add(self.tolerance.units) >= time;
             planned.push(match near {
                 true => self.planned(self.next, time, self.inputs),
                 false => self.planned(self.next, at, self.inputs.saturating_sub(1)),
@@ -189,7 +196,7 @@ fn units(a: u64, b: u64) -> u64 {
 }
 
 /// Converts a time to units, of which a second has `units`.
-fn nanoseconds(time: ClockTime, units: u64) -> u64 {
+fn to_units(time: ClockTime, units: u64) -> u64 {
     let time = u128::from(*time) * u128::from(units) / u128::from(NANOSECONDS);
     u64::try_from(time).unwrap_or(u64::MAX - 1)
 }

@@ -111,13 +111,21 @@ struct State {
     clip: Option<(ClipId, PendingQueue)>,
     /// What the push task has not taken yet, in order of output.
     outputs: VecDeque<OutputItem>,
-    /// Barriers put in, and barriers that the push task has reached, in this epoch.
-    barriers: (u64, u64),
+    /// In this epoch.
+    barriers: Barriers,
     /// The clips begun since the element was created.
     clips: u64,
     /// Between stop and start, and after a failure of the compute thread. It ends while this is true,
     /// and no epoch begins.
     closed: bool,
+}
+
+/// Counts the barriers of an epoch.
+#[derive(Default)]
+struct Barriers {
+    pushed: u64,
+    /// Those that the push task has reached.
+    passed: u64,
 }
 
 impl State {
@@ -187,7 +195,7 @@ impl Queue {
                 inputs: VecDeque::new(),
                 clip: None,
                 outputs: VecDeque::new(),
-                barriers: (0, 0),
+                barriers: Barriers::default(),
                 clips: 0,
                 closed: true,
             }),
@@ -220,7 +228,7 @@ impl Queue {
         state.cancel = Cancel::default();
         state.flow = Ok(gst::FlowSuccess::Ok);
         state.inputs.extend(first);
-        state.barriers = (0, 0);
+        state.barriers = Barriers::default();
         self.changed.notify_all();
         Some(kept)
     }
@@ -281,7 +289,7 @@ impl Queue {
                 _ => Err(error),
             };
         }
-        state.barriers.0 += u64::from(matches!(item, QueueItem::Barrier));
+        state.barriers.pushed += u64::from(matches!(item, QueueItem::Barrier));
         state.inputs.push_back(item);
         self.changed.notify_all();
         state.flow
@@ -293,7 +301,7 @@ impl Queue {
         self.push(QueueItem::Barrier)?;
         let mut state = self.state.lock();
         self.changed.wait_while(&mut state, |state| {
-            state.flow.is_ok() && state.barriers.1 < state.barriers.0
+            state.flow.is_ok() && state.barriers.passed < state.barriers.pushed
         });
         state.flow
     }
@@ -319,7 +327,7 @@ impl Queue {
 
     /// Everything before the next barrier has been pushed.
     pub(super) fn pass_barrier(&self) {
-        self.state.lock().barriers.1 += 1;
+        self.state.lock().barriers.passed += 1;
         self.changed.notify_all();
     }
 }
@@ -359,13 +367,13 @@ impl Queue {
                 QueueItem::Skipped(frame, time) => return Next::Skipped(frame, time),
                 QueueItem::EndOfClip(reason, next) => return Next::EndOfClip(reason, next),
                 QueueItem::Event(event) => state.pass_event(event),
-                // Comes after the end of a clip only.
+                // Comes only after the end of a clip.
                 QueueItem::Barrier => state.outputs.push_back(OutputItem::Barrier),
             }
         }
     }
 
-    /// Begins a clip with the input frame `origin`. Its input frames from the index `first` on come.
+    /// Begins a clip with the input frame `origin`. `first`: clip index of the first input frame that is not skipped.
     ///
     /// # Errors
     /// [`Error::Cancelled`] if the epoch is over, as in all functions that take one.
@@ -436,8 +444,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Notes that the model's next output frame is of the shot that begins with input frame `first` of the clip. An
-    /// epoch that is over needs no note.
+    /// Notes that the model's next output frame is of the shot that begins with input frame `first` of the clip.
+    /// Ignored if the epoch is over.
     pub(super) fn begin_shot(&self, clip: ClipId, first: u64) {
         if let Ok(pending) = self.clip(&mut self.state.lock(), clip) {
             pending.begin_shot(first);

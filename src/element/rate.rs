@@ -101,7 +101,8 @@ impl RateMeter {
         };
         self.is_full()
             && (intervals().all(|interval| !cadence.spans_one_frame(interval))
-                || intervals().all(|interval| cadence.exceeds(interval)) && most * 2 <= least * 3)
+                || intervals().all(|interval| cadence.is_much_longer_than(interval))
+                    && most * 2 <= least * 3)
     }
 }
 

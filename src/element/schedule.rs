@@ -85,7 +85,7 @@ pub(super) struct PlannedFrame {
     pub(super) time: u64,
     /// Its index in the clip.
     pub(super) number: u64,
-    /// The index, among the input frames that came, of that at its time, or of the last one before it.
+    /// Index, among the frames pushed, of the input frame at this time, else of the last one before it.
     pub(super) input: u64,
     pub(super) pts: ClockTime,
     pub(super) duration: Option<ClockTime>,
@@ -100,8 +100,8 @@ pub(super) enum Schedule {
 }
 
 impl Schedule {
-    /// For a clip whose output is counted from the input frame `origin`, and of which the input frames from the index
-    /// `first` on come. Without a cadence there is only one.
+    /// For a clip whose output is counted from the input frame `origin`. `first`: clip index of the first input frame
+    /// that is not skipped. Without a cadence there is only one.
     pub(super) fn new(
         rate: OutputRate,
         cadence: Option<Cadence>,
@@ -160,7 +160,7 @@ pub(super) struct Multiple {
     cadence: Option<Cadence>,
     /// The last input frame.
     last: Option<FrameTime>,
-    /// The index of the first one in the clip.
+    /// Clip index of the first input frame that is not skipped.
     first: u64,
     /// How many came before the last one.
     inputs: u64,

@@ -66,8 +66,8 @@ impl Cadence {
         u128::from(*interval) * 2 * u128::from(self.per) <= u128::from(self.nanoseconds) * 3
     }
 
-    /// Whether an interval is at least 1.5 times shorter than a frame.
-    pub(super) fn exceeds(&self, interval: ClockTime) -> bool {
+    /// Whether a frame is more than 1.5 times as long as an interval.
+    pub(super) fn is_much_longer_than(&self, interval: ClockTime) -> bool {
         u128::from(*interval) * 3 * u128::from(self.per) < u128::from(self.nanoseconds) * 2
     }
 

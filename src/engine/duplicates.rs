@@ -16,7 +16,7 @@ const ROW_STEP: usize = 2;
 /// from 11.7 on where an edge or a spot of 3 pixels moved by 1 or 2 pixels.
 const MAX_DIFFERENCE: u32 = 8 * 257;
 
-/// An [`Enhancer`] that gives another one, the model, the first frame of each run of up to four equal frames.
+/// Wraps a model and passes it only the first frame of each run of up to four equal frames.
 /// The output times of the others come with the next frame, or repeat the last one at the end of the clip.
 ///
 /// In a longer run, the further frames are given to the model: otherwise the still picture would slowly turn into the

@@ -103,7 +103,7 @@ impl Limit {
         let (why, instead) = if self.scaled() < side {
             (
                 "frames cannot be made smaller".to_owned(),
-                format!("use {setting}={side} or more, or scale the input down before"),
+                format!("use {setting}={side} or more, or scale the input down first"),
             )
         } else if self.scaled() > largest {
             (

@@ -5,7 +5,7 @@
 //! coarser one, and builds a cost volume: for each pixel of the frame to interpolate and each candidate in a
 //! search window around its flow, the absolute difference between the two frames at both ends of the motion
 //! vector. A network reads the costs, refines the flow, and estimates occlusion: which of the two frames
-//! shows the pixel. In a fade, the first frame is brought to the tone of the second one before.
+//! shows the pixel. In a fade, the first frame is first matched to the tone of the second.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -174,8 +174,8 @@ impl VEnhance {
             (RateSource::NotCaps, Some(cadence)) => (
                 format!(
                     "the timestamps contradict the frame rate of the caps; frames are interpolated at the \
-                     measured rate, one input frame each {}",
-                    cadence.frame()
+                     measured rate, one input frame every {} ms",
+                    cadence.frame().nseconds() as f64 / 1e6
                 ),
                 "To keep the rate of the caps, put videorate before venhance",
             ),

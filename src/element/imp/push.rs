@@ -75,7 +75,7 @@ impl VEnhance {
             self.announce_shot(output.pts, output.number);
         }
         let cancel = self.queue.cancel();
-        // No lock is held while the writer works. New caps come after a drain or a flush only.
+        // No lock is held while the writer works. New caps come only after a drain or a flush.
         let writer = self.state.lock().output.writer.take();
         let writer = writer.ok_or(gst::FlowError::NotNegotiated)?;
         let input = output.input;
