@@ -240,14 +240,20 @@ fn a_frame_that_no_memory_can_hold_is_an_error_that_says_what_to_do() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Takes more than 10 s: an hour has 216,000 frames at this rate.
-#[test]
-fn times_at_30000_1001_are_exact_for_more_than_an_hour() {
+/// Enhances so many black frames of this rate, and checks that the output frames are at exact times of the rate of
+/// `target`, up to `end`. Returns their number.
+fn exact_frames(
+    inputs: u64,
+    fps: &str,
+    properties: &str,
+    target: (u64, u64),
+    end: ClockTime,
+) -> u64 {
     common::init();
-    let pipeline = gst::parse::launch(
-        "videotestsrc num-buffers=108010 pattern=black ! video/x-raw,format=GRAY8,width=2,height=2,framerate=30000/1001 \
-         ! venhance up-scale=1 target-fps=60000/1001 ! fakesink name=sink",
-    )
+    let pipeline = gst::parse::launch(&format!(
+        "videotestsrc num-buffers={inputs} pattern=black ! video/x-raw,format=GRAY8,width=2,height=2,framerate={fps} \
+         ! venhance up-scale=1 {properties} ! fakesink name=sink"
+    ))
     .unwrap()
     .downcast::<gst::Pipeline>()
     .unwrap();
@@ -258,7 +264,9 @@ fn times_at_30000_1001_are_exact_for_more_than_an_hour() {
         if let Some(gst::PadProbeData::Buffer(buffer)) = &info.data {
             let mut log = log.lock().unwrap();
             let exact = |n: u64| {
-                ClockTime::from_nseconds((u128::from(n) * 1_001_000_000_000 / 60_000) as u64)
+                let (numer, denom) = (u128::from(target.0), u128::from(target.1));
+                let time = u128::from(n) * denom * 1_000_000_000 / numer;
+                end.min(ClockTime::from_nseconds(time as u64))
             };
             let times = (buffer.pts(), buffer.duration().map(|d| exact(log.0) + d));
             if times != (Some(exact(log.0)), Some(exact(log.0 + 1))) {
@@ -280,7 +288,24 @@ fn times_at_30000_1001_are_exact_for_more_than_an_hour() {
     }
     pipeline.set_state(gst::State::Null).unwrap();
     let (count, wrong) = std::mem::take(&mut *wrong.lock().unwrap());
-    assert_eq!((count, wrong), (216_019, vec![]));
+    assert_eq!(wrong, []);
+    count
+}
+
+/// Takes more than 10 s: an hour has 216,000 frames at this rate.
+#[test]
+fn times_at_30000_1001_are_exact_for_more_than_an_hour() {
+    let target = "target-fps=60000/1001";
+    let count = exact_frames(108_010, "30000/1001", target, (60_000, 1001), ClockTime::MAX);
+    assert_eq!(count, 216_019);
+}
+
+/// Takes more than 10 s: an hour has 216,000 frames at this rate.
+#[test]
+fn an_hour_of_24000_1001_becomes_exactly_60() {
+    let target = "rate-mode=exact target-fps=60/1";
+    let end = ClockTime::from_nseconds(86_314 * 1_001_000_000_000 / 24_000);
+    assert_eq!(exact_frames(86_314, "24000/1001", target, (60, 1), end), 216_001);
 }
 
 #[test]
