@@ -84,7 +84,7 @@ fn seed(args: &Args, step: usize) -> u64 {
     args.seed + 2 + step as u64
 }
 
-/// Trains an upscaler from its checkpoint on. It first learns to restore detail, then to leave alone what is none.
+/// Trains an upscaler from its checkpoint on: first to restore detail, then not to sharpen noise and compression artefacts.
 fn train_upscaler(
     upscaler: Upscaler,
     [mild, any]: [usize; 2],

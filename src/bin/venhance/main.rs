@@ -140,7 +140,7 @@ fn plan(session: &Session, input: &Path, output: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prints to standard output. A closed pipe is no failure.
+/// Prints to standard output. A closed pipe is not a failure.
 fn print(text: &str) -> Result<(), Failure> {
     match console::write(&mut io::stdout(), text) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

@@ -440,7 +440,7 @@ pub fn changes(before: &Settings, now: &Settings) -> Option<String> {
     (!changes.is_empty()).then(|| changes.join(", "))
 }
 
-/// Number of frames before the last resume point in an index that may be growing; 0 if there is none.
+/// Number of frames before the last resume point in an index that another process may be writing; 0 without a resume point.
 pub fn frames_in(index: &Path) -> u64 {
     let Ok(file) = File::open(index) else { return 0 };
     let lines = BufReader::new(file.take(MAX_INDEX)).lines().map_while(Result::ok);

@@ -241,7 +241,7 @@ fn checksum(path: &Path) -> io::Result<String> {
     Ok(hex(&hash.finalize()))
 }
 
-/// The length of what comes before the first cluster of a Matroska file (RFC 9559; elements: RFC 8794).
+/// The number of bytes before the first cluster of a Matroska file (RFC 9559; elements: RFC 8794).
 fn header_length(file: &mut File) -> io::Result<u64> {
     const SEGMENT: u32 = 0x1853_8067;
     const CLUSTER: u32 = 0x1f43_b675;

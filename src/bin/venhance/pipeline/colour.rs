@@ -8,8 +8,8 @@
 use gst::prelude::*;
 use gst_video::{VideoColorMatrix, VideoColorRange, VideoColorimetry, VideoInfo};
 
-/// Takes the range from the encoded video, and completes what it does not signal. `encoded` is the decoder's sink pad,
-/// `decoded` the pad that takes its output.
+/// Takes the range from the encoded video, with defaults for fields that are not signalled. `encoded` is the decoder's
+/// sink pad, `decoded` the pad that takes its output.
 pub fn keep_range(encoded: &gst::Pad, decoded: &gst::Pad) {
     replace_colorimetry(encoded, |caps, colorimetry| {
         // The decoder replaces an unknown range by that of the encoded video. Only these codecs have one.

@@ -75,7 +75,7 @@ impl Guard {
     }
 }
 
-/// Refuses a request, or hands it on; in every response, the browser is told to be strict.
+/// Refuses a request or forwards it, and adds the security headers to every response.
 pub async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     let mut response = match guard.refusal(&request) {
         Some(refusal) => refusal,

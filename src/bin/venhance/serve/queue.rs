@@ -25,7 +25,7 @@ pub enum State {
     Ready,
     Queued,
     Running,
-    /// The process has been told to stop.
+    /// A stop signal was sent to the process.
     Stopping,
     Done,
     Failed,

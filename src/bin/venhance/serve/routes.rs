@@ -104,7 +104,7 @@ async fn list(State(server): State<Server>) -> Response {
     json(&all(&server.queue))
 }
 
-/// All entries, now and after each change. Whoever reads slowly misses states, not the last one.
+/// All entries, now and after each change. A slow client skips states, but gets the last one.
 async fn events(
     State(server): State<Server>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
@@ -233,8 +233,8 @@ async fn output(
     file(&server.queue, id, &entry.output, request).await
 }
 
-/// Sends a file, or the range of it that a player asks for. Its type follows from its extension, which is none
-/// of a page.
+/// Sends a file, or the range of it that a player asks for. Its type follows from its extension, which is never
+/// that of a page.
 async fn file(queue: &Queue, id: Id, name: &str, request: Request) -> Result<Response, Refusal> {
     let response = ServeFile::new(queue.folder_of(id).join(name)).try_call(request).await?;
     Ok(response.map(Body::new))

@@ -30,7 +30,7 @@ use crate::failure::Kind;
 
 /// Longest time for a plan.
 const PLAN_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time for a process to end after it is told to stop.
+/// Time for a process to end after the stop signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(45);
 /// Of the lines that a process prints, the last ones are kept.
 const MOST_NOTES: usize = 40;
