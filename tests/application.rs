@@ -102,7 +102,7 @@ fn sound_that_can_be_copied_is_copied() {
 fn packets(file: &Path, kind: &str) -> Vec<u8> {
     let copy = file.with_extension("packets");
     run(&format!(
-        "filesrc location={} ! qtdemux name=d d.audio_0 ! {kind} ! filesink location={}",
+        "filesrc location={} ! qtdemux name=d d.audio_0 ! queue ! {kind} ! filesink location={}",
         file.display(),
         copy.display()
     ));
