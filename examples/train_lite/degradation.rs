@@ -44,45 +44,30 @@ impl Degradation {
         Self { filter, noise: 0.0, quantization: 0.0, codec: None }
     }
 
-    /// A random downscale, at times with little noise and quantization.
-    pub fn mild(random: &mut Random) -> Self {
-        let filters = [
-            Filter::Box,
-            Filter::Cubic(-0.5),
-            Filter::Cubic(-0.6),
-            Filter::Cubic(-0.75),
-            Filter::Lanczos3,
-        ];
-        let mut degradation = Self::clean(*random.pick(&filters));
-        if random.chance(0.2) {
-            degradation.noise = random.log_uniform(0.002, 0.01);
-        }
-        if random.chance(0.25) {
-            degradation.quantization = random.log_uniform(0.006, 0.03);
-        }
-        degradation
-    }
-
-    /// A random downscale, sharp or soft, often with noise, H.264 or JPEG.
-    pub fn any(random: &mut Random) -> Self {
+    /// A random downscale, sharp or soft, often with noise or compression.
+    ///
+    /// Most images are not compressed: a network cannot tell well whether they are, and sharpens less where many
+    /// are.
+    pub fn random(random: &mut Random) -> Self {
         let filter = match random.below(20) {
             0..4 => Filter::Cubic(-0.5),
             4..9 => Filter::Cubic(-0.6),
             9..11 => Filter::Cubic(-0.75),
             11..13 => Filter::Lanczos3,
-            13..16 => Filter::Box,
-            16 => Filter::Triangle,
+            13..17 => Filter::Box,
+            17 => Filter::Triangle,
             _ => Filter::Gauss(random.uniform(0.4, 0.75)),
         };
         let mut degradation = Self::clean(filter);
         if random.chance(0.3) {
             degradation.noise = random.log_uniform(0.5, 8.0) / 255.0;
         }
-        degradation.codec = match random.below(20) {
-            0..9 => Some(Codec::H264 { crf: 18 + random.below(21) as u32 }),
-            9..11 => Some(Codec::Jpeg { quality: 30 + random.below(66) as u32 }),
-            _ => None,
-        };
+        match random.below(20) {
+            0..3 => degradation.codec = Some(Codec::H264 { crf: 18 + random.below(21) as u32 }),
+            3 => degradation.codec = Some(Codec::Jpeg { quality: 30 + random.below(66) as u32 }),
+            4..8 => degradation.quantization = random.log_uniform(0.006, 0.03),
+            _ => {}
+        }
         degradation
     }
 

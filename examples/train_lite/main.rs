@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Trains the networks of `model=lite` on synthetic scenes and writes the weights file that the plugin embeds.
 //!
-//! Without arguments it trains every part with the number of steps of the published weights. An interrupted run
+//! Without arguments it trains every part. An interrupted run
 //! resumes from its last checkpoint. The loss curve goes to standard output.
 
 mod clips;
@@ -22,7 +22,6 @@ use candle_core::{Device, Result, Tensor};
 use clap::Parser;
 use gstvenhance::lite::network::{COARSE, FINE, UPSCALERS, Upscaler};
 
-use degradation::Degradation;
 use random::Random;
 use trainer::{Run, Trainee};
 
@@ -45,9 +44,8 @@ struct Args {
     seed: u64,
 }
 
-/// Training steps of each upscaler: with mild degradations, then with any. The second stage cost ×4 more on sharp
-/// images than it gained on others.
-const UPSCALER_STEPS: [[usize; 2]; UPSCALERS.len()] = [[24_000, 8_000], [5_000, 0], [11_000, 0]];
+/// Training steps of each upscaler.
+const UPSCALER_STEPS: [usize; UPSCALERS.len()] = [20_000, 8_000, 14_000];
 /// Training steps of the flow.
 const FLOW_STEPS: usize = 22_000;
 /// Name of the part that is the flow; those of the upscalers are the names of their networks.
@@ -84,28 +82,14 @@ fn seed(args: &Args, step: usize) -> u64 {
     args.seed + 2 + step as u64
 }
 
-/// Trains an upscaler from its checkpoint on: first to restore detail, then not to sharpen noise and compression artefacts.
-fn train_upscaler(
-    upscaler: Upscaler,
-    [mild, any]: [usize; 2],
-    args: &Args,
-    device: &Device,
-) -> Result<()> {
+/// Trains an upscaler from its checkpoint on.
+fn train_upscaler(upscaler: Upscaler, steps: usize, args: &Args, device: &Device) -> Result<()> {
     let file = checkpoint(upscaler.network.name, args);
-    type Degrade = fn(&mut Random) -> Degradation;
-    let stages =
-        [(0..mild, 2e-3, Degradation::mild as Degrade), (mild..mild + any, 1e-3, Degradation::any)];
-    for (steps, rate, degradation) in stages {
-        let (saved, step) = trainer::load(&file)?;
-        if step < steps.end {
-            let mut random = Random::new(args.seed);
-            let trainee = Trainee::new(upscaler.network, &saved, &mut random, device)?;
-            let mut run = Run::new(file.clone(), &[&trainee], step, steps, rate)?;
-            let seed = seed(args, step);
-            upscaler::train(upscaler, degradation, &trainee, &mut run, seed, device)?;
-        }
-    }
-    Ok(())
+    let (saved, step) = trainer::load(&file)?;
+    let mut random = Random::new(args.seed);
+    let trainee = Trainee::new(upscaler.network, &saved, &mut random, device)?;
+    let mut run = Run::new(file, &[&trainee], step, steps, 2e-3)?;
+    upscaler::train(upscaler, &trainee, &mut run, seed(args, step), device)
 }
 
 /// Trains the flow refiners from their checkpoint on.
@@ -115,7 +99,7 @@ fn train_flow(args: &Args, device: &Device) -> Result<()> {
     let mut random = Random::new(args.seed);
     let mut trainee = |network| Trainee::new(network, &saved, &mut random, device);
     let (coarse, fine) = (trainee(COARSE.network)?, trainee(FINE.network)?);
-    let mut run = Run::new(file, &[&coarse, &fine], step, 0..FLOW_STEPS, 1e-3)?;
+    let mut run = Run::new(file, &[&coarse, &fine], step, FLOW_STEPS, 1e-3)?;
     flow::train(&coarse, &fine, &mut run, seed(args, step), device)
 }
 

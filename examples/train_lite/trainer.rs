@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The training loop: parameters, optimizer, learning rate, checkpoints.
 
-use std::{collections::HashMap, ops::Range, path::PathBuf, time::Instant};
+use std::{collections::HashMap, path::PathBuf, time::Instant};
 
 use candle_core::{DType, Device, Result, Tensor, Var, safetensors};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
@@ -65,7 +65,7 @@ fn initial_parameters(
 pub struct Run {
     /// The checkpoint.
     file: PathBuf,
-    steps: Range<usize>,
+    steps: usize,
     next: usize,
     optimizer: AdamW,
     /// Peak learning rate.
@@ -90,12 +90,12 @@ pub fn load(file: &PathBuf) -> Result<(HashMap<String, Tensor>, usize)> {
 }
 
 impl Run {
-    /// A run of the stage that consists of `steps`, from step `next` on, with the peak learning rate `rate`.
+    /// A run of `steps` steps, from step `next` on, with the peak learning rate `rate`.
     pub fn new(
         file: PathBuf,
         trainees: &[&Trainee],
         next: usize,
-        steps: Range<usize>,
+        steps: usize,
         rate: f64,
     ) -> Result<Self> {
         let vars: Vec<_> = trainees.iter().map(|trainee| trainee.parameters.clone()).collect();
@@ -115,27 +115,26 @@ impl Run {
 
     /// The index of the next step; `None` when the run is complete.
     pub fn step(&self) -> Option<usize> {
-        (self.next < self.steps.end).then_some(self.next)
+        (self.next < self.steps).then_some(self.next)
     }
 
     /// Takes an optimizer step. `objective` is a scalar whose gradient is that of the loss; `loss` is reported.
     ///
-    /// In each stage, the learning rate warms up for 200 steps and decays along a cosine.
+    /// The learning rate warms up for 200 steps and decays along a cosine.
     pub fn learn(&mut self, objective: &Tensor, loss: f32, trainees: &[&Trainee]) -> Result<()> {
-        let step = self.next - self.steps.start;
-        let done = step as f64 / self.steps.len() as f64;
-        let warm_up = ((step + 1) as f64 / 200.0).min(1.0);
+        let done = self.next as f64 / self.steps as f64;
+        let warm_up = ((self.next + 1) as f64 / 200.0).min(1.0);
         let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
         self.optimizer.set_learning_rate(self.rate * warm_up * (0.005 + 0.995 * cosine));
         self.optimizer.step(&objective.backward()?)?;
         self.losses.push(loss);
         self.next += 1;
-        if self.next.is_multiple_of(REPORT_STEPS) || self.next == self.steps.end {
+        if self.next.is_multiple_of(REPORT_STEPS) || self.next == self.steps {
             println!(
                 "{} step {} of {}: loss {:.6}, {:.0} s",
                 self.names.join("+"),
                 self.next,
-                self.steps.end,
+                self.steps,
                 self.losses.iter().sum::<f32>() / self.losses.len() as f32,
                 self.start.elapsed().as_secs_f64()
             );

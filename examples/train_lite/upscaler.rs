@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-use gstvenhance::lite::{network::Upscaler, noise::noise_level};
+use gstvenhance::lite::{network::Upscaler, statistics::Statistics};
 
 use super::{
     codec::Codec,
@@ -33,8 +33,8 @@ fn sample_side(upscaler: Upscaler) -> usize {
 struct Sample {
     /// The low-resolution luma.
     low: Plane,
-    /// The noise level of the whole image.
-    noise: f32,
+    /// The statistics of the whole image.
+    statistics: Statistics,
     /// The target: the original minus the Lanczos upscale of `low`.
     residual: Plane,
 }
@@ -61,7 +61,7 @@ fn degrade(
     let lanczos = low.resample((high.width, high.height), Filter::Lanczos3);
     let mut residual = high;
     residual.values.iter_mut().zip(&lanczos.values).for_each(|(x, y)| *x -= y);
-    Ok(Sample { noise: noise_level(&low), low, residual })
+    Ok(Sample { statistics: Statistics::of(&low), low, residual })
 }
 
 /// A random part of an image, flipped at random.
@@ -72,7 +72,7 @@ fn crop(image: &Sample, upscaler: Upscaler, random: &mut Random) -> Sample {
     let factor = upscaler.factor;
     let mut sample = Sample {
         low: image.low.crop((x, y), (side, side)),
-        noise: image.noise,
+        statistics: image.statistics,
         residual: image.residual.crop((x * factor, y * factor), (side * factor, side * factor)),
     };
     let flips = std::array::from_fn(|_| random.chance(0.5));
@@ -96,7 +96,7 @@ fn space_to_depth(plane: &Plane, fold: usize) -> Vec<f32> {
     values
 }
 
-/// Stacks samples: inputs [n, h, w, fold² + 1], and targets without the border.
+/// Stacks samples: inputs [n, h, w, fold² + 2], and targets without the border.
 fn batch(samples: &[Sample], upscaler: Upscaler, device: &Device) -> Result<(Tensor, Tensor)> {
     let Upscaler { factor, fold, .. } = upscaler;
     let side = sample_side(upscaler) / fold;
@@ -104,7 +104,7 @@ fn batch(samples: &[Sample], upscaler: Upscaler, device: &Device) -> Result<(Ten
     for sample in samples {
         for block in space_to_depth(&sample.low, fold).chunks_exact(fold * fold) {
             low.extend_from_slice(block);
-            low.push(Upscaler::noise_input(sample.noise));
+            low.extend(Upscaler::statistics_input(sample.statistics));
         }
     }
     let residual: Vec<_> =
@@ -129,18 +129,31 @@ fn error(trainee: &Trainee, low: &Tensor, residual: &Tensor) -> Result<Tensor> {
     (output - residual)?.contiguous()
 }
 
-/// Trains an upscaler until the run is complete, on images that `degradation` chooses for. Prints the gain on unseen
-/// images at the start, every 2000 steps, and at the end.
+/// The log of the mean square error of each sample, [n]: the negative PSNR, so that soft images count as much as sharp
+/// ones. The constant hides errors below the rounding to 8 bits.
+fn log_error(error: &Tensor) -> Result<Tensor> {
+    (error.sqr()?.flatten_from(1)?.mean(1)? + 4e-6)?.log()
+}
+
+/// What is added to the loss of samples that are worse than their Lanczos upscale: a user would be better off without
+/// the network.
+fn harm(error: &Tensor, lanczos: &Tensor) -> Result<Tensor> {
+    const WEIGHT: f64 = 2.0;
+    (error - lanczos)?.relu()? * WEIGHT
+}
+
+/// Trains an upscaler until the run is complete, on randomly degraded images. Prints the gain on unseen images at the start,
+/// every 2000 steps, and at the end.
 pub fn train(
     upscaler: Upscaler,
-    degradation: fn(&mut Random) -> Degradation,
     trainee: &Trainee,
     run: &mut Run,
     seed: u64,
     device: &Device,
 ) -> Result<()> {
     let mut pool = Pool::new(seed, 160, move |canvases, random| {
-        degrade(&render(canvases, random), degradation(random), upscaler.factor, random)
+        let degradation = Degradation::random(random);
+        degrade(&render(canvases, random), degradation, upscaler.factor, random)
     })?;
     let validation = Validation::new(upscaler, device)?;
     validation.print(trainee)?;
@@ -152,10 +165,8 @@ pub fn train(
         let samples: Vec<_> =
             (0..BATCH).map(|_| crop(random.pick(pool.items()), upscaler, &mut random)).collect();
         let (low, residual) = batch(&samples, upscaler, device)?;
-        // The mean log error per sample (the negative PSNR), so that soft images count as much as sharp ones.
-        // The constant hides errors below the rounding to 8 bits.
-        let error = error(trainee, &low, &residual)?.sqr()?.flatten_from(1)?.mean(1)?;
-        let loss = (error + 4e-6)?.log()?.mean_all()?;
+        let error = log_error(&error(trainee, &low, &residual)?)?;
+        let loss = (&error + harm(&error, &log_error(&residual)?)?)?.mean_all()?;
         run.learn(&loss, loss.to_scalar()?, &[trainee])?;
         if (step + 1) % 2000 == 0 {
             validation.print(trainee)?;
@@ -202,8 +213,7 @@ impl Validation {
     /// Prints the PSNR of Lanczos and the gain of the network in dB, by degradation.
     fn print(&self, trainee: &Trainee) -> Result<()> {
         let psnr = |error: &Tensor| {
-            let error = error.sqr()?.flatten_from(1)?.mean(1)?;
-            (error.log()?.mean_all()? * (-10.0 / 10f64.ln()))?.to_scalar::<f32>()
+            (log_error(error)?.mean_all()? * (-10.0 / 10f64.ln()))?.to_scalar::<f32>()
         };
         for (name, low, residual) in &self.batches {
             let (before, after) = (psnr(residual)?, psnr(&error(trainee, low, residual)?)?);

@@ -9,14 +9,14 @@
 pub mod flow;
 #[doc(hidden)]
 pub mod network;
-#[doc(hidden)]
-pub mod noise;
 mod overlay;
 #[doc(hidden)]
 pub mod plane;
 mod pool;
 mod resize;
 mod retimed;
+#[doc(hidden)]
+pub mod statistics;
 mod synthesis;
 mod tone;
 mod upscale;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The shapes of the networks. `examples/train_lite` trains them; the enhancer runs them.
 
+use super::statistics::Statistics;
+
 /// The shape of a chain of 3×3 convolutions: see [`ConvChain`](crate::ops::ConvChain).
 #[derive(Debug, Clone, Copy)]
 pub struct NetworkShape {
@@ -13,8 +15,9 @@ pub struct NetworkShape {
 /// A super-resolution network for an integer factor. It predicts the luma residual: the original minus its
 /// Lanczos resize.
 ///
-/// The input is the luma with `fold`×`fold` pixels folded into channels (space to depth) and, in one channel more, the
-/// noise level of the frame: [h/fold, w/fold, fold² + 1]. The output has (fold·factor)² channels, unfolded by depth to space.
+/// The input is the luma with `fold`×`fold` pixels folded into channels (space to depth) and, in one channel each,
+/// the [`Statistics`] of the frame: [h/fold, w/fold, fold² + 2]. The output has (fold·factor)² channels, unfolded by depth to
+/// space.
 #[derive(Debug, Clone, Copy)]
 pub struct Upscaler {
     /// Scale factor of each side.
@@ -28,15 +31,12 @@ pub struct Upscaler {
 impl Upscaler {
     /// Channels of the input.
     pub const fn input_channels(&self) -> usize {
-        self.fold * self.fold + 1
+        self.fold * self.fold + 2
     }
 
-    /// The value of the input channel for the noise of a frame whose standard deviation is `noise`, in units of the
-    /// luma.
-    pub fn noise_input(noise: f32) -> f32 {
-        /// From the standard deviation to the scale of the other channels.
-        const SCALE: f32 = 16.0;
-        (SCALE * noise).min(1.0)
+    /// The values of the input channels for the statistics of a frame, scaled to −1..=1.
+    pub fn statistics_input(Statistics { noise, sharpness }: Statistics) -> [f32; 2] {
+        [(32.0 * noise).min(1.0), (4.0 * (sharpness - 0.5)).clamp(-1.0, 1.0)]
     }
 }
 
@@ -45,17 +45,17 @@ pub const UPSCALERS: [Upscaler; 3] = [
     Upscaler {
         factor: 2,
         fold: 2,
-        network: NetworkShape { name: "x2", channels: &[5, 32, 32, 16] },
+        network: NetworkShape { name: "x2", channels: &[6, 32, 32, 32, 16] },
     },
     Upscaler {
         factor: 3,
         fold: 1,
-        network: NetworkShape { name: "x3", channels: &[2, 32, 32, 9] },
+        network: NetworkShape { name: "x3", channels: &[3, 32, 32, 9] },
     },
     Upscaler {
         factor: 4,
         fold: 1,
-        network: NetworkShape { name: "x4", channels: &[2, 32, 32, 32, 16] },
+        network: NetworkShape { name: "x4", channels: &[3, 32, 32, 32, 16] },
     },
 ];
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Upscaling: a Lanczos resize, plus a luma residual that a network predicts from the low-resolution luma and its noise
-//! level.
+//! Upscaling: a Lanczos resize, plus a luma residual that a network predicts from the low-resolution luma and its
+//! statistics.
 
 use rayon::prelude::*;
 
 use super::{
-    network::Upscaler, noise::noise_level, plane::Plane, pool::FramePool, resize::resize,
+    network::Upscaler, plane::Plane, pool::FramePool, resize::resize, statistics::Statistics,
     weights::Networks,
 };
 use crate::{
@@ -46,7 +46,7 @@ fn add_residual(
     cancel: &Cancel,
 ) -> Result<(), Error> {
     let Upscaler { factor, fold, .. } = upscaler;
-    let noise = Upscaler::noise_input(noise_level(luma));
+    let statistics = Upscaler::statistics_input(Statistics::of(luma));
     let size = (luma.width.div_ceil(fold), luma.height.div_ceil(fold));
     let block = fold * factor;
     let stride = large.width() * Frame::COMPONENTS;
@@ -58,7 +58,8 @@ fn add_residual(
         |(band, pixels)| {
             let first = band * band_rows;
             let rows = first..(first + band_rows).min(height.div_ceil(block));
-            let input = |y: usize, row: &mut [f32]| write_input(luma, &upscaler, noise, y, row);
+            let input =
+                |y: usize, row: &mut [f32]| write_input(luma, &upscaler, statistics, y, row);
             let output = |y: usize, row: &[f32]| {
                 cancel.check()?;
                 let lines = pixels.chunks_exact_mut(stride).skip((y - first) * block).take(block);
@@ -72,8 +73,9 @@ fn add_residual(
     )
 }
 
-/// Row y of the network's input, [ceil(w/fold), fold² + 1]: the luma (pixels beyond the border repeat it), then the noise.
-fn write_input(luma: &Plane, upscaler: &Upscaler, noise: f32, y: usize, row: &mut [f32]) {
+/// Row y of the network's input, [ceil(w/fold), fold² + 2]: the luma (pixels beyond the border repeat it), then the
+/// statistics.
+fn write_input(luma: &Plane, upscaler: &Upscaler, statistics: [f32; 2], y: usize, row: &mut [f32]) {
     let (Plane { width, height, values }, fold) = (luma, upscaler.fold);
     for (x, block) in row.chunks_exact_mut(upscaler.input_channels()).enumerate() {
         for dy in 0..fold {
@@ -82,7 +84,7 @@ fn write_input(luma: &Plane, upscaler: &Upscaler, noise: f32, y: usize, row: &mu
                 block[dy * fold + dx] = line[(x * fold + dx).min(width - 1)];
             }
         }
-        block[fold * fold] = noise;
+        block[fold * fold..].copy_from_slice(&statistics);
     }
 }
 
