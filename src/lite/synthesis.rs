@@ -6,7 +6,12 @@ mod avx2;
 
 use rayon::prelude::*;
 
-use super::{flow::Motion, overlay::OverlayRow, plane::LinearTap, tone::Tone};
+use super::{
+    flow::Motion,
+    overlay::OverlayRow,
+    plane::{LinearTap, cubic_neighbourhood, cubic_weights},
+    tone::Tone,
+};
 use crate::engine::{Cancel, Components, Error, Format, Frame};
 
 /// Rows per task of the thread pool.
@@ -201,10 +206,10 @@ fn sample(frame: &Frame, [x, y]: [f32; 2], cubic: bool) -> [f32; 4] {
     };
     let (w, h) = (frame.width(), frame.height());
     let (x, y) = (LinearTap::new(x, w, 1), LinearTap::new(y, h, 1));
-    let columns = weights(x.weight).into_iter().zip(neighbourhood(x.lower, w));
+    let columns = weights(x.weight).into_iter().zip(cubic_neighbourhood(x.lower, w));
     let pixels = frame.pixels().as_chunks::<{ Frame::COMPONENTS }>().0;
     let mut sums = [0.0; Frame::COMPONENTS];
-    for (row_weight, row) in weights(y.weight).into_iter().zip(neighbourhood(y.lower, h)) {
+    for (row_weight, row) in weights(y.weight).into_iter().zip(cubic_neighbourhood(y.lower, h)) {
         for (weight, column) in columns.clone() {
             let pixel = pixels[row * w + column];
             for (sum, value) in sums.iter_mut().zip(pixel) {
@@ -213,24 +218,6 @@ fn sample(frame: &Frame, [x, y]: [f32; 2], cubic: bool) -> [f32; 4] {
         }
     }
     sums
-}
-
-/// The pixel `at` of an axis, the one before and the two after it. Those beyond the ends are replaced by the
-/// outermost ones.
-fn neighbourhood(at: usize, size: usize) -> [usize; 4] {
-    [at.saturating_sub(1), at, (at + 1).min(size - 1), (at + 2).min(size - 1)]
-}
-
-/// The parameter a of [`cubic_weights`]. −0.5 is Catmull-Rom; −0.6 keeps more detail, and was best on test clips.
-const CUBIC: f32 = -0.6;
-
-/// The weights of four consecutive pixels at a position that is a `fraction` of the way from the second to the third.
-/// Source: Keys, "Cubic convolution interpolation for digital image processing", 1981.
-fn cubic_weights(fraction: f32) -> [f32; 4] {
-    let rest = 1.0 - fraction;
-    let outer = [CUBIC * fraction * rest * rest, CUBIC * rest * fraction * fraction];
-    let second = ((CUBIC + 2.0) * fraction - (CUBIC + 3.0)) * fraction * fraction + 1.0;
-    [outer[0], second, 1.0 - outer[0] - second - outer[1], outer[1]]
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{CUBIC, Frame, Row};
+use super::{Frame, Row};
+use crate::lite::plane::CUBIC;
 
 /// [`Row::write`] without alpha.
 #[target_feature(enable = "avx2,fma")]
@@ -65,7 +66,7 @@ pub(super) fn write_row<const IS_CUBIC: bool>(row: Row, pixels: &mut [[u16; 4]])
     }
 }
 
-/// [`cubic_weights`](super::cubic_weights) of four fractions: those of the first two pixels in the lower and upper
+/// [`cubic_weights`](crate::lite::plane::cubic_weights) of four fractions: those of the first two pixels in the lower and upper
 /// half of the first register, those of the other two in the second.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
