@@ -9,12 +9,12 @@ mod common;
 use std::{
     net::TcpListener,
     os::unix::{fs::symlink, net::UnixListener},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
-use application::{Scratch, VIDEO, audio, end, fails, text, venhance};
+use application::{Scratch, VIDEO, audio, end, fails, media, text, venhance};
 use common::decode;
 use gst::ClockTime;
 use gst_video::VideoFormat;
@@ -27,11 +27,6 @@ const SOURCE: &str = "videotestsrc num-buffers=10 pattern=ball";
 
 fn fast(scratch: &Scratch, input: &Path, output: &str) -> Output {
     scratch.enhance(&[&[input.to_str().unwrap(), output], &FAST[..]].concat())
-}
-
-/// A file that GStreamer cannot make.
-fn media(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/media").join(name)
 }
 
 fn succeeds(output: &Output) {

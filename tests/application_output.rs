@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use application::{Scratch, VIDEO, audio, end, fails, text, venhance};
+use application::{Scratch, VIDEO, audio, chapters, end, fails, media, text, venhance};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use common::{decode, run, wait_for};
 use gst::{ClockTime, prelude::*};
@@ -710,6 +710,79 @@ fn other_programs_read_the_progress() {
         (&46.into(), &24.0.into(), &2.0.into())
     );
     assert!(last["position"].as_f64().unwrap() > 1.8, "{last}");
+}
+
+#[test]
+fn chapters_are_kept_and_count_from_where_the_video_begins() {
+    let scratch = Scratch::new();
+    // Two editions, chapters within others, without titles and in other languages. The video begins at 0.5 s.
+    std::fs::copy(media("chapters.mkv"), scratch.path("in.mkv")).unwrap();
+    let begin = ["edition", "0-500 ", "500-4748 終わり"];
+    let other = ["edition", "250-4748 Other edition"];
+    for name in ["out.mkv", "out.webm"] {
+        let run = scratch.fast(&["in.mkv", name]);
+        assert!(run.status.success() && !text(&run).contains("chapters"), "{}", text(&run));
+        assert_eq!(chapters(&scratch.path(name)), [&begin[..], &other].concat());
+    }
+    let run = scratch.fast(&["in.mkv", "out.mp4"]);
+    let lost = "mp4 keeps 255 chapters, without those within others: dropping 1 of 3";
+    assert!(run.status.success() && text(&run).contains(lost), "{}", text(&run));
+    let back = scratch.fast(&["out.mp4", "back.mkv"]);
+    assert!(back.status.success(), "{}", text(&back));
+    assert_eq!(chapters(&scratch.path("back.mkv")), ["edition", "0-500 ", "500-5248 終わり"]);
+}
+
+#[test]
+fn chapters_of_mp4_are_kept() {
+    let scratch = Scratch::new();
+    std::fs::copy(media("chapters.mp4"), scratch.path("in.mp4")).unwrap();
+    let expected = ["edition", "0-500 Anfang „1“", "500-1250 Mitte", "1250-5248 End"];
+    for name in ["out.mp4", "out.mov", "out.mkv"] {
+        let run = scratch.fast(&["in.mp4", name]);
+        assert!(run.status.success() && !text(&run).contains("chapters"), "{}", text(&run));
+        let back = format!("back.{name}.mkv");
+        assert!(scratch.fast(&[name, &back]).status.success());
+        assert_eq!(chapters(&scratch.path(&back)), expected, "{name}");
+    }
+}
+
+#[test]
+fn chapters_within_chapters_stay_there() {
+    let scratch = Scratch::new();
+    std::fs::copy(media("nested.mkv"), scratch.path("in.mkv")).unwrap();
+    assert!(scratch.fast(&["in.mkv", "out.mkv"]).status.success());
+    let expected = [
+        "edition",
+        "0-500 Beginning|Anfang & „Überblick“",
+        ">250-500 Nested",
+        "500-1000 ",
+        "1000-2000 終わり",
+    ];
+    assert_eq!(chapters(&scratch.path("out.mkv")), expected);
+}
+
+#[test]
+fn damaged_chapters_do_no_harm() {
+    let scratch = Scratch::new();
+    let whole = std::fs::read(media("chapters.mp4")).unwrap();
+    let at = whole.windows(4).position(|name| name == b"chpl").unwrap();
+    // The size of the box, its version, the number of chapters, a time, the length and the text of a title.
+    for (position, byte) in [
+        (at - 4, 255),
+        (at - 1, 9),
+        (at + 4, 0),
+        (at + 12, 255),
+        (at + 13, 255),
+        (at + 21, 255),
+        (at + 22, 255),
+    ] {
+        let mut damaged = whole.clone();
+        damaged[position] = byte;
+        std::fs::write(scratch.path("in.mp4"), damaged).unwrap();
+        let run = scratch.fast(&["in.mp4", "out.mp4", "--overwrite"]);
+        assert!(run.status.success(), "{position}: {}", text(&run));
+        assert_eq!(decode(&scratch.path("out.mp4")).times.len(), 40, "{position}");
+    }
 }
 
 #[test]

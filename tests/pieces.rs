@@ -10,7 +10,9 @@ use std::{
     process::Command,
 };
 
-use application::{Disk, Scratch, VIDEO, audio, end, fails, pieces, start, text, venhance};
+use application::{
+    Disk, Scratch, VIDEO, audio, chapters, end, fails, media, pieces, start, text, venhance,
+};
 use common::{decode, run, wait_for};
 use gst::ClockTime;
 use serde_json::{Value, json};
@@ -127,6 +129,27 @@ fn pieces_of_a_variable_rate_have_the_frames_of_a_whole_run() {
     let lite = "--model lite --up-scale 2";
     compare(&scratch, lite, &[7]);
     compare(&scratch, &format!("{lite} --target-fps 20 --rate-mode exact"), &[7]);
+}
+
+#[test]
+fn pieces_and_resumed_runs_have_the_chapters_of_the_input() {
+    let scratch = Scratch::new();
+    std::fs::copy(media("chapters.mkv"), scratch.path("in.mkv")).unwrap();
+    let flags = "--model lite --up-scale 1";
+    let expected = ["edition", "0-500 ", "500-4748 終わり", "edition", "250-4748 Other edition"];
+    in_pieces(&scratch, "out.mkv", flags, 3);
+    assert_eq!(chapters(&scratch.path("out.mkv")), expected);
+
+    let slow = format!("identity sleep-time=10000 ! {ENCODER}");
+    let run = ["in.mkv", "resumed.mkv", "--model", "lite", "--up-scale", "1", "--encoder", &slow];
+    let mut child = start(&scratch, &run);
+    let index = scratch.path("resumed.mkv.partial.json");
+    wait_for("a resume point", || pieces(&index) >= 3 || child.try_wait().unwrap().is_some());
+    child.kill().unwrap();
+    end(&mut child);
+    let said = succeeds(&scratch, &[&run[..], &["--resume"]].concat());
+    assert!(said.contains("resumes at 0:0"), "{said}");
+    assert_eq!(chapters(&scratch.path("resumed.mkv")), expected);
 }
 
 #[test]

@@ -130,6 +130,37 @@ pub fn pieces(index: &Path) -> usize {
     std::fs::read_to_string(index).unwrap_or_default().lines().count()
 }
 
+/// The chapters of a Matroska or WebM file, each as "start-end titles" in milliseconds; an edition as "edition", and
+/// chapters within others after a ">".
+pub fn chapters(file: &Path) -> Vec<String> {
+    fn add(entry: &gst::TocEntry, depth: usize, found: &mut Vec<String>) {
+        let tags = entry.tags();
+        let titles = tags.iter().flat_map(|tags| tags.iter_tag::<gst::tags::Title>());
+        let titles = titles.map(|title| title.get().to_owned()).collect::<Vec<_>>().join("|");
+        let (start, stop) = entry.start_stop_times().unwrap();
+        found.push(match entry.entry_type() {
+            gst::TocEntryType::Edition => "edition".into(),
+            _ => {
+                format!("{}{}-{} {titles}", ">".repeat(depth), start / 1_000_000, stop / 1_000_000)
+            }
+        });
+        let depth = depth + usize::from(entry.entry_type() != gst::TocEntryType::Edition);
+        entry.sub_entries().iter().for_each(|entry| add(entry, depth, found));
+    }
+    common::init();
+    let discoverer = gst_pbutils::Discoverer::new(gst::ClockTime::from_seconds(10)).unwrap();
+    let uri = gst::glib::filename_to_uri(file, None).unwrap();
+    let toc = discoverer.discover_uri(&uri).unwrap().toc();
+    let mut found = Vec::new();
+    toc.iter().flat_map(|toc| toc.entries()).for_each(|entry| add(&entry, 0, &mut found));
+    found
+}
+
+/// A file that GStreamer cannot make.
+pub fn media(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/media").join(name)
+}
+
 pub fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

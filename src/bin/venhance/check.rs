@@ -17,11 +17,13 @@ use crate::{
 const ROUNDING: ClockTime = ClockTime::from_mseconds(5);
 
 impl Session {
-    /// Leaves out the streams without packets, which would make an output that cannot be read, and says so.
-    pub fn leave_out_empty_streams(&self, source: &mut Source) -> Result<(), Failure> {
+    /// Leaves out the streams without packets, which would make an output that cannot be read, and says so. Finds out
+    /// where chapters count from.
+    pub fn read_beginnings(&self, source: &mut Source) -> Result<(), Failure> {
         let others = source.audio.iter().chain(&source.subtitles);
         let known = others.filter(|stream| !stream.is(UNKNOWN_SUBTITLES));
-        let ids: Vec<_> = known.map(|stream| stream.id.clone()).collect();
+        let video = source.chapters.count_as_packets().then_some(&source.video);
+        let ids: Vec<_> = known.chain(video).map(|stream| stream.id.clone()).collect();
         if ids.is_empty() {
             return Ok(());
         }
@@ -35,6 +37,10 @@ impl Session {
         if streams.is_empty() {
             // The enhancement reports the reason.
             return Ok(());
+        }
+        let begin = streams.get(&source.video.id).and_then(|video| video.begin);
+        if let Some(begin) = begin.filter(|_| source.chapters.count_as_packets()) {
+            source.chapters.count_from(begin);
         }
         for (name, others) in [("sound", &mut source.audio), ("subtitle", &mut source.subtitles)] {
             others.retain(|stream| {

@@ -7,6 +7,7 @@
 //!                       ├─► target     container and encoders of the output
 //!                       ├─► pipeline   work: IN to the partial file; finish: partial file to OUT
 //!                       ├─► partial    the partial file and its index, for --resume
+//!                       ├─► chapters   chapters of IN, for OUT
 //!                       ├─► check      empty streams, content of OUT
 //!                       ├─► trial      tries an encoder
 //!                       ├─► settings   properties, prompts, what --resume compares
@@ -19,12 +20,14 @@
 //!                  └─► serve          a web page that runs this program for each video (feature `serve`)
 //! ```
 //!
-//! `demuxers` works around faults of demuxers; `console` prints for all of them; `local` keeps GStreamer from opening
+//! `boxes` finds the boxes of MP4 files; `demuxers` works around faults of demuxers; `console` prints for all of them; `local` keeps GStreamer from opening
 //! anything but the named files.
 
 #[macro_use]
 mod console;
 mod args;
+mod boxes;
+mod chapters;
 mod check;
 mod compare;
 mod compare_page;

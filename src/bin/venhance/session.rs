@@ -82,7 +82,7 @@ impl Session {
     pub fn prepare(&self, mut source: Source, output: &Path) -> Result<Prepared, Failure> {
         let container = Container::of(output)?;
         let mut encoder = Encoder::new(container, self.args.encoder.as_deref(), self.args.quality)?;
-        self.leave_out_empty_streams(&mut source)?;
+        self.read_beginnings(&mut source)?;
         // Some videos do not say their size before they are decoded.
         let size = self.output(&source).ok().map(|output| output.size);
         if let Some(size) = size {
@@ -323,7 +323,7 @@ impl Session {
         let _signals = self.signals.watch();
         let finished = match end {
             Ok(End::Eos(_)) => finish
-                .remove_audio_delay(&file, &paths.finished)
+                .edit_boxes(&file, &paths.finished)
                 // Demuxers count from the first frame of a file, or from 0: compare what they find in both files.
                 .and_then(|()| self.video_of(finish.source, &paths.video))
                 .and_then(|video| self.check_finished(finish, &paths.finished, video.span()))
@@ -388,6 +388,16 @@ pub fn conversions(source: &Source, container: &Container) -> Result<Vec<String>
                 }
             });
         }
+    }
+    if let (all, kept) = source.chapters.counts()
+        && container.has_boxes()
+        && kept < all
+    {
+        notes.push(format!(
+            "{} keeps 255 chapters, without those within others: dropping {} of {all}",
+            container.muxer.replace("mux", ""),
+            all - kept
+        ));
     }
     Ok(notes)
 }

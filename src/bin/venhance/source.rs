@@ -11,7 +11,7 @@ use std::{
 use gst::{ClockTime, glib, prelude::*};
 use gst_pbutils::prelude::*;
 
-use crate::{demuxers::hide_duration, failure::Failure, local};
+use crate::{chapters::Chapters, demuxers::hide_duration, failure::Failure, local};
 
 /// A stream of the file.
 #[derive(Debug, Clone)]
@@ -45,6 +45,7 @@ pub struct Source {
     pub subtitles: Vec<Stream>,
     /// The tags of the file as a whole.
     pub tags: gst::TagList,
+    pub chapters: Chapters,
 }
 
 /// The frame rate of a picture, which becomes a video of one frame, and of a video without timestamps.
@@ -145,15 +146,16 @@ impl Source {
                 })
                 .collect(),
             tags: container.unwrap_or_default(),
+            chapters: Chapters::read(&path, info.toc(), duration),
             path,
         })
     }
 }
 
 impl Source {
-    /// Without sound and subtitles.
+    /// Without sound, subtitles and chapters.
     pub fn video_only(self) -> Self {
-        Self { audio: Vec::new(), subtitles: Vec::new(), ..self }
+        Self { audio: Vec::new(), subtitles: Vec::new(), chapters: Chapters::default(), ..self }
     }
 }
 

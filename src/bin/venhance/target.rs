@@ -78,8 +78,8 @@ impl Container {
         }
     }
 
-    /// Whether the format has edit lists, which say what part of a track is played.
-    pub fn has_edit_lists(&self) -> bool {
+    /// Whether it is MP4 or QuickTime.
+    pub fn has_boxes(&self) -> bool {
         ["mp4mux", "qtmux"].contains(&self.muxer)
     }
 

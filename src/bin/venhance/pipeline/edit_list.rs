@@ -8,9 +8,11 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Seek, SeekFrom, Write},
     ops::Range,
 };
+
+use crate::boxes::{children, find, number, read_moov};
 
 /// Skips the first packet of audio tracks; `tracks` has their numbers among the audio tracks.
 pub fn skip_first_packet(mut file: &File, tracks: &[usize]) -> io::Result<()> {
@@ -25,18 +27,6 @@ pub fn skip_first_packet(mut file: &File, tracks: &[usize]) -> io::Result<()> {
     }
     file.seek(SeekFrom::Start(moov.start))?;
     file.write_all(&bytes)
-}
-
-/// The position and the content of the moov box.
-fn read_moov(mut file: &File) -> io::Result<(Range<u64>, Vec<u8>)> {
-    let Some(moov) = find_moov(file)? else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it has no moov box"));
-    };
-    let length = usize::try_from(moov.end - moov.start).map_err(io::Error::other)?;
-    let mut bytes = vec![0; length];
-    file.seek(SeekFrom::Start(moov.start))?;
-    file.read_exact(&mut bytes)?;
-    Ok((moov, bytes))
 }
 
 /// The audio tracks.
@@ -70,60 +60,4 @@ fn skip_packet(moov: &mut [u8], trak: &Range<usize>, length: usize) -> Option<()
     moov[last..last + 4].copy_from_slice(&duration.to_be_bytes());
     moov[last + 4..last + 8].copy_from_slice(&start.checked_add(packet)?.to_be_bytes());
     Some(())
-}
-
-/// The position of the content of the moov box in the file.
-fn find_moov(mut file: &File) -> io::Result<Option<Range<u64>>> {
-    let (mut at, end) = (0, file.metadata()?.len());
-    while at + 8 <= end {
-        file.seek(SeekFrom::Start(at))?;
-        let mut header = [0; 16];
-        file.read_exact(&mut header[..8])?;
-        let short = u64::from(u32::from_be_bytes([header[0], header[1], header[2], header[3]]));
-        let (size, content) = match short {
-            0 => (end - at, 8),
-            1 => {
-                file.read_exact(&mut header[8..])?;
-                let mut long = [0; 8];
-                long.copy_from_slice(&header[8..]);
-                (u64::from_be_bytes(long), 16)
-            }
-            size => (size, 8),
-        };
-        if size < content || size > end - at {
-            break;
-        }
-        if &header[4..8] == b"moov" {
-            return Ok(Some(at + content..at + size));
-        }
-        at += size;
-    }
-    Ok(None)
-}
-
-/// The content of the first box at a path of names in a range of bytes.
-fn find(bytes: &[u8], within: &Range<usize>, path: &[&[u8; 4]]) -> Option<Range<usize>> {
-    path.iter().try_fold(within.clone(), |within, name| {
-        children(bytes, within).into_iter().find(|(found, _)| found == *name).map(|(_, at)| at)
-    })
-}
-
-/// The names and contents of the boxes in a range of bytes.
-fn children(bytes: &[u8], within: Range<usize>) -> Vec<([u8; 4], Range<usize>)> {
-    let (mut at, mut found) = (within.start, Vec::new());
-    while at + 8 <= within.end {
-        let Some(size) = number(bytes, at).map(|size| size as usize) else { break };
-        if size < 8 || size > within.end - at {
-            break;
-        }
-        let name = [bytes[at + 4], bytes[at + 5], bytes[at + 6], bytes[at + 7]];
-        found.push((name, at + 8..at + size));
-        at += size;
-    }
-    found
-}
-
-/// The big-endian number at a position.
-fn number(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes)
 }

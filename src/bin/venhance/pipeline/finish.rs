@@ -40,6 +40,9 @@ impl Finish<'_> {
         if let Some(setter) = muxer.dynamic_cast_ref::<gst::TagSetter>() {
             setter.merge_tags(&self.source.tags, gst::TagMergeMode::Keep);
         }
+        if let Some(setter) = muxer.dynamic_cast_ref::<gst::TocSetter>() {
+            setter.set_toc(self.source.chapters.toc().as_ref());
+        }
         let file = make("fdsink")?;
         file.set_property("name", WRITER);
         file.set_property("fd", finished.as_raw_fd());
@@ -48,7 +51,7 @@ impl Finish<'_> {
         let frames = self.content.frames;
         let video = chain(&pipeline, &format!("{} ! queue", self.encoder.finish(frames)))?;
         let pad = link_to_muxer(&static_pad(&video, "src")?, &muxer, "video_%u")?;
-        end_last_packet(&pad, self.content, self.container.has_edit_lists());
+        end_last_packet(&pad, self.content, self.container.has_boxes());
         let sink = static_pad(&video, "sink")?;
         keep_times(&sink);
         let caps = self.content.caps.clone();
@@ -65,9 +68,9 @@ impl Finish<'_> {
         Ok((self.source.audio.len(), kept.count()))
     }
 
-    /// Removes the encoder's delay from the audio of a written file.
-    pub fn remove_audio_delay(&self, finished: &File, path: &Path) -> Result<(), Failure> {
-        if !self.container.has_edit_lists() {
+    /// Does what the muxer of a written file does not: removes the encoder's delay from the audio, and writes chapters.
+    pub fn edit_boxes(&self, finished: &File, path: &Path) -> Result<(), Failure> {
+        if !self.container.has_boxes() {
             return Ok(());
         }
         let audio = self.source.audio.iter().map(|stream| self.container.audio(stream));
@@ -77,11 +80,13 @@ impl Finish<'_> {
             _ => None,
         };
         let tracks: Vec<_> = treatments.into_iter().enumerate().filter_map(encoded).collect();
-        match tracks.is_empty() {
-            true => Ok(()),
-            false => edit_list::skip_first_packet(finished, &tracks)
-                .map_err(|error: io::Error| Failure::output(path, &error)),
-        }
+        let edit = || {
+            if !tracks.is_empty() {
+                edit_list::skip_first_packet(finished, &tracks)?;
+            }
+            self.source.chapters.write_box(finished)
+        };
+        edit().map_err(|error: io::Error| Failure::output(path, &error))
     }
 }
 

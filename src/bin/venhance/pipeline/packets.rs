@@ -21,6 +21,8 @@ pub struct Contents {
     pub first: Option<ClockTime>,
     /// The latest running time at which one begins.
     pub last: Option<ClockTime>,
+    /// Where a player begins, as packets count time.
+    pub begin: Option<ClockTime>,
     /// Whether it is neither sound nor text.
     pub video: bool,
 }
@@ -101,6 +103,7 @@ impl Contents {
             let before_end = segment.stop().is_none_or(|stop| time.is_some_and(|time| time < stop));
             before_end.then(|| segment.to_running_time(time)).flatten()
         });
+        self.begin = segment.and_then(|segment| segment.start());
         self.shown += u64::from(shown.is_some());
         self.first = self.first.into_iter().chain(shown).min();
         self.last = self.last.max(shown);

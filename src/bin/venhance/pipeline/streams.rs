@@ -3,7 +3,7 @@
 
 use gst::prelude::*;
 
-use super::parts::{Form, chain, decoder, link_to_muxer, read, static_pad};
+use super::parts::{Form, chain, decoder, drop_if, link_to_muxer, read, static_pad};
 use crate::{
     failure::Failure,
     source::{Source, Stream},
@@ -34,7 +34,12 @@ pub fn copy_other_streams(
             }
         };
         let chain = chain(pipeline, &format!("{description} ! queue"))?;
-        pads.push(link_to_muxer(&static_pad(&chain, "src")?, muxer, template)?);
+        let pad = link_to_muxer(&static_pad(&chain, "src")?, muxer, template)?;
+        // The muxer has the chapters, counted from where the video begins.
+        pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
+            drop_if(info.event().is_some_and(|event| event.type_() == gst::EventType::Toc))
+        });
+        pads.push(pad);
         let sink = static_pad(&chain, "sink")?;
         if treatment == Treatment::RemoveMarkup {
             sink.add_probe(gst::PadProbeType::BUFFER, |_, info| {
