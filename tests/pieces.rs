@@ -6,6 +6,7 @@ mod application;
 mod common;
 
 use std::{
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -60,9 +61,24 @@ fn in_pieces(scratch: &Scratch, output: &str, flags: &str, pieces: u64) -> Vec<V
     let last = (pieces.len() - 1).to_string();
     succeeds(scratch, &["piece", "job.json", "--from", "0", "--to", &last]);
     succeeds(scratch, &["join", "job.json"]);
-    assert!(!scratch.path(&format!("{output}.pieces")).exists());
+    assert!(folders(scratch, output).is_empty());
     scratch.nothing_left(output);
     pieces
+}
+
+/// The folders of pieces for an output.
+fn folders(scratch: &Scratch, output: &str) -> Vec<PathBuf> {
+    let output = scratch.path(output);
+    let begin = format!("{}.", output.file_name().unwrap().to_str().unwrap());
+    let entries = output.parent().unwrap().read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let mut folders: Vec<_> = entries
+        .filter(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name.starts_with(&begin) && name.ends_with(".pieces")
+        })
+        .collect();
+    folders.sort();
+    folders
 }
 
 fn succeeds(scratch: &Scratch, arguments: &[&str]) -> String {
@@ -147,6 +163,9 @@ fn pieces_and_resumed_runs_have_the_chapters_of_the_input() {
     wait_for("a resume point", || pieces(&index) >= 3 || child.try_wait().unwrap().is_some());
     child.kill().unwrap();
     end(&mut child);
+    // The content of the input counts, not when it was written.
+    let input = std::fs::File::options().write(true).open(scratch.path("in.mkv")).unwrap();
+    input.set_modified(std::time::UNIX_EPOCH).unwrap();
     let said = succeeds(&scratch, &[&run[..], &["--resume"]].concat());
     assert!(said.contains("resumes at 0:0"), "{said}");
     assert_eq!(chapters(&scratch.path("resumed.mkv")), expected);
@@ -183,9 +202,10 @@ fn join(scratch: &Scratch, output: &str) {
     assert!(pixels(&out) == pixels(&whole));
 }
 
-/// The files in the folder of the pieces whose names begin and end like this.
-fn piece_files(scratch: &Scratch, folder: &str, begin: &str, end: &str) -> Vec<PathBuf> {
-    let entries = scratch.path(folder).read_dir().into_iter().flatten();
+/// The files in the folders of the pieces of an output whose names begin and end like this.
+fn piece_files(scratch: &Scratch, output: &str, begin: &str, end: &str) -> Vec<PathBuf> {
+    let folders = folders(scratch, output);
+    let entries = folders.iter().flat_map(|folder| folder.read_dir().unwrap());
     let paths = entries.map(|entry| entry.unwrap().path()).filter(|path| {
         let name = path.file_name().unwrap().to_str().unwrap();
         name.starts_with(begin) && name.ends_with(end)
@@ -203,8 +223,8 @@ fn damaged_and_missing_pieces_are_named_and_only_they_are_made_again() {
     let all = ["piece", "job.json", "--from", "0", "--to", "4"];
     succeeds(&scratch, &all);
     assert!(job(&["status"]).contains("5 pieces: 100% of 226 frames, 0 running"));
-    let folder = "out.mkv.pieces";
-    let file = |piece: &str| piece_files(&scratch, folder, &format!("{piece}-"), ".mkv")[0].clone();
+    let files = |begin: &str, end: &str| piece_files(&scratch, "out.mkv", begin, end);
+    let file = |piece: &str| files(&format!("{piece}-"), ".mkv")[0].clone();
     let before = file("0000").metadata().unwrap().modified().unwrap();
     let mut changed = std::fs::read(file("0001")).unwrap();
     *changed.last_mut().unwrap() ^= 1;
@@ -220,7 +240,7 @@ fn damaged_and_missing_pieces_are_named_and_only_they_are_made_again() {
     let truncated = std::fs::File::options().write(true).open(file("0002")).unwrap();
     truncated.set_len(truncated.metadata().unwrap().len() - 1).unwrap();
     std::fs::remove_file(file("0003")).unwrap();
-    std::fs::write(scratch.path(folder).join("0004.json"), "{\"job\":").unwrap();
+    std::fs::write(&files("0004", ".json")[0], "{\"file\":").unwrap();
     refused(&[
         "piece 2 is damaged: 0002-",
         "piece 3 is damaged: 0003-",
@@ -249,16 +269,120 @@ fn pieces_of_another_plan_or_input_are_not_used() {
     let again = ["plan", "in.mkv", "out.mkv", "--model", "lite", "--pieces", "2", "-o", "job.json"];
     fails(&scratch.enhance(&again), 2, "job.json exists: replace it with --overwrite");
     succeeds(&scratch, &[&again[..], &["--overwrite"]].concat());
-    fails(
-        &scratch.enhance(&["join", "job.json"]),
-        3,
-        "piece 0 is of another plan, piece 1 is missing",
-    );
+    fails(&scratch.enhance(&["join", "job.json"]), 3, "piece 0 is missing, piece 1 is missing");
+    // The pieces of the first plan are still there.
+    assert_eq!(piece_files(&scratch, "out.mkv", "0000-", ".mkv").len(), 1);
+
+    // The content of the input counts, not when it was written.
     let input = std::fs::File::options().write(true).open(scratch.path("in.mkv")).unwrap();
     input.set_modified(std::time::UNIX_EPOCH).unwrap();
-    fails(&scratch.enhance(&["piece", "job.json", "0"]), 2, "input time was");
+    succeeds(&scratch, &["piece", "job.json", "0"]);
+    let mut changed = std::fs::read(scratch.path("in.mkv")).unwrap();
+    *changed.last_mut().unwrap() ^= 1;
+    std::fs::write(scratch.path("in.mkv"), changed).unwrap();
+    fails(&scratch.enhance(&["piece", "job.json", "1"]), 2, "input digest was");
     std::fs::write(scratch.path("job.json"), "{}").unwrap();
     fails(&scratch.enhance(&["piece", "job.json", "0"]), 3, "make one with venhance plan");
+}
+
+/// The arguments of a plan for `job` of two pieces of `in.mkv`.
+fn plan_for<'a>(output: &'a str, job: &'a str) -> Vec<&'a str> {
+    let flags = "--model lite --up-scale 1 --pieces 2 -o";
+    let flags = flags.split(' ').chain([job]);
+    ["plan", "in.mkv", output].into_iter().chain(flags).collect()
+}
+
+#[test]
+fn two_jobs_for_one_output_do_not_touch_each_other() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    succeeds(&scratch, &plan_for("out.mkv", "a.json"));
+    succeeds(&scratch, &[&plan_for("out.mkv", "b.json")[..], &["--target-fps", "0/1"]].concat());
+    for job in ["a.json", "b.json"] {
+        succeeds(&scratch, &["piece", job, "--from", "0", "--to", "1"]);
+    }
+    let frames = || decode(&scratch.path("out.mkv")).times.len();
+    succeeds(&scratch, &["join", "a.json"]);
+    assert_eq!(frames(), 226);
+    let refused = scratch.enhance(&["join", "b.json"]);
+    fails(&refused, 2, "out.mkv exists and is not the output of b.json: move it away");
+    assert!(!succeeds(&scratch, &["status", "b.json"]).contains(": finished"));
+    assert_eq!(frames(), 226);
+    std::fs::remove_file(scratch.path("out.mkv")).unwrap();
+    succeeds(&scratch, &["join", "b.json"]);
+    assert_eq!(frames(), 76);
+    // Now the first job is not finished any more.
+    assert!(succeeds(&scratch, &["join", "b.json"]).contains("already finished"));
+    assert!(succeeds(&scratch, &["status", "a.json"]).contains("waiting"));
+}
+
+#[test]
+fn a_file_that_was_there_before_is_not_the_output_of_a_job() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    std::fs::copy(scratch.path("in.mkv"), scratch.path("out.mkv")).unwrap();
+    let plan = [&plan_for("out.mkv", "job.json")[..], &["--overwrite"]].concat();
+    succeeds(&scratch, &plan);
+    let all = ["piece", "job.json", "--from", "0", "--to", "1"];
+    succeeds(&scratch, &all);
+    for folder in folders(&scratch, "out.mkv") {
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+    assert!(!succeeds(&scratch, &["status", "job.json"]).contains(": finished"));
+    fails(&scratch.enhance(&["join", "job.json"]), 3, "piece 0 is missing, piece 1 is missing");
+    assert!(!succeeds(&scratch, &all).contains("already finished"));
+    succeeds(&scratch, &["join", "job.json"]);
+    assert_eq!(decode(&scratch.path("out.mkv")).times.len(), 226);
+    assert!(succeeds(&scratch, &["status", "job.json"]).contains("out.mkv: finished"));
+    assert!(succeeds(&scratch, &all).contains("already finished"));
+    assert!(folders(&scratch, "out.mkv").is_empty());
+    std::fs::write(scratch.path("out.mkv"), "other").unwrap();
+    assert!(!succeeds(&scratch, &["status", "job.json"]).contains(": finished"));
+}
+
+#[test]
+fn a_join_leaves_the_partial_file_of_an_interrupted_run() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    std::fs::write(scratch.path("out.mkv.partial.mkv"), "an hour of work").unwrap();
+    succeeds(&scratch, &plan_for("out.mkv", "job.json"));
+    succeeds(&scratch, &["piece", "job.json", "--from", "0", "--to", "1"]);
+    succeeds(&scratch, &["join", "job.json"]);
+    let partial = std::fs::read(scratch.path("out.mkv.partial.mkv")).unwrap();
+    assert_eq!(partial, b"an hour of work");
+}
+
+#[test]
+fn a_plan_that_fails_leaves_nothing() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    let files = || scratch.0.path().read_dir().unwrap().count();
+    let before = files();
+    let refused = scratch.enhance(&plan_for("missing/out.mkv", "job.json"));
+    fails(&refused, 4, "cannot write");
+    let refused = scratch.enhance(&plan_for("out.mkv", "missing/job.json"));
+    fails(&refused, 4, "cannot write");
+    std::fs::create_dir(scratch.path("in")).unwrap();
+    std::fs::write(scratch.path("in/a.mp4"), "damaged").unwrap();
+    let flags = ["--model", "lite", "--pieces", "2", "-o", "jobs"];
+    let refused = scratch.enhance(&[&["plan", "in", "out"], &flags[..]].concat());
+    fails(&refused, 3, "1 of 1 videos have no job file");
+    assert_eq!(files(), before + 1);
+}
+
+#[test]
+fn names_that_a_job_file_cannot_contain_are_refused_before_the_work() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    let odd = std::ffi::OsStr::from_bytes(b"\xff.mkv");
+    std::fs::copy(scratch.path("in.mkv"), scratch.0.path().join(odd)).unwrap();
+    for (input, output) in [(odd, "out.mkv".as_ref()), ("in.mkv".as_ref(), odd)] {
+        let mut plan = venhance();
+        plan.current_dir(scratch.0.path()).arg("plan").args([input, output]);
+        plan.args(["--overwrite", "--model", "lite", "--pieces", "2", "-o", "job.json"]);
+        fails(&plan.output().unwrap(), 2, "is not in UTF-8, which a job file needs: rename it");
+        assert!(!scratch.path("job.json").exists());
+    }
 }
 
 #[test]
@@ -289,13 +413,13 @@ fn two_processes_on_one_piece_do_no_harm() {
     // Slow enough to run beside each other.
     plan(&scratch, "out.mkv", &format!("identity sleep-time=10000 ! {ENCODER}"), "2");
     let mut both = [0, 1].map(|_| start(&scratch, &["piece", "job.json", "0"]));
-    let partials = || piece_files(&scratch, "out.mkv.pieces", "0000.", "partial.mkv").len();
+    let partials = || piece_files(&scratch, "out.mkv", "0000.", "partial.mkv").len();
     wait_for("both to write", || partials() == 2);
     assert!(both.iter_mut().all(|child| end(child).success()));
     assert_eq!(partials(), 0);
     succeeds(&scratch, &["piece", "job.json", "1"]);
     join(&scratch, "out.mkv");
-    assert!(!scratch.path("out.mkv.pieces").exists());
+    assert!(folders(&scratch, "out.mkv").is_empty());
 }
 
 #[test]
@@ -305,7 +429,7 @@ fn a_killed_piece_continues() {
     plan(&scratch, "out.mkv", &format!("identity sleep-time=10000 ! {ENCODER}"), "2");
     succeeds(&scratch, &["piece", "job.json", "0"]);
     let mut child = start(&scratch, &["piece", "job.json", "1"]);
-    let index = scratch.path("out.mkv.pieces/0001.partial.json");
+    let index = folders(&scratch, "out.mkv")[0].join("0001.partial.json");
     wait_for("a resume point", || pieces(&index) >= 3 || child.try_wait().unwrap().is_some());
     let status = || succeeds(&scratch, &["status", "job.json"]);
     let running = status();
@@ -397,6 +521,7 @@ fn a_job_file_that_no_plan_writes_is_refused() {
         ("start", json!(1)),
         ("time", json!(u64::MAX)),
         ("name", json!("../0000")),
+        ("name", json!("0001")),
     ] {
         refused(&|job| job["pieces"][0][name] = value.clone(), 3, "is damaged");
     }
@@ -406,5 +531,5 @@ fn a_job_file_that_no_plan_writes_is_refused() {
     longer["pieces"][1]["frames"] = json!(100);
     std::fs::write(scratch.path("job.json"), longer.to_string()).unwrap();
     fails(&scratch.enhance(&["piece", "job.json", "1"]), 3, "planned were 100");
-    assert!(piece_files(&scratch, "out.mp4.pieces", "0001.partial", "").is_empty());
+    assert!(piece_files(&scratch, "out.mp4", "0001.partial", "").is_empty());
 }

@@ -97,7 +97,7 @@ const PIECE_NOTES: &str = "A finished piece stays, an interrupted one continues.
 
 ";
 
-const JOIN_NOTES: &str = "Sound, subtitles and tags are those of the input. The video is not encoded again. The pieces are \
+const JOIN_NOTES: &str = "Sound, subtitles, chapters and tags are those of the input. The video is not encoded again. The pieces are \
 removed.
 
 ";

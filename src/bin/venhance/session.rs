@@ -133,7 +133,7 @@ impl Session {
             }
         };
         let finish = Finish { source: &source, container, encoder: &encoder, content: &content };
-        self.finish(&finish, &paths)?;
+        self.finish(&finish, &paths, || Ok(()))?;
         if let Some(picture) = &self.args.compare {
             match is_page(picture) {
                 true => {
@@ -313,8 +313,13 @@ impl Session {
         }
     }
 
-    /// Writes the finished file, checks it, and removes the temporary ones.
-    pub fn finish(&self, finish: &Finish<'_>, paths: &Paths) -> Result<(), Failure> {
+    /// Writes the finished file, checks it, and removes the temporary ones. `record` runs before it gets its name.
+    pub fn finish(
+        &self,
+        finish: &Finish<'_>,
+        paths: &Paths,
+        record: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let file = paths.create_finished()?;
         let pipeline = finish.pipeline(&paths.video, &file)?;
         let end = self.run(&pipeline, finish.source, &paths.output, None);
@@ -327,6 +332,7 @@ impl Session {
                 // Demuxers count from the first frame of a file, or from 0: compare what they find in both files.
                 .and_then(|()| self.video_of(finish.source, &paths.video))
                 .and_then(|video| self.check_finished(finish, &paths.finished, video.span()))
+                .and_then(|()| record())
                 .and_then(|()| paths.publish(&file)),
             Ok(End::Interrupted) => {
                 Err(cancelled(&format!("all frames are finished; {}", paths.how_to_continue)))

@@ -5,7 +5,6 @@
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom},
-    os::unix::fs::MetadataExt,
     path::Path,
 };
 
@@ -112,15 +111,10 @@ impl Session {
         let input_digest = digest(&source.path);
         let input_digest = input_digest.map_err(|error| Failure::input(&source.path, error))?;
         let metadata = source.path.metadata().ok();
-        // Nanoseconds since 1970.
-        let modified = metadata.as_ref().map_or(0, |metadata| {
-            i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec())
-        });
         let mut settings = Settings::from([
             ("version".into(), env!("CARGO_PKG_VERSION").into()),
             ("input".into(), source.path.display().to_string()),
             ("input size".into(), metadata.map_or(0, |metadata| metadata.len()).to_string()),
-            ("input time".into(), modified.to_string()),
             ("input digest".into(), input_digest),
             ("encoder".into(), encoder.description.clone()),
         ]);
@@ -157,7 +151,7 @@ fn digests(path: &Path) -> io::Result<String> {
 }
 
 /// The SHA-256 of the length, the beginning and the end of a file.
-fn digest(path: &Path) -> io::Result<String> {
+pub fn digest(path: &Path) -> io::Result<String> {
     const PART: u64 = 1 << 20;
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();

@@ -17,7 +17,7 @@ use crate::{
     failure::Failure,
     partial::{ResumePoint, Settings, changes},
     properties::{self, Property},
-    settings::hex,
+    settings::{digest, hex},
 };
 
 /// Of the format.
@@ -33,8 +33,8 @@ pub struct Job {
     pub version: u32,
     pub input: PathBuf,
     pub output: PathBuf,
-    /// Folder of the pieces.
-    pub folder: PathBuf,
+    /// Whether an output of another job or run is replaced.
+    pub overwrite: bool,
     /// As given by `--encoder` and `--quality`.
     pub encoder: Option<String>,
     pub quality: Option<u32>,
@@ -65,6 +65,11 @@ pub struct Piece {
 }
 
 impl Piece {
+    /// The name of the piece with this number.
+    pub fn name_of(index: usize) -> String {
+        format!("{index:04}")
+    }
+
     pub fn start(&self) -> ResumePoint {
         let Self { start, time, skip, .. } = *self;
         ResumePoint { time: ClockTime::from_nseconds(time), skip, frames: start }
@@ -82,13 +87,28 @@ pub struct JobFile {
     /// Tells it from other jobs with the same output.
     pub id: String,
     pub job: Job,
+    /// Folder of the pieces, which no other job uses.
+    pub folder: PathBuf,
+}
+
+/// Says that a job is finished, in a file beside the job file.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Joined {
+    /// The id of the job.
+    job: String,
+    /// That of its output.
+    digest: String,
 }
 
 impl JobFile {
     pub fn new(path: &Path, job: Job) -> Result<Self, Failure> {
         let text =
             serde_json::to_vec(&job).map_err(|error| Failure::output(path, &error.into()))?;
-        Ok(Self { path: path.to_owned(), id: hex(&Sha256::digest(text))[..16].to_owned(), job })
+        let id = hex(&Sha256::digest(text))[..16].to_owned();
+        let mut folder = job.output.clone().into_os_string();
+        folder.push(format!(".{id}.pieces"));
+        Ok(Self { path: path.to_owned(), id, job, folder: folder.into() })
     }
 
     /// Reads a job file.
@@ -125,9 +145,13 @@ impl JobFile {
         }
     }
 
-    /// Writes the file under a temporary name and renames it.
+    /// Writes the file under a temporary name and renames it. The job is not finished, also if it was before.
     pub fn write(&self) -> Result<(), Failure> {
         let failed = |error| Failure::output(&self.path, &error);
+        match std::fs::remove_file(self.joined()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
         let text = serde_json::to_vec_pretty(&self.job).map_err(|error| failed(error.into()))?;
         write_whole(&self.path, &text).map_err(failed)
     }
@@ -171,9 +195,47 @@ impl JobFile {
         }
     }
 
-    /// Whether the output has been written and the pieces are gone.
+    fn joined(&self) -> PathBuf {
+        let mut path = self.path.clone().into_os_string();
+        path.push(".joined");
+        path.into()
+    }
+
+    /// Whether the output is there and of this job.
     pub fn is_joined(&self) -> bool {
-        self.job.output.is_file() && !self.job.folder.exists()
+        let text = File::open(self.joined()).and_then(|file| {
+            let mut text = Vec::new();
+            file.take(MAX_SIZE).read_to_end(&mut text).map(|_| text)
+        });
+        let joined = text.ok().and_then(|text| serde_json::from_slice::<Joined>(&text).ok());
+        joined.is_some_and(|joined| {
+            let is_whole = digest(&self.job.output).is_ok_and(|digest| digest == joined.digest);
+            joined.job == self.id && is_whole
+        })
+    }
+
+    /// Records that a file, which then gets the name of the output, is the output of this job. If that does not come
+    /// about, the job is not finished.
+    pub fn record_joined(&self, finished: &Path) -> Result<(), Failure> {
+        let digest = digest(finished).map_err(|error| Failure::output(finished, &error))?;
+        let path = self.joined();
+        serde_json::to_vec(&Joined { job: self.id.clone(), digest })
+            .map_err(io::Error::from)
+            .and_then(|text| write_whole(&path, &text))
+            .map_err(|error| Failure::output(&path, &error))
+    }
+
+    /// Fails if the output exists and may not be replaced.
+    pub fn check_output(&self) -> Result<(), Failure> {
+        let output = &self.job.output;
+        match output.exists() && !self.job.overwrite {
+            true => Err(Failure::usage(format!(
+                "{} exists and is not the output of {}: move it away, or plan again with --overwrite",
+                output.display(),
+                self.path.display()
+            ))),
+            false => Ok(()),
+        }
     }
 }
 
@@ -188,16 +250,16 @@ impl Job {
             return Err(format!("it has version {}, this program reads {VERSION}", self.version));
         }
         let mut before: Option<&Piece> = None;
-        for piece in &self.pieces {
+        for (index, piece) in self.pieces.iter().enumerate() {
             let follows = match before {
                 Some(before) => piece.start == before.end() && piece.time > before.time,
                 None => piece.start == 0,
             };
             let possible = piece.start.checked_add(piece.frames).is_some()
                 && piece.time <= i64::MAX as u64
-                && piece.name.chars().all(|c| c.is_ascii_digit());
-            if !(follows && possible) || piece.frames == 0 || piece.name.is_empty() {
-                return Err(format!("its piece {} is damaged", piece.name));
+                && piece.name == Piece::name_of(index);
+            if !(follows && possible) || piece.frames == 0 {
+                return Err(format!("its piece {index} is damaged"));
             }
             before = Some(piece);
         }
@@ -211,13 +273,11 @@ impl Job {
         settings: Settings,
         pieces: Vec<Piece>,
     ) -> Self {
-        let mut folder = output.clone().into_os_string();
-        folder.push(".pieces");
         Self {
             version: VERSION,
             input,
             output,
-            folder: folder.into(),
+            overwrite: args.overwrite,
             encoder: args.encoder.clone(),
             quality: args.quality,
             settings,

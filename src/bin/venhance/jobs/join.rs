@@ -7,7 +7,7 @@ use gstvenhance::engine::count;
 
 use super::{
     job::JobFile,
-    store::{Record, Store, remove_all},
+    store::{JOIN, Record, Store, remove_all},
 };
 use crate::{
     failure::{Failure, Kind},
@@ -50,8 +50,11 @@ pub fn join(path: &Path, signals: &Signals) -> Result<(), Failure> {
 /// Returns a summary.
 fn join_one(job: &JobFile, signals: &Signals) -> Result<String, Failure> {
     if job.is_joined() {
+        // An interrupted join leaves them.
+        remove_all(job);
         return Ok("already finished".into());
     }
+    job.check_output()?;
     let (records, content) = records(job)?;
     let session = Session::new(job.args()?, signals.clone())?;
     let output = &job.job.output;
@@ -62,7 +65,9 @@ fn join_one(job: &JobFile, signals: &Signals) -> Result<String, Failure> {
     }
     let settings = session.settings(source, encoder)?;
     job.check_settings(&settings)?;
-    let paths = Paths { how_to_continue: "join again", ..Paths::new(output) };
+    // Not beside the output, where an interrupted run leaves its own.
+    let names = Paths::new(&job.folder.join(JOIN));
+    let paths = Paths { output: output.clone(), how_to_continue: "join again", ..names };
     paths.check_output()?;
     paths.check_input(&source.path)?;
     let mut partial = Partial::create(&paths, &settings)?;
@@ -72,8 +77,9 @@ fn join_one(job: &JobFile, signals: &Signals) -> Result<String, Failure> {
     }
     partial.complete(&content)?;
     drop(partial);
-    session.finish(&Finish { source, container, encoder, content: &content }, &paths)?;
-    remove_all(job)?;
+    let finish = Finish { source, container, encoder, content: &content };
+    session.finish(&finish, &paths, || job.record_joined(&paths.finished))?;
+    remove_all(job);
     let pieces = count(records.len() as u64, "piece");
     Ok(format!("{} of {pieces}", count(content.frames, "frame")))
 }

@@ -13,6 +13,9 @@
 //! gets as much input after the last one as it asks for, and never knows that the piece ends. So the encoder gets the same
 //! frames as in a run over the whole video. An interrupted piece continues as an interrupted run does.
 //!
+//! A job has a folder of pieces that is named by its id, and is finished when the output with the recorded digest is
+//! there. So nothing depends on what other jobs, runs or users leave beside the output.
+//!
 //! A piece's clusters have the times of the whole video, so that a join is a concatenation.
 //!
 //! | module | |

@@ -7,7 +7,7 @@ use gstvenhance::engine::count;
 
 use super::{
     job::{JobFile, Piece},
-    store::{Claim, Store},
+    store::{Claim, Store, remove_all},
 };
 use crate::{
     args::Selection,
@@ -103,6 +103,9 @@ fn make(session: &Session, job: &JobFile, piece: &Piece) -> Result<String, Failu
     let claim = store.claim()?;
     // Another process may have made it since.
     if finished() {
+        if job.is_joined() {
+            remove_all(job);
+        }
         return Ok("already finished".into());
     }
     make_claimed(session, &prepared, &store, claim)

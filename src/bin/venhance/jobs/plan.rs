@@ -37,13 +37,15 @@ pub fn plan(session: &Session, division: Division, path: &Path) -> Result<usize,
         };
         return plan_video(session, (input, &output, 0), division, path);
     }
-    let failed = |folder: &Path| {
-        let folder = folder.to_owned();
-        move |error| Failure::output(&folder, &error)
-    };
     let jobs = Folder::read(input)?.jobs(output)?;
-    fs::create_dir_all(output).map_err(failed(output))?;
-    fs::create_dir_all(path).map_err(failed(path))?;
+    for folder in [output, path] {
+        if folder.exists() && !folder.is_dir() {
+            let (input, folder) = (input.display(), folder.display());
+            return Err(Failure::usage(format!(
+                "{input} is a folder, so OUT and the job file must be folders: {folder} is not"
+            )));
+        }
+    }
     let (mut pieces, mut failures) = (0, Vec::new());
     for (index, (input, output)) in jobs.iter().enumerate() {
         let mut name = output.file_name().unwrap_or_default().to_owned();
@@ -68,6 +70,18 @@ pub fn plan(session: &Session, division: Division, path: &Path) -> Result<usize,
     }
 }
 
+/// Fails unless a job file, which is JSON, can contain the names.
+fn check_names(input: &Path, output: &Path) -> Result<(), Failure> {
+    let input = input.canonicalize().map_err(|error| Failure::input(input, error))?;
+    match [&*input, output].into_iter().find(|path| path.to_str().is_none()) {
+        None => Ok(()),
+        Some(path) => Err(Failure::usage(format!(
+            "{} is not in UTF-8, which a job file needs: rename it",
+            path.display()
+        ))),
+    }
+}
+
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|error| Failure::output(path, &error))
 }
@@ -80,6 +94,7 @@ fn plan_video(
     path: &Path,
 ) -> Result<usize, Failure> {
     let output = absolute(output)?;
+    check_names(input, &output)?;
     let paths = Paths::new(&output);
     paths.check_output()?;
     paths.check_input(input)?;
@@ -95,6 +110,13 @@ fn plan_video(
             return Err(Failure::usage(format!("{old} exists: replace it with --overwrite")));
         }
     }
+    let folders = [output.with_file_name(""), absolute(path)?.with_file_name("")];
+    for folder in &folders {
+        // Those of a folder of videos are created.
+        if session.args.folder().is_none() {
+            folder.metadata().map_err(|error| Failure::output(folder, &error))?;
+        }
+    }
     let prepared = session.prepare(Source::open(input)?, &output)?;
     let Prepared { source, container, encoder, size } = &prepared;
     if let Some(size) = size.filter(|_| encoder.asked) {
@@ -108,8 +130,9 @@ fn plan_video(
         let paths = (source.path.clone(), output);
         Job::new(&session.args, paths, settings, pieces)
     })?;
-    let folder = &job.job.folder;
-    fs::create_dir_all(folder).map_err(|error| Failure::output(folder, &error))?;
+    for folder in folders.iter().chain([&job.folder]) {
+        fs::create_dir_all(folder).map_err(|error| Failure::output(folder, &error))?;
+    }
     job.write()?;
     let (shown, frames) = (path.display(), job.job.pieces.iter().map(|piece| piece.frames));
     let frames = gstvenhance::engine::count(frames.sum(), "frame");
@@ -151,7 +174,7 @@ fn pieces(session: &Session, source: &Source, division: Division) -> Result<Vec<
             skip: point.skip,
             warm_up: warm_up as u32,
             cost: end - point.frames + warm_up * frames / inputs,
-            name: format!("{index:04}"),
+            name: Piece::name_of(index),
         }
     });
     Ok(pieces.collect())

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The files of the pieces, in a folder that machines share.
+//! The files of the pieces, in a folder of the job that machines share.
 //!
 //! | file | |
 //! |---|---|
@@ -7,6 +7,7 @@
 //! | `0003.partial.mkv`, `0003.partial.json` | the partial file and its index |
 //! | `0003-HASH.mkv` | the finished piece, named by its content |
 //! | `0003.json` | the [`Record`], which makes the piece complete |
+//! | `join.partial.mkv`, … | the files of a join until the output is complete |
 //!
 //! If a lock cannot be had, a process makes the piece under a name of its own. Whatever two processes do, a record and the
 //! file that it names belong together.
@@ -30,6 +31,9 @@ use crate::{
     settings::hex,
 };
 
+/// How the temporary files of a join begin.
+pub const JOIN: &str = "join";
+
 /// A record is smaller.
 const MAX_RECORD: u64 = 1 << 20;
 
@@ -37,8 +41,6 @@ const MAX_RECORD: u64 = 1 << 20;
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
-    /// The id of the job.
-    job: String,
     /// The name of the file.
     file: String,
     bytes: u64,
@@ -73,7 +75,7 @@ impl<'a> Store<'a> {
     }
 
     fn path(&self, suffix: &str) -> PathBuf {
-        self.job.job.folder.join(format!("{}{suffix}", self.piece.name))
+        self.job.folder.join(format!("{}{suffix}", self.piece.name))
     }
 
     fn paths(&self, suffix: &str) -> Paths {
@@ -81,10 +83,15 @@ impl<'a> Store<'a> {
         Paths { how_to_continue, ..Paths::new(&self.path(suffix)) }
     }
 
-    /// Claims the temporary names of the piece. If another process has them, gives others. The folder is there unless the
-    /// job is finished.
+    /// Claims the temporary names of the piece. If another process has them, gives others.
     pub fn claim(&self) -> Result<Claim, Failure> {
-        let path = self.path(".lock");
+        let (folder, path) = (&self.job.folder, self.path(".lock"));
+        match fs::create_dir(folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Failure::output(folder, &error));
+            }
+            _ => {}
+        }
         let lock = open_or_create(&path).map_err(|error| Failure::output(&path, &error))?;
         // `venhance status` holds it for a moment.
         let is_locked = (0..10).any(|_| {
@@ -121,7 +128,7 @@ impl<'a> Store<'a> {
         (is_locked || index.exists()).then_some((index, is_locked))
     }
 
-    /// The record, if there is one of this job, and its file has the right size.
+    /// The record, if there is one, and its file has the right size.
     pub fn record(&self) -> Result<Record, String> {
         let path = self.path(".json");
         let mut text = Vec::new();
@@ -129,9 +136,6 @@ impl<'a> Store<'a> {
         read.map_err(|_| "missing".to_owned())?;
         let record: Record =
             serde_json::from_slice(&text).map_err(|_| "without a record".to_owned())?;
-        if record.job != self.job.id {
-            return Err("of another plan".into());
-        }
         let is_complete = record.frames == self.piece.frames && !record.file.contains('/');
         let length = self.file(&record).metadata().map_or(0, |metadata| metadata.len());
         match is_complete && length == record.bytes {
@@ -154,7 +158,7 @@ impl<'a> Store<'a> {
     }
 
     fn file(&self, record: &Record) -> PathBuf {
-        self.job.job.folder.join(&record.file)
+        self.job.folder.join(&record.file)
     }
 
     /// The file of the piece, after the header if it is not the first one.
@@ -178,7 +182,6 @@ impl<'a> Store<'a> {
             file.sync_all()?;
             let sha256 = checksum(video)?;
             let record = Record {
-                job: self.job.id.clone(),
                 file: format!("{}-{}.mkv", self.piece.name, &sha256[..16]),
                 bytes: file.metadata()?.len(),
                 sha256,
@@ -211,28 +214,28 @@ impl Record {
     }
 }
 
-/// Removes the files of all pieces, and the folder if nothing else is in it. The folder loses its name first: it says that
-/// the job is not finished.
-pub fn remove_all(job: &JobFile) -> Result<(), Failure> {
-    let folder = &job.job.folder;
-    let old = folder.with_extension(format!("{}.old", unique()));
-    fs::rename(folder, &old).map_err(|error| Failure::output(folder, &error))?;
+/// Removes the files of all pieces, and the folder if nothing else is in it.
+pub fn remove_all(job: &JobFile) {
+    let folder = &job.folder;
     let remove = || {
-        for entry in fs::read_dir(&old)? {
+        for entry in fs::read_dir(folder)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let number = name.split(['.', '-']).next().unwrap_or_default();
             let known = [".mkv", ".json", ".lock", ".new"].iter().any(|end| name.ends_with(end));
-            if known && job.job.pieces.iter().any(|piece| piece.name == number) {
+            let mut numbers = job.job.pieces.iter().map(|piece| piece.name.as_str());
+            if known && (number == JOIN || numbers.any(|name| name == number)) {
                 fs::remove_file(path)?;
             }
         }
-        fs::remove_dir(&old)
+        fs::remove_dir(folder)
     };
-    if let Err(error) = remove() {
-        eprintln!("{} cannot be removed: {error}", old.display());
+    match remove() {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            eprintln!("{} cannot be removed: {error}", folder.display());
+        }
+        _ => {}
     }
-    Ok(())
 }
 
 fn checksum(path: &Path) -> io::Result<String> {
