@@ -386,6 +386,23 @@ fn names_that_a_job_file_cannot_contain_are_refused_before_the_work() {
 }
 
 #[test]
+fn a_plan_shows_its_progress() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    let plan = [&plan_for("out.mkv", "job.json")[..], &["--progress", "json"]].concat();
+    let output = scratch.enhance(&plan);
+    assert!(output.status.success(), "{}", text(&output));
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> =
+        stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [.., progress, count] = &lines[..] else { panic!("{stdout}") };
+    assert_eq!(count, &json!(2));
+    assert_eq!((&progress["frames"], &progress["fps"]), (&json!(226), &json!(24.0)));
+    assert!(progress["position"].as_f64().unwrap() > 9.0, "{progress}");
+    assert!(progress["duration"].as_f64().unwrap() > 9.0, "{progress}");
+}
+
+#[test]
 fn a_job_file_overwrites_no_video() {
     let scratch = Scratch::new();
     make_input(&scratch, "in.mkv", false);

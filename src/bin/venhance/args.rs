@@ -129,9 +129,6 @@ struct OwnArgs {
     /// With --plan: enhance for two seconds and estimate the time and the memory (lite)
     #[arg(long, requires = "plan")]
     measure: bool,
-    /// Print the progress to standard output, one JSON object a line
-    #[arg(long, value_name = "FORMAT", value_parser = ["json"])]
-    progress: Option<String>,
     /// Continue an interrupted run after its last complete piece
     #[arg(long, help_heading = "Output", conflicts_with = "overwrite")]
     resume: bool,
@@ -231,6 +228,10 @@ struct VideoArgs {
     #[arg(value_name = "OUT", required_unless_present = "save_dir")]
     output: Option<PathBuf>,
 
+    /// Print the progress to standard output, one JSON object a line
+    #[arg(long, value_name = "FORMAT", value_parser = ["json"])]
+    progress: Option<String>,
+
     /// Video encoder with properties in gst-launch syntax, such as 'x265enc speed-preset=slow'
     /// [default: x264enc with 4:2:0 and 8 bits; vp9enc for .webm]
     #[arg(long, value_name = "ELEMENT", help_heading = "Output")]
@@ -325,10 +326,9 @@ pub fn parse() -> Command {
     let own = OwnArgs::from_arg_matches_mut(&mut matches).unwrap_or_else(|error| error.exit());
     match own.command {
         None => {
-            let OwnArgs { video, plan, measure, progress, resume, compare, .. } = own;
-            let json_progress = progress.is_some();
+            let OwnArgs { video, plan, measure, resume, compare, .. } = own;
             let args = video.args(properties);
-            Command::Enhance(Args { plan, measure, json_progress, resume, compare, ..args })
+            Command::Enhance(Args { plan, measure, resume, compare, ..args })
         }
         Some(JobCommand::Plan(PlanArgs { video, job, pieces, piece_seconds })) => {
             let division = match (pieces, piece_seconds) {
@@ -377,7 +377,7 @@ impl VideoArgs {
             save_dir: self.save_dir,
             plan: false,
             measure: false,
-            json_progress: false,
+            json_progress: self.progress.is_some(),
         }
     }
 }

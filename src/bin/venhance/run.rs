@@ -11,7 +11,7 @@ use gstvenhance::Model;
 
 use crate::{
     failure::{Failure, Kind, missing_plugin},
-    pipeline::{Work, fed_by},
+    pipeline::fed_by,
     properties,
     report::Report,
     session::Session,
@@ -24,6 +24,15 @@ const STALLED: Duration = Duration::from_secs(60);
 const TICK: ClockTime = ClockTime::from_mseconds(100);
 /// Time for the encoder to write its frames after Ctrl-C.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A pipeline whose progress is shown.
+pub trait Shown {
+    /// Position in the output, number of frames, and frames a second of the output.
+    fn progress(&self) -> (ClockTime, u64, Option<f64>);
+
+    /// Ends the streams so that what is done is kept. False if there is nothing to keep.
+    fn stop(&self) -> bool;
+}
 
 pub enum End {
     /// With the failure of a stream of the input that ended there.
@@ -44,14 +53,14 @@ struct InputState {
 }
 
 impl Session {
-    /// Runs a pipeline until its end, an error or Ctrl-C. Ctrl-C lets `work` end its streams first. Errors of
+    /// Runs a pipeline until its end, an error or Ctrl-C. Ctrl-C lets `shown` end its streams first. Errors of
     /// the writer are about `output`.
     pub fn run(
         &self,
         pipeline: &gst::Pipeline,
         source: &Source,
         output: &Path,
-        mut work: Option<(&Work, &mut Report)>,
+        mut shown: Option<(&dyn Shown, &mut Report)>,
     ) -> Result<End, Failure> {
         let bus = pipeline
             .bus()
@@ -61,7 +70,7 @@ impl Session {
         let started = pipeline.set_state(gst::State::Playing);
         let mut input = InputState::new();
         let mut stopping: Option<Instant> = None;
-        let mut shown = Instant::now();
+        let mut updated = Instant::now();
         loop {
             let message = bus.timed_pop(TICK);
             if started.is_err() && message.is_none() {
@@ -78,31 +87,34 @@ impl Session {
                     });
                 }
                 input.update(message, &source.path, output)?;
-                if let Some((_, report)) = &mut work {
+                if let Some((_, report)) = &mut shown {
                     show(message, &source.path, report);
                 }
             }
             // The other models can work as long without a message.
             if input.is_stalled() && self.model == Model::Lite {
-                let Some((work, _)) = &work else { return Ok(End::Eos(input.broken)) };
-                input.last_message = Instant::now();
-                work.stop();
-            }
-            if let Some((work, report)) = &mut work
-                && shown.elapsed() >= TICK.into()
-            {
-                shown = Instant::now();
-                report.update(work.state.position(), work.state.frames(), work.rate());
-            }
-            match (&work, stopping) {
-                (Some((work, _)), None) if self.signals.interrupted() => {
-                    stopping = Some(Instant::now());
-                    work.stop();
+                if !shown.as_ref().is_some_and(|(shown, _)| shown.stop()) {
+                    return Ok(End::Eos(input.broken));
                 }
-                (Some((work, _)), Some(_)) if work.state.frames() == 0 => {
+                input.last_message = Instant::now();
+            }
+            if let Some((shown, report)) = &mut shown
+                && updated.elapsed() >= TICK.into()
+            {
+                updated = Instant::now();
+                let (position, frames, rate) = shown.progress();
+                report.update(position, frames, rate);
+            }
+            match (&shown, stopping) {
+                (shown, None) if self.signals.interrupted() => {
+                    if !shown.as_ref().is_some_and(|(shown, _)| shown.stop()) {
+                        return Ok(End::Interrupted);
+                    }
+                    stopping = Some(Instant::now());
+                }
+                (Some((shown, _)), Some(_)) if shown.progress().1 == 0 => {
                     return Ok(End::Interrupted);
                 }
-                (None, None) if self.signals.interrupted() => return Ok(End::Interrupted),
                 (_, Some(since)) if since.elapsed() > STOP_TIMEOUT => return Ok(End::Interrupted),
                 _ => {}
             }

@@ -15,7 +15,7 @@ use crate::{
     pipeline::{Finish, Work},
     properties,
     report::{Report, clock},
-    run::End,
+    run::{End, Shown},
     signals::Signals,
     source::{self, Source, UNKNOWN_SUBTITLES},
     target::{Container, Encoder, Treatment},
@@ -274,7 +274,7 @@ impl Session {
         let mut report = Report::new(name, total, start.time, self.args.json_progress);
         let end = self.run(&work.pipeline, source, &paths.output, Some((&work, &mut report)));
         let (frames, position) = (work.state.frames(), work.state.position());
-        report.finish(position, frames, work.rate());
+        report.finish(position, frames, work.progress().2);
         drop(report);
         let end = end.map_err(|failure| work.state.failure().unwrap_or(failure));
         let empty = work.state.partial().is_empty();

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use gst::prelude::*;
+use gst::{ClockTime, prelude::*};
 use gstvenhance::VEnhance;
 use parking_lot::Mutex;
 
@@ -21,7 +21,8 @@ use crate::{
     folder::{self, Folder},
     partial::{Paths, same_file},
     pipeline::{ScannedFrame, scan},
-    run::End,
+    report::Report,
+    run::{End, Shown},
     session::{Prepared, Session, cancelled},
     source::Source,
 };
@@ -145,9 +146,15 @@ fn pieces(session: &Session, source: &Source, division: Division) -> Result<Vec<
     let enhancer = dry_run(session)?;
     let candidates = Arc::new(Mutex::new(Candidates::default()));
     let found = candidates.clone();
-    let pipeline = scan(source, &enhancer, move |frame| found.lock().add(frame))?;
-    let end = session.run(&pipeline, source, &source.path, None);
-    let _ = pipeline.set_state(gst::State::Null);
+    let scan = scan(source, &enhancer, move |frame| found.lock().add(frame))?;
+    let name = source.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let json = session.args.json_progress;
+    let mut report = Report::new(name, source.duration, ClockTime::ZERO, json);
+    let end = session.run(&scan.pipeline, source, &source.path, Some((&scan, &mut report)));
+    let (position, frames, rate) = scan.progress();
+    report.finish(position, frames, rate);
+    drop(report);
+    let _ = scan.pipeline.set_state(gst::State::Null);
     match end? {
         End::Interrupted => return Err(cancelled("nothing is planned")),
         End::Eos(Some(failure)) => return Err(failure),

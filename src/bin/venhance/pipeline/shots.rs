@@ -44,7 +44,8 @@ impl Shots {
         enhancer.set_property("model", gstvenhance::Model::Lite);
         enhancer.set_property("up-scale", 1.0);
         enhancer.set_property("target-fps", gst::Fraction::new(0, 1));
-        let shots = Self { pipeline: scan(source, &enhancer, |_| {})?, found: Arc::default() };
+        let shots =
+            Self { pipeline: scan(source, &enhancer, |_| {})?.pipeline, found: Arc::default() };
         shots.watch(&static_pad(enhancer.upcast_ref(), "src")?);
         Ok(shots)
     }

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     failure::{ENCODER, Failure, WRITER, make},
     partial::{Partial, ResumePoint},
+    run::Shown,
     source::Source,
     target::{self, Encoder, MATROSKA},
 };
@@ -144,18 +145,6 @@ impl Work {
         });
     }
 
-    /// Ends all streams at once: frames in the enhancer are dropped, frames in the encoder are written. The
-    /// end-of-stream message follows on the bus.
-    pub fn stop(&self) {
-        self.state.stop();
-        let video = self.enhancer.static_pad("src").and_then(|pad| pad.peer());
-        for pad in self.other_pads.iter().chain(&video) {
-            let pad = pad.clone();
-            // Each call waits for the buffer in its pad, which may wait for another stream.
-            std::thread::spawn(move || pad.send_event(gst::event::Eos::new()));
-        }
-    }
-
     /// Where the video begins in its file; the duration counts from 0.
     pub fn offset(&self) -> ClockTime {
         let segment = self.decoded.sticky_event::<gst::event::Segment>(0);
@@ -169,16 +158,28 @@ impl Work {
         self.decoded.peer_query_duration::<ClockTime>()
     }
 
-    /// Frames a second of the enhanced video, once they are known.
-    pub fn rate(&self) -> Option<f64> {
-        let rate = self.output_info()?.fps();
-        (rate.numer() > 0).then(|| f64::from(rate.numer()) / f64::from(rate.denom()))
-    }
-
     /// The format of the enhanced video, once it is known.
     pub fn output_info(&self) -> Option<gst_video::VideoInfo> {
-        let caps = self.enhancer.static_pad("src")?.current_caps()?;
-        gst_video::VideoInfo::from_caps(&caps).ok()
+        output_info(&self.enhancer)
+    }
+}
+
+impl Shown for Work {
+    fn progress(&self) -> (ClockTime, u64, Option<f64>) {
+        (self.state.position(), self.state.frames(), output_rate(&self.enhancer))
+    }
+
+    /// Ends all streams at once: frames in the enhancer are dropped, frames in the encoder are written. The
+    /// end-of-stream message follows on the bus.
+    fn stop(&self) -> bool {
+        self.state.stop();
+        let video = self.enhancer.static_pad("src").and_then(|pad| pad.peer());
+        for pad in self.other_pads.iter().chain(&video) {
+            let pad = pad.clone();
+            // Each call waits for the buffer in its pad, which may wait for another stream.
+            std::thread::spawn(move || pad.send_event(gst::event::Eos::new()));
+        }
+        true
     }
 }
 
@@ -287,6 +288,17 @@ pub(super) fn resume_point(enhancer: &gst::Element, time: ClockTime, frames: u64
     let skip = enhancer.and_then(|enhancer| enhancer.resume_from()?.try_into().ok());
     // Without one, a resumed run computes everything before it again.
     ResumePoint { time, skip: skip.unwrap_or(0), frames }
+}
+
+fn output_info(enhancer: &gst::Element) -> Option<gst_video::VideoInfo> {
+    let caps = enhancer.static_pad("src")?.current_caps()?;
+    gst_video::VideoInfo::from_caps(&caps).ok()
+}
+
+/// Frames a second of the enhanced video, once they are known.
+pub(super) fn output_rate(enhancer: &gst::Element) -> Option<f64> {
+    let rate = output_info(enhancer)?.fps();
+    (rate.numer() > 0).then(|| f64::from(rate.numer()) / f64::from(rate.denom()))
 }
 
 /// The frame rate of a pad's caps as numerator and denominator; 0/1 if unknown.
