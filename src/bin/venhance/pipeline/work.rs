@@ -99,8 +99,12 @@ impl Work {
         let probe = src.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
             let Some(buffer) = info.buffer() else { return gst::PadProbeReturn::Ok };
             let Some(time) = running_time(pad, buffer) else { return gst::PadProbeReturn::Ok };
-            let early = time + (frame_duration(pad) / 2).min(ROUNDING) < from;
-            if early || state.stopped() {
+            if state.stopped() {
+                // The enhancer computes no more frames.
+                info.flow_res = Err(gst::FlowError::Eos);
+                return drop_if(true);
+            }
+            if time + (frame_duration(pad) / 2).min(ROUNDING) < from {
                 return drop_if(true);
             }
             if state.starts_piece(time) {
