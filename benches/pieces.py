@@ -131,28 +131,34 @@ def short_runs(folder, model):
 
 
 def short_clips(folder, count):
-    clips = folder / "in"
-    clips.mkdir()
     make(folder / "one.mkv", 1, (160, 90), None)
-    for n in range(count):
-        (clips / f"{n:04}.mkv").write_bytes((folder / "one.mkv").read_bytes())
     flags = ["--model", "lite", "--up-scale", 2]
-    _, planned = call("plan", clips, folder / "out", "--pieces", 1, "-o", folder / "jobs", *flags)
-    one = count // 10
-    before, began = cpu(), time.monotonic()
-    for n in range(one):
-        call("piece", folder / "jobs" / f"{n:04}.mkv.json", 0)
-    each, each_wall = (cpu() - before) / one, (time.monotonic() - began) / one
-    began = time.monotonic()
-    _, took = call("piece", folder / "jobs", "--from", one, "--to", count - 1)
-    wall = (time.monotonic() - began) / (count - one)
-    _, joined = call("join", folder / "jobs")
-    print("| clip of 8 frames of 160×90 | CPU ms | wall ms |")
-    print("|---|---|---|")
-    print(f"| plan, one process for all | {planned / count * 1000:.0f} | |")
-    print(f"| piece, a process for each | {each * 1000:.0f} | {each_wall * 1000:.0f} |")
-    print(f"| piece, one process for all | {took / (count - one) * 1000:.0f} | {wall * 1000:.0f} |")
-    print(f"| join, one process for all | {joined / count * 1000:.0f} | |")
+
+    def planned(name, count):
+        """Plans so many clips. Returns the folder of job files."""
+        clips, jobs = folder / name, folder / f"{name}.jobs"
+        clips.mkdir()
+        for n in range(count):
+            (clips / f"{n:04}.mkv").write_bytes((folder / "one.mkv").read_bytes())
+        call("plan", clips, folder / f"{name}.out", "--pieces", 1, "-o", jobs, *flags)
+        return jobs
+
+    def measured(what, count, work):
+        before, began = cpu(), time.monotonic()
+        result = work()
+        used, took = (cpu() - before) / count * 1000, (time.monotonic() - began) / count * 1000
+        print(f"| {what} | {count} | {used:.0f} | {took:.0f} |", flush=True)
+        return result
+
+    print("| clips of 8 frames of 160×90 | clips | CPU ms | wall ms |")
+    print("|---|---|---|---|")
+    jobs = measured("plan, one process for all", count, lambda: planned("all", count))
+    measured("piece, one process for all", count, lambda: call("piece", jobs, "--from", 0, "--to", count - 1))
+    measured("join, one process for all", count, lambda: call("join", jobs))
+    some = max(count // 10, 1)
+    jobs = planned("some", some)
+    each = lambda: [call("piece", jobs, n) for n in range(some)]
+    measured("piece, a process for each", some, each)
 
 
 with tempfile.TemporaryDirectory() as scratch:
