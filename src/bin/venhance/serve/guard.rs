@@ -70,7 +70,7 @@ impl Guard {
         Some(match given.is_some_and(|given| same(given, token)) {
             // So that the address bar does not keep the token.
             true => logged_in(token),
-            false => ask_for_token(),
+            false => ask_for_token(given.is_some()),
         })
     }
 }
@@ -103,8 +103,9 @@ fn logged_in(token: &str) -> Response {
     (StatusCode::SEE_OTHER, headers, Body::empty()).into_response()
 }
 
-fn ask_for_token() -> Response {
-    let page = include_str!("../page/token.html");
+fn ask_for_token(was_wrong: bool) -> Response {
+    let problem = if was_wrong { "<p role=\"alert\">The token is wrong.</p>\n" } else { "" };
+    let page = include_str!("../page/token.html").replace("{{problem}}", problem);
     let html = [(header::CONTENT_TYPE, "text/html; charset=utf-8")];
     (StatusCode::UNAUTHORIZED, html, page).into_response()
 }
