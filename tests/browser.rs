@@ -24,7 +24,11 @@ use web::Server;
 const DESKTOP: (u32, u32) = (1280, 900);
 const PHONE: (u32, u32) = (375, 700);
 
+const TAB: &str = "\u{e004}";
+const ENTER: &str = "\u{e007}";
+const ESCAPE: &str = "\u{e00c}";
 const LEFT: &str = "\u{e012}";
+const RIGHT: &str = "\u{e014}";
 
 /// Uploads a video through the file chooser, with a preset, and waits for it.
 fn upload(browser: &Browser, server: &Server, video: &std::path::Path) {
@@ -92,7 +96,154 @@ fn a_video_goes_in_by_the_file_chooser_and_comes_out_through_the_slider() {
     browser.click("#close");
     browser.wait_for("document.querySelector('#slider').childElementCount === 0");
     press_button(&browser, "Remove");
+    assert_eq!(browser.agree(), "Remove in.mp4? Its output is deleted.");
     browser.wait_for("document.querySelectorAll('#list li').length === 0");
+    // The button that had the focus is gone.
+    browser.wait_for("document.activeElement.textContent === 'Videos'");
+}
+
+/// The name of what has the focus, which can be seen.
+fn focus(browser: &Browser) -> String {
+    let outline =
+        "(e => getComputedStyle(e.classList.contains('hidden') ? e.labels[0] : e).outlineStyle)";
+    assert_ne!(browser.eval(&format!("{outline}(document.activeElement)")), "none");
+    let name =
+        "(e => e.ariaLabel ?? e.labels?.[0]?.innerText ?? e.innerText)(document.activeElement)";
+    browser.eval(name).as_str().unwrap().to_owned()
+}
+
+/// Presses Tab until something has the focus whose name begins with `name`.
+fn tab_to(browser: &Browser, name: &str) {
+    let mut passed = Vec::new();
+    while passed.last().is_none_or(|last: &String| !last.starts_with(name)) {
+        browser.keys(TAB);
+        passed.push(focus(browser));
+        assert!(passed.len() < 50, "no {name} among {passed:?}");
+    }
+}
+
+#[test]
+fn everything_can_be_done_by_keyboard() {
+    let Some(browser) = Browser::start(DESKTOP) else { return };
+    let scratch = Scratch::new();
+    let video = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let server = Server::start(&scratch.path("data"), &[]);
+    browser.open(&format!("http://{}/", server.address));
+    browser.wait_for("document.querySelectorAll('#presets input').length === 4");
+    // Tab stops at the chosen preset only; the arrow keys choose.
+    tab_to(&browser, "Choose videos");
+    browser.choose("#files", &video);
+    browser.wait_for("document.querySelector('#list li[data-state=ready]') !== null");
+    tab_to(&browser, "Choose a folder");
+    tab_to(&browser, "AI clip");
+    browser.keys(&RIGHT.repeat(2));
+    assert!(focus(&browser).starts_with("Larger only"));
+    tab_to(&browser, "More");
+    browser.keys(" ");
+    tab_to(&browser, "up-scale");
+    browser.keys("3");
+    tab_to(&browser, "Start: in.mp4");
+    browser.keys(ENTER);
+    // The button disappears; from the name, Tab goes to the next one.
+    browser.wait_for("document.querySelector('#list li[data-state=done]') !== null");
+    assert_eq!(focus(&browser), "in.mp4");
+    tab_to(&browser, "Compare: in.mp4");
+    browser.keys(ENTER);
+    browser.wait_for(READY);
+    assert_eq!(browser.eval("document.querySelector('#slider .after').videoWidth"), 288);
+    assert_eq!(browser.eval("document.querySelector('#slider .seek').value"), "0");
+    tab_to(&browser, "Divider");
+    browser.keys(&LEFT.repeat(10));
+    let split = "getComputedStyle(document.querySelector('#slider')).getPropertyValue('--split')";
+    assert_eq!(browser.eval(split), "40%");
+    tab_to(&browser, "Next frame");
+    browser.keys(ENTER);
+    browser.wait_for(&format!("{READY} && Math.abs({TIMES}[1] - 1.5 / 8) < 0.002"));
+    tab_to(&browser, "Position");
+    browser.keys(&RIGHT.repeat(5));
+    browser.wait_for(&format!("{READY} && {TIMES}[1] > 0.2"));
+    browser.keys("f");
+    browser.wait_for("document.fullscreenElement !== null");
+    let colours = "(style => [style.color, style.backgroundColor])(getComputedStyle(document.querySelector('#slider button')))";
+    let colours = browser.eval(colours);
+    assert_ne!(colours[0], colours[1]);
+    browser.keys("f");
+    browser.wait_for("document.fullscreenElement === null");
+    browser.keys(ESCAPE);
+    browser.wait_for("document.activeElement?.ariaLabel?.startsWith('Compare') ?? false");
+    tab_to(&browser, "Download");
+    tab_to(&browser, "Enhance again");
+    tab_to(&browser, "Remove");
+}
+
+#[test]
+fn files_and_folders_are_dropped() {
+    let Some(browser) = Browser::start(DESKTOP) else { return };
+    let scratch = Scratch::new();
+    let video = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let deep = scratch.path("folder/deep");
+    fs::create_dir_all(&deep).unwrap();
+    fs::copy(&video, deep.join("b.mp4")).unwrap();
+    fs::copy(&video, scratch.path("folder/a.mp4")).unwrap();
+    fs::write(scratch.path("folder/notes.txt"), "not a video").unwrap();
+    let server = Server::start(&scratch.path("data"), &[]);
+    browser.open(&format!("http://{}/", server.address));
+    browser.wait_for("document.querySelectorAll('#presets input').length === 4");
+    for n in 1..=2 {
+        browser.drop_files("#drop", &[&video]);
+        let ready = "document.querySelectorAll('#list li[data-state=ready]').length";
+        browser.wait_for(&format!("{ready} === {n}"));
+    }
+    // Anywhere on the page.
+    browser.drop_files("h1", &[&scratch.path("folder")]);
+    browser.wait_for("document.querySelectorAll('#list li[data-state=ready]').length === 4");
+    let names =
+        browser.eval("[...document.querySelectorAll('#list h3')].map(h => h.textContent).sort()");
+    assert_eq!(names, json!(["a.mp4", "b.mp4", "in.mp4", "in.mp4"]));
+    let said = browser.eval("document.querySelector('#status').textContent");
+    assert_eq!(said, "1 of 3 files are not videos: skipped");
+}
+
+#[test]
+fn many_videos_that_wait_for_their_plans_hold_up_nothing_else() {
+    let Some(browser) = Browser::start(DESKTOP) else { return };
+    let scratch = Scratch::new();
+    let video = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let server = Server::start(&scratch.path("data"), &[]);
+    browser.open(&format!("http://{}/", server.address));
+    browser.wait_for("document.querySelectorAll('#presets input').length === 4");
+    browser.drop_files("#drop", &[video.as_path(); 30]);
+    browser.wait_for("document.querySelectorAll('#list li[data-state=ready]').length === 30");
+    browser.click("#list li:last-child button[aria-label^=Start]");
+    browser.wait_for("document.querySelector('#list li:last-child').dataset.state !== 'ready'");
+    let planning = "[...document.querySelectorAll('#list pre')].filter(pre => pre.textContent.startsWith('Planning')).length";
+    let planning = browser.eval(planning).as_u64().unwrap();
+    assert!(planning > 15, "{planning} videos wait");
+}
+
+#[test]
+fn an_upload_that_fails_without_a_server_is_tried_again() {
+    let Some(browser) = Browser::start(DESKTOP) else { return };
+    let scratch = Scratch::new();
+    let video = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let flags = |token| ["--token", token];
+    let mut server = Server::start(&scratch.path("data"), &flags("0123456789abcdef"));
+    browser.open(&format!("http://{}/?token=0123456789abcdef", server.address));
+    browser.wait_for("document.querySelectorAll('#presets input').length === 4");
+    server.kill();
+    browser.choose("#files", &video);
+    browser.wait_for("document.querySelector('#list .bad') !== null");
+    let listen = ["--listen", &server.address.clone()];
+    let mut server =
+        Server::start(&scratch.path("data"), &[listen, flags("0123456789abcdef")].concat());
+    press_button(&browser, "Try again");
+    browser.wait_for("document.querySelector('#list li[data-state=ready]') !== null");
+    assert_eq!(browser.eval("document.querySelectorAll('#list li').length"), 1);
+    // A server with another token: the page asks for it.
+    server.kill();
+    let _server =
+        Server::start(&scratch.path("data"), &[listen, flags("fedcba9876543210")].concat());
+    browser.wait_for("document.querySelector('input[name=token]') !== null");
 }
 
 #[test]
@@ -167,10 +318,23 @@ fn a_page_of_another_site_can_do_nothing() {
     assert_eq!(browser.eval(&frame), true);
 }
 
-/// What can be used has a name for those who do not see it.
-const UNNAMED: &str = "[...document.querySelectorAll('button, a, input, select, progress')].filter(element => \
-    element.offsetParent && !element.labels?.length && !element.ariaLabel && !element.textContent.trim()) \
-    .map(element => element.outerHTML)";
+/// The roles of controls that have no name for a screen reader.
+fn unnamed(browser: &Browser) -> Vec<String> {
+    let tree = browser.devtools("Accessibility.getFullAXTree", json!({}));
+    let nodes = tree["nodes"].as_array().unwrap();
+    let controls = nodes.iter().filter(|node| {
+        let properties = node["properties"].as_array();
+        let is = |name: &str| {
+            let mut all = properties.into_iter().flatten();
+            all.any(|property| property["name"] == name && property["value"]["value"] == true)
+        };
+        node["ignored"] == false && (is("focusable") || node["role"]["value"] == "progressbar")
+    });
+    let controls: Vec<_> = controls.collect();
+    assert!(controls.len() > 5, "{controls:?}");
+    let unnamed = controls.iter().filter(|node| node["name"]["value"].as_str() == Some(""));
+    unnamed.map(|node| node.to_string()).collect()
+}
 
 #[test]
 fn the_page_fits_a_phone_and_everything_has_a_name() {
@@ -188,15 +352,15 @@ fn the_page_fits_a_phone_and_everything_has_a_name() {
     let overflow = "document.documentElement.scrollWidth > innerWidth";
     assert_eq!(browser.eval("innerWidth"), PHONE.0);
     assert_eq!(browser.eval(overflow), false);
-    assert_eq!(browser.eval(UNNAMED), json!([]));
+    assert_eq!(unnamed(&browser), [""; 0]);
     press_button(&browser, "Start");
     browser.wait_for("document.querySelector('#list li[data-state=done]') !== null");
     press_button(&browser, "Compare");
     browser.wait_for(READY);
-    assert_eq!(browser.eval(UNNAMED), json!([]));
+    assert_eq!(unnamed(&browser), [""; 0]);
     assert_eq!(browser.eval("document.querySelector('dialog').scrollWidth > document.querySelector('dialog').clientWidth"), false);
     // The dialog ends with the Escape key, and the focus is where it was.
-    browser.press("#close", "\u{e00c}");
+    browser.press("#close", ESCAPE);
     browser.wait_for("document.activeElement?.ariaLabel?.startsWith('Compare') ?? false");
 }
 

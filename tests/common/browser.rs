@@ -112,6 +112,45 @@ impl Browser {
         self.command("POST", &path, &json!({ "text": keys }));
     }
 
+    /// Presses keys where the focus is.
+    pub fn keys(&self, keys: &str) {
+        let keys = keys.chars().flat_map(|key| {
+            ["keyDown", "keyUp"].map(|kind| json!({ "type": kind, "value": key.to_string() }))
+        });
+        let actions =
+            json!([{ "type": "key", "id": "keyboard", "actions": keys.collect::<Vec<_>>() }]);
+        self.command("POST", "actions", &json!({ "actions": actions }));
+    }
+
+    /// Drops files or folders on the middle of an element.
+    pub fn drop_files(&self, selector: &str, files: &[&Path]) {
+        let center = |from: &str, size: &str| {
+            let side = format!("(r => r.{from} + r.{size} / 2)");
+            self.eval(&format!(
+                "{side}(document.querySelector('{selector}').getBoundingClientRect())"
+            ))
+        };
+        let (x, y) = (center("left", "width"), center("top", "height"));
+        let data = json!({ "items": [], "files": files, "dragOperationsMask": 1 });
+        for kind in ["dragEnter", "dragOver", "drop"] {
+            let event = json!({ "type": kind, "x": x, "y": y, "data": data });
+            self.devtools("Input.dispatchDragEvent", event);
+        }
+    }
+
+    /// Calls a method of the DevTools protocol.
+    pub fn devtools(&self, method: &str, parameters: Value) -> Value {
+        let body = json!({ "cmd": method, "params": parameters });
+        self.command("POST", "goog/cdp/execute", &body)
+    }
+
+    /// Agrees to the question that the page asks, and returns its text.
+    pub fn agree(&self) -> String {
+        let text = self.command("GET", "alert/text", &json!({}));
+        self.command("POST", "alert/accept", &json!({}));
+        text.as_str().unwrap().to_owned()
+    }
+
     pub fn choose(&self, selector: &str, file: &Path) {
         self.press(selector, file.to_str().unwrap());
     }

@@ -12,7 +12,7 @@ const make = (tag, properties, ...children) => {
 const SHOWN = 8000;
 let hiding;
 
-/// Shows a text, also to those who do not see the screen.
+/// Shows a text, and tells it to screen readers.
 function say(text, stays = false) {
   byId("status").textContent = text;
   clearTimeout(hiding);
@@ -20,10 +20,10 @@ function say(text, stays = false) {
 }
 
 /// Calls the API. The server's own words are in the error.
-async function call(method, path, body) {
+async function call(method, path, body, signal) {
   let response;
   try {
-    response = await fetch(path, { method, body: body && JSON.stringify(body) });
+    response = await fetch(path, { method, body: body && JSON.stringify(body), signal });
   } catch {
     throw new Error("the server does not answer: start venhance serve again");
   }
@@ -94,30 +94,42 @@ function settings() {
 
 const EXTENSIONS = /\.(3gp|asf|avi|flv|gif|m2ts|m2v|m4v|mkv|mov|mp4|mpe?g|mts|mxf|og[mv]|qt|ts|vob|webm|wmv|y4m|yuv)$/i;
 let uploads = Promise.resolve();
+let unfinished = 0;
 
-/// Uploads one file after the other.
 function add(files) {
   const videos = files.filter((file) => EXTENSIONS.test(file.name) || file.type.startsWith("video/"));
   const others = files.length - videos.length;
   say(others ? `${others} of ${files.length} files are not videos: skipped` : "");
-  for (const file of videos) {
-    const bar = make("progress", { max: 1, value: 0 });
-    bar.setAttribute("aria-label", `Upload of ${file.name}`);
-    const request = new XMLHttpRequest();
-    const cancel = make("button", { type: "button", textContent: "Cancel" });
-    cancel.setAttribute("aria-label", `Cancel the upload of ${file.name}`);
-    const item = make("li", {}, make("h3", { textContent: file.name }), "Uploading", bar,
-      make("div", { className: "actions" }, cancel));
-    let wanted = true;
-    cancel.onclick = () => { wanted = false; request.abort(); item.remove(); };
-    byId("list").append(item);
-    byId("empty").hidden = true;
-    uploads = uploads.then(() => wanted && upload(request, file, bar)).then(() => item.remove(), (error) => {
-      item.replaceChildren(make("h3", { textContent: file.name }), make("p", { className: "bad", textContent: error.message }));
-      say(error.message);
-    });
-  }
+  for (const file of videos) addUpload(file);
 }
+
+/// Uploads a file after those before it.
+function addUpload(file) {
+  const button = (textContent, label, onclick) => {
+    const element = make("button", { type: "button", textContent, onclick });
+    element.setAttribute("aria-label", `${label} ${file.name}`);
+    return element;
+  };
+  const bar = make("progress", { max: 1, value: 0 });
+  bar.setAttribute("aria-label", `Upload of ${file.name}`);
+  const request = new XMLHttpRequest();
+  let wanted = true;
+  const cancel = button("Cancel", "Cancel the upload of", () => { wanted = false; request.abort(); removeItem(item); });
+  const name = heading(file.name);
+  const item = make("li", {}, name, "Uploading", bar, make("div", { className: "actions" }, cancel));
+  byId("list").append(item);
+  unfinished += 1;
+  uploads = uploads.then(() => wanted && upload(request, file, bar)).then(() => removeItem(item), (error) => {
+    const again = button("Try again", "Try again to upload", () => { removeItem(item); addUpload(file); });
+    const remove = button("Remove", "Remove the failed upload of", () => removeItem(item));
+    if (document.activeElement === cancel) name.focus();
+    item.replaceChildren(name, make("p", { className: "bad", textContent: error.message }),
+      make("div", { className: "actions" }, again, remove));
+    say(error.message);
+  }).then(() => { unfinished -= 1; });
+}
+
+window.onbeforeunload = (event) => { if (unfinished) event.preventDefault(); };
 
 function upload(request, file, bar) {
   return new Promise((resolve, reject) => {
@@ -161,11 +173,24 @@ function acceptFiles() {
     event.preventDefault();
     drop.classList.remove("over");
     const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
-    attempt(async () => add((await Promise.all(entries.map(filesOf))).flat()));
+    if (entries.length === 0) say("Only files and folders can be dropped here.");
+    else attempt(async () => add((await Promise.all(entries.map(filesOf))).flat()));
   };
 }
 
 // ---- Videos ----
+
+/// The name of an item of the list. It takes the focus when the button that had it disappears.
+const heading = (textContent) => make("h3", { textContent, tabIndex: -1 });
+
+/// Removes an item of the list. Its neighbour takes the focus.
+function removeItem(item) {
+  if (item.contains(document.activeElement)) {
+    const neighbour = item.nextElementSibling ?? item.previousElementSibling;
+    (neighbour?.querySelector("h3") ?? byId("videos")).focus();
+  }
+  item.remove();
+}
 
 const STATES = {
   ready: "Ready to start", queued: "In the queue", running: "Running", stopping: "Stopping", done: "Done",
@@ -176,7 +201,7 @@ const cards = new Map();
 /// One video of the list. Its elements stay, so that the focus does.
 class Card {
   constructor(entry) {
-    this.name = make("h3", { textContent: entry.name });
+    this.name = heading(entry.name);
     this.state = make("p", { className: "quiet" });
     this.bar = make("progress", { max: 1 });
     this.bar.setAttribute("aria-label", `Progress of ${entry.name}`);
@@ -186,14 +211,16 @@ class Card {
     this.more = make("details", {}, make("summary", { textContent: "Messages" }), this.notes);
     const path = `api/videos/${entry.id}`;
     const post = (action, body) => () => attempt(() => call("POST", `${path}/${action}`, body?.()));
+    // The rate is known as soon as there is some output.
+    const mayDelete = (what) => this.entry.fps === null || confirm(`${what} Its output is deleted.`);
     this.start = this.button("Start", post("start", settings), "main");
     this.resume = this.button("Resume", post("resume"), "main");
     this.compare = this.button("Compare", () => compare(this.entry, this.compare), "main");
     this.download = make("a", { className: "button", textContent: "Download", href: `${path}/output` });
     this.download.setAttribute("aria-label", `Download ${entry.output_name}`);
     this.cancel = this.button("Cancel", post("cancel"));
-    this.again = this.button("Enhance again", post("start", settings));
-    this.remove = this.button("Remove", () => attempt(() => call("DELETE", path)));
+    this.again = this.button("Enhance again", () => mayDelete(`Enhance ${entry.name} again?`) && post("start", settings)());
+    this.remove = this.button("Remove", () => mayDelete(`Remove ${entry.name}?`) && attempt(() => call("DELETE", path)));
     this.buttons = [this.start, this.resume, this.compare, this.download, this.cancel, this.again, this.remove];
     for (const button of this.buttons.filter((button) => button.tagName === "BUTTON")) {
       button.setAttribute("aria-label", `${button.textContent}: ${entry.name}`);
@@ -232,21 +259,22 @@ class Card {
       failed: [this.resume, this.again, this.remove],
       cancelled: [this.resume, this.again, this.remove],
     }[entry.state];
+    const focused = this.buttons.find((button) => button === document.activeElement);
     for (const button of this.buttons) button.hidden = !shown.includes(button);
-    if (before && before !== entry.state) say(`${entry.name}: ${STATES[entry.state]}`);
-    if (!before && entry.state === "ready") this.showPlan();
+    if (focused?.hidden) this.name.focus();
+    if (before && before !== entry.state) byId("changes").textContent = `${entry.name}: ${STATES[entry.state]}`;
+    if (!before) plan(this);
   }
 
-  async showPlan() {
-    if (this.entry.state !== "ready") return;
-    this.plan.className = "";
-    this.plan.textContent = "Planning …";
-    const asked = JSON.stringify(settings());
-    const plan = await call("POST", `api/videos/${this.entry.id}/plan`, settings()).then(({ plan }) => plan, (error) => error);
-    // The settings may have changed since.
-    if (asked !== JSON.stringify(settings())) return;
-    this.plan.className = plan instanceof Error ? "bad" : "";
-    this.plan.textContent = plan instanceof Error ? plan.message : plan;
+  async showPlan(signal) {
+    if (this.entry.state !== "ready" || !this.element.isConnected) return;
+    try {
+      this.plan.textContent = (await call("POST", `api/videos/${this.entry.id}/plan`, settings(), signal)).plan;
+    } catch (error) {
+      if (signal.aborted) return;
+      this.plan.className = "bad";
+      this.plan.textContent = error.message;
+    }
   }
 }
 
@@ -261,14 +289,15 @@ function progressText({ progress }) {
   const percent = progress.duration ? `, ${Math.min(100, Math.floor(100 * progress.position / progress.duration))}%` : "";
   const unit = progress.unit && progress.unit !== "frame" ? `, ${progress.unit}` : "";
   const left = progress.seconds_left === null ? "" : `, ${clock(progress.seconds_left)} left`;
-  return `${percent}, ${progress.frames} frames${unit}${left}`;
+  const frames = progress.frames === 1 ? "1 frame" : `${progress.frames} frames`;
+  return `${percent}, ${frames}${unit}${left}`;
 }
 
 function show(entries) {
   const ids = new Set(entries.map((entry) => entry.id));
   for (const [id, card] of cards) {
     if (ids.has(id)) continue;
-    card.element.remove();
+    removeItem(card.element);
     cards.delete(id);
   }
   for (const entry of entries) {
@@ -278,23 +307,69 @@ function show(entries) {
     }
     cards.get(entry.id).update(entry);
   }
-  byId("empty").hidden = byId("list").childElementCount > 0;
-  byId("start-all").hidden = entries.filter((entry) => entry.state === "ready").length < 2;
+  const startAll = byId("start-all");
+  const few = entries.filter((entry) => entry.state === "ready").length < 2;
+  if (few && document.activeElement === startAll) byId("videos").focus();
+  startAll.hidden = few;
 }
 
-let planning;
+// ---- Plans ----
+
+// Milliseconds without a change to the settings before the videos are planned.
+const PAUSE = 500;
+let plans = Promise.resolve();
+let planning = new AbortController();
+let pause;
+
+/// Plans a video after those before it: a browser has few connections to a server, and a plan takes seconds.
+function plan(card) {
+  card.plan.className = "";
+  card.plan.textContent = "Planning …";
+  // All are planned after the pause.
+  if (pause) return;
+  const { signal } = planning;
+  plans = plans.then(() => signal.aborted || card.showPlan(signal));
+}
+
 function planAll() {
-  clearTimeout(planning);
-  planning = setTimeout(() => { for (const card of cards.values()) card.showPlan(); }, 500);
+  planning.abort();
+  planning = new AbortController();
+  clearTimeout(pause);
+  pause = setTimeout(() => {
+    pause = undefined;
+    for (const card of cards.values()) plan(card);
+  }, PAUSE);
 }
 
+// ---- Events ----
+
+// Milliseconds before another connection after a refused one.
+const RETRY = 3000;
+let events;
+let lost = false;
+
+/// Follows the list while the page can be seen: each connection is one of the few that all tabs share.
 function watch() {
-  const events = new EventSource("api/events");
+  events?.close();
+  if (document.hidden) return;
+  events = new EventSource("api/events");
   events.onmessage = (event) => show(JSON.parse(event.data));
-  // The browser connects again by itself.
-  events.onerror = () => say("The connection to the server is lost.", true);
-  events.onopen = () => say("");
+  events.onopen = () => {
+    if (!lost) return;
+    lost = false;
+    say("");
+    planAll();
+  };
+  events.onerror = async () => {
+    lost = true;
+    say("The connection to the server is lost.", true);
+    // The browser connects again by itself, except after a refusal. If the token is refused, `call` asks for it.
+    if (events.readyState !== EventSource.CLOSED) return;
+    await call("GET", "api/videos").catch(() => {});
+    setTimeout(watch, RETRY);
+  };
 }
+document.onvisibilitychange = watch;
 
 // ---- Comparison ----
 
@@ -302,7 +377,7 @@ function compare(entry, opener) {
   byId("comparison-name").textContent = entry.name;
   const path = `api/videos/${entry.id}`;
   const end = createSlider(byId("slider"), { before: `${path}/input`, after: `${path}/output`, fps: entry.fps });
-  byId("comparison").onclose = () => { end(); opener.focus(); };
+  byId("comparison").onclose = async () => { await end(); opener.focus(); };
   byId("comparison").showModal();
 }
 

@@ -8,7 +8,7 @@ const MAX_DRIFT = 0.1;
 // Frame rate for single steps where it is not known.
 const ASSUMED_FPS = 25;
 
-/// Fills `root`. Returns a function that stops the videos and empties it.
+/// Fills `root`. Returns a function that stops the videos, leaves full screen and empties it.
 function createSlider(root, { before, after, fps }) {
   const make = (parent, tag, properties) => {
     const element = Object.assign(document.createElement(tag), properties);
@@ -17,13 +17,13 @@ function createSlider(root, { before, after, fps }) {
   };
   root.classList.add("slider");
   const stage = make(root, "div", { className: "stage" });
-  const video = (className, src) => make(stage, "video", {
-    className, src, preload: "auto", playsInline: true, muted: className === "before", loop: true, tabIndex: -1,
+  const video = (className, ariaLabel, src) => make(stage, "video", {
+    className, ariaLabel, src, preload: "auto", playsInline: true, muted: className === "before", loop: true, tabIndex: -1,
   });
-  const played = video("after", after);
-  const follower = video("before", before);
+  const played = video("after", "Output", after);
+  const follower = video("before", "Input", before);
   const range = (parent, className, label, max) => {
-    const input = make(parent, "input", { type: "range", className, min: 0, max, step: "any" });
+    const input = make(parent, "input", { type: "range", className, min: 0, max, step: "any", value: 0 });
     input.setAttribute("aria-label", label);
     return input;
   };
@@ -123,7 +123,8 @@ function createSlider(root, { before, after, fps }) {
     event.preventDefault();
     action();
   };
-  return () => {
+  return async () => {
+    if (document.fullscreenElement === root) await document.exitFullscreen();
     for (const player of [played, follower]) {
       player.onerror = null;
       player.removeAttribute("src");
