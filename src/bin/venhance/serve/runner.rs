@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Runs this program for one video after the other. One at a time: each uses all processors or GPUs. A run that crashes
-//! or is out of memory ends its process only.
+//! Runs this program for one video after the other. One at a time: a run uses all processors, or all GPUs that
+//! `device` lists. A run that crashes or is out of memory ends its process only.
 
 use std::{
     ffi::OsStr,
