@@ -783,6 +783,15 @@ fn damaged_chapters_do_no_harm() {
         assert!(run.status.success(), "{position}: {}", text(&run));
         assert_eq!(decode(&scratch.path("out.mp4")).times.len(), 40, "{position}");
     }
+    // What can be read is kept: with too large a number of chapters, and with a first time beyond the end.
+    let kept = ["0-500 Anfang „1“", "500-1250 Mitte", "1250-5248 End"];
+    for (position, kept) in [(at + 12, &kept[..]), (at + 13, &kept[1..])] {
+        let mut damaged = whole.clone();
+        damaged[position] = 255;
+        std::fs::write(scratch.path("in.mp4"), damaged).unwrap();
+        assert!(scratch.fast(&["in.mp4", "out.mkv", "--overwrite"]).status.success());
+        assert_eq!(chapters(&scratch.path("out.mkv"))[1..], *kept, "{position}");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use application::{
@@ -437,6 +438,26 @@ fn two_processes_on_one_piece_do_no_harm() {
     succeeds(&scratch, &["piece", "job.json", "1"]);
     join(&scratch, "out.mkv");
     assert!(folders(&scratch, "out.mkv").is_empty());
+}
+
+#[test]
+fn two_joins_do_no_harm() {
+    let scratch = Scratch::new();
+    make_input(&scratch, "in.mkv", false);
+    plan(&scratch, "out.mkv", ENCODER, "2");
+    for delay in [0, 60, 120] {
+        succeeds(&scratch, &["piece", "job.json", "--from", "0", "--to", "1"]);
+        let mut first = start(&scratch, &["join", "job.json"]);
+        std::thread::sleep(Duration::from_millis(delay));
+        let join_again = ["join", "job.json"];
+        let second = venhance().current_dir(scratch.path("")).args(join_again).output().unwrap();
+        let succeeded = [end(&mut first).success(), second.status.success()];
+        let busy = text(&second).contains("another venhance process is writing");
+        assert!(succeeded.contains(&true) && (succeeded[1] || busy), "{}", text(&second));
+        join(&scratch, "out.mkv");
+        assert!(folders(&scratch, "out.mkv").is_empty());
+        std::fs::remove_file(scratch.path("out.mkv")).unwrap();
+    }
 }
 
 #[test]

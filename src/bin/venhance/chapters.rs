@@ -45,7 +45,8 @@ impl Chapters {
     pub fn read(path: &Path, toc: Option<gst::Toc>, duration: Option<ClockTime>) -> Self {
         let Some(toc) = toc else {
             let end = duration.unwrap_or_default().nseconds();
-            let chapters = read_box(path).unwrap_or_default();
+            let mut chapters = read_box(path).unwrap_or_default();
+            chapters.retain(|(start, _)| *start < end || duration.is_none());
             return Self { editions: editions([with_stops(chapters, end)]), as_packets: false };
         };
         let (alternatives, others): (Vec<_>, Vec<_>) = toc
@@ -214,13 +215,15 @@ fn read_box(path: &Path) -> io::Result<Vec<(u64, String)>> {
     if bytes(4)?[0] > 0 {
         bytes(4)?;
     }
-    let mut chapters = Vec::new();
-    for _ in 0..bytes(1)?[0] {
+    let count = bytes(1)?[0];
+    let mut chapter = || {
         let start = bytes(8)?.iter().fold(0, |start: u64, byte| start << 8 | u64::from(*byte));
         let length = bytes(1)?[0];
         let title = String::from_utf8_lossy(&bytes(length.into())?).into_owned();
-        chapters.push((start.saturating_mul(UNIT), title));
-    }
+        Ok::<_, io::Error>((start.saturating_mul(UNIT), title))
+    };
+    // A damaged box ends early.
+    let mut chapters: Vec<_> = (0..count).map_while(|_| chapter().ok()).collect();
     chapters.sort();
     Ok(chapters)
 }

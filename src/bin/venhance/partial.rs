@@ -397,6 +397,11 @@ impl Partial {
         })
     }
 
+    /// The lock, which holds as long as the result exists, also after this is dropped.
+    pub fn lock(&self) -> Result<File, Failure> {
+        self.video.try_clone().map_err(|error| Failure::output(&self.video_path, &error))
+    }
+
     /// Whether nothing has been written.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0

@@ -114,6 +114,8 @@ impl Session {
         self.set_prompt(input, index)?;
         let settings = self.settings(&source, &encoder)?;
         let (partial, progress) = self.open_partial(&paths, &settings)?;
+        // No other process may write the files before the output has its name.
+        let _lock = partial.lock()?;
         if let Some(size) = size.filter(|_| encoder.asked)
             && progress == Progress::UpTo(ResumePoint::START)
         {

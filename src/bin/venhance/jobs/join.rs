@@ -49,11 +49,22 @@ pub fn join(path: &Path, signals: &Signals) -> Result<(), Failure> {
 
 /// Returns a summary.
 fn join_one(job: &JobFile, signals: &Signals) -> Result<String, Failure> {
-    if job.is_joined() {
-        // An interrupted join leaves them.
-        remove_all(job);
-        return Ok("already finished".into());
+    if !job.is_joined() {
+        match join_pieces(job, signals) {
+            // Another process has taken them away.
+            Err(_) if job.is_joined() => {}
+            Ok(None) => {}
+            Ok(Some(summary)) => return Ok(summary),
+            Err(failure) => return Err(failure),
+        }
     }
+    // An interrupted join leaves them.
+    remove_all(job);
+    Ok("already finished".into())
+}
+
+/// Joins the pieces. Returns a summary, or `None` if another process has done so in the meantime.
+fn join_pieces(job: &JobFile, signals: &Signals) -> Result<Option<String>, Failure> {
     job.check_output()?;
     let (records, content) = records(job)?;
     let session = Session::new(job.args()?, signals.clone())?;
@@ -71,6 +82,11 @@ fn join_one(job: &JobFile, signals: &Signals) -> Result<String, Failure> {
     paths.check_output()?;
     paths.check_input(&source.path)?;
     let mut partial = Partial::create(&paths, &settings)?;
+    // No other process may write the files before the output has its name.
+    let _lock = partial.lock()?;
+    if job.is_joined() {
+        return Ok(None);
+    }
     partial.set_stream(content.caps.to_string())?;
     for (store, record) in &records {
         partial.append_clusters(&mut store.open(record)?)?;
@@ -81,7 +97,7 @@ fn join_one(job: &JobFile, signals: &Signals) -> Result<String, Failure> {
     session.finish(&finish, &paths, || job.record_joined(&paths.finished))?;
     remove_all(job);
     let pieces = count(records.len() as u64, "piece");
-    Ok(format!("{} of {pieces}", count(content.frames, "frame")))
+    Ok(Some(format!("{} of {pieces}", count(content.frames, "frame"))))
 }
 
 /// The records of all pieces, and what they contain together.

@@ -55,9 +55,11 @@ pub fn make_pieces(path: &Path, selection: Selection, signals: &Signals) -> Resu
     }
     if from > to || to >= pieces.len() {
         let (shown, last) = (path.display(), pieces.len() - 1);
-        let asked =
-            if from == to { format!("piece {from}") } else { format!("pieces {from} to {to}") };
-        return Err(Failure::usage(format!("there is no {asked}: {shown} has pieces 0 to {last}")));
+        let asked = match from == to {
+            true => format!("is no piece {from}"),
+            false => format!("are no pieces {from} to {to}"),
+        };
+        return Err(Failure::usage(format!("there {asked}: {shown} has pieces 0 to {last}")));
     }
     let mut session: Option<Session> = None;
     let (mut failures, mut current) = (Vec::new(), None);
@@ -108,7 +110,11 @@ fn make(session: &Session, job: &JobFile, piece: &Piece) -> Result<String, Failu
         }
         return Ok("already finished".into());
     }
-    make_claimed(session, &prepared, &store, claim)
+    make_claimed(session, &prepared, &store, claim).or_else(|failure| match job.is_joined() {
+        // Another process has made it, and a third one has taken it away.
+        true => Ok("already finished".into()),
+        false => Err(failure),
+    })
 }
 
 fn make_claimed(
