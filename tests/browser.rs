@@ -102,7 +102,7 @@ fn a_video_goes_in_by_the_file_chooser_and_comes_out_through_the_slider() {
     browser.wait_for("document.activeElement.textContent === 'Videos'");
 }
 
-/// The name of what has the focus, which can be seen.
+/// The accessible name of the focused element, whose outline must be visible.
 fn focus(browser: &Browser) -> String {
     let outline =
         "(e => getComputedStyle(e.classList.contains('hidden') ? e.labels[0] : e).outlineStyle)";

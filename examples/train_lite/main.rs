@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Trains the networks of `model=lite` on synthetic scenes and writes the weights file that the plugin embeds.
 //!
-//! Without arguments it trains every part. An interrupted run
-//! resumes from its last checkpoint. The loss curve goes to standard output.
+//! Without arguments it trains every part. An interrupted run resumes from its last checkpoint. The loss curve goes to
+//! standard output.
 
 mod clips;
 mod codec;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the upscalers are told of a whole frame, so that they neither sharpen noise nor what is sharp already.
+//! Statistics of a whole frame: the upscalers read them, so that they sharpen neither noise nor sharp detail.
 
 use std::f32::consts::FRAC_PI_2;
 

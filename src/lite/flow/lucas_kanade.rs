@@ -121,7 +121,7 @@ fn write_terms(warped: &[[f32; 2]], width: usize, y: usize, terms: &mut [[f32; T
     let row = |y: usize| &warped[y * width..][..width];
     let height = warped.len() / width;
     let (above, here, below) = (row(y.saturating_sub(1)), row(y), row((y + 1).min(height - 1)));
-    // At the border there is no derivative: its terms stay 0.
+    // Pixels at the border have no central difference: their terms stay 0.
     for x in 1..width.saturating_sub(1) {
         let gx = 0.5 * (here[x + 1][0] - here[x - 1][0]);
         let gy = 0.5 * (below[x][0] - above[x][0]);
