@@ -14,8 +14,13 @@ use super::host::Host;
 /// Negative slope of the leaky ReLU.
 pub const LEAKY_SLOPE: f32 = 0.1;
 
-/// Output channels per group: two AVX registers.
+/// Output channels per group.
 const LANES: usize = 16;
+/// A value for each output channel of a group: two AVX registers or one of AVX-512, and a line of the cache.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Lanes([f32; LANES]);
+
 /// Output pixels per tile: m of F(m, r).
 const TILE: usize = 4;
 /// Transformed values per tile: m + r − 1 for a kernel of r = 3.
@@ -40,10 +45,10 @@ pub struct ConvChain {
 struct Layer {
     in_channels: usize,
     out_channels: usize,
-    /// Transformed weights [groups of 16 output channels, 6, 3 kernel rows, in, 16], padded with zeros.
-    weights: Vec<f32>,
-    /// Padded with zeros to a multiple of 16.
-    bias: Vec<f32>,
+    /// Transformed weights [groups of 16 output channels, 6, 3 kernel rows, in], padded with zeros.
+    weights: Vec<Lanes>,
+    /// One per group, padded with zeros.
+    bias: Vec<Lanes>,
     activation: bool,
 }
 
@@ -52,8 +57,8 @@ struct Layer {
 pub struct Scratch {
     /// The input of each layer.
     inputs: Vec<RowRing>,
-    /// Products in the transformed domain, [6, tiles, 16].
-    products: Vec<[f32; LANES]>,
+    /// Products in the transformed domain, [6, tiles].
+    products: Vec<Lanes>,
     /// A row of the output, [w, out].
     output: Vec<f32>,
 }
@@ -72,6 +77,10 @@ struct RowRing {
 /// Number of tiles of a row, rounded up to whole blocks.
 fn tiles(width: usize) -> usize {
     width.div_ceil(TILE).next_multiple_of(BLOCK)
+}
+
+impl Lanes {
+    const ZERO: Self = Self([0.0; LANES]);
 }
 
 impl RowRing {
@@ -107,7 +116,7 @@ impl RowRing {
 }
 
 /// Input transform of a row: `line` is [4·tiles + 2, channels], `out` is [6, tiles, channels].
-#[multiversion(targets("x86_64+avx2+fma"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 fn transform_input(line: &[f32], channels: usize, out: &mut [f32]) {
     match channels {
         8.. => transform_channels::<8>(line, channels, out),
@@ -158,14 +167,13 @@ impl Layer {
         let values = Host::new(weight)?;
         let values = values.values()?;
         let groups = out_channels.div_ceil(LANES);
-        let mut weights = vec![0.0; groups * POINTS * 3 * in_channels * LANES];
-        for (n, weight) in weights.iter_mut().enumerate() {
-            let (lane, n) = (n % LANES, n / LANES);
+        let mut weights = vec![Lanes::ZERO; groups * POINTS * 3 * in_channels];
+        for (n, weights) in weights.iter_mut().enumerate() {
             let (channel, n) = (n % in_channels, n / in_channels);
             let (row, n) = (n % 3, n / 3);
             let (point, group) = (n % POINTS, n / POINTS);
-            let out = group * LANES + lane;
-            if out < out_channels {
+            let outputs = (group * LANES..out_channels).zip(&mut weights.0);
+            for (out, weight) in outputs {
                 let g = &values[(out * in_channels + channel) * 9 + row * 3..][..3];
                 *weight = match point {
                     0 => g[0] / 4.0,
@@ -177,17 +185,19 @@ impl Layer {
                 };
             }
         }
-        let mut padded = Host::new(bias)?.values()?.to_vec();
-        padded.resize(groups * LANES, 0.0);
+        let mut padded = vec![Lanes::ZERO; groups];
+        let bias = Host::new(bias)?;
+        let lanes = padded.iter_mut().flat_map(|lanes| &mut lanes.0);
+        lanes.zip(&*bias.values()?).for_each(|(lane, bias)| *lane = *bias);
         Ok(Self { in_channels, out_channels, weights, bias: padded, activation })
     }
 
-    /// Computes one output row [w, out] from three transformed input rows; `products` is [6, tiles, 16].
-    fn run_row(&self, rows: [&[f32]; 3], products: &mut [[f32; LANES]], out: &mut [f32]) {
+    /// Computes one output row [w, out] from three transformed input rows; `products` is [6, tiles].
+    fn run_row(&self, rows: [&[f32]; 3], products: &mut [Lanes], out: &mut [f32]) {
         let tiles = products.len() / POINTS;
-        let groups = self.weights.chunks_exact(POINTS * 3 * self.in_channels * LANES);
-        for (group, (weights, bias)) in groups.zip(self.bias.as_chunks().0).enumerate() {
-            let weights = weights.as_chunks().0.chunks_exact(3 * self.in_channels);
+        let groups = self.weights.chunks_exact(POINTS * 3 * self.in_channels);
+        for (group, (weights, bias)) in groups.zip(&self.bias).enumerate() {
+            let weights = weights.chunks_exact(3 * self.in_channels);
             let products_of_points = products.chunks_exact_mut(tiles);
             for (n, (weights, products)) in weights.zip(products_of_points).enumerate() {
                 let part = n * tiles * self.in_channels;
@@ -199,13 +209,7 @@ impl Layer {
     }
 
     /// Writes the output channels of a group.
-    fn write_group(
-        &self,
-        group: usize,
-        bias: &[f32; LANES],
-        products: &[[f32; LANES]],
-        out: &mut [f32],
-    ) {
+    fn write_group(&self, group: usize, bias: &Lanes, products: &[Lanes], out: &mut [f32]) {
         let first = group * LANES;
         let used = (self.out_channels - first).min(LANES);
         // A slope of 1 is the identity.
@@ -216,10 +220,10 @@ impl Layer {
 
 /// Output transform of a row (Aᵀm of Lavin and Gray), bias and leaky ReLU. Of the 16 channels, `used` are
 /// written, to channels `first`.. of `out`, [w, `stride`].
-#[multiversion(targets("x86_64+avx2+fma"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 fn transform_output(
-    products: &[[f32; LANES]],
-    bias: &[f32; LANES],
+    products: &[Lanes],
+    Lanes(bias): &Lanes,
     slope: f32,
     out: &mut [f32],
     (stride, first, used): (usize, usize, usize),
@@ -229,7 +233,7 @@ fn transform_output(
         let mut tile = [[0.0; LANES]; TILE];
         let mut m = [[0.0; LANES]; POINTS];
         for (point, m) in m.iter_mut().enumerate() {
-            *m = products[point * tiles + n];
+            *m = products[point * tiles + n].0;
         }
         for lane in 0..LANES {
             let (a, b) = (m[1][lane] + m[2][lane] + bias[lane], m[3][lane] + m[4][lane]);
@@ -248,24 +252,22 @@ fn transform_output(
     }
 }
 
-/// Multiplies one point of all tiles, 3 rows of [tiles, channels], with `weights` [3·channels, 16], and sums over
-/// rows and channels.
-fn multiply(
-    rows: [&[f32]; 3],
-    channels: usize,
-    weights: &[[f32; LANES]],
-    sums: &mut [[f32; LANES]],
-) {
+/// Multiplies one point of all tiles, 3 rows of [tiles, channels], with `weights` [3·channels], and sums over rows and
+/// channels.
+fn multiply(rows: [&[f32]; 3], channels: usize, weights: &[Lanes], sums: &mut [Lanes]) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: the CPU supports AVX-512.
+        return unsafe { multiply_avx512(rows, channels, weights, sums) };
+    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         // SAFETY: the CPU supports AVX2 and FMA.
         return unsafe { multiply_avx2(rows, channels, weights, sums) };
     }
     for (n, sums) in sums.iter_mut().enumerate() {
-        *sums = [0.0; LANES];
+        *sums = Lanes::ZERO;
         for (row, weights) in rows.iter().zip(weights.chunks_exact(channels)) {
             for (value, weights) in row[n * channels..].iter().zip(weights) {
-                sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += value * weight);
+                sums.0.iter_mut().zip(weights.0).for_each(|(sum, weight)| *sum += value * weight);
             }
         }
     }
@@ -274,12 +276,7 @@ fn multiply(
 /// [`multiply`] with the accumulators of a block of tiles in registers.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn multiply_avx2(
-    rows: [&[f32]; 3],
-    channels: usize,
-    weights: &[[f32; LANES]],
-    sums: &mut [[f32; LANES]],
-) {
+fn multiply_avx2(rows: [&[f32]; 3], channels: usize, weights: &[Lanes], sums: &mut [Lanes]) {
     use std::arch::x86_64::{__m256, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_setzero_ps};
     for (n, out) in sums.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
         let mut sums = [[_mm256_setzero_ps(); 2]; BLOCK];
@@ -292,7 +289,7 @@ fn multiply_avx2(
                 *values = &row[p * channels..][..weights.len()];
             }
             for (k, weights) in weights.iter().enumerate() {
-                let weights: [__m256; 2] = bytemuck::cast(*weights);
+                let weights: [__m256; 2] = bytemuck::cast(weights.0);
                 for p in 0..BLOCK {
                     let value = _mm256_set1_ps(values[p][k]);
                     sums[p][0] = _mm256_fmadd_ps(value, weights[0], sums[p][0]);
@@ -300,8 +297,67 @@ fn multiply_avx2(
                 }
             }
         }
-        *out = bytemuck::cast(sums);
+        *out = sums.map(|sums| Lanes(bytemuck::cast(sums)));
     }
+}
+
+/// [`multiply`] with one register for all output channels of a tile. Each sum adds the same products in the same order
+/// as with AVX2, so the results are equal.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn multiply_avx512(rows: [&[f32]; 3], channels: usize, weights: &[Lanes], sums: &mut [Lanes]) {
+    // Two blocks hide the latency of the additions.
+    let (pairs, last) = sums.as_chunks_mut::<{ 2 * BLOCK }>();
+    let after_pairs = pairs.len() * 2 * BLOCK;
+    for (n, sums) in pairs.iter_mut().enumerate() {
+        *sums = multiply_tiles_avx512(rows, n * 2 * BLOCK, channels, weights);
+    }
+    if let Some(sums) = last.first_chunk_mut::<BLOCK>() {
+        *sums = multiply_tiles_avx512(rows, after_pairs, channels, weights);
+    }
+}
+
+/// The sums of `N` tiles from the tile `first` on.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn multiply_tiles_avx512<const N: usize>(
+    rows: [&[f32]; 3],
+    first: usize,
+    channels: usize,
+    weights: &[Lanes],
+) -> [Lanes; N] {
+    use std::arch::x86_64::{__m512, _mm512_fmadd_ps, _mm512_set1_ps, _mm512_setzero_ps};
+    // The addresses within a group of channels differ by constants. One by one, computing them takes longer than the sums.
+    const GROUP: usize = 4;
+    let mut sums = [_mm512_setzero_ps(); N];
+    for (row, weights) in rows.iter().zip(weights.chunks_exact(channels)) {
+        let row = &row[first * channels..][..N * channels];
+        let (weight_groups, last_weights) = weights.as_chunks::<GROUP>();
+        // Slices of one length need only one bounds check.
+        let mut groups = [row.as_chunks::<GROUP>().0; N];
+        let mut last = [row; N];
+        for p in 0..N {
+            let (tile_groups, tile_last) = row[p * channels..][..channels].as_chunks::<GROUP>();
+            groups[p] = &tile_groups[..weight_groups.len()];
+            last[p] = &tile_last[..last_weights.len()];
+        }
+        for (n, weights) in weight_groups.iter().enumerate() {
+            for (k, weights) in weights.iter().enumerate() {
+                let weights: __m512 = bytemuck::cast(weights.0);
+                for p in 0..N {
+                    sums[p] = _mm512_fmadd_ps(_mm512_set1_ps(groups[p][n][k]), weights, sums[p]);
+                }
+            }
+        }
+        for (k, weights) in last_weights.iter().enumerate() {
+            let weights: __m512 = bytemuck::cast(weights.0);
+            for p in 0..N {
+                sums[p] = _mm512_fmadd_ps(_mm512_set1_ps(last[p][k]), weights, sums[p]);
+            }
+        }
+    }
+    sums.map(|sums| Lanes(bytemuck::cast(sums)))
 }
 
 impl ConvChain {
@@ -335,7 +391,7 @@ impl ConvChain {
         for (ring, layer) in inputs.iter_mut().zip(&self.layers) {
             ring.resize(width, layer.in_channels);
         }
-        products.resize(POINTS * tiles(width), [0.0; LANES]);
+        products.resize(POINTS * tiles(width), Lanes::ZERO);
         last.resize(width * self.layers[depth - 1].out_channels, 0.0);
         for layer in &self.layers {
             super::count(rows.len() * width, layer.out_channels, 9 * layer.in_channels);
@@ -368,5 +424,35 @@ impl ConvChain {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn avx512_and_avx2_give_equal_sums() {
+        if !is_x86_feature_detected!("avx512f") {
+            return;
+        }
+        let value = |n: usize| (n * 7919 % 1009) as f32 / 1009.0 - 0.5;
+        for (channels, tiles) in [(3, 6), (6, 12), (27, 18), (32, 30)] {
+            let row = |n: usize| (0..tiles * channels).map(|at| value(at + 97 * n)).collect();
+            let rows: [Vec<f32>; 3] = std::array::from_fn(row);
+            let rows = rows.each_ref().map(|row| &row[..]);
+            let weights: Vec<_> = (0..3 * channels)
+                .map(|at| Lanes(std::array::from_fn(|lane| value(31 * at + lane))))
+                .collect();
+            let mut sums = [vec![Lanes::ZERO; tiles], vec![Lanes::ZERO; tiles]];
+            // SAFETY: the CPU supports AVX-512, which includes AVX2 and FMA.
+            unsafe {
+                multiply_avx2(rows, channels, &weights, &mut sums[0]);
+                multiply_avx512(rows, channels, &weights, &mut sums[1]);
+            }
+            for (a, b) in sums[0].iter().zip(&sums[1]) {
+                assert_eq!(a.0, b.0);
+            }
+        }
     }
 }
