@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A luma plane, bilinear and cubic sampling of it.
 
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2;
+
 use rayon::prelude::*;
 
 use crate::engine::{Cancel, Error, Frame, zeroed};
@@ -171,7 +174,7 @@ pub(super) fn cubic_neighbourhood(at: usize, size: usize) -> [usize; 4] {
 }
 
 /// The parameter a of [`cubic_weights`]. −0.5 is Catmull-Rom; −0.6 keeps more detail, and was best on test clips.
-pub(super) const CUBIC: f32 = -0.6;
+const CUBIC: f32 = -0.6;
 
 /// The weights of four consecutive pixels at a position that is a `fraction` of the way from the second to the third.
 /// Source: Keys, "Cubic convolution interpolation for digital image processing", 1981.

@@ -6,6 +6,9 @@
 //! warped frames: d + g·δ = 0, where d is that difference, g its derivative by the flow, and δ the correction. Each pixel
 //! solves this for its neighbourhood by weighted least squares.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
 use multiversion::multiversion;
 use rayon::prelude::*;
 
@@ -59,23 +62,36 @@ pub(super) fn refine(
     Ok(())
 }
 
-/// Warps row y of both planes to `time`. Writes for each pixel the warped plane whose gradient is the derivative, by the
-/// flow, of the difference of both, and that difference.
-#[multiversion(targets("x86_64+avx2+fma"))]
-fn warp_row(
+/// Warps row y of both planes to `time`: writes [`warped`] of each pixel.
+fn warp_row(planes: [&Plane; 2], time: f32, y: usize, flow: &[[f32; 2]], row: &mut [[f32; 2]]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        // SAFETY: the CPU supports AVX2 and FMA.
+        return unsafe { avx2::warp_row(planes, time, y, flow, row) };
+    }
+    for (x, (out, vector)) in row.iter_mut().zip(flow).enumerate() {
+        *out = warp_pixel(planes, time, (x, y), *vector);
+    }
+}
+
+/// [`warped`] of pixel (x, y).
+fn warp_pixel(
     [first, second]: [&Plane; 2],
     time: f32,
-    y: usize,
-    flow: &[[f32; 2]],
-    warped: &mut [[f32; 2]],
-) {
-    let after = 1.0 - time;
-    for (x, (warped, [vx, vy])) in warped.iter_mut().zip(flow).enumerate() {
-        let (x, y) = (x as f32, y as f32);
-        let a = first.sample_cubic(x - time * vx, y - time * vy);
-        let b = second.sample_cubic(x + after * vx, y + after * vy);
-        *warped = [time * a + after * b, b - a];
-    }
+    (x, y): (usize, usize),
+    [vx, vy]: [f32; 2],
+) -> [f32; 2] {
+    let (x, y, after) = (x as f32, y as f32, 1.0 - time);
+    let a = first.sample_cubic(x - time * vx, y - time * vy);
+    let b = second.sample_cubic(x + after * vx, y + after * vy);
+    warped([a, b], time)
+}
+
+/// Of the samples `a` and `b` of both planes: the plane whose gradient is the derivative of their difference by the flow,
+/// and that difference.
+#[inline(always)]
+fn warped([a, b]: [f32; 2], time: f32) -> [f32; 2] {
+    [time * a + (1.0 - time) * b, b - a]
 }
 
 /// Corrects the flow of whole rows from `first_row` on.
@@ -188,6 +204,23 @@ mod tests {
         for [x, y] in refined([&plane([0.0; 2]), &plane([9.0, 4.0])], [1.5, 0.5], 0.5) {
             let change = (x - 1.5).hypot(y - 0.5);
             assert!(change < STEPS as f32 * MAX_CORRECTION + 1e-3, "{x} {y}");
+        }
+    }
+
+    #[test]
+    fn warped_rows_equal_single_pixels() {
+        let planes = [&plane([0.0; 2]), &plane([2.4, -1.3])];
+        // Some vectors point outside the planes.
+        let flow: Vec<_> =
+            (0..SIZE.0).map(|x| [x as f32 % 17.3 - 8.0, x as f32 % 7.9 - 4.0]).collect();
+        let mut row = vec![[0.0; 2]; SIZE.0];
+        for y in 0..SIZE.1 {
+            warp_row(planes, 0.3, y, &flow, &mut row);
+            for (x, [plane, difference]) in row.iter().enumerate() {
+                let expected = warp_pixel(planes, 0.3, (x, y), flow[x]);
+                let error = (plane - expected[0]).abs().max((difference - expected[1]).abs());
+                assert!(error < 1e-5, "{error} at ({x}, {y})");
+            }
         }
     }
 

@@ -5,112 +5,137 @@
 
 use std::arch::x86_64::*;
 
-use super::{Frame, Row};
-use crate::lite::plane::CUBIC;
+use super::{Frame, OverlayRow, Row};
+use crate::lite::plane::avx2::cubic_weights;
 
-/// [`Row::write`] without alpha.
+/// [`Row::write`] without alpha: two pixels at a time, the first one in the lower half of a register.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn write_row<const IS_CUBIC: bool>(row: Row, pixels: &mut [[u16; 4]]) {
     let [first, second] = row.neighbours;
     let stride = first.width() * Frame::COMPONENTS;
     let (w, h) = (first.width() as f32, first.height() as f32);
-    let (first, second) = (first.pixels(), second.pixels());
+    let frames = [first.pixels(), second.pixels()];
     let (before, after) = (-row.time, 1.0 - row.time);
     // (x, y) in the first frame, then (x, y) in the second.
-    let times: __m128 = bytemuck::cast([before, before, after, after]);
+    let times: __m256 = bytemuck::cast([[before, before, after, after]; 2]);
     // The last pixels that have two more after them.
-    let ends: __m128 = bytemuck::cast([w - 3.0, h - 3.0, w - 3.0, h - 3.0]);
-    let gains: [__m128; 2] = bytemuck::cast([row.tones[0].gain, row.tones[1].gain]);
-    let offsets: [__m128; 2] = bytemuck::cast([row.tones[0].offset, row.tones[1].offset]);
-    let mut origin: __m128 = bytemuck::cast([0.0, row.y, 0.0, row.y]);
-    let next: __m128 = bytemuck::cast([1.0_f32, 0.0, 1.0, 0.0]);
-    for (x, (out, column)) in pixels.iter_mut().zip(row.columns).enumerate() {
-        let a: __m128 = bytemuck::cast(row.guide[column.lower]);
-        let b: __m128 = bytemuck::cast(row.guide[column.upper]);
-        let guide = _mm_fmadd_ps(_mm_set1_ps(column.weight), _mm_sub_ps(b, a), a);
-        let positions = _mm_fmadd_ps(_mm_movelh_ps(guide, guide), times, origin);
-        origin = _mm_add_ps(origin, next);
-        let corners = _mm_floor_ps(positions);
-        let inside =
-            _mm_and_ps(_mm_cmpge_ps(corners, _mm_set1_ps(1.0)), _mm_cmple_ps(corners, ends));
-        if _mm_movemask_ps(inside) != 0b1111 {
-            *out = row.pixel(x);
+    let ends: __m256 = bytemuck::cast([[w - 3.0, h - 3.0]; 4]);
+    // Of the first frame, then of the second.
+    let gains: __m256 = bytemuck::cast([row.tones[0].gain, row.tones[1].gain]);
+    let offsets: __m256 = bytemuck::cast([row.tones[0].offset, row.tones[1].offset]);
+    let mut origin: __m256 = bytemuck::cast([[0.0, row.y, 0.0, row.y], [1.0, row.y, 1.0, row.y]]);
+    let next: __m256 = bytemuck::cast([[2.0_f32, 0.0]; 4]);
+    let (pairs, last) = pixels.as_chunks_mut::<2>();
+    let columns = row.columns.as_chunks::<2>().0;
+    for (n, (out, columns)) in pairs.iter_mut().zip(columns).enumerate() {
+        let x = 2 * n;
+        let lower: __m256 =
+            bytemuck::cast([row.guide[columns[0].lower], row.guide[columns[1].lower]]);
+        let upper: __m256 =
+            bytemuck::cast([row.guide[columns[0].upper], row.guide[columns[1].upper]]);
+        let between =
+            _mm256_set_m128(_mm_set1_ps(columns[1].weight), _mm_set1_ps(columns[0].weight));
+        let guide = _mm256_fmadd_ps(between, _mm256_sub_ps(upper, lower), lower);
+        let flows = _mm256_permute_ps::<0b01_00_01_00>(guide);
+        let weights = _mm256_permute_ps::<0b10_10_10_10>(guide);
+        let positions = _mm256_fmadd_ps(flows, times, origin);
+        origin = _mm256_add_ps(origin, next);
+        let corners = _mm256_floor_ps(positions);
+        let inside = _mm256_and_ps(
+            _mm256_cmp_ps::<_CMP_GE_OQ>(corners, _mm256_set1_ps(1.0)),
+            _mm256_cmp_ps::<_CMP_LE_OQ>(corners, ends),
+        );
+        if _mm256_movemask_ps(inside) != 0b1111_1111 {
+            *out = [row.pixel(x), row.pixel(x + 1)];
             continue;
         }
-        let fractions = _mm_sub_ps(positions, corners);
-        let [ax, ay, bx, by]: [i32; 4] = bytemuck::cast(_mm_cvttps_epi32(corners));
-        let corners = [(ax as usize, ay as usize), (bx as usize, by as usize)];
-        let [a, b] = match IS_CUBIC {
-            true => sample_cubic([first, second], stride, corners, fractions),
-            false => sample_linear([first, second], stride, corners, fractions),
+        let fractions: [__m128; 2] = bytemuck::cast(_mm256_sub_ps(positions, corners));
+        let corners: [[i32; 4]; 2] = bytemuck::cast(_mm256_cvttps_epi32(corners));
+        let mut samples = [_mm256_setzero_ps(); 2];
+        for n in 0..2 {
+            let sample = match IS_CUBIC {
+                true => sample_cubic(frames, stride, corners[n], fractions[n]),
+                false => sample_linear(frames, stride, corners[n], fractions[n]),
+            };
+            samples[n] = _mm256_fmadd_ps(sample, gains, offsets);
+        }
+        let a = _mm256_permute2f128_ps::<0x20>(samples[0], samples[1]);
+        let b = _mm256_permute2f128_ps::<0x31>(samples[0], samples[1]);
+        let blended = match row.overlay {
+            Some(overlay) if overlay.is_near(x) || overlay.is_near(x + 1) => {
+                let mut blended = [_mm_setzero_ps(); 2];
+                let samples: [[__m128; 2]; 2] = bytemuck::cast(samples);
+                let positions: [[[f32; 2]; 2]; 2] = bytemuck::cast(positions);
+                let weights: [[f32; 4]; 2] = bytemuck::cast(weights);
+                for n in 0..2 {
+                    let place = (x + n, positions[n], weights[n][0]);
+                    blended[n] = blend_with_overlay(&row, overlay, place, samples[n]);
+                }
+                bytemuck::cast(blended)
+            }
+            _ => _mm256_fmadd_ps(weights, _mm256_sub_ps(a, b), b),
         };
-        let (a, b) = (_mm_fmadd_ps(a, gains[0], offsets[0]), _mm_fmadd_ps(b, gains[1], offsets[1]));
-        let mut weight = _mm_shuffle_ps::<0b10_10_10_10>(guide, guide);
-        let mut still = 0.0;
-        if let Some(overlay) = row.overlay
-            && overlay.is_near(x)
-        {
-            let moving;
-            (still, moving) = overlay.weigh(x, bytemuck::cast(positions), _mm_cvtss_f32(weight));
-            weight = _mm_set1_ps(moving);
-        }
-        let mut blended = _mm_fmadd_ps(weight, _mm_sub_ps(a, b), b);
-        if still > 0.0 {
-            let [a, b]: [__m128; 2] = bytemuck::cast(row.pixels_at(x));
-            let unmoved = _mm_fmadd_ps(_mm_set1_ps(row.time), _mm_sub_ps(b, a), a);
-            blended = _mm_fmadd_ps(_mm_set1_ps(still), _mm_sub_ps(unmoved, blended), blended);
-        }
         // Rounds to the nearest integer; packing saturates to 0..=65535.
-        let rounded = _mm_cvtps_epi32(blended);
-        *out = bytemuck::cast(_mm_cvtsi128_si64(_mm_packus_epi32(rounded, rounded)));
+        let rounded = _mm256_cvtps_epi32(blended);
+        let packed: [i64; 4] = bytemuck::cast(_mm256_packus_epi32(rounded, rounded));
+        *out = bytemuck::cast([packed[0], packed[2]]);
+    }
+    if let [last] = last {
+        *last = row.pixel(row.columns.len() - 1);
     }
 }
 
-/// [`cubic_weights`](crate::lite::plane::cubic_weights) of four fractions: those of the first two pixels in the lower and upper
-/// half of the first register, those of the other two in the second.
+/// Blends samples of both frames at pixel x near an overlay: see [`OverlayRow::weigh`].
 #[target_feature(enable = "avx2,fma")]
-#[inline]
-fn cubic_weights(fractions: __m128) -> [__m256; 2] {
-    let one = _mm_set1_ps(1.0);
-    let rest = _mm_sub_ps(one, fractions);
-    let product = _mm_mul_ps(_mm_set1_ps(CUBIC), _mm_mul_ps(fractions, rest));
-    let (first, fourth) = (_mm_mul_ps(product, rest), _mm_mul_ps(product, fractions));
-    let line = _mm_fmsub_ps(_mm_set1_ps(CUBIC + 2.0), fractions, _mm_set1_ps(CUBIC + 3.0));
-    let second = _mm_fmadd_ps(line, _mm_mul_ps(fractions, fractions), one);
-    let third = _mm_sub_ps(_mm_sub_ps(one, second), _mm_add_ps(first, fourth));
-    [_mm256_set_m128(second, first), _mm256_set_m128(fourth, third)]
+fn blend_with_overlay(
+    row: &Row,
+    overlay: OverlayRow,
+    (x, ends, weight): (usize, [[f32; 2]; 2], f32),
+    [a, b]: [__m128; 2],
+) -> __m128 {
+    let (still, weight) =
+        if overlay.is_near(x) { overlay.weigh(x, ends, weight) } else { (0.0, weight) };
+    let moving = _mm_fmadd_ps(_mm_set1_ps(weight), _mm_sub_ps(a, b), b);
+    if still == 0.0 {
+        return moving;
+    }
+    let [a, b]: [__m128; 2] = bytemuck::cast(row.pixels_at(x));
+    let unmoved = _mm_fmadd_ps(_mm_set1_ps(row.time), _mm_sub_ps(b, a), a);
+    _mm_fmadd_ps(_mm_set1_ps(still), _mm_sub_ps(unmoved, moving), moving)
 }
 
-/// Samples both frames with cubic convolution, `fractions` after the pixels `corners`.
+/// Samples both frames with cubic convolution, `fractions` after the pixels `corners`, each (x, y) in the first frame,
+/// then in the second. The lower half of the result is of the first frame.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn sample_cubic(
     [first, second]: [&[u16]; 2],
     stride: usize,
-    [a, b]: [(usize, usize); 2],
+    [ax, ay, bx, by]: [i32; 4],
     fractions: __m128,
-) -> [__m128; 2] {
-    let weights = cubic_weights(fractions);
-    [sample::<0, 1>(first, stride, a, &weights), sample::<2, 3>(second, stride, b, &weights)]
+) -> __m256 {
+    let [before, lower, upper, after] = cubic_weights(fractions);
+    let weights = [_mm256_set_m128(lower, before), _mm256_set_m128(after, upper)];
+    let a = sample::<0, 1>(first, stride, (ax as usize, ay as usize), &weights);
+    let b = sample::<2, 3>(second, stride, (bx as usize, by as usize), &weights);
+    _mm256_set_m128(b, a)
 }
 
-/// Samples both frames linearly, `fractions` after the pixels `corners`.
+/// The same, linearly.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn sample_linear(
     [first, second]: [&[u16]; 2],
     stride: usize,
-    [a, b]: [(usize, usize); 2],
+    [ax, ay, bx, by]: [i32; 4],
     fractions: __m128,
-) -> [__m128; 2] {
+) -> __m256 {
     let fractions = _mm256_castps128_ps256(fractions);
-    let a = lerp_rows(first, stride, a, splat(fractions, 1, 1));
-    let b = lerp_rows(second, stride, b, splat(fractions, 3, 3));
-    // The lower half is of the first frame, the upper half of the second.
+    let a = lerp_rows(first, stride, (ax as usize, ay as usize), splat(fractions, 1, 1));
+    let b = lerp_rows(second, stride, (bx as usize, by as usize), splat(fractions, 3, 3));
     let left = _mm256_permute2f128_ps::<0x20>(a, b);
     let right = _mm256_permute2f128_ps::<0x31>(a, b);
-    let both = _mm256_fmadd_ps(splat(fractions, 0, 2), _mm256_sub_ps(right, left), left);
-    [_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both)]
+    _mm256_fmadd_ps(splat(fractions, 0, 2), _mm256_sub_ps(right, left), left)
 }
 
 /// Interpolates vertically between two pixels of the row of `corner` (x, y) and the two below them: the left pixel
