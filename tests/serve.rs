@@ -194,7 +194,11 @@ fn an_address_that_others_reach_needs_a_token() {
 
     let flags = ["--listen", "0.0.0.0:0", "--token", TOKEN];
     let mut server = Server::start(&scratch.path("data"), &flags);
-    server.address = server.address.replace("0.0.0.0", "127.0.0.1");
+    // What is printed can be opened.
+    assert!(server.address.starts_with("127.0.0.1:"), "{}", server.address);
+    let mut others = String::new();
+    server.stdout.read_line(&mut others).unwrap();
+    assert!(others.starts_with("On other computers, open http://NAME:"), "{others}");
     let get =
         |path: &str, headers: &[(&str, &str)]| request(&server.address, "GET", path, headers, b"");
     for path in ["/api/videos", "/api/events", "/api/settings", "/app.js", "/api/videos?token=0"] {
@@ -225,6 +229,17 @@ fn an_address_that_others_reach_needs_a_token() {
     // The token does not help another site.
     let foreign = [("cookie", cookie), ("origin", "http://example.org")];
     assert_eq!(get("/api/videos", &foreign).status, 403);
+}
+
+#[test]
+fn a_name_can_be_listened_on() {
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.path("data"), &["--listen", "localhost:0"]);
+    assert_eq!(server.request("GET", "/", b"").status, 200);
+    for wrong in ["nowhere.invalid:8423", "localhost", "8423"] {
+        let refused = scratch.enhance(&["serve", "--listen", wrong, "--folder", "other"]);
+        fails(&refused, 2, "use an address or a name, and a port, such as localhost:8423");
+    }
 }
 
 #[test]

@@ -110,7 +110,7 @@ pub struct Server {
     pub address: String,
     pub folder: PathBuf,
     // Its end would be a closed pipe for the server.
-    _stdout: BufReader<ChildStdout>,
+    pub stdout: BufReader<ChildStdout>,
 }
 
 impl Server {
@@ -126,7 +126,7 @@ impl Server {
         stdout.read_line(&mut line).unwrap();
         let address = line.strip_prefix("Open http://").and_then(|line| line.split_once('/'));
         let address = address.unwrap_or_else(|| panic!("no address: {line}")).0.to_owned();
-        Self { child, address, folder: folder.to_owned(), _stdout: stdout }
+        Self { child, address, folder: folder.to_owned(), stdout }
     }
 
     pub fn request(&self, method: &str, path: &str, body: &[u8]) -> Reply {

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: the application's own flags, and one flag for each property of the element.
 
-#[cfg(feature = "serve")]
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{
@@ -205,9 +203,9 @@ struct JobArgs {
 #[cfg(feature = "serve")]
 #[derive(clap::Args)]
 pub struct ServeArgs {
-    /// Address and port to listen on; an address that other computers reach needs --token
+    /// Address, or name, and port to listen on; an address that other computers reach needs --token
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8423")]
-    pub listen: SocketAddr,
+    pub listen: String,
     /// Password that the page asks for: 16 or more letters, digits, - or _
     #[arg(long)]
     pub token: Option<String>,

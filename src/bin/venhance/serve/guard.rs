@@ -19,14 +19,18 @@ media-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame
 
 pub struct Guard {
     token: Option<String>,
-    /// The name of this computer.
-    host: Option<String>,
+    /// The names of this computer, and that of `--listen`.
+    names: Vec<String>,
 }
 
 impl Guard {
-    pub fn new(token: Option<String>) -> Self {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-        Self { token, host: host.map(|name| name.trim().to_lowercase()) }
+    pub fn new(token: Option<String>, listen: &str) -> Self {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let host = host.trim().to_lowercase();
+        let listen = without_port(listen).to_lowercase();
+        let mut names = vec!["localhost".to_owned(), format!("{host}.local"), host, listen];
+        names.retain(|name| !name.is_empty());
+        Self { token, names }
     }
 
     /// Whether the Host header can be that of this server. A site can give its own name the address of this
@@ -34,11 +38,7 @@ impl Guard {
     fn knows(&self, host: &str) -> bool {
         let name = without_port(host).to_lowercase();
         let address = name.trim_start_matches('[').trim_end_matches(']');
-        name == "localhost"
-            || address.parse::<IpAddr>().is_ok()
-            || self.host.as_deref().is_some_and(|own| {
-                !own.is_empty() && (name == own || name.strip_suffix(".local") == Some(own))
-            })
+        self.names.contains(&name) || address.parse::<IpAddr>().is_ok()
     }
 
     fn refusal(&self, request: &Request) -> Option<Response> {

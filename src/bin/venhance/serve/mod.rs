@@ -20,7 +20,11 @@ mod runner;
 mod settings;
 mod uploads;
 
-use std::{io, net::IpAddr, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
+    sync::Arc,
+};
 
 use tokio::{
     net::TcpListener,
@@ -40,7 +44,8 @@ const MIN_TOKEN: usize = 16;
 
 /// Serves the page until a signal comes.
 pub fn run(options: ServeArgs) -> Result<(), Failure> {
-    check_token(&options)?;
+    let addresses = resolve(&options.listen)?;
+    check_token(&options, &addresses)?;
     let folder = options.folder.clone().or_else(|| Some(dirs::data_dir()?.join("venhance")));
     let folder = folder.ok_or_else(|| {
         Failure::usage("there is no data folder for this user: name a folder with --folder")
@@ -51,7 +56,7 @@ pub fn run(options: ServeArgs) -> Result<(), Failure> {
     // With one thread, children die with it, see `Program`.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| cannot("start the server", &error))?;
-    let served = runtime.block_on(serve(&options, queue, program));
+    let served = runtime.block_on(serve(&options, &addresses, queue, program));
     // A read of a file that hangs does not keep the process.
     runtime.shutdown_background();
     served
@@ -59,17 +64,18 @@ pub fn run(options: ServeArgs) -> Result<(), Failure> {
 
 async fn serve(
     options: &ServeArgs,
+    addresses: &[SocketAddr],
     queue: Arc<Queue>,
     program: Arc<Program>,
 ) -> Result<(), Failure> {
-    let listen = options.listen;
+    let listen = &options.listen;
     let failed = |error| {
         Failure::new(
             Kind::Output,
             format!("cannot listen on {listen}: {error}; use another address with --listen"),
         )
     };
-    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let listener = TcpListener::bind(addresses).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
     let [mut interrupt, mut terminate, mut hangup] = signals.map(signal);
@@ -84,13 +90,20 @@ async fn serve(
     };
 
     let mut runner = tokio::spawn(runner::run(queue.clone(), program.clone()));
-    let guard = Guard::new(options.token.clone());
+    let guard = Guard::new(options.token.clone(), listen);
     let page = routes::router(queue.clone(), program, options.upload_limit << 20, guard);
     let server = tokio::spawn(async { axum::serve(listener, page).await });
+    let here = from_here(address);
     println!(
-        "Open http://{address}/ in a browser. Ctrl-C stops the server; the videos in {} stay.",
+        "Open http://{here}/ in a browser. Ctrl-C stops the server; the videos in {} stay.",
         queue.folder().display()
     );
+    if here != address {
+        println!(
+            "On other computers, open http://NAME:{}/, where NAME is the name or an address of this one.",
+            here.port()
+        );
+    }
 
     stop().await;
     server.abort();
@@ -103,9 +116,29 @@ async fn serve(
     Ok(())
 }
 
-fn check_token(options: &ServeArgs) -> Result<(), Failure> {
+/// The addresses of `--listen`; the server uses the first one that it can.
+fn resolve(listen: &str) -> Result<Vec<SocketAddr>, Failure> {
+    let addresses = listen.to_socket_addrs().map_err(|error| {
+        Failure::usage(format!(
+            "--listen {listen}: {error}; use an address or a name, and a port, such as localhost:8423"
+        ))
+    })?;
+    Ok(addresses.collect())
+}
+
+/// The address at which this computer reaches the server: a server can listen on all addresses of the computer.
+fn from_here(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
+}
+
+fn check_token(options: &ServeArgs, addresses: &[SocketAddr]) -> Result<(), Failure> {
     match &options.token {
-        None if is_local(options.listen.ip()) => Ok(()),
+        None if addresses.iter().all(|address| is_local(address.ip())) => Ok(()),
         None => Err(Failure::usage(format!(
             "--listen {}: other computers reach this address; set a password with --token",
             options.listen
