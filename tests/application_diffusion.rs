@@ -233,7 +233,7 @@ fn the_plan_says_what_the_log_of_the_reference_says() {
     let model = TinyModel::new();
     let (said, _) = plan(&model, &["--up_scale", "3"]);
     for line in [
-        "frames: 4 to 10, from the duration",
+        "frames: 4 in the input (from its duration), 10 in the output",
         "frame rate: 8 to 24 fps",
         "resolution: 36x24 to 108x72",
         "prompt: a good video",
@@ -246,7 +246,11 @@ fn the_plan_says_what_the_log_of_the_reference_says() {
     let flags = "in.mp4 out.mp4 --model v1 --model-dir model --min-height 0 --up-scale 3 --solver normal --steps 1";
     let output = program(&model).args(flags.split(' ')).output().unwrap();
     let log = String::from_utf8_lossy(&output.stderr);
-    for line in ["frames: 4 to 10, from the duration", "prompt: a good video", "s: 8"] {
+    for line in [
+        "frames: 4 in the input (from its duration), 10 in the output",
+        "prompt: a good video",
+        "s: 8",
+    ] {
         assert!(log.lines().any(|said| said == line), "{line:?} is not in {log}");
     }
 }

@@ -512,7 +512,8 @@ fn a_plan_counts_the_shots() {
         assert!(run.status.success(), "{}", text(&run));
         text(&run)
     };
-    assert!(plan(&[]).contains("shots found: 3\n"), "{}", plan(&[]));
+    let shots = "shots: each is enhanced separately\nshots found: 3\n";
+    assert!(plan(&[]).contains(shots), "{}", plan(&[]));
     assert!(!plan(&["--shot-detection", "false"]).contains("shots"));
 }
 
@@ -527,7 +528,7 @@ fn a_plan_counts_the_frames_where_the_duration_cannot_be_right() {
     scratch.make("in.mkv", &video, "matroskamux", &[]);
     let run = scratch.enhance(&["in.mkv", "--plan", "--model", "lite"]);
     assert!(run.status.success(), "{}", text(&run));
-    assert!(text(&run).contains("frames: 2 to 2\n"), "{}", text(&run));
+    assert!(text(&run).contains("frames: 2 in the input, 2 in the output\n"), "{}", text(&run));
 }
 
 #[test]
@@ -544,7 +545,7 @@ fn a_plan_of_a_file_that_does_not_name_its_rate_counts_the_output_frames() {
     let run = scratch.enhance(&[&["in.mkv", "out.mkv"], &flags[..]].concat());
     assert!(run.status.success(), "{}", text(&run));
     assert_eq!(decode(&scratch.path("out.mkv")).times.len(), 30);
-    for line in ["frames: 60 to 30\n", "frame rate: 60 to 30 fps\n"] {
+    for line in ["frames: 60 in the input, 30 in the output\n", "frame rate: 60 to 30 fps\n"] {
         assert!(text(&plan).contains(line), "{}", text(&plan));
     }
 }

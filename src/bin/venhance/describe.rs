@@ -30,7 +30,7 @@ struct Input {
 /// The number of input frames.
 struct Frames {
     number: usize,
-    /// The source of an estimate, with a comma before it; empty if the number was counted.
+    /// The source of an estimate, in parentheses after a space; empty if the number was counted.
     origin: &'static str,
 }
 
@@ -99,7 +99,7 @@ impl Session {
             format!("{rate:.4}").trim_end_matches('0').trim_end_matches('.').to_owned()
         };
         let mut lines = vec![
-            format!("frames: {number} to {all}{origin}"),
+            format!("frames: {number} in the input{origin}, {all} in the output"),
             format!("frame rate: {} to {} fps", rate(fps), rate(output.rate(fps))),
             format!("resolution: {}x{} to {}x{}", size.0, size.1, enlarged.0, enlarged.1),
         ];
@@ -149,7 +149,7 @@ impl Session {
         let bytes = source.path.metadata().map_or(0, |metadata| metadata.len()) as usize;
         if (1..=bytes / MIN_FRAME_BYTES).contains(&number) {
             // Sound can be longer, and the rate need not be constant.
-            return Ok(Frames { number, origin: ", from the duration" });
+            return Ok(Frames { number, origin: " (from its duration)" });
         }
         let packets = Packets::new(&source.path, None)?;
         match self.run(&packets.pipeline, source, &source.path, None) {

@@ -86,7 +86,7 @@ fn run() -> Result<(), Failure> {
         Command::Plan(args, division, job) => {
             let session = Session::new(args, signals())?;
             session.warn_of_unused_flags();
-            print(&jobs::plan(&session, division, &job)?.to_string())
+            jobs::plan(&session, division, &job)
         }
         Command::Piece(job, selection) => jobs::make_pieces(&job, selection, &signals()),
         Command::Join(job) => jobs::join(&job, &signals()),

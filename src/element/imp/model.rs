@@ -60,10 +60,11 @@ impl VEnhance {
         let mut plan: Vec<_> = limit.map(|limit| format!("size: {limit}")).into_iter().collect();
         plan.extend(models::plan(&choice, format, sizing, inputs)?);
         if properties.shot_detection {
-            plan.push(
-                "shots: each is enhanced separately, and counts as a video in the lines above"
-                    .into(),
-            );
+            let windows = match choice.model {
+                engine::Model::Lite => "",
+                _ => "; the windows and evaluations above are those of a video with one shot",
+            };
+            plan.push(format!("shots: each is enhanced separately{windows}"));
         }
         if properties.duplicates == Duplicates::Merge {
             plan.push("repeated frames: merged".into());

@@ -8,7 +8,7 @@ use std::{
 };
 
 use gst::{ClockTime, prelude::*};
-use gstvenhance::VEnhance;
+use gstvenhance::{VEnhance, engine::count};
 use parking_lot::Mutex;
 
 use super::{
@@ -28,15 +28,15 @@ use crate::{
 };
 
 /// Plans the video, or every video of the folder, that the session is for, and writes a job file or a folder of them.
-/// Returns the number of pieces. A failure is reported and the other videos of the folder follow.
-pub fn plan(session: &Session, division: Division, path: &Path) -> Result<usize, Failure> {
+/// Prints the number of pieces. A failure is reported and the other videos of the folder follow.
+pub fn plan(session: &Session, division: Division, path: &Path) -> Result<(), Failure> {
     let (input, output) = (&session.args.input, &session.args.output);
     if !input.is_dir() {
         let output = match output.is_dir() {
             true => folder::output(input, output),
             false => output.clone(),
         };
-        return plan_video(session, (input, &output, 0), division, path);
+        return plan_video(session, (input, &output, 0), division, path).map(drop);
     }
     let jobs = Folder::read(input)?.jobs(output)?;
     for folder in [output, path] {
@@ -52,7 +52,7 @@ pub fn plan(session: &Session, division: Division, path: &Path) -> Result<usize,
         let mut name = output.file_name().unwrap_or_default().to_owned();
         name.push(".json");
         match plan_video(session, (input, output, index), division, &path.join(name)) {
-            Ok(count) => pieces += count,
+            Ok(more) => pieces += more,
             Err(failure) if failure.kind == Kind::Cancelled => return Err(failure),
             Err(failure) => {
                 eprintln!("venhance: {failure}");
@@ -60,12 +60,16 @@ pub fn plan(session: &Session, division: Division, path: &Path) -> Result<usize,
             }
         }
     }
+    println!(
+        "{}: {} of {}",
+        path.display(),
+        count(pieces, "piece"),
+        count((jobs.len() - failures.len()) as u64, "video")
+    );
     match failures.first() {
-        None => Ok(pieces),
+        None => Ok(()),
         Some(first) => {
-            let (bad, all) = (failures.len(), jobs.len());
-            let message =
-                format!("{bad} of {all} videos have no job file; the others have {pieces} pieces");
+            let message = format!("{} of {} videos have no job file", failures.len(), jobs.len());
             Err(Failure::new(first.kind, message))
         }
     }
@@ -87,13 +91,13 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|error| Failure::output(path, &error))
 }
 
-/// `index` is the position of the input in its folder.
+/// Returns the number of pieces. `index` is the position of the input in its folder.
 fn plan_video(
     session: &Session,
     (input, output, index): (&Path, &Path, usize),
     division: Division,
     path: &Path,
-) -> Result<usize, Failure> {
+) -> Result<u64, Failure> {
     let output = absolute(output)?;
     check_names(input, &output)?;
     let paths = Paths::new(&output);
@@ -126,7 +130,7 @@ fn plan_video(
     session.set_prompt(input, index)?;
     let settings = session.settings(source, encoder)?;
     let pieces = pieces(session, source, division)?;
-    let count = pieces.len();
+    let number = pieces.len() as u64;
     let job = JobFile::new(path, {
         let paths = (source.path.clone(), output);
         Job::new(&session.args, paths, settings, pieces)
@@ -135,10 +139,9 @@ fn plan_video(
         fs::create_dir_all(folder).map_err(|error| Failure::output(folder, &error))?;
     }
     job.write()?;
-    let (shown, frames) = (path.display(), job.job.pieces.iter().map(|piece| piece.frames));
-    let frames = gstvenhance::engine::count(frames.sum(), "frame");
-    eprintln!("{shown}: {frames} in {}", gstvenhance::engine::count(count as u64, "piece"));
-    Ok(count)
+    let frames = count(job.job.frames(), "frame");
+    println!("{}: {frames} in {}", path.display(), count(number, "piece"));
+    Ok(number)
 }
 
 /// Finds the pieces in a dry run.
