@@ -338,8 +338,14 @@ fn a_folder_is_enhanced_with_one_model_load_and_a_broken_file_stops_nothing() {
     for n in 0..9 {
         assert_eq!(decode(&scratch.path(&format!("out/{n}.mp4"))).times.len(), 10);
     }
-    let again = scratch.enhance(&["in", "out", "--up-scale", "2", "--resume"]);
+    let again = scratch.enhance(&["in", "out", "--up-scale", "3", "--resume"]);
     fails(&again, 3, "0 enhanced, 9 already finished, 1 failed");
+    let said =
+        "the settings of those already finished are not compared, --overwrite makes them again";
+    assert!(text(&again).contains(said), "{}", text(&again));
+    let again = scratch.enhance(&["in/0.mp4", "out", "--up-scale", "3", "--resume"]);
+    let said = "0.mp4: already finished; its settings are not compared, --overwrite makes it again";
+    assert!(again.status.success() && text(&again).contains(said), "{}", text(&again));
 
     // Both would be written to 0.mp4, with others in between.
     for name in ["0.avi", "0.mkv"] {

@@ -106,8 +106,8 @@ const SERVE_NOTES: &str =
 
 ";
 
-const EXIT_CODES: &str = "Exit codes: 0 success, 2 usage, 3 input (also one that ends \
-early: OUT has what could be read), 4 output or disk, 5 missing GStreamer plugin, 6 model, 130 cancelled. Ctrl-C stops and keeps the finished part; a second Ctrl-C aborts.";
+const EXIT_CODES: &str = "Exit codes: 0 success, 2 usage (also settings or an input that have changed since the \
+interrupted run or the plan), 3 input (also one that ends early: OUT has what could be read), 4 output or disk, 5 missing GStreamer plugin, 6 model, 130 cancelled. Ctrl-C stops and keeps the finished part; a second Ctrl-C aborts.";
 
 /// The application's own flags.
 #[derive(Parser)]
@@ -127,7 +127,7 @@ struct OwnArgs {
     /// With --plan: enhance for two seconds and estimate the time and the memory (lite)
     #[arg(long, requires = "plan")]
     measure: bool,
-    /// Continue an interrupted run after its last complete piece
+    /// Continue an interrupted run after its last complete piece; a finished output stays, whatever its settings are
     #[arg(long, help_heading = "Output", conflicts_with = "overwrite")]
     resume: bool,
     /// Also write a comparison of input and output: a .png with frames side by side, or an .html page with both

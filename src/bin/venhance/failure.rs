@@ -11,7 +11,8 @@ use crate::properties;
 /// The kind of a failure; its number is the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A mistake on the command line; clap also exits with 2.
+    /// A mistake on the command line, or settings or an input that have changed since the interrupted run or the plan;
+    /// clap also exits with 2.
     Usage = 2,
     /// The input is missing, damaged, or not a video.
     Input = 3,

@@ -123,7 +123,10 @@ fn enhance(args: Args, signals: Signals) -> Result<(), Failure> {
             early.map_or(Ok(()), Err)
         }
         Outcome::Skipped => {
-            println!("{}: already finished", output.display());
+            println!(
+                "{}: already finished; its settings are not compared, --overwrite makes it again",
+                output.display()
+            );
             Ok(())
         }
     }
@@ -193,6 +196,11 @@ fn enhance_folder(session: &Session) -> Result<(), Failure> {
     }
     let failed = jobs.len() - enhanced - skipped;
     println!("{enhanced} enhanced, {skipped} already finished, {failed} failed, {others} skipped");
+    if skipped > 0 {
+        println!(
+            "the settings of those already finished are not compared, --overwrite makes them again"
+        );
+    }
     match failures.first() {
         None => Ok(()),
         Some(first) => {
