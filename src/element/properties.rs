@@ -119,7 +119,10 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
     vec![
         glib::ParamSpecEnum::builder_with_default("model", Model::Auto)
             .nick("Model")
-            .blurb("Model to run; auto is v1 where a CUDA device is usable, else lite.")
+            .blurb(
+                "lite runs on any CPU and adds no detail. v1 and v2 add detail, and are for GPUs: v1 is more \
+                 creative, v2 keeps texture and identity. auto is v1 where a CUDA device is usable, else lite.",
+            )
             .mutable_ready()
             .build(),
         glib::ParamSpecEnum::builder_with_default("active-model", Model::Auto)
@@ -141,20 +144,20 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
         target(
             "target-width",
             "Target width",
-            "Maximum output width in pixels, 0 for no limit: see target-height.",
+            "Maximum output width in pixels, instead of up-scale; 0 for no limit. The output is the largest size \
+             of the input's aspect ratio that fits, 1 to 8 times the input.",
         ),
         target(
             "target-height",
             "Target height",
-            "Maximum output height in pixels, 0 for no limit. With target-width or target-height, instead \
-             of up-scale, the output is the largest size of the input's aspect ratio that fits: 1 to 8 \
-             times the input. The pixel aspect ratio stays.",
+            "Maximum output height in pixels, instead of up-scale; 0 for no limit. With target-width as well, the \
+             output fits both.",
         ),
         gst::ParamSpecFraction::builder("target-fps")
             .nick("Target frame rate")
             .blurb(
-                "Target frame rate in frames per second, such as 24 or 24000/1001 (not 23.976); \
-                 rate-mode sets how exactly the output follows it. 0/1 keeps the input rate.",
+                "Frames per second of the output, such as 24 or 24000/1001 (not 23.976); 0 keeps the input rate. \
+                 rate-mode sets how exactly the output follows it.",
             )
             .minimum(gst::Fraction::new(0, 1))
             .maximum(gst::Fraction::new(i32::MAX, 1))
@@ -164,8 +167,8 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
         glib::ParamSpecEnum::builder_with_default("rate-mode", rate_mode)
             .nick("Rate mode")
             .blurb(
-                "multiple: the input rate is multiplied by the integer, 1 to 9, that comes nearest to \
-                 target-fps. exact: the output has exactly target-fps, higher or lower than the input \
+                "multiple: the input rate is multiplied by the integer, 1 to 9, that comes nearest to target-fps; \
+                 all input frames stay. exact: the output has exactly target-fps, higher or lower than the input \
                  rate, at most 240 times it.",
             )
             .mutable_ready()
@@ -173,9 +176,8 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
         glib::ParamSpecBoolean::builder("shot-detection")
             .nick("Shot detection")
             .blurb(
-                "Whether to detect hard cuts and enhance each shot separately: frames between two shots repeat \
-                 the nearer one. The element message venhance-shot, with running-time and frame (the buffer's \
-                 offset), and a force-key-unit event announce each shot. false is the reference's behaviour.",
+                "Whether to find hard cuts and enhance each shot separately, so that nothing is interpolated across \
+                 a cut. VEnhancer's own script does not.",
             )
             .default_value(shot_detection)
             .mutable_ready()
@@ -183,8 +185,8 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
         glib::ParamSpecEnum::builder_with_default("duplicates", duplicates)
             .nick("Repeated frames")
             .blurb(
-                "merge: runs of two to four equal frames, as in animation on twos, are interpolated over their \
-                 whole length, at unchanged duration. Longer runs are kept as still pictures.",
+                "merge: runs of two to four equal frames, as in animation on twos, become motion of the same \
+                 duration; longer runs stay still pictures. keep: repeated frames stay.",
             )
             .mutable_ready()
             .build(),
@@ -194,12 +196,15 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             0,
             300,
             options.noise_aug,
-            "Strength of the refinement, 0 to 300 (v1, v2). Up to 200 suits good input, 250 to 300 \
-             very poor input. 0 acts as 1.",
+            "How much the model changes the picture, 0 to 300 (v1, v2). Up to 200 suits good input, 250 to 300 \
+             very poor input.",
         ),
         glib::ParamSpecEnum::builder_with_default("solver", Solver::from(options.solver))
             .nick("Solver")
-            .blurb("Sampler of the diffusion process (v1, v2).")
+            .blurb(
+                "Sampler (v1, v2). fast: 14 evaluations of the model. normal: one for each of the steps. heun: two \
+                 for each of the steps. The time is proportional to the evaluations.",
+            )
             .mutable_ready()
             .build(),
         int(
@@ -208,14 +213,13 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             1,
             1000,
             options.steps,
-            "Number of sampler steps, 1 to 1000 (v1, v2). solver=fast ignores it.",
+            "Number of steps of the solvers normal and heun, 1 to 1000 (v1, v2). The time is proportional to it.",
         ),
         glib::ParamSpecDouble::builder("guidance-scale")
             .nick("Guidance scale")
             .blurb(
-                "Weight of the prompt in classifier-free guidance, -100 to 100 (v1, v2). A higher one follows the \
-                 prompt more closely and avoids the negative prompt more; a lower one leaves the model more \
-                 freedom. 1 ignores the negative prompt and takes half the time.",
+                "How closely the output follows the prompt and avoids the negative prompt, -100 to 100 (v1, v2). A \
+                 lower value leaves the model more freedom. 1 ignores the negative prompt and takes half the time.",
             )
             .minimum(-100.0)
             .maximum(100.0)
@@ -228,8 +232,8 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             1,
             8,
             options.downscale_cond,
-            "Factor by which the network assumes the input to have been downscaled, 1 to 8 (v1, v2). A \
-             higher one makes it add more detail, a lower one makes it stay closer to the input.",
+            "How much detail the model adds, 1 to 8 (v1, v2): the factor by which it assumes the input to have been \
+             downscaled. A lower one stays closer to the input.",
         ),
         string(
             "prompt",
@@ -252,12 +256,15 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
         ),
         glib::ParamSpecEnum::builder_with_default("colour-fix", ColourFix::from(options.colour_fix))
             .nick("Colour fix")
-            .blurb("How the colours of the input are kept (v1, v2). none is the reference's behaviour.")
+            .blurb(
+                "What is kept of the colours of the input (v1, v2). wavelet: those of large areas. mean: the mean \
+                 colour. none: nothing, as in VEnhancer's own script.",
+            )
             .mutable_ready()
             .build(),
         glib::ParamSpecUInt64::builder("seed")
             .nick("Seed")
-            .blurb("Seed of the random noise (v1, v2).")
+            .blurb("Seed of the random noise (v1, v2). Another one gives other details.")
             .default_value(options.seed)
             .mutable_ready()
             .build(),
@@ -272,8 +279,8 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             "max-pixels",
             "Maximum area",
             options.max_pixels,
-            "Maximum output area in pixels, 0 for no limit (v1, v2). Larger output is scaled down to \
-             it, with a warning.",
+            "Maximum output area in pixels, 0 for no limit (v1, v2). Larger output is scaled down to it, with a \
+             warning. A smaller area needs less memory.",
         ),
         string(
             "model-dir",
@@ -286,7 +293,8 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             "device",
             "Device",
             Some(&options.device),
-            "Device to compute on: auto, cpu, cuda:N, or a comma-separated list. lite runs on the CPU.",
+            "Device to compute on: auto, cpu, cuda:N, or a list such as cuda:0,cuda:1, which share the work. lite \
+             runs on the CPU.",
         ),
         glib::ParamSpecBoxed::builder::<gst::Structure>("progress")
             .nick("Progress")
