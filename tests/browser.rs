@@ -13,6 +13,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpListener,
+    path::{Path, PathBuf},
 };
 
 use application::{Scratch, VIDEO, audio, text};
@@ -30,10 +31,25 @@ const ESCAPE: &str = "\u{e00c}";
 const LEFT: &str = "\u{e012}";
 const RIGHT: &str = "\u{e014}";
 
-/// Uploads a video through the file chooser, with a preset, and waits for it.
-fn upload(browser: &Browser, server: &Server, video: &std::path::Path) {
-    browser.open(&format!("http://{}/", server.address));
+/// Opens the page of a server, at a path, and waits until it has its settings.
+fn open(browser: &Browser, server: &Server, path: &str) {
+    browser.open(&format!("http://{}{path}", server.address));
     browser.wait_for("document.querySelectorAll('#presets input').length === 4");
+}
+
+/// A browser with the page of a server, and a video; none where Chromium is not installed.
+fn start() -> Option<(Browser, Scratch, PathBuf, Server)> {
+    let browser = Browser::start(DESKTOP)?;
+    let scratch = Scratch::new();
+    let video = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let server = Server::start(&scratch.path("data"), &[]);
+    open(&browser, &server, "/");
+    Some((browser, scratch, video, server))
+}
+
+/// Uploads a video through the file chooser, with a preset, and waits for it.
+fn upload(browser: &Browser, server: &Server, video: &Path) {
+    open(browser, server, "/");
     browser.click("input[value='Larger only']");
     browser.choose("#files", video);
     browser.wait_for("document.querySelector('#list li[data-state=ready]') !== null");
@@ -124,12 +140,7 @@ fn tab_to(browser: &Browser, name: &str) {
 
 #[test]
 fn everything_can_be_done_by_keyboard() {
-    let Some(browser) = Browser::start(DESKTOP) else { return };
-    let scratch = Scratch::new();
-    let video = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
-    let server = Server::start(&scratch.path("data"), &[]);
-    browser.open(&format!("http://{}/", server.address));
-    browser.wait_for("document.querySelectorAll('#presets input').length === 4");
+    let Some((browser, _scratch, video, _server)) = start() else { return };
     // Tab stops at the chosen preset only; the arrow keys choose.
     tab_to(&browser, "Choose videos");
     browser.choose("#files", &video);
@@ -178,17 +189,12 @@ fn everything_can_be_done_by_keyboard() {
 
 #[test]
 fn files_and_folders_are_dropped() {
-    let Some(browser) = Browser::start(DESKTOP) else { return };
-    let scratch = Scratch::new();
-    let video = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let Some((browser, scratch, video, _server)) = start() else { return };
     let deep = scratch.path("folder/deep");
     fs::create_dir_all(&deep).unwrap();
     fs::copy(&video, deep.join("b.mp4")).unwrap();
     fs::copy(&video, scratch.path("folder/a.mp4")).unwrap();
     fs::write(scratch.path("folder/notes.txt"), "not a video").unwrap();
-    let server = Server::start(&scratch.path("data"), &[]);
-    browser.open(&format!("http://{}/", server.address));
-    browser.wait_for("document.querySelectorAll('#presets input').length === 4");
     for n in 1..=2 {
         browser.drop_files("#drop", &[&video]);
         let ready = "document.querySelectorAll('#list li[data-state=ready]').length";
@@ -206,12 +212,7 @@ fn files_and_folders_are_dropped() {
 
 #[test]
 fn many_videos_that_wait_for_their_plans_hold_up_nothing_else() {
-    let Some(browser) = Browser::start(DESKTOP) else { return };
-    let scratch = Scratch::new();
-    let video = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
-    let server = Server::start(&scratch.path("data"), &[]);
-    browser.open(&format!("http://{}/", server.address));
-    browser.wait_for("document.querySelectorAll('#presets input').length === 4");
+    let Some((browser, _scratch, video, _server)) = start() else { return };
     browser.drop_files("#drop", &[video.as_path(); 30]);
     browser.wait_for("document.querySelectorAll('#list li[data-state=ready]').length === 30");
     browser.click("#list li:last-child button[aria-label^=Start]");
@@ -228,8 +229,7 @@ fn an_upload_that_fails_without_a_server_is_tried_again() {
     let video = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
     let flags = |token| ["--token", token];
     let mut server = Server::start(&scratch.path("data"), &flags("0123456789abcdef"));
-    browser.open(&format!("http://{}/?token=0123456789abcdef", server.address));
-    browser.wait_for("document.querySelectorAll('#presets input').length === 4");
+    open(&browser, &server, "/?token=0123456789abcdef");
     server.kill();
     browser.choose("#files", &video);
     browser.wait_for("document.querySelector('#list .bad') !== null");
@@ -247,6 +247,15 @@ fn an_upload_that_fails_without_a_server_is_tried_again() {
 }
 
 #[test]
+fn an_empty_file_is_refused() {
+    let Some((browser, scratch, ..)) = start() else { return };
+    let empty = scratch.path("empty.mp4");
+    fs::write(&empty, "").unwrap();
+    browser.choose("#files", &empty);
+    browser.wait_for("document.querySelector('#list .bad')?.textContent.startsWith('empty.mp4 is empty') ?? false");
+}
+
+#[test]
 fn a_hostile_name_is_only_text_and_a_wrong_file_is_an_error() {
     let Some(browser) = Browser::start(DESKTOP) else { return };
     let scratch = Scratch::new();
@@ -260,6 +269,9 @@ fn a_hostile_name_is_only_text_and_a_wrong_file_is_an_error() {
     );
     press_button(&browser, "Start");
     browser.wait_for("document.querySelector('#list li[data-state=failed]') !== null");
+    // To resume would fail in the same way.
+    let buttons = "[...document.querySelectorAll('#list li button')].filter(b => !b.hidden).map(b => b.textContent)";
+    assert_eq!(browser.eval(buttons), json!(["Enhance again", "Remove"]));
     assert_eq!(browser.eval("document.querySelector('#list h3').textContent"), name);
     assert_eq!(browser.eval("document.title"), "venhance");
     assert_eq!(browser.eval("document.querySelectorAll('img').length"), 0);

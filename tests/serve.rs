@@ -103,6 +103,13 @@ fn the_page_gets_every_property_with_its_description() {
     assert_eq!(field("shot-detection")["values"], json!(["true", "false"]));
     assert!(fields.iter().all(|field| field["help"].as_str().is_some_and(|help| !help.is_empty())));
     assert!(fields.iter().all(|field| field["name"] != "skip-frames"));
+    // Words for those who write pipelines or know the reference.
+    for word in ["message", "event", "buffer", "caps", "reference", "classifier"] {
+        assert!(
+            fields.iter().all(|field| !field["help"].as_str().unwrap().contains(word)),
+            "{word}"
+        );
+    }
 
     // The presets are possible values.
     let video = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
@@ -153,6 +160,9 @@ fn a_file_that_is_no_video_fails_as_on_the_command_line() {
     server.start_video(id, larger());
     let entry = server.wait(id, "failed");
     assert!(entry["message"].as_str().unwrap().starts_with(why), "{entry}");
+    // It would fail again.
+    assert_eq!((&entry["exit_code"], &entry["can_resume"]), (&json!(3), &json!(false)));
+    assert_eq!(server.request("POST", &format!("/api/videos/{id}/resume"), b"").status, 409);
 }
 
 #[test]
@@ -316,6 +326,17 @@ fn an_upload_has_a_limit() {
 }
 
 #[test]
+fn an_empty_upload_is_refused() {
+    let scratch = Scratch::new();
+    let server = Server::start(&scratch.path("data"), &[]);
+    let refused = server.request("POST", "/api/videos?name=a.mp4", b"");
+    assert_eq!(refused.status, 422);
+    assert_eq!(refused.json()["error"], "a.mp4 is empty: choose a file with a video");
+    assert_eq!(server.request("GET", "/api/videos", b"").json(), json!([]));
+    assert!(!server.folder.join("1").exists());
+}
+
+#[test]
 fn an_upload_larger_than_the_disk_is_refused() {
     let scratch = Scratch::new();
     let server = Server::start(&scratch.path("data"), &["--upload-limit", "1000000000000"]);
@@ -438,6 +459,7 @@ fn a_cancelled_run_is_resumed() {
     assert_eq!(post("cancel").status, 204);
     let entry = server.wait(id, "cancelled");
     assert!(entry["message"].as_str().unwrap().contains("contains the video up to"), "{entry}");
+    assert_eq!(entry["can_resume"], true);
     assert_eq!(post("resume").status, 204);
     let entry = server.wait(id, "done");
     assert!(entry["notes"].to_string().contains("resumes at"), "{entry}");

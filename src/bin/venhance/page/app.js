@@ -256,9 +256,10 @@ class Card {
       running: [this.cancel],
       stopping: [],
       done: [this.compare, this.download, this.again, this.remove],
-      failed: [this.resume, this.again, this.remove],
-      cancelled: [this.resume, this.again, this.remove],
+      failed: [this.again, this.remove],
+      cancelled: [this.again, this.remove],
     }[entry.state];
+    if (entry.can_resume) shown.unshift(this.resume);
     const focused = this.buttons.find((button) => button === document.activeElement);
     for (const button of this.buttons) button.hidden = !shown.includes(button);
     if (focused?.hidden) this.name.focus();

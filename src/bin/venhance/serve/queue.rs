@@ -51,6 +51,8 @@ pub struct Entry {
     /// The file of the output in the entry's folder.
     pub output: String,
     pub state: State,
+    /// That of the run, if it has ended by itself.
+    pub exit_code: Option<i32>,
     /// How it ended.
     pub message: String,
     /// What the program said on the way.
@@ -59,6 +61,18 @@ pub struct Entry {
     pub fps: Option<f64>,
     #[serde(skip_deserializing)]
     pub progress: Option<Progress>,
+}
+
+impl Entry {
+    /// Whether to go on after the finished part: not where the run would fail in the same way again.
+    pub fn can_resume(&self) -> bool {
+        let hopeless = [Kind::Usage, Kind::Input].map(|kind| Some(kind as i32));
+        match self.state {
+            State::Cancelled => true,
+            State::Failed => !hopeless.contains(&self.exit_code),
+            _ => false,
+        }
+    }
 }
 
 pub struct Queue {

@@ -82,17 +82,18 @@ fn json(value: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
-/// An entry, and what the user calls its output.
+/// An entry, what the user calls its output, and whether it can be resumed.
 #[derive(Serialize)]
 struct Shown {
     #[serde(flatten)]
     entry: Entry,
     output_name: String,
+    can_resume: bool,
 }
 
 impl From<Entry> for Shown {
     fn from(entry: Entry) -> Self {
-        Self { output_name: output_name(&entry), entry }
+        Self { output_name: output_name(&entry), can_resume: entry.can_resume(), entry }
     }
 }
 
@@ -185,15 +186,16 @@ fn remove_outputs(folder: &path::Path, entry: &Entry) -> io::Result<()> {
 async fn resume(State(server): State<Server>, Path(id): Path<Id>) -> Result<Response, Refusal> {
     find(&server.queue, id)?;
     let resumed = server.queue.change(id, |entry| {
-        let ended = matches!(entry.state, queue::State::Cancelled | queue::State::Failed);
+        let can_resume = entry.can_resume();
         enqueue(entry);
-        ended
+        can_resume
     })?;
-    done(resumed, "this video is not interrupted")
+    done(resumed, "this video cannot be resumed")
 }
 
 fn enqueue(entry: &mut Entry) {
     entry.state = queue::State::Queued;
+    entry.exit_code = None;
     (entry.message, entry.notes) = (String::new(), Vec::new());
 }
 

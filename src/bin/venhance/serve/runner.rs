@@ -128,11 +128,13 @@ pub async fn run(queue: Arc<Queue>, program: Arc<Program>) {
             Err(error) => Err(error),
         };
         let ended = ended.unwrap_or_else(|error| {
-            Some(End { state: State::Failed, message: error.to_string(), notes: Vec::new() })
+            let message = error.to_string();
+            Some(End { state: State::Failed, exit_code: None, message, notes: Vec::new() })
         });
         let Some(end) = ended else { return };
         let stored = queue.change(id, |entry| {
-            (entry.state, entry.message, entry.notes) = (end.state, end.message, end.notes);
+            (entry.state, entry.exit_code) = (end.state, end.exit_code);
+            (entry.message, entry.notes) = (end.message, end.notes);
             entry.progress = None;
             true
         });
@@ -146,6 +148,7 @@ pub async fn run(queue: Arc<Queue>, program: Arc<Program>) {
 /// How a run has ended.
 struct End {
     state: State,
+    exit_code: Option<i32>,
     message: String,
     notes: Vec<String>,
 }
@@ -182,8 +185,9 @@ async fn work(queue: &Queue, program: &Program, entry: &Entry) -> io::Result<Opt
     let [summary, failure] = [summary, failure].map(|text| for_user(queue, entry, &text));
     let notes = notes.iter().map(|note| for_user(queue, entry, note)).collect();
     let exists = folder.join(&entry.output).is_file();
-    let end = |state, message| Ok(Some(End { state, message, notes }));
-    match status.code() {
+    let exit_code = status.code();
+    let end = |state, message| Ok(Some(End { state, exit_code, message, notes }));
+    match exit_code {
         Some(0) => end(State::Done, summary),
         // Of a damaged video, what could be read is there.
         Some(code) if code == Kind::Input as i32 && exists => {

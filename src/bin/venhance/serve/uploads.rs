@@ -60,6 +60,10 @@ pub async fn receive(
         }
         file.write_all(&part).await?;
     }
+    if bytes == 0 {
+        let text = format!("{name} is empty: choose a file with a video");
+        return Err(Refusal(StatusCode::UNPROCESSABLE_ENTITY, text));
+    }
     file.sync_all().await?;
     let settings = Settings::new();
     let entry = Entry {
@@ -70,6 +74,7 @@ pub async fn receive(
         output: settings::output(&settings),
         settings,
         state: State::Ready,
+        exit_code: None,
         message: String::new(),
         notes: Vec::new(),
         fps: None,
