@@ -549,6 +549,52 @@ fn two_clients_see_the_same_and_one_of_them_starts() {
     }
 }
 
+/// Method, path and status on success of every request that the README lists.
+fn documented() -> Vec<(&'static str, &'static str, &'static str)> {
+    let lines = include_str!("../src/bin/venhance/README.md").lines();
+    let row = |line: &'static str| {
+        let (request, rest) = line.strip_prefix("| `")?.split_once("` | ")?;
+        let (method, path) = request.split_once(' ')?;
+        let (status, _) = rest.split_once(" |")?;
+        path.starts_with("/api/").then_some((method, path, status))
+    };
+    lines.filter_map(row).collect()
+}
+
+#[test]
+fn every_documented_request_works_and_every_route_is_documented() {
+    let routes = include_str!("../src/bin/venhance/serve/routes.rs").lines();
+    let routes = routes.filter_map(|line| line.trim().strip_prefix(".route(\"")?.split('"').next());
+    for route in routes {
+        assert!(
+            documented().iter().any(|(_, path, _)| path.split('?').next() == Some(route)),
+            "{route}"
+        );
+    }
+
+    let scratch = Scratch::new();
+    let video = fs::read(scratch.make("in.mp4", VIDEO, "mp4mux", &[])).unwrap();
+    let server = Server::start(&scratch.path("data"), &[]);
+    // In this order, a video goes from its upload to its end.
+    for (method, path, status) in documented() {
+        let path = path.replace("{id}", "1").replace("NAME", "in.mp4");
+        let body =
+            if path.contains('?') { video.clone() } else { larger().to_string().into_bytes() };
+        let mut stream = connect(&server.address);
+        stream.write_all(&head(&server.address, method, &path, &[], body.len())).unwrap();
+        stream.write_all(&body).unwrap();
+        // Events have no end.
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        assert_eq!(line.split(' ').nth(1), Some(status), "{method} {path}");
+        match path.rsplit('/').next() {
+            Some("cancel") => drop(server.wait(1, "cancelled")),
+            Some("resume") => drop(server.wait(1, "done")),
+            _ => {}
+        }
+    }
+}
+
 #[test]
 fn one_server_uses_a_folder() {
     let scratch = Scratch::new();

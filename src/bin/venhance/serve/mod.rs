@@ -11,7 +11,7 @@
 //!       runner    runs this program for one video after the other
 //! ```
 //!
-//! The files of the page are in `../page`.
+//! The files of the page are in `../page`. `../README.md` describes the API.
 
 mod guard;
 mod queue;
