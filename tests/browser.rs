@@ -248,7 +248,7 @@ fn an_upload_that_fails_without_a_server_is_tried_again() {
 
 #[test]
 fn an_empty_file_is_refused() {
-    let Some((browser, scratch, ..)) = start() else { return };
+    let Some((browser, scratch, _video, _server)) = start() else { return };
     let empty = scratch.path("empty.mp4");
     fs::write(&empty, "").unwrap();
     browser.choose("#files", &empty);
