@@ -157,6 +157,31 @@ fn tags_and_subtitles_stay() {
     }
 }
 
+/// Without the fix, about half of the runs lose it.
+#[test]
+fn the_language_of_subtitles_stays_beside_sound_whose_headers_have_no_time() {
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path("a.srt"), "1\n00:00:00,200 --> 00:00:01,000\nHello\n\n").unwrap();
+    let subtitles = format!(
+        "filesrc location={} ! subparse ! text/x-raw,format=utf8 ! taginject tags=language-code=de ! queue",
+        scratch.path("a.srt").display()
+    );
+    for encoder in ["flacenc", "vorbisenc"] {
+        let input = format!("{encoder}.mkv");
+        scratch.make(&input, VIDEO, "matroskamux", &[audio(encoder), subtitles.clone()]);
+        let sound = decode(&scratch.path(&input)).audio;
+        for _ in 0..8 {
+            let flags = ["--up-scale", "1", "--target-fps", "0", "--overwrite"];
+            let out = scratch.result(&[&[&input, "out.mkv"], &flags[..]].concat());
+            assert_eq!(out.audio.len(), sound.len());
+            let bytes = std::fs::read(scratch.path("out.mkv")).unwrap();
+            // The element Language of a track.
+            let language = b"\x22\xb5\x9c\x84ger";
+            assert!(bytes.windows(language.len()).any(|window| window == language), "{encoder}");
+        }
+    }
+}
+
 #[test]
 fn rotated_video_comes_out_upright() {
     let scratch = Scratch::new();

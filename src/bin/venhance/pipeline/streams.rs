@@ -39,6 +39,7 @@ pub fn copy_other_streams(
         pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |_, info| {
             drop_if(info.event().is_some_and(|event| event.type_() == gst::EventType::Toc))
         });
+        drop_untimed_headers(&pad);
         pads.push(pad);
         let sink = static_pad(&chain, "sink")?;
         if treatment == Treatment::RemoveMarkup {
@@ -57,6 +58,17 @@ pub fn copy_other_streams(
         read(pipeline, &source.path, &stream.id, form, &sink)?;
     }
     Ok(pads)
+}
+
+/// Drops the headers of FLAC and Vorbis, which the caps have as well. Their buffers have no time: matroskamux compares them
+/// with the other streams, no longer waits for subtitles, and writes the header of the file before the language of the
+/// subtitles comes.
+fn drop_untimed_headers(muxer: &gst::Pad) {
+    muxer.add_probe(gst::PadProbeType::BUFFER, |_, info| {
+        drop_if(info.buffer().is_some_and(|buffer| {
+            buffer.flags().contains(gst::BufferFlags::HEADER) && buffer.dts_or_pts().is_none()
+        }))
+    });
 }
 
 /// The element that brings a copied stream into the form that muxers accept.
