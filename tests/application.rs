@@ -145,6 +145,13 @@ fn tags_and_subtitles_stay() {
     };
     assert!(holds(&bytes, "Hello") && holds(&bytes, "tx3g"), "no subtitles");
     assert!(holds(&bytes, "Waves"), "no title");
+    // The last sample is empty: ffmpeg's libraries would show it too short.
+    let track = bytes.windows(4).position(|window| window == b"sbtl").unwrap();
+    let sizes = bytes[track..].windows(4).position(|window| window == b"stsz").unwrap() + track;
+    let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let samples: Vec<_> = (0..number(sizes + 12)).map(|n| number(sizes + 16 + 4 * n)).collect();
+    // Each begins with its length in two bytes.
+    assert_eq!((samples.first(), samples.last()), (Some(&7), Some(&2)), "{samples:?}");
 
     // Matroska's subtitles come with markup.
     std::fs::write(scratch.path("a.srt"), "1\n00:00:00,200 --> 00:00:01,000\nYou <i>&</i> me\n\n")
@@ -157,7 +164,7 @@ fn tags_and_subtitles_stay() {
     }
 }
 
-/// Without the fix, about half of the runs lose it.
+/// If the muxer does not wait for it, about half of the runs lose it.
 #[test]
 fn the_language_of_subtitles_stays_beside_sound_whose_headers_have_no_time() {
     let scratch = Scratch::new();
@@ -170,7 +177,7 @@ fn the_language_of_subtitles_stays_beside_sound_whose_headers_have_no_time() {
         let input = format!("{encoder}.mkv");
         scratch.make(&input, VIDEO, "matroskamux", &[audio(encoder), subtitles.clone()]);
         let sound = decode(&scratch.path(&input)).audio;
-        for _ in 0..8 {
+        for _ in 0..4 {
             let flags = ["--up-scale", "1", "--target-fps", "0", "--overwrite"];
             let out = scratch.result(&[&[&input, "out.mkv"], &flags[..]].concat());
             assert_eq!(out.audio.len(), sound.len());

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Audio and subtitle streams on their way from the input to a muxer.
 
-use gst::prelude::*;
+use gst::{ClockTime, prelude::*};
+use parking_lot::Mutex;
 
 use super::parts::{Form, chain, decoder, drop_if, link_to_muxer, read, static_pad};
 use crate::{
@@ -40,6 +41,9 @@ pub fn copy_other_streams(
             drop_if(info.event().is_some_and(|event| event.type_() == gst::EventType::Toc))
         });
         drop_untimed_headers(&pad);
+        if template == "subtitle_%u" && container.has_boxes() {
+            end_with_empty_subtitle(&pad);
+        }
         pads.push(pad);
         let sink = static_pad(&chain, "sink")?;
         if treatment == Treatment::RemoveMarkup {
@@ -58,6 +62,35 @@ pub fn copy_other_streams(
         read(pipeline, &source.path, &stream.id, form, &sink)?;
     }
     Ok(pads)
+}
+
+/// Adds an empty subtitle after the last one. In a file whose subtitles begin later than the video, ffmpeg's libraries show
+/// the last sample too short, or not at all: its end does not count the empty edit before the first one.
+fn end_with_empty_subtitle(muxer: &gst::Pad) {
+    let end = Mutex::new(None);
+    let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
+    muxer.add_probe(kinds, move |pad, info| {
+        match &info.data {
+            Some(gst::PadProbeData::Buffer(buffer)) => {
+                *end.lock() =
+                    buffer.pts().zip(buffer.duration()).map(|(pts, duration)| pts + duration);
+            }
+            Some(gst::PadProbeData::Event(event)) if event.type_() == gst::EventType::Eos => {
+                let end = end.lock().take();
+                if let Some(end) = end {
+                    let mut empty = gst::Buffer::new();
+                    if let Some(empty) = empty.get_mut() {
+                        empty.set_pts(end);
+                        empty.set_duration(ClockTime::MSECOND);
+                    }
+                    // After an error, the muxer has reported it.
+                    let _ = pad.chain(empty);
+                }
+            }
+            _ => {}
+        }
+        gst::PadProbeReturn::Ok
+    });
 }
 
 /// Drops the headers of FLAC and Vorbis, which the caps have as well. Their buffers have no time: matroskamux compares them
