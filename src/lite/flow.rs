@@ -5,12 +5,13 @@
 //! coarser one, and builds a cost volume: for each pixel of the frame to interpolate and each candidate in a
 //! search window around its flow, the absolute difference between the two frames at both ends of the motion
 //! vector. A network reads the costs, refines the flow, and estimates occlusion: which of the two frames
-//! shows the pixel. On the finest level, steps of Lucas and Kanade's method then correct the flow by fractions of a
-//! pixel. In a fade, the first frame is first matched to the tone of the second.
+//! shows the pixel. On the finest level, vectors that match better then spread to pixels nearby, and steps of Lucas and
+//! Kanade's method correct the flow by fractions of a pixel. In a fade, the first frame is first matched to the tone of the second.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod lucas_kanade;
+mod propagation;
 
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -238,7 +239,9 @@ pub(super) fn estimate(
             flow[1] += output[1];
         }
     }
-    lucas_kanade::refine(&mut flow, neighbours.map(|pyramid| &pyramid.0[1]), time, cancel)?;
+    let finest = neighbours.map(|pyramid| &pyramid.0[1]);
+    propagation::propagate(&mut flow, finest, time, cancel)?;
+    lucas_kanade::refine(&mut flow, finest, time, cancel)?;
     // The nearer frame is preferred: the prior of the first frame is 1 − time. So is the one whose noise is amplified
     // less: the other factor is that of the inverse variances.
     let prior = ((1.0 - time) / time).ln() + 2.0 * (tones[1].gain / tones[0].gain).ln();

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Propagation of the flow: where the frames do not match along the flow of a pixel, but along that of a pixel nearby,
+//! the latter replaces it, as in PatchMatch (Barnes et al., "PatchMatch: A Randomized Correspondence Algorithm", 2009).
+//!
+//! The networks search a small window on each level. Where they miss a fast object in a part of it, they often find it in
+//! another.
+
+use rayon::prelude::*;
+
+use super::Plane;
+use crate::engine::{Cancel, Error};
+
+/// Rounds: each spreads the flow over at most the largest distance.
+const ROUNDS: usize = 2;
+/// Distances of the pixels whose flow is tried, in pixels.
+const DISTANCES: [isize; 4] = [4, 10, 20, 40];
+/// Side of the blocks for which one vector nearby is chosen.
+const BLOCK: usize = 4;
+/// A mean difference of a patch from here on is a mismatch.
+const MISMATCH: f32 = 0.015;
+/// The largest part of the difference that may be left.
+const MAX_REST: f32 = 0.8;
+
+/// Replaces vectors of the `flow` [h, w] at `time` between two planes.
+///
+/// # Errors
+/// [`Error::Cancelled`].
+pub(super) fn propagate(
+    flow: &mut [[f32; 2]],
+    neighbours: [&Plane; 2],
+    time: f32,
+    cancel: &Cancel,
+) -> Result<(), Error> {
+    let (width, height) = (neighbours[0].width, neighbours[0].height);
+    for _ in 0..ROUNDS {
+        let before = Field { flow: flow.to_vec(), neighbours, time };
+        flow.par_chunks_mut(BLOCK * width).enumerate().try_for_each(|(row, flow)| {
+            cancel.check()?;
+            let top = row * BLOCK;
+            for left in (0..width).step_by(BLOCK) {
+                let centre = ((left + BLOCK / 2).min(width - 1), (top + BLOCK / 2).min(height - 1));
+                let Some(better) = before.better_nearby(centre) else { continue };
+                for (n, row) in flow.chunks_exact_mut(width).enumerate() {
+                    for x in left..(left + BLOCK).min(width) {
+                        let at = (x, top + n);
+                        if before.difference(at, better) < MAX_REST * before.difference(at, row[x])
+                        {
+                            row[x] = better;
+                        }
+                    }
+                }
+            }
+            Ok::<_, Error>(())
+        })?;
+    }
+    Ok(())
+}
+
+/// A flow [h, w] at `time` between two planes.
+struct Field<'a> {
+    flow: Vec<[f32; 2]>,
+    neighbours: [&'a Plane; 2],
+    time: f32,
+}
+
+impl Field<'_> {
+    /// The vector near the pixel along which the planes match best, where they do not match along that of the pixel.
+    fn better_nearby(&self, (x, y): (usize, usize)) -> Option<[f32; 2]> {
+        let (width, height) = (self.neighbours[0].width, self.neighbours[0].height);
+        let own = self.difference((x, y), self.flow[y * width + x]);
+        if own < MISMATCH {
+            return None;
+        }
+        let (mut least, mut best) = (MAX_REST * own, None);
+        for distance in DISTANCES {
+            for (dx, dy) in [(distance, 0), (-distance, 0), (0, distance), (0, -distance)] {
+                let (near_x, near_y) = (x.wrapping_add_signed(dx), y.wrapping_add_signed(dy));
+                if near_x < width && near_y < height {
+                    let vector = self.flow[near_y * width + near_x];
+                    let difference = self.difference((x, y), vector);
+                    if difference < least {
+                        (least, best) = (difference, Some(vector));
+                    }
+                }
+            }
+        }
+        best
+    }
+
+    /// The mean difference of both planes along `vector` in the patch around a pixel.
+    fn difference(&self, (x, y): (usize, usize), [vx, vy]: [f32; 2]) -> f32 {
+        const OFFSETS: [f32; 3] = [-2.0, 0.0, 2.0];
+        let [first, second] = self.neighbours;
+        let (before, after) = (self.time, 1.0 - self.time);
+        let mut sum = 0.0;
+        for dy in OFFSETS {
+            for dx in OFFSETS {
+                let (x, y) = (x as f32 + dx, y as f32 + dy);
+                let a = first.sample(x - before * vx, y - before * vy);
+                let b = second.sample(x + after * vx, y + after * vy);
+                sum += (a - b).abs();
+            }
+        }
+        sum / (OFFSETS.len() * OFFSETS.len()) as f32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: (usize, usize) = (64, 48);
+
+    /// A texture without repetition that has moved to the right.
+    fn plane(motion: usize) -> Plane {
+        let mut plane = Plane::new(SIZE.0, SIZE.1);
+        for (n, value) in plane.values.iter_mut().enumerate() {
+            let (x, y) = (n % SIZE.0 + SIZE.0 - motion, n / SIZE.0);
+            *value = ((x / 3 * 7919 + y / 3 * 104_729) % 101) as f32 / 101.0;
+        }
+        plane
+    }
+
+    #[test]
+    fn the_flow_of_matching_pixels_spreads() {
+        let planes = [&plane(0), &plane(12)];
+        // Found in the left half only.
+        let mut flow: Vec<_> =
+            (0..SIZE.0 * SIZE.1).map(|n| [if n % SIZE.0 < 32 { 12.0 } else { 0.0 }, 0.0]).collect();
+        propagate(&mut flow, planes, 0.5, &Cancel::default()).unwrap();
+        let found = flow.iter().filter(|[x, _]| *x == 12.0).count();
+        assert!(found * 100 > flow.len() * 90, "{found} of {}", flow.len());
+    }
+
+    #[test]
+    fn a_flow_along_which_the_planes_match_stays() {
+        let planes = [&plane(0), &plane(0)];
+        let mut flow: Vec<_> = (0..SIZE.0 * SIZE.1).map(|n| [0.0, (n % 2) as f32 * 0.01]).collect();
+        let before = flow.clone();
+        propagate(&mut flow, planes, 0.3, &Cancel::default()).unwrap();
+        assert_eq!(flow, before);
+    }
+
+    #[test]
+    fn planes_of_any_size_are_accepted() {
+        for (width, height) in [(1, 1), (1, 9), (5, 1), (3, 40)] {
+            let mut planes = [Plane::new(width, height), Plane::new(width, height)];
+            planes[1].values.fill(1.0);
+            let mut flow = vec![[0.7, -30.0]; width * height];
+            propagate(&mut flow, planes.each_ref(), 0.4, &Cancel::default()).unwrap();
+        }
+    }
+}
