@@ -19,7 +19,7 @@
 //! | `element` | GStreamer: see the next table | tensors, networks |
 //! | [`models`] | all models and devices; chooses a model and builds it from its `files`, with the layer sizes in its `config` | GStreamer |
 //! | [`weights`] | files: the published models (`published`), search paths (`locate`), the hub and its cache (`hub`), PyTorch files (`torch`, `archive`, `pickle`), mapped files (`checkpoint`, `store`); tensor names and shapes (`keys`), synthetic weights (`synth`) | the meaning of tensors |
-//! | [`lite`] | the small embedded networks: upscaling (`resize`, `upscale`; `noise`: the noise of a frame, an input of the networks), optical flow (`flow`), frame interpolation (`synthesis`), buffer reuse (`pool`), any output times for a model with fixed ones (`retimed`), network shapes (`network`) and weights (`weights`) | their training, which is in `examples/train_lite` |
+//! | [`lite`] | the small embedded networks: upscaling (`resize`, `upscale`; `statistics`: the noise and the sharpness of a frame, inputs of the networks), optical flow (`flow`), frame interpolation (`synthesis`), buffer reuse (`pool`), any output times for a model with fixed ones (`retimed`), network shapes (`network`) and weights (`weights`) | their training, which is in `examples/train_lite` |
 //! | [`networks`] | candle tensors: text encoder (`text`), denoiser (`unet`) and autoencoder (`vae`) of VEnhancer, each from a config and weights | files, sampler steps |
 //! | [`sampler`] | latents: the sampler of the diffusion models, and the traits that it requires of networks | the structure of a denoiser |
 //! | [`ops`] | devices: operations that candle lacks or is slow at, for CPUs and, with the feature `cuda`, for NVIDIA GPUs (`cuda`: kernels and their launches) | models |

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Trains the networks of `model=lite` on synthetic scenes and writes the weights file that the plugin embeds.
 //!
-//! Without arguments it trains every part. An interrupted run resumes from its last checkpoint. The loss curve goes to
-//! standard output.
+//!     cargo run --release --example train_lite
+//!
+//! Without arguments it trains every part, which takes about two hours of one core. Processes for one part each can run at
+//! the same time: `train_lite x4`. An interrupted run resumes from its last checkpoint. The loss curve goes to standard
+//! output.
 
 mod clips;
 mod codec;
