@@ -264,7 +264,7 @@ pub(super) static PROPERTIES: Lazy<Vec<glib::ParamSpec>> = Lazy::new(|| {
             .build(),
         glib::ParamSpecUInt64::builder("seed")
             .nick("Seed")
-            .blurb("Seed of the random noise (v1, v2). Another one gives other details.")
+            .blurb("Seed of the random noise (v1, v2). A different seed gives different details.")
             .default_value(options.seed)
             .mutable_ready()
             .build(),

@@ -328,7 +328,8 @@ fn multiply_tiles_avx512<const N: usize>(
     weights: &[Lanes],
 ) -> [Lanes; N] {
     use std::arch::x86_64::{__m512, _mm512_fmadd_ps, _mm512_set1_ps, _mm512_setzero_ps};
-    // The addresses within a group of channels differ by constants. One by one, computing them takes longer than the sums.
+    // Within a group of channels, addresses are constant offsets. To compute an address for each channel takes longer than
+    // the sums.
     const GROUP: usize = 4;
     let mut sums = [_mm512_setzero_ps(); N];
     for (row, weights) in rows.iter().zip(weights.chunks_exact(channels)) {

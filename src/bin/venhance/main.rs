@@ -124,7 +124,7 @@ fn enhance(args: Args, signals: Signals) -> Result<(), Failure> {
         }
         Outcome::Skipped => {
             println!(
-                "{}: already finished; its settings are not compared, --overwrite makes it again",
+                "{}: already finished; its settings are not compared: use --overwrite to make it again",
                 output.display()
             );
             Ok(())
@@ -198,7 +198,7 @@ fn enhance_folder(session: &Session) -> Result<(), Failure> {
     println!("{enhanced} enhanced, {skipped} already finished, {failed} failed, {others} skipped");
     if skipped > 0 {
         println!(
-            "the settings of those already finished are not compared, --overwrite makes them again"
+            "the settings of those already finished are not compared: use --overwrite to make them again"
         );
     }
     match failures.first() {

@@ -62,7 +62,7 @@ pub(super) fn refine(
     Ok(())
 }
 
-/// Warps row y of both planes to `time`: writes [`warped`] of each pixel.
+/// Warps row y of both planes to `time`: writes [`warp_pixel`] for each pixel.
 fn warp_row(planes: [&Plane; 2], time: f32, y: usize, flow: &[[f32; 2]], row: &mut [[f32; 2]]) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -74,7 +74,7 @@ fn warp_row(planes: [&Plane; 2], time: f32, y: usize, flow: &[[f32; 2]], row: &m
     }
 }
 
-/// [`warped`] of pixel (x, y).
+/// Warps pixel (x, y) of both planes to `time`: see [`warped`].
 fn warp_pixel(
     [first, second]: [&Plane; 2],
     time: f32,
@@ -87,8 +87,8 @@ fn warp_pixel(
     warped([a, b], time)
 }
 
-/// Of the samples `a` and `b` of both planes: the plane whose gradient is the derivative of their difference by the flow,
-/// and that difference.
+/// From the samples `a` and `b` of both planes: a value whose gradient over the image is the derivative of the difference
+/// by the flow, and the difference.
 #[inline(always)]
 fn warped([a, b]: [f32; 2], time: f32) -> [f32; 2] {
     [time * a + (1.0 - time) * b, b - a]

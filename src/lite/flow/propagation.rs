@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Propagation of the flow: where the frames do not match along the flow of a pixel, but along that of a pixel nearby,
-//! the latter replaces it, as in PatchMatch (Barnes et al., "PatchMatch: A Randomized Correspondence Algorithm", 2009).
+//! Propagation of the flow: where the frames do not match along the vector of a pixel, it is replaced by the vector of a
+//! pixel nearby along which they match better. This is the propagation step of PatchMatch (Barnes et al., "PatchMatch: A
+//! Randomized Correspondence Algorithm", 2009).
 //!
 //! The networks search a small window on each level. Where they miss a fast object in a part of it, they often find it in
 //! another.
@@ -8,23 +9,23 @@
 use rayon::prelude::*;
 
 use super::Plane;
-use crate::engine::{Cancel, Error};
+use crate::engine::{Cancel, Error, zeroed};
 
-/// Rounds: each spreads the flow over at most the largest distance.
+/// Each round spreads vectors over at most the largest distance.
 const ROUNDS: usize = 2;
-/// Distances of the pixels whose flow is tried, in pixels.
+/// Distances, horizontally and vertically, of the pixels whose vectors are tried.
 const DISTANCES: [isize; 4] = [4, 10, 20, 40];
-/// Side of the blocks for which one vector nearby is chosen.
+/// Side of a block: its centre chooses a vector, and each of its pixels takes it or keeps its own.
 const BLOCK: usize = 4;
-/// A mean difference of a patch from here on is a mismatch.
+/// Patches whose mean difference is at least this do not match.
 const MISMATCH: f32 = 0.015;
-/// The largest part of the difference that may be left.
+/// A vector replaces another one if its difference is less than this fraction of the other's.
 const MAX_REST: f32 = 0.8;
 
 /// Replaces vectors of the `flow` [h, w] at `time` between two planes.
 ///
 /// # Errors
-/// [`Error::Cancelled`].
+/// [`Error::OutOfMemory`], [`Error::Cancelled`].
 pub(super) fn propagate(
     flow: &mut [[f32; 2]],
     neighbours: [&Plane; 2],
@@ -32,8 +33,9 @@ pub(super) fn propagate(
     cancel: &Cancel,
 ) -> Result<(), Error> {
     let (width, height) = (neighbours[0].width, neighbours[0].height);
+    let mut before = Field { flow: zeroed((width, height), 1)?, neighbours, time };
     for _ in 0..ROUNDS {
-        let before = Field { flow: flow.to_vec(), neighbours, time };
+        before.flow.copy_from_slice(flow);
         flow.par_chunks_mut(BLOCK * width).enumerate().try_for_each(|(row, flow)| {
             cancel.check()?;
             let top = row * BLOCK;
@@ -41,11 +43,11 @@ pub(super) fn propagate(
                 let centre = ((left + BLOCK / 2).min(width - 1), (top + BLOCK / 2).min(height - 1));
                 let Some(better) = before.better_nearby(centre) else { continue };
                 for (n, row) in flow.chunks_exact_mut(width).enumerate() {
-                    for x in left..(left + BLOCK).min(width) {
-                        let at = (x, top + n);
-                        if before.difference(at, better) < MAX_REST * before.difference(at, row[x])
-                        {
-                            row[x] = better;
+                    let right = (left + BLOCK).min(width);
+                    for (x, vector) in (left..right).zip(&mut row[left..right]) {
+                        let difference = |vector| before.difference((x, top + n), vector);
+                        if difference(better) < MAX_REST * difference(*vector) {
+                            *vector = better;
                         }
                     }
                 }
@@ -64,7 +66,8 @@ struct Field<'a> {
 }
 
 impl Field<'_> {
-    /// The vector near the pixel along which the planes match best, where they do not match along that of the pixel.
+    /// Of the vectors nearby, the one along which the planes match best around the pixel; `None` if the pixel's own is
+    /// good enough or none is better.
     fn better_nearby(&self, (x, y): (usize, usize)) -> Option<[f32; 2]> {
         let (width, height) = (self.neighbours[0].width, self.neighbours[0].height);
         let own = self.difference((x, y), self.flow[y * width + x]);

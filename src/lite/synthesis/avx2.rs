@@ -121,7 +121,7 @@ fn sample_cubic(
     _mm256_set_m128(b, a)
 }
 
-/// The same, linearly.
+/// [`sample_cubic`] with linear interpolation.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn sample_linear(

@@ -64,8 +64,8 @@ pub fn copy_other_streams(
     Ok(pads)
 }
 
-/// Adds an empty subtitle after the last one. In a file whose subtitles begin later than the video, ffmpeg's libraries show
-/// the last sample too short, or not at all: its end does not count the empty edit before the first one.
+/// Adds an empty subtitle after the last one. Where subtitles begin later than the video, ffmpeg's libraries show the last
+/// sample for too short a time or not at all, because they leave out the empty edit before the first one.
 fn end_with_empty_subtitle(muxer: &gst::Pad) {
     let end = Mutex::new(None);
     let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
@@ -93,9 +93,8 @@ fn end_with_empty_subtitle(muxer: &gst::Pad) {
     });
 }
 
-/// Drops the headers of FLAC and Vorbis, which the caps have as well. Their buffers have no time: matroskamux compares them
-/// with the other streams, no longer waits for subtitles, and writes the header of the file before the language of the
-/// subtitles comes.
+/// Drops the headers of FLAC and Vorbis, which the caps have as well. Because their buffers have no time, matroskamux stops
+/// waiting for subtitles, and writes the header of the file before it knows their language.
 fn drop_untimed_headers(muxer: &gst::Pad) {
     muxer.add_probe(gst::PadProbeType::BUFFER, |_, info| {
         drop_if(info.buffer().is_some_and(|buffer| {

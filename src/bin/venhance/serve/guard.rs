@@ -28,8 +28,10 @@ impl Guard {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host = host.trim().to_lowercase();
         let listen = without_port(listen).to_lowercase();
-        let mut names = vec!["localhost".to_owned(), format!("{host}.local"), host, listen];
-        names.retain(|name| !name.is_empty());
+        let mut names = vec!["localhost".to_owned(), listen];
+        if !host.is_empty() {
+            names.extend([format!("{host}.local"), host]);
+        }
         Self { token, names }
     }
 
