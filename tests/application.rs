@@ -372,11 +372,11 @@ fn a_folder_is_enhanced_with_one_model_load_and_a_broken_file_stops_nothing() {
     }
     let again = scratch.enhance(&["in", "out", "--up-scale", "3", "--resume"]);
     fails(&again, 3, "0 enhanced, 9 already finished, 1 failed");
-    let said =
-        "the settings of those already finished are not compared, --overwrite makes them again";
+    let said = "the settings of those already finished are not compared: use --overwrite to make them again";
     assert!(text(&again).contains(said), "{}", text(&again));
     let again = scratch.enhance(&["in/0.mp4", "out", "--up-scale", "3", "--resume"]);
-    let said = "0.mp4: already finished; its settings are not compared, --overwrite makes it again";
+    let said =
+        "0.mp4: already finished; its settings are not compared: use --overwrite to make it again";
     assert!(again.status.success() && text(&again).contains(said), "{}", text(&again));
 
     // Both would be written to 0.mp4, with others in between.
