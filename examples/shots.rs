@@ -7,14 +7,14 @@
 //! video file without its extension, and the numbers of the frames that begin a shot; a number with a `?` before it
 //! counts neither as a cut nor as a false cut. Files need `ffmpeg`.
 
-// The modules are those of the training, which uses all of them.
-#[allow(dead_code)]
+// The modules are those of the training.
+#[allow(dead_code, reason = "train_lite uses the rest")]
 #[path = "train_lite/image.rs"]
 mod image;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "train_lite uses the rest")]
 #[path = "train_lite/random.rs"]
 mod random;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "train_lite uses the rest")]
 #[path = "train_lite/scene.rs"]
 mod scene;
 

@@ -51,7 +51,7 @@ pub struct Entry {
     /// The file of the output in the entry's folder.
     pub output: String,
     pub state: State,
-    /// That of the run, if it has ended by itself.
+    /// Exit code of the last run; `None` if it has not ended or was killed.
     pub exit_code: Option<i32>,
     /// How it ended.
     pub message: String,
