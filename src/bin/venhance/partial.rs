@@ -172,8 +172,9 @@ pub struct Partial {
     stream: Option<String>,
     /// Whether to drop the muxer's header because the file has one.
     appends: bool,
-    /// Whether the files are removed, see [`discard`](Self::discard).
+    /// Whether the files go away, see [`discard`](Self::discard).
     discarded: bool,
+    closed: bool,
     settings: Settings,
 }
 
@@ -283,6 +284,7 @@ impl Partial {
             index_path: paths.index.clone(),
             bytes: 0,
             discarded: false,
+            closed: false,
             stream: None,
             appends: false,
             settings: settings.clone(),
@@ -407,9 +409,20 @@ impl Partial {
         self.bytes == 0
     }
 
-    /// Removes the files when this is dropped: they hold nothing but a header.
+    /// Lets [`close`](Self::close) remove the files: they hold nothing but a header.
     pub fn discard(&mut self) {
         self.discarded = true;
+    }
+
+    /// Ends the run: removes the files if they were discarded or nothing has been written. The next run may open them, so
+    /// nothing may be written any more.
+    pub fn close(&mut self) {
+        let unwritten = || self.video.metadata().is_ok_and(|video| video.len() == 0);
+        if !self.closed && (self.discarded || self.is_empty() && unwritten()) {
+            let _ = std::fs::remove_file(&self.video_path);
+            let _ = std::fs::remove_file(&self.index_path);
+        }
+        self.closed = true;
     }
 
     fn sync(&self) -> Result<(), Failure> {
@@ -466,13 +479,8 @@ fn quoted(value: &str) -> String {
 }
 
 impl Drop for Partial {
-    /// Removes the files if nothing has been written.
     fn drop(&mut self) {
-        let unwritten = || self.video.metadata().is_ok_and(|video| video.len() == 0);
-        if self.discarded || self.is_empty() && unwritten() {
-            let _ = std::fs::remove_file(&self.video_path);
-            let _ = std::fs::remove_file(&self.index_path);
-        }
+        self.close();
     }
 }
 

@@ -188,7 +188,7 @@ impl Shown for Work {
 }
 
 impl Drop for Work {
-    /// Stops the pipeline and removes the enhancer from it with its model loaded.
+    /// Stops the pipeline, closes the partial file, and removes the enhancer from the pipeline with its model loaded.
     fn drop(&mut self) {
         // Unblocks every thread that is in the enhancer, or that waits in the muxer for its frames.
         if let Some(sink) = self.enhancer.static_pad("sink") {
@@ -197,6 +197,8 @@ impl Drop for Work {
         self.enhancer.set_locked_state(true);
         let _ = self.enhancer.set_state(gst::State::Ready);
         let _ = self.pipeline.set_state(gst::State::Null);
+        // GStreamer may keep an element, and with it the state, for longer than the process lasts.
+        self.state.partial().close();
         let _ = self.pipeline.remove(&self.enhancer);
         self.enhancer.set_locked_state(false);
         for (pad, probe) in self.probes.drain(..) {
