@@ -108,19 +108,6 @@ pub enum Error {
         /// The invariant and how it is broken.
         what: String,
     },
-    /// Failure to resize a frame.
-    #[error(
-        "resizing a frame from {}×{} to {}×{} failed: {why}; please report this",
-        from.0, from.1, to.0, to.1
-    )]
-    Resize {
-        /// Width and height of the input in pixels.
-        from: (usize, usize),
-        /// Width and height of the output in pixels.
-        to: (usize, usize),
-        /// Message of the resizer.
-        why: String,
-    },
 }
 
 impl Error {

@@ -84,7 +84,7 @@ impl Lite {
             true => Ok(frame),
             false => {
                 let luma = pyramid.full_size();
-                upscale::upscale(self.networks, &self.pool, frame, luma, format, &clip.cancel)
+                upscale::upscale(self.networks, &self.pool, &frame, luma, format, &clip.cancel)
             }
         };
         let previous = self.previous.as_ref().and_then(|previous| previous.pyramid.as_ref());

@@ -4,6 +4,7 @@
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
 
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::engine::{Cancel, Error, Frame, zeroed};
@@ -40,12 +41,7 @@ impl Plane {
         values.par_chunks_mut(width).zip(pixels).try_for_each(
             |(row, pixels): (&mut [f32], _)| {
                 cancel.check()?;
-                for (value, &[x, y, z, _]) in row.iter_mut().zip(pixels.as_chunks().0) {
-                    *value = f32::from(x) * weights[0]
-                        + f32::from(y) * weights[1]
-                        + f32::from(z) * weights[2]
-                        + constant;
-                }
+                write_luma(row, pixels.as_chunks().0, weights, constant);
                 Ok(())
             },
         )?;
@@ -76,8 +72,8 @@ impl Plane {
     }
 
     /// Samples at every combination of the horizontal taps `xs` (stride 1) and the vertical taps `ys` (stride
-    /// `width`): the result is indexed [y][x]. There are at most [`MAX_GRID`] of each, consecutive ones less
-    /// than a pixel apart.
+    /// `width`): the result is indexed [y][x]. There are at most [`MAX_GRID`] of each, in ascending or descending order;
+    /// together, the horizontal ones read at most eight columns.
     #[inline]
     pub(super) fn sample_grid(
         &self,
@@ -143,6 +139,17 @@ impl Plane {
     }
 }
 
+/// The luma of a row: the sum of the first three components times `weights`, plus `constant`.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
+fn write_luma(luma: &mut [f32], pixels: &[[u16; 4]], weights: [f32; 3], constant: f32) {
+    for (value, &[x, y, z, _]) in luma.iter_mut().zip(pixels) {
+        *value = f32::from(x) * weights[0]
+            + f32::from(y) * weights[1]
+            + f32::from(z) * weights[2]
+            + constant;
+    }
+}
+
 /// The two pixels that linear interpolation along one axis reads, and their weights.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct LinearTap {
@@ -195,14 +202,21 @@ mod tests {
         let mut plane = Plane::new(23, 9);
         let values = plane.values.iter_mut().enumerate();
         values.for_each(|(n, value)| *value = (n * 7919 % 101) as f32 / 101.0);
-        for (x, y, step) in
-            [(3.3, 2.6, 0.5), (8.0, -1.2, -0.9), (20.1, 7.9, 0.9), (-4.0, 12.0, 0.1)]
-        {
+        for (x, y, step, count) in [
+            (3.3, 2.6, 0.5, MAX_GRID),
+            (8.0, -1.2, -0.9, MAX_GRID),
+            (20.1, 7.9, 0.9, MAX_GRID),
+            (-4.0, 12.0, 0.1, MAX_GRID),
+            (-1.3, 3.5, 2.0, 3),
+            (9.4, 3.5, 2.0, 3),
+            (12.9, 3.5, 2.0, 3),
+            (18.7, 6.2, 2.0, 3),
+        ] {
             let at = |start: f32, n: usize| start + step * n as f32;
-            let xs: Vec<_> = (0..MAX_GRID).map(|n| LinearTap::new(at(x, n), 23, 1)).collect();
-            let ys: Vec<_> = (0..MAX_GRID).map(|n| LinearTap::new(at(y, n), 9, 23)).collect();
-            for (n, row) in plane.sample_grid(&xs, &ys).iter().enumerate() {
-                for (m, value) in row.iter().enumerate() {
+            let xs: Vec<_> = (0..count).map(|n| LinearTap::new(at(x, n), 23, 1)).collect();
+            let ys: Vec<_> = (0..count).map(|n| LinearTap::new(at(y, n), 9, 23)).collect();
+            for (n, row) in plane.sample_grid(&xs, &ys).iter().take(count).enumerate() {
+                for (m, value) in row.iter().take(count).enumerate() {
                     assert!((value - plane.sample(at(x, m), at(y, n))).abs() < 1e-6);
                 }
             }

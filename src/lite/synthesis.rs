@@ -233,9 +233,12 @@ mod tests {
             frame
         };
         let (first, second) = (image(1), image(77));
-        // Some vectors point outside the frames.
+        // Some vectors point outside the frames, some are zero, also at the borders.
         let guide: Vec<[f32; 4]> = (0..10)
-            .map(|n| [n as f32 * 1.7 - 6.0, 2.9 - n as f32 * 0.6, 0.1 * n as f32, 0.0])
+            .map(|n| match n {
+                0 | 4..=6 | 9 => [0.0, 0.0, 0.1 * n as f32, 0.0],
+                _ => [n as f32 * 1.7 - 6.0, 2.9 - n as f32 * 0.6, 0.1 * n as f32, 0.0],
+            })
             .collect();
         let columns = upsampling_taps(10, 37);
         for (y, cubic) in (0..5).flat_map(|y| [(y, false), (y, true)]) {

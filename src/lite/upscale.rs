@@ -5,7 +5,11 @@
 use rayon::prelude::*;
 
 use super::{
-    network::Upscaler, plane::Plane, pool::FramePool, resize::resize, statistics::Statistics,
+    network::Upscaler,
+    plane::Plane,
+    pool::FramePool,
+    resize::{Resizer, resize},
+    statistics::Statistics,
     weights::Networks,
 };
 use crate::{
@@ -19,7 +23,7 @@ use crate::{
 pub(super) fn upscale(
     networks: &Networks,
     pool: &FramePool,
-    frame: Frame,
+    frame: &Frame,
     luma: &Plane,
     &Format { input: (w, h), output, alpha, .. }: &Format,
     cancel: &Cancel,
@@ -29,17 +33,20 @@ pub(super) fn upscale(
         return resize(frame, pool.frame(output)?, alpha, cancel);
     };
     let large_size = (w * upscaler.factor, h * upscaler.factor);
-    let mut large = resize(frame, pool.frame(large_size)?, alpha, cancel)?;
-    add_residual(&mut large, luma, *upscaler, (chain, pool), cancel)?;
+    let mut large = pool.frame(large_size)?;
+    large.set_components(frame.components());
+    let resizer = Resizer::new(frame, large_size, alpha);
+    write_upscaled(&mut large, &resizer, luma, *upscaler, (chain, pool), cancel)?;
     match large_size == output {
         true => Ok(large),
-        false => resize(large, pool.frame(output)?, alpha, cancel),
+        false => resize(&large, pool.frame(output)?, alpha, cancel),
     }
 }
 
-/// Runs `chain` on `luma` and adds its output to the luma of `large`.
-fn add_residual(
+/// Writes to `large` what `resizer` makes, plus the output of `chain` for `luma`.
+fn write_upscaled(
     large: &mut Frame,
+    resizer: &Resizer,
     luma: &Plane,
     upscaler: Upscaler,
     (chain, pool): (&ConvChain, &FramePool),
@@ -57,6 +64,7 @@ fn add_residual(
     large.pixels_mut().par_chunks_mut(band_rows * block * stride).enumerate().try_for_each(
         |(band, pixels)| {
             let first = band * band_rows;
+            resizer.write_rows(first * block, pixels, cancel)?;
             let rows = first..(first + band_rows).min(height.div_ceil(block));
             let input =
                 |y: usize, row: &mut [f32]| write_input(luma, &upscaler, statistics, y, row);

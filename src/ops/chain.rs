@@ -45,11 +45,24 @@ pub struct ConvChain {
 struct Layer {
     in_channels: usize,
     out_channels: usize,
-    /// Transformed weights [groups of 16 output channels, 6, 3 kernel rows, in], padded with zeros.
-    weights: Vec<Lanes>,
-    /// One per group, padded with zeros.
-    bias: Vec<Lanes>,
+    groups: Vec<Group>,
     activation: bool,
+}
+
+/// 16 output channels of a convolution, padded with zeros.
+#[derive(Debug, Clone)]
+struct Group {
+    /// Transformed weights [6, 3 kernel rows, in].
+    weights: Vec<Lanes>,
+    bias: Lanes,
+}
+
+impl Group {
+    /// The weights of a point, [3 kernel rows, in].
+    fn point(&self, point: usize) -> &[Lanes] {
+        let count = self.weights.len() / POINTS;
+        &self.weights[point * count..][..count]
+    }
 }
 
 /// Buffers of a chain. Reuse them across calls to avoid allocations.
@@ -57,8 +70,8 @@ struct Layer {
 pub struct Scratch {
     /// The input of each layer.
     inputs: Vec<RowRing>,
-    /// Products in the transformed domain, [6, tiles].
-    products: Vec<Lanes>,
+    /// Products in the transformed domain of two groups, [6, tiles] each.
+    products: [Vec<Lanes>; 2],
     /// A row of the output, [w, out].
     output: Vec<f32>,
 }
@@ -166,45 +179,50 @@ impl Layer {
         let (out_channels, in_channels, ..) = weight.dims4()?;
         let values = Host::new(weight)?;
         let values = values.values()?;
-        let groups = out_channels.div_ceil(LANES);
-        let mut weights = vec![Lanes::ZERO; groups * POINTS * 3 * in_channels];
-        for (n, weights) in weights.iter_mut().enumerate() {
-            let (channel, n) = (n % in_channels, n / in_channels);
-            let (row, n) = (n % 3, n / 3);
-            let (point, group) = (n % POINTS, n / POINTS);
-            let outputs = (group * LANES..out_channels).zip(&mut weights.0);
-            for (out, weight) in outputs {
-                let g = &values[(out * in_channels + channel) * 9 + row * 3..][..3];
-                *weight = match point {
-                    0 => g[0] / 4.0,
-                    1 => (g[0] + g[1] + g[2]) / -6.0,
-                    2 => (g[0] - g[1] + g[2]) / -6.0,
-                    3 => (g[0] + 2.0 * g[1] + 4.0 * g[2]) / 24.0,
-                    4 => (g[0] - 2.0 * g[1] + 4.0 * g[2]) / 24.0,
-                    _ => g[2],
-                };
-            }
-        }
-        let mut padded = vec![Lanes::ZERO; groups];
         let bias = Host::new(bias)?;
-        let lanes = padded.iter_mut().flat_map(|lanes| &mut lanes.0);
-        lanes.zip(&*bias.values()?).for_each(|(lane, bias)| *lane = *bias);
-        Ok(Self { in_channels, out_channels, weights, bias: padded, activation })
+        let bias = bias.values()?;
+        let groups = (0..out_channels).step_by(LANES).map(|first| {
+            let mut weights = vec![Lanes::ZERO; POINTS * 3 * in_channels];
+            for (n, weights) in weights.iter_mut().enumerate() {
+                let (channel, n) = (n % in_channels, n / in_channels);
+                let (row, point) = (n % 3, n / 3);
+                for (out, weight) in (first..out_channels).zip(&mut weights.0) {
+                    let g = &values[(out * in_channels + channel) * 9 + row * 3..][..3];
+                    *weight = match point {
+                        0 => g[0] / 4.0,
+                        1 => (g[0] + g[1] + g[2]) / -6.0,
+                        2 => (g[0] - g[1] + g[2]) / -6.0,
+                        3 => (g[0] + 2.0 * g[1] + 4.0 * g[2]) / 24.0,
+                        4 => (g[0] - 2.0 * g[1] + 4.0 * g[2]) / 24.0,
+                        _ => g[2],
+                    };
+                }
+            }
+            let mut padded = Lanes::ZERO;
+            let biases = bias.iter().skip(first);
+            padded.0.iter_mut().zip(biases).for_each(|(lane, bias)| *lane = *bias);
+            Group { weights, bias: padded }
+        });
+        Ok(Self { in_channels, out_channels, groups: groups.collect(), activation })
     }
 
-    /// Computes one output row [w, out] from three transformed input rows; `products` is [6, tiles].
-    fn run_row(&self, rows: [&[f32]; 3], products: &mut [Lanes], out: &mut [f32]) {
-        let tiles = products.len() / POINTS;
-        let groups = self.weights.chunks_exact(POINTS * 3 * self.in_channels);
-        for (group, (weights, bias)) in groups.zip(&self.bias).enumerate() {
-            let weights = weights.chunks_exact(3 * self.in_channels);
-            let products_of_points = products.chunks_exact_mut(tiles);
-            for (n, (weights, products)) in weights.zip(products_of_points).enumerate() {
-                let part = n * tiles * self.in_channels;
-                let rows = rows.map(|row| &row[part..part + tiles * self.in_channels]);
-                multiply(rows, self.in_channels, weights, products);
+    /// Computes one output row [w, out] from three transformed input rows; `products` is [6, tiles] for each of two groups.
+    fn run_row(&self, rows: [&[f32]; 3], products: &mut [Vec<Lanes>; 2], out: &mut [f32]) {
+        let tiles = products[0].len() / POINTS;
+        let length = tiles * self.in_channels;
+        for (pair, groups) in self.groups.chunks(2).enumerate() {
+            for point in 0..POINTS {
+                let rows = rows.map(|row| &row[point * length..][..length]);
+                let [first, second] =
+                    products.each_mut().map(|products| &mut products[point * tiles..][..tiles]);
+                match groups {
+                    [a, b] => multiply(rows, [a.point(point), b.point(point)], [first, second]),
+                    _ => multiply(rows, [groups[0].point(point)], [first]),
+                }
             }
-            self.write_group(group, bias, products, out);
+            for (n, (group, products)) in groups.iter().zip(&*products).enumerate() {
+                self.write_group(2 * pair + n, &group.bias, products, out);
+            }
         }
     }
 
@@ -252,17 +270,31 @@ fn transform_output(
     }
 }
 
-/// Multiplies one point of all tiles, 3 rows of [tiles, channels], with `weights` [3·channels], and sums over rows and
-/// channels.
-fn multiply(rows: [&[f32]; 3], channels: usize, weights: &[Lanes], sums: &mut [Lanes]) {
+/// Multiplies one point of all tiles, 3 rows of [tiles, channels], with the weights [3·channels] of each group, and sums over
+/// rows and channels.
+fn multiply<const GROUPS: usize>(
+    rows: [&[f32]; 3],
+    weights: [&[Lanes]; GROUPS],
+    sums: [&mut [Lanes]; GROUPS],
+) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
         // SAFETY: the CPU supports AVX-512.
-        return unsafe { multiply_avx512(rows, channels, weights, sums) };
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        // SAFETY: the CPU supports AVX2 and FMA.
-        return unsafe { multiply_avx2(rows, channels, weights, sums) };
+        return unsafe { multiply_avx512(rows, weights, sums) };
     }
+    for (weights, sums) in weights.into_iter().zip(sums) {
+        multiply_group(rows, weights, sums);
+    }
+}
+
+/// [`multiply`] for one group.
+fn multiply_group(rows: [&[f32]; 3], weights: &[Lanes], sums: &mut [Lanes]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        // SAFETY: the CPU supports AVX2 and FMA.
+        return unsafe { multiply_avx2(rows, weights, sums) };
+    }
+    let channels = weights.len() / 3;
     for (n, sums) in sums.iter_mut().enumerate() {
         *sums = Lanes::ZERO;
         for (row, weights) in rows.iter().zip(weights.chunks_exact(channels)) {
@@ -273,11 +305,12 @@ fn multiply(rows: [&[f32]; 3], channels: usize, weights: &[Lanes], sums: &mut [L
     }
 }
 
-/// [`multiply`] with the accumulators of a block of tiles in registers.
+/// [`multiply_group`] with the accumulators of a block of tiles in registers.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn multiply_avx2(rows: [&[f32]; 3], channels: usize, weights: &[Lanes], sums: &mut [Lanes]) {
+fn multiply_avx2(rows: [&[f32]; 3], weights: &[Lanes], sums: &mut [Lanes]) {
     use std::arch::x86_64::{__m256, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_setzero_ps};
+    let channels = weights.len() / 3;
     for (n, out) in sums.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
         let mut sums = [[_mm256_setzero_ps(); 2]; BLOCK];
         for (row, weights) in rows.iter().zip(weights.chunks_exact(channels)) {
@@ -301,64 +334,85 @@ fn multiply_avx2(rows: [&[f32]; 3], channels: usize, weights: &[Lanes], sums: &m
     }
 }
 
-/// [`multiply`] with one register for all output channels of a tile. Each sum adds the same products in the same order
+/// [`multiply`] with one register for all output channels of a tile; there are whole blocks of tiles. Each sum adds the same products in the same order
 /// as with AVX2, so the results are equal.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-fn multiply_avx512(rows: [&[f32]; 3], channels: usize, weights: &[Lanes], sums: &mut [Lanes]) {
+fn multiply_avx512<const GROUPS: usize>(
+    rows: [&[f32]; 3],
+    weights: [&[Lanes]; GROUPS],
+    mut sums: [&mut [Lanes]; GROUPS],
+) {
     // Two blocks hide the latency of the additions.
-    let (pairs, last) = sums.as_chunks_mut::<{ 2 * BLOCK }>();
-    let after_pairs = pairs.len() * 2 * BLOCK;
-    for (n, sums) in pairs.iter_mut().enumerate() {
-        *sums = multiply_tiles_avx512(rows, n * 2 * BLOCK, channels, weights);
-    }
-    if let Some(sums) = last.first_chunk_mut::<BLOCK>() {
-        *sums = multiply_tiles_avx512(rows, after_pairs, channels, weights);
+    const PAIR: usize = 2 * BLOCK;
+    let tiles = sums[0].len();
+    for first in (0..tiles).step_by(PAIR) {
+        if first + PAIR <= tiles {
+            multiply_tiles_avx512::<PAIR, GROUPS>(rows, first, weights, &mut sums);
+        } else {
+            multiply_tiles_avx512::<BLOCK, GROUPS>(rows, first, weights, &mut sums);
+        }
     }
 }
 
-/// The sums of `N` tiles from the tile `first` on.
+/// Writes the sums of `N` tiles from the tile `first` on.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn multiply_tiles_avx512<const N: usize>(
+fn multiply_tiles_avx512<const N: usize, const GROUPS: usize>(
     rows: [&[f32]; 3],
     first: usize,
-    channels: usize,
-    weights: &[Lanes],
-) -> [Lanes; N] {
+    weights: [&[Lanes]; GROUPS],
+    out: &mut [&mut [Lanes]; GROUPS],
+) {
     use std::arch::x86_64::{__m512, _mm512_fmadd_ps, _mm512_set1_ps, _mm512_setzero_ps};
     // Within a group of channels, addresses are constant offsets. To compute an address for each channel takes longer than
     // the sums.
-    const GROUP: usize = 4;
-    let mut sums = [_mm512_setzero_ps(); N];
-    for (row, weights) in rows.iter().zip(weights.chunks_exact(channels)) {
+    const CHANNELS: usize = 4;
+    let channels = weights[0].len() / 3;
+    let count = channels / CHANNELS;
+    let mut sums = [[_mm512_setzero_ps(); N]; GROUPS];
+    for (n, row) in rows.iter().enumerate() {
         let row = &row[first * channels..][..N * channels];
-        let (weight_groups, last_weights) = weights.as_chunks::<GROUP>();
         // Slices of one length need only one bounds check.
-        let mut groups = [row.as_chunks::<GROUP>().0; N];
-        let mut last = [row; N];
-        for p in 0..N {
-            let (tile_groups, tile_last) = row[p * channels..][..channels].as_chunks::<GROUP>();
-            groups[p] = &tile_groups[..weight_groups.len()];
-            last[p] = &tile_last[..last_weights.len()];
+        let mut weight_chunks = [weights[0].as_chunks::<CHANNELS>().0; GROUPS];
+        let mut last_weights = [weights[0]; GROUPS];
+        for g in 0..GROUPS {
+            let (chunks, last) = weights[g][n * channels..][..channels].as_chunks::<CHANNELS>();
+            (weight_chunks[g], last_weights[g]) = (&chunks[..count], &last[..channels % CHANNELS]);
         }
-        for (n, weights) in weight_groups.iter().enumerate() {
-            for (k, weights) in weights.iter().enumerate() {
-                let weights: __m512 = bytemuck::cast(weights.0);
+        let mut value_chunks = [row.as_chunks::<CHANNELS>().0; N];
+        let mut last_values = [row; N];
+        for p in 0..N {
+            let (chunks, last) = row[p * channels..][..channels].as_chunks::<CHANNELS>();
+            (value_chunks[p], last_values[p]) = (&chunks[..count], &last[..channels % CHANNELS]);
+        }
+        for at in 0..count {
+            for k in 0..CHANNELS {
                 for p in 0..N {
-                    sums[p] = _mm512_fmadd_ps(_mm512_set1_ps(groups[p][n][k]), weights, sums[p]);
+                    let value = _mm512_set1_ps(value_chunks[p][at][k]);
+                    for g in 0..GROUPS {
+                        let weights: __m512 = bytemuck::cast(weight_chunks[g][at][k].0);
+                        sums[g][p] = _mm512_fmadd_ps(value, weights, sums[g][p]);
+                    }
                 }
             }
         }
-        for (k, weights) in last_weights.iter().enumerate() {
-            let weights: __m512 = bytemuck::cast(weights.0);
+        for k in 0..channels % CHANNELS {
             for p in 0..N {
-                sums[p] = _mm512_fmadd_ps(_mm512_set1_ps(last[p][k]), weights, sums[p]);
+                let value = _mm512_set1_ps(last_values[p][k]);
+                for g in 0..GROUPS {
+                    let weights: __m512 = bytemuck::cast(last_weights[g][k].0);
+                    sums[g][p] = _mm512_fmadd_ps(value, weights, sums[g][p]);
+                }
             }
         }
     }
-    sums.map(|sums| Lanes(bytemuck::cast(sums)))
+    for g in 0..GROUPS {
+        for (out, sums) in out[g][first..][..N].iter_mut().zip(sums[g]) {
+            *out = Lanes(bytemuck::cast(sums));
+        }
+    }
 }
 
 impl ConvChain {
@@ -392,7 +446,9 @@ impl ConvChain {
         for (ring, layer) in inputs.iter_mut().zip(&self.layers) {
             ring.resize(width, layer.in_channels);
         }
-        products.resize(POINTS * tiles(width), Lanes::ZERO);
+        for products in products.iter_mut() {
+            products.resize(POINTS * tiles(width), Lanes::ZERO);
+        }
         last.resize(width * self.layers[depth - 1].out_channels, 0.0);
         for layer in &self.layers {
             super::count(rows.len() * width, layer.out_channels, 9 * layer.in_channels);
@@ -428,10 +484,48 @@ impl ConvChain {
     }
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
+    #[test]
+    fn any_number_of_output_channels_is_computed() {
+        let (w, h, inputs) = (11, 5, 6);
+        let value = |n: usize| (n * 7919 % 1009) as f32 / 1009.0 - 0.5;
+        let image: Vec<f32> = (0..w * h * inputs).map(value).collect();
+        for outputs in [1, 8, 16, 24, 32, 40, 48] {
+            let weights: Vec<f32> = (0..outputs * inputs * 9).map(|n| value(n + 5)).collect();
+            let biases: Vec<f32> = (0..outputs).map(|n| value(n + 77)).collect();
+            let weight = Tensor::from_slice(&weights, (outputs, inputs, 3, 3), &Device::Cpu);
+            let bias = Tensor::from_slice(&biases, outputs, &Device::Cpu);
+            let chain = ConvChain::new(&[(weight.unwrap(), bias.unwrap())]).unwrap();
+            let read = |y: usize, row: &mut [f32]| {
+                row.copy_from_slice(&image[y * w * inputs..][..w * inputs]);
+            };
+            let check = |y: usize, row: &[f32]| {
+                for (n, got) in row.iter().enumerate() {
+                    let (x, out) = (n / outputs, n % outputs);
+                    let mut expected = biases[out];
+                    for (k, channel) in (0..9).flat_map(|k| (0..inputs).map(move |c| (k, c))) {
+                        let x = (x + k % 3).saturating_sub(1).min(w - 1);
+                        let y = (y + k / 3).saturating_sub(1).min(h - 1);
+                        let weight = weights[(out * inputs + channel) * 9 + k];
+                        expected += image[(y * w + x) * inputs + channel] * weight;
+                    }
+                    assert!(
+                        (got - expected).abs() < 1e-4,
+                        "{outputs} channels, ({x}, {y}): {got}, {expected}"
+                    );
+                }
+                Ok::<_, ()>(())
+            };
+            chain.run(&mut Scratch::default(), (w, h), 0..h, read, check).unwrap();
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
     #[test]
     fn avx512_and_avx2_give_equal_sums() {
         if !is_x86_feature_detected!("avx512f") {
@@ -442,17 +536,26 @@ mod tests {
             let row = |n: usize| (0..tiles * channels).map(|at| value(at + 97 * n)).collect();
             let rows: [Vec<f32>; 3] = std::array::from_fn(row);
             let rows = rows.each_ref().map(|row| &row[..]);
-            let weights: Vec<_> = (0..3 * channels)
-                .map(|at| Lanes(std::array::from_fn(|lane| value(31 * at + lane))))
-                .collect();
-            let mut sums = [vec![Lanes::ZERO; tiles], vec![Lanes::ZERO; tiles]];
-            // SAFETY: the CPU supports AVX-512, which includes AVX2 and FMA.
+            let weights = [0, 400].map(|start| -> Vec<_> {
+                let lanes = |at| Lanes(std::array::from_fn(|lane| value(start + 31 * at + lane)));
+                (0..3 * channels).map(lanes).collect()
+            });
+            let weights = weights.each_ref().map(|weights| &weights[..]);
+            let zeros = || vec![Lanes::ZERO; tiles];
+            let (mut pair, mut single) = ([zeros(), zeros()], [zeros()]);
+            // SAFETY: the CPU supports AVX-512.
             unsafe {
-                multiply_avx2(rows, channels, &weights, &mut sums[0]);
-                multiply_avx512(rows, channels, &weights, &mut sums[1]);
+                multiply_avx512(rows, weights, pair.each_mut().map(|sums| &mut sums[..]));
+                multiply_avx512(rows, [weights[1]], single.each_mut().map(|sums| &mut sums[..]));
             }
-            for (a, b) in sums[0].iter().zip(&sums[1]) {
-                assert_eq!(a.0, b.0);
+            for (weights, sums) in
+                [weights[0], weights[1], weights[1]].into_iter().zip(pair.iter().chain(&single))
+            {
+                let mut expected = zeros();
+                // SAFETY: AVX-512 includes AVX2 and FMA.
+                unsafe { multiply_avx2(rows, weights, &mut expected) };
+                let equal = sums.iter().zip(&expected).all(|(a, b)| a.0 == b.0);
+                assert!(equal, "{channels} channels, {tiles} tiles");
             }
         }
     }

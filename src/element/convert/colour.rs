@@ -33,6 +33,23 @@ impl Affine {
     pub(super) fn apply(&self, from: &[u16], to: &mut [u16]) {
         apply(self, from, to);
     }
+
+    /// Where each output depends on one input only: the index and the weight of the input of each output.
+    #[cfg(target_arch = "x86_64")]
+    fn single_inputs(&self) -> Option<[(usize, f32); 4]> {
+        /// What is left of zeros after the product of a matrix and its inverse.
+        const ZERO: f32 = 1e-9;
+        let mut inputs = [(0, 0.0); 4];
+        for (i, input) in inputs.iter_mut().enumerate() {
+            let weights = self.columns.iter().map(|column| column[i]).enumerate();
+            let mut weights = weights.filter(|(_, weight)| weight.abs() > ZERO);
+            *input = weights.next().unwrap_or(*input);
+            if weights.next().is_some() {
+                return None;
+            }
+        }
+        Some(inputs)
+    }
 }
 
 fn apply(affine: &Affine, from: &[u16], to: &mut [u16]) {
@@ -68,15 +85,43 @@ mod avx2 {
         let (columns, constant) = (affine.columns.map(twice), twice(affine.constant));
         let (from, from_rest) = from.as_chunks::<16>();
         let (to, to_rest) = to.as_chunks_mut::<16>();
-        for (to, from) in to.iter_mut().zip(from) {
-            let [first, second]: [__m128i; 2] = bytemuck::cast(*from);
-            let first = map(&columns, constant, first);
-            let second = map(&columns, constant, second);
-            // Packing saturates to 0..=65535, and gives pixels 0, 2, 1, 3.
-            let packed = _mm256_packus_epi32(first, second);
-            *to = bytemuck::cast(_mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+        if let Some(inputs) = affine.single_inputs() {
+            let weights = twice(inputs.map(|(_, weight)| weight));
+            // Both bytes of the input of each output, for two pixels.
+            let order = inputs.map(|(input, _)| [2 * input as u8, 2 * input as u8 + 1]);
+            let order: __m128i = bytemuck::cast([order, order.map(|bytes| bytes.map(|n| n + 8))]);
+            for (to, from) in to.iter_mut().zip(from) {
+                let [first, second]: [__m128i; 2] = bytemuck::cast(*from);
+                let first = scale(weights, constant, _mm_shuffle_epi8(first, order));
+                let second = scale(weights, constant, _mm_shuffle_epi8(second, order));
+                *to = pack(first, second);
+            }
+        } else {
+            for (to, from) in to.iter_mut().zip(from) {
+                let [first, second]: [__m128i; 2] = bytemuck::cast(*from);
+                let first = map(&columns, constant, first);
+                let second = map(&columns, constant, second);
+                *to = pack(first, second);
+            }
         }
         apply_portable(affine, from_rest, to_rest);
+    }
+
+    /// Packs two and two pixels. Values saturate to 0..=65535.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    fn pack(first: __m256i, second: __m256i) -> [u16; 16] {
+        // Gives pixels 0, 2, 1, 3.
+        let packed = _mm256_packus_epi32(first, second);
+        bytemuck::cast(_mm256_permute4x64_epi64::<0b11_01_10_00>(packed))
+    }
+
+    /// Multiplies the components of two pixels by `weights`, adds `constant`, and rounds.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    fn scale(weights: __m256, constant: __m256, pixels: __m128i) -> __m256i {
+        let pixels = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(pixels));
+        _mm256_cvtps_epi32(_mm256_fmadd_ps(pixels, weights, constant))
     }
 
     /// Maps two pixels and rounds.
@@ -274,6 +319,8 @@ mod tests {
     struct Maps {
         to_rgb: Affine,
         from_rgb: Affine,
+        to_ycbcr: Affine,
+        from_ycbcr: Affine,
     }
 
     fn colour(format: VideoFormat, range: VideoColorRange, matrix: VideoColorMatrix) -> Maps {
@@ -286,7 +333,12 @@ mod tests {
         );
         let info = VideoInfo::builder(format, 16, 16).colorimetry(&colorimetry).build().unwrap();
         let colour = Colour::new(&info);
-        Maps { to_rgb: colour.map_to_rgb([u16::MAX; 4]), from_rgb: colour.map_from_rgb() }
+        Maps {
+            to_rgb: colour.map_to_rgb([u16::MAX; 4]),
+            from_rgb: colour.map_from_rgb(),
+            to_ycbcr: colour.map_to_ycbcr([u16::MAX; 4]),
+            from_ycbcr: colour.map_from_ycbcr(&colour),
+        }
     }
 
     impl Maps {
@@ -314,7 +366,7 @@ mod tests {
             colour(VideoFormat::Y444, VideoColorRange::Range16_235, VideoColorMatrix::Bt601);
         for pixels in [1, 4, 7, 1000] {
             let from: Vec<u16> = (0..pixels * 4).map(|n| (n * 40_503 % 65_536) as u16).collect();
-            for affine in [colour.to_rgb, colour.from_rgb] {
+            for affine in [colour.to_rgb, colour.from_rgb, colour.to_ycbcr, colour.from_ycbcr] {
                 let (mut to, mut expected) = (vec![0; from.len()], vec![0; from.len()]);
                 apply(&affine, &from, &mut to);
                 apply_portable(&affine, &from, &mut expected);

@@ -8,7 +8,7 @@
 
 use rayon::prelude::*;
 
-use super::Plane;
+use super::{LinearTap, Plane};
 use crate::engine::{Cancel, Error, zeroed};
 
 /// Each round spreads vectors over at most the largest distance.
@@ -93,14 +93,17 @@ impl Field<'_> {
     /// The mean difference of both planes along `vector` in the patch around a pixel.
     fn difference(&self, (x, y): (usize, usize), [vx, vy]: [f32; 2]) -> f32 {
         const OFFSETS: [f32; 3] = [-2.0, 0.0, 2.0];
+        let samples = |plane: &Plane, time: f32| {
+            let (x, y) = (x as f32 + time * vx, y as f32 + time * vy);
+            let xs = OFFSETS.map(|dx| LinearTap::new(x + dx, plane.width, 1));
+            let ys = OFFSETS.map(|dy| LinearTap::new(y + dy, plane.height, plane.width));
+            plane.sample_grid(&xs, &ys)
+        };
         let [first, second] = self.neighbours;
-        let (before, after) = (self.time, 1.0 - self.time);
+        let (a, b) = (samples(first, -self.time), samples(second, 1.0 - self.time));
         let mut sum = 0.0;
-        for dy in OFFSETS {
-            for dx in OFFSETS {
-                let (x, y) = (x as f32 + dx, y as f32 + dy);
-                let a = first.sample(x - before * vx, y - before * vy);
-                let b = second.sample(x + after * vx, y + after * vy);
+        for (a, b) in a.iter().zip(&b).take(OFFSETS.len()) {
+            for (a, b) in a.iter().zip(b).take(OFFSETS.len()) {
                 sum += (a - b).abs();
             }
         }

@@ -8,6 +8,9 @@ use std::arch::x86_64::*;
 use super::{Frame, OverlayRow, Row};
 use crate::lite::plane::avx2::cubic_weights;
 
+/// The mask of a register with every lane set.
+const ALL: i32 = 0b1111_1111;
+
 /// [`Row::write`] without alpha: two pixels at a time, the first one in the lower half of a register.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn write_row<const IS_CUBIC: bool>(row: Row, pixels: &mut [[u16; 4]]) {
@@ -20,9 +23,9 @@ pub(super) fn write_row<const IS_CUBIC: bool>(row: Row, pixels: &mut [[u16; 4]])
     let times: __m256 = bytemuck::cast([[before, before, after, after]; 2]);
     // The last pixels that have two more after them.
     let ends: __m256 = bytemuck::cast([[w - 3.0, h - 3.0]; 4]);
-    // Of the first frame, then of the second.
-    let gains: __m256 = bytemuck::cast([row.tones[0].gain, row.tones[1].gain]);
-    let offsets: __m256 = bytemuck::cast([row.tones[0].offset, row.tones[1].offset]);
+    let [first, second] = row.tones;
+    let gains: [__m256; 2] = bytemuck::cast([[first.gain; 2], [second.gain; 2]]);
+    let offsets: [__m256; 2] = bytemuck::cast([[first.offset; 2], [second.offset; 2]]);
     let mut origin: __m256 = bytemuck::cast([[0.0, row.y, 0.0, row.y], [1.0, row.y, 1.0, row.y]]);
     let next: __m256 = bytemuck::cast([[2.0_f32, 0.0]; 4]);
     let (pairs, last) = pixels.as_chunks_mut::<2>();
@@ -40,36 +43,46 @@ pub(super) fn write_row<const IS_CUBIC: bool>(row: Row, pixels: &mut [[u16; 4]])
         let weights = _mm256_permute_ps::<0b10_10_10_10>(guide);
         let positions = _mm256_fmadd_ps(flows, times, origin);
         origin = _mm256_add_ps(origin, next);
-        let corners = _mm256_floor_ps(positions);
-        let inside = _mm256_and_ps(
-            _mm256_cmp_ps::<_CMP_GE_OQ>(corners, _mm256_set1_ps(1.0)),
-            _mm256_cmp_ps::<_CMP_LE_OQ>(corners, ends),
-        );
-        if _mm256_movemask_ps(inside) != 0b1111_1111 {
-            *out = [row.pixel(x), row.pixel(x + 1)];
-            continue;
-        }
-        let fractions: [__m128; 2] = bytemuck::cast(_mm256_sub_ps(positions, corners));
-        let corners: [[i32; 4]; 2] = bytemuck::cast(_mm256_cvttps_epi32(corners));
-        let mut samples = [_mm256_setzero_ps(); 2];
-        for n in 0..2 {
-            let sample = match IS_CUBIC {
-                true => sample_cubic(frames, stride, corners[n], fractions[n]),
-                false => sample_linear(frames, stride, corners[n], fractions[n]),
-            };
-            samples[n] = _mm256_fmadd_ps(sample, gains, offsets);
-        }
-        let a = _mm256_permute2f128_ps::<0x20>(samples[0], samples[1]);
-        let b = _mm256_permute2f128_ps::<0x31>(samples[0], samples[1]);
+        let is_zero = _mm256_cmp_ps::<_CMP_EQ_OQ>(flows, _mm256_setzero_ps());
+        let [first, second] = if _mm256_movemask_ps(is_zero) == ALL {
+            // Both filters return the pixel itself.
+            let at = row.y as usize * stride + x * Frame::COMPONENTS;
+            [load_pair(frames[0], at), load_pair(frames[1], at)]
+        } else {
+            let corners = _mm256_floor_ps(positions);
+            let inside = _mm256_and_ps(
+                _mm256_cmp_ps::<_CMP_GE_OQ>(corners, _mm256_set1_ps(1.0)),
+                _mm256_cmp_ps::<_CMP_LE_OQ>(corners, ends),
+            );
+            if _mm256_movemask_ps(inside) != ALL {
+                *out = [row.pixel(x), row.pixel(x + 1)];
+                continue;
+            }
+            let fractions: [__m128; 2] = bytemuck::cast(_mm256_sub_ps(positions, corners));
+            let corners: [[i32; 4]; 2] = bytemuck::cast(_mm256_cvttps_epi32(corners));
+            let mut samples = [_mm256_setzero_ps(); 2];
+            for n in 0..2 {
+                samples[n] = match IS_CUBIC {
+                    true => sample_cubic(frames, stride, corners[n], fractions[n]),
+                    false => sample_linear(frames, stride, corners[n], fractions[n]),
+                };
+            }
+            [
+                _mm256_permute2f128_ps::<0x20>(samples[0], samples[1]),
+                _mm256_permute2f128_ps::<0x31>(samples[0], samples[1]),
+            ]
+        };
+        let a = _mm256_fmadd_ps(first, gains[0], offsets[0]);
+        let b = _mm256_fmadd_ps(second, gains[1], offsets[1]);
         let blended = match row.overlay {
             Some(overlay) if overlay.is_near(x) || overlay.is_near(x + 1) => {
                 let mut blended = [_mm_setzero_ps(); 2];
-                let samples: [[__m128; 2]; 2] = bytemuck::cast(samples);
+                let [a, b]: [[__m128; 2]; 2] = bytemuck::cast([a, b]);
                 let positions: [[[f32; 2]; 2]; 2] = bytemuck::cast(positions);
                 let weights: [[f32; 4]; 2] = bytemuck::cast(weights);
                 for n in 0..2 {
                     let place = (x + n, positions[n], weights[n][0]);
-                    blended[n] = blend_with_overlay(&row, overlay, place, samples[n]);
+                    blended[n] = blend_with_overlay(&row, overlay, place, [a[n], b[n]]);
                 }
                 bytemuck::cast(blended)
             }
