@@ -218,13 +218,20 @@ fn an_address_that_others_reach_needs_a_token() {
     assert_eq!(form.status, 401);
     assert!(form.text().contains("name=\"token\"") && !form.text().contains("wrong"));
     let upload = server.request("POST", "/api/videos?name=a.mp4", b"video");
-    assert_eq!(upload.status, 401);
+    assert_eq!((upload.status, &*upload.text()), (401, "the token is missing\n"));
     for wrong in ["0123456789abcdeg", "0123456789abcde", "", "0123456789abcdef0"] {
         let form = get(&format!("/?token={wrong}"), &[]);
         assert_eq!(form.status, 401, "{wrong}");
         assert!(form.text().contains("The token is wrong"), "{}", form.text());
-        let bearer = format!("Bearer {wrong}");
-        assert_eq!(get("/api/videos", &[("authorization", &bearer)]).status, 401, "{wrong}");
+        let why = match wrong {
+            "" => "the token is missing\n",
+            _ => "the token is wrong\n",
+        };
+        let cookie = format!("venhance-token={wrong}");
+        for header in [("authorization", &*format!("Bearer {wrong}")), ("cookie", &*cookie)] {
+            let refused = get("/api/videos", &[header]);
+            assert_eq!((refused.status, &*refused.text()), (401, why), "{header:?}");
+        }
     }
     let bearer = format!("Bearer {TOKEN}");
     assert_eq!(get("/api/videos", &[("authorization", &bearer)]).status, 200);

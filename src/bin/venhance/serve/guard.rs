@@ -61,11 +61,15 @@ impl Guard {
         let cookies = text(header::COOKIE).unwrap_or_default().split("; ");
         let cookie = cookies.filter_map(|cookie| cookie.split_once('=')).find(|c| c.0 == COOKIE);
         let bearer = text(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
-        if [cookie.map(|(_, value)| value), bearer].into_iter().flatten().any(|t| same(t, token)) {
+        let sent = [cookie.map(|(_, value)| value), bearer].into_iter().flatten();
+        let mut sent = sent.filter(|sent| !sent.is_empty()).peekable();
+        let is_missing = sent.peek().is_none();
+        if sent.any(|sent| same(sent, token)) {
             return None;
         }
         if request.uri().path() != "/" {
-            return Some((StatusCode::UNAUTHORIZED, "the token is missing\n").into_response());
+            let why = if is_missing { "the token is missing\n" } else { "the token is wrong\n" };
+            return Some((StatusCode::UNAUTHORIZED, why).into_response());
         }
         let query = request.uri().query().unwrap_or_default();
         let given = query.split('&').find_map(|pair| pair.strip_prefix("token="));
