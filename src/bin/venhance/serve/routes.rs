@@ -130,6 +130,10 @@ async fn upload(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
+    if name.is_empty() {
+        let why = "the name is empty: use ?name=NAME".to_owned();
+        return Err(Refusal(StatusCode::BAD_REQUEST, why));
+    }
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let length = length.and_then(|length| length.parse().ok());
     let entry = uploads::receive(&server.queue, &name, length, server.upload_limit, body).await?;
