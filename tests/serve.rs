@@ -395,7 +395,7 @@ fn nothing_is_left_of_an_upload_after_a_restart() {
 
 /// Waits until something is in the partial file that can be resumed.
 fn wait_for_a_piece(server: &Server, id: u64) {
-    let index = server.folder.join(format!("{id}/output.mp4.partial.json"));
+    let index = server.folder.join(format!("{id}/run/output.mp4.partial.json"));
     server.wait_for(id, "a piece", |_| pieces(&index) >= 3);
 }
 
@@ -450,7 +450,7 @@ fn a_server_that_is_stopped_stops_its_run_and_keeps_what_is_done() {
     unsafe { libc::kill(server.child.id() as i32, libc::SIGTERM) };
     assert!(application::end(&mut server.child).success());
     assert!(!Path::new(&format!("/proc/{worker}")).exists());
-    assert!(server.folder.join(format!("{id}/output.mp4.partial.mkv")).exists());
+    assert!(server.folder.join(format!("{id}/run/output.mp4.partial.mkv")).exists());
     let server = Server::start(&server.folder, &[]);
     server.wait_for(id, "running", |entry| entry["state"] == "running");
 }
@@ -516,8 +516,48 @@ fn a_video_starts_over_with_other_settings() {
     let entry = server.wait(id, "done");
     assert_eq!(entry["output_name"], "in-enhanced.webm");
     let folder = server.folder.join(id.to_string());
-    assert!(!folder.join("output.mp4").exists());
+    assert!(!folder.join("output.mp4").exists() && !folder.join("run").exists());
     assert_eq!(decode(&folder.join("output.webm")).info().width(), 288);
+}
+
+#[test]
+fn a_finished_output_is_planned_again_and_stays_until_another_one_is_finished() {
+    let scratch = Scratch::new();
+    let video = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
+    let server = Server::start(&scratch.path("data"), &[]);
+    let id = server.upload("in.mp4", &video);
+    let output = || server.request("GET", &format!("/api/videos/{id}/output"), b"");
+    assert_eq!(output().status, 404);
+    server.start_video(id, larger());
+    let first = server.wait(id, "done");
+    assert!(!first["notes"].to_string().contains("resume"), "{first}");
+    let finished = output().body;
+
+    let plan = format!("/api/videos/{id}/plan");
+    let plan = server.request("POST", &plan, larger().to_string().as_bytes());
+    assert_eq!(plan.status, 200, "{}", plan.text());
+
+    // The input is damaged on the disk, which shows only in the run.
+    let input = server.folder.join(format!("{id}/input.mp4"));
+    fs::write(&input, "This is not a video.\n").unwrap();
+    for format in ["mp4", "webm"] {
+        server.start_video(id, json!({ "model": "lite", "format": format }));
+        let entry = server.wait(id, "failed");
+        assert_eq!(entry["output_name"], "in-enhanced.mp4");
+        assert_eq!(output().body, finished, "{format}");
+    }
+
+    // Interrupted, it is resumed although there is an output.
+    fs::copy(scratch.make("long.mp4", LONG, "mp4mux", &[]), &input).unwrap();
+    server.start_video(id, slow());
+    wait_for_a_piece(&server, id);
+    assert_eq!(server.request("POST", &format!("/api/videos/{id}/cancel"), b"").status, 204);
+    server.wait(id, "cancelled");
+    assert_eq!(output().body, finished);
+    assert_eq!(server.request("POST", &format!("/api/videos/{id}/resume"), b"").status, 204);
+    let entry = server.wait(id, "done");
+    assert!(entry["notes"].to_string().contains("in-enhanced.mp4: resumes at"), "{entry}");
+    assert_whole(&server, id);
 }
 
 /// The next list of entries from a stream of events.

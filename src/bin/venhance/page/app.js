@@ -212,15 +212,14 @@ class Card {
     const path = `api/videos/${entry.id}`;
     const post = (action, body) => () => attempt(() => call("POST", `${path}/${action}`, body?.()));
     // The rate is known as soon as there is some output.
-    const mayDelete = (what) => this.entry.fps === null || confirm(`${what} Its output is deleted.`);
+    const mayLose = (what) => (this.entry.fps === null && this.entry.output === null) || confirm(what);
     this.start = this.button("Start", post("start", settings), "main");
     this.resume = this.button("Resume", post("resume"), "main");
     this.compare = this.button("Compare", () => compare(this.entry, this.compare), "main");
     this.download = make("a", { className: "button", textContent: "Download", href: `${path}/output` });
-    this.download.setAttribute("aria-label", `Download ${entry.output_name}`);
     this.cancel = this.button("Cancel", post("cancel"));
-    this.again = this.button("Enhance again", () => mayDelete(`Enhance ${entry.name} again?`) && post("start", settings)());
-    this.remove = this.button("Remove", () => mayDelete(`Remove ${entry.name}?`) && attempt(() => call("DELETE", path)));
+    this.again = this.button("Enhance again", () => mayLose(`Enhance ${entry.name} again? The new output replaces the present one.`) && post("start", settings)());
+    this.remove = this.button("Remove", () => mayLose(`Remove ${entry.name}? Its output is deleted.`) && attempt(() => call("DELETE", path)));
     this.buttons = [this.start, this.resume, this.compare, this.download, this.cancel, this.again, this.remove];
     for (const button of this.buttons.filter((button) => button.tagName === "BUTTON")) {
       button.setAttribute("aria-label", `${button.textContent}: ${entry.name}`);
@@ -247,17 +246,20 @@ class Card {
     this.message.className = entry.state === "failed" ? "bad" : "";
     this.notes.textContent = entry.notes.join("\n");
     this.download.download = entry.output_name;
+    this.download.setAttribute("aria-label", `Download ${entry.output_name}`);
     this.plan.hidden = entry.state !== "ready";
     this.message.hidden = entry.message === "";
     this.more.hidden = entry.notes.length === 0;
+    // The output of an earlier run stays.
+    const earlier = entry.output === null ? [] : [this.download];
     const shown = {
       ready: [this.start, this.remove],
       queued: [this.cancel],
       running: [this.cancel],
       stopping: [],
       done: [this.compare, this.download, this.again, this.remove],
-      failed: [this.again, this.remove],
-      cancelled: [this.again, this.remove],
+      failed: [...earlier, this.again, this.remove],
+      cancelled: [...earlier, this.again, this.remove],
     }[entry.state];
     if (entry.can_resume) shown.unshift(this.resume);
     const focused = this.buttons.find((button) => button === document.activeElement);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The videos and what is done with each. An entry is a folder, whose name is a number, with the video, the output, the
-//! partial file and `entry.json`. A folder without `entry.json` is an upload that has not ended.
+//! The videos and what is done with each. An entry is a folder, whose name is a number, with the video, its finished
+//! output, `entry.json`, and the folder `run` with the files of a run that has not succeeded. A folder without
+//! `entry.json` is an upload that has not ended.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +14,10 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{runner::Progress, settings::Settings};
+use super::{
+    runner::Progress,
+    settings::{self, Settings},
+};
 use crate::failure::{Failure, Kind};
 
 pub type Id = u64;
@@ -47,9 +51,10 @@ pub struct Entry {
     /// The file of the video in the entry's folder.
     pub input: String,
     pub bytes: u64,
+    /// Those of the last start.
     pub settings: Settings,
-    /// The file of the output in the entry's folder.
-    pub output: String,
+    /// The file of the finished output in the entry's folder. It stays until another run has succeeded.
+    pub output: Option<String>,
     pub state: State,
     /// Exit code of the last run; `None` if it has not ended or was killed.
     pub exit_code: Option<i32>,
@@ -57,7 +62,7 @@ pub struct Entry {
     pub message: String,
     /// What the program said on the way.
     pub notes: Vec<String>,
-    /// Of the output, once it is known.
+    /// Of the output of the last start, once it is known.
     pub fps: Option<f64>,
     #[serde(skip_deserializing)]
     pub progress: Option<Progress>,
@@ -128,6 +133,19 @@ impl Queue {
 
     pub fn folder_of(&self, id: Id) -> PathBuf {
         self.folder.join(id.to_string())
+    }
+
+    /// The folder for the files of an entry's run.
+    pub fn run_folder_of(&self, id: Id) -> PathBuf {
+        self.folder_of(id).join("run")
+    }
+
+    /// Removes the files of an entry's run.
+    pub fn clear_run(&self, id: Id) -> io::Result<()> {
+        match fs::remove_dir_all(self.run_folder_of(id)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Makes the folder of a new entry.
@@ -244,9 +262,11 @@ fn read_job(folder: &Path, id: Id) -> Result<Option<Entry>, Failure> {
         text => text.map_err(|error| Failure::input(&path, error))?,
     };
     let entry = serde_json::from_slice::<Entry>(&text).ok().filter(|entry| entry.id == id);
-    // `input` and `output` are joined to the folder.
-    let mut entry =
-        entry.filter(|entry| [&entry.input, &entry.output].iter().all(|name| is_name(name)));
+    // These are joined to the folder.
+    let mut entry = entry.filter(|entry| {
+        let output = entry.output.as_deref().is_none_or(is_name);
+        is_name(&entry.input) && output && is_name(&settings::output(&entry.settings))
+    });
     if let Some(entry) = entry.as_mut().filter(|entry| entry.state == State::Running) {
         entry.state = State::Queued;
     }

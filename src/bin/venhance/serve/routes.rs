@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The page and its API. Everything that changes something is a POST or DELETE, which browsers send with an Origin.
 
-use std::{convert::Infallible, fs, io, path, sync::Arc};
+use std::{convert::Infallible, path::Path as FilePath, sync::Arc};
 
 use axum::{
     Router,
@@ -82,7 +82,8 @@ fn json(value: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
-/// An entry, what the user calls its output, and whether it can be resumed.
+/// An entry, what the user calls its output (or that of the last start, if none is finished), and whether it can be
+/// resumed.
 #[derive(Serialize)]
 struct Shown {
     #[serde(flatten)]
@@ -93,7 +94,9 @@ struct Shown {
 
 impl From<Entry> for Shown {
     fn from(entry: Entry) -> Self {
-        Self { output_name: output_name(&entry), can_resume: entry.can_resume(), entry }
+        let output = entry.output.clone().unwrap_or_else(|| settings::output(&entry.settings));
+        let output_name = output_name(&entry, FilePath::new(&output));
+        Self { output_name, can_resume: entry.can_resume(), entry }
     }
 }
 
@@ -151,7 +154,7 @@ async fn plan(
     Ok(json(&json!({ "plan": plan })))
 }
 
-/// Puts an entry into the queue, to start at the beginning of the video.
+/// Puts an entry into the queue, to start at the beginning of the video. A finished output stays.
 async fn start(
     State(server): State<Server>,
     Path(id): Path<Id>,
@@ -159,31 +162,18 @@ async fn start(
 ) -> Result<Response, Refusal> {
     let settings = parse(&body)?;
     find(&server.queue, id)?;
-    let folder = server.queue.folder_of(id);
-    let mut removed = Ok(());
+    let mut cleared = Ok(());
     let started = server.queue.change(id, |entry| {
         if entry.state.is_active() {
             return false;
         }
-        removed = remove_outputs(&folder, entry);
-        entry.output = settings::output(&settings);
+        cleared = server.queue.clear_run(id);
         (entry.settings, entry.fps) = (settings, None);
         enqueue(entry);
-        removed.is_ok()
+        cleared.is_ok()
     })?;
-    removed?;
+    cleared?;
     done(started, "this video is already in the queue")
-}
-
-fn remove_outputs(folder: &path::Path, entry: &Entry) -> io::Result<()> {
-    for file in fs::read_dir(folder)? {
-        let file = file?;
-        // The output and what comes before it: output.mp4.partial.mkv.
-        if file.file_name().to_string_lossy().starts_with(&entry.output) {
-            fs::remove_file(file.path())?;
-        }
-    }
-    Ok(())
 }
 
 /// Puts an entry into the queue, to go on after the finished part.
@@ -236,7 +226,10 @@ async fn output(
     request: Request,
 ) -> Result<Response, Refusal> {
     let entry = find(&server.queue, id)?;
-    file(&server.queue, id, &entry.output, request).await
+    let output = entry.output.ok_or_else(|| {
+        Refusal(StatusCode::NOT_FOUND, "this video has no finished output".to_owned())
+    })?;
+    file(&server.queue, id, &output, request).await
 }
 
 /// Sends a file, or the range of it that a player asks for. Its type follows from its extension, which is never

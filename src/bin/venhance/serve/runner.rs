@@ -4,7 +4,7 @@
 
 use std::{
     ffi::OsStr,
-    io,
+    fs, io,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
@@ -91,15 +91,18 @@ impl Program {
         let busy = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "the server stops".to_owned());
         let _turn = self.planning.acquire().await.map_err(busy)?;
         let folder = queue.folder_of(entry.id);
-        let files = [&entry.input, &settings::output(settings)].map(|file| folder.join(file));
-        let mut command = self.command(files);
-        let flags = settings::flags(settings);
-        let output = command.args(["--plan", "--measure"]).args(flags).output();
+        let output_path = folder.join(settings::output(settings));
+        let mut command = self.command([&folder.join(&entry.input), &output_path]);
+        // As a start does, which replaces an earlier output.
+        command.args(["--plan", "--measure", "--overwrite"]).args(settings::flags(settings));
+        let output = command.output();
         let output = timeout(PLAN_TIMEOUT, output).await.map_err(|_| {
             let text = format!("{}: it takes more than a minute to read", entry.name);
             Refusal(StatusCode::UNPROCESSABLE_ENTITY, text)
         })??;
-        let text = |bytes: &[u8]| for_user(queue, entry, String::from_utf8_lossy(bytes).trim());
+        let text = |bytes: &[u8]| {
+            for_user(queue, entry, &output_path, String::from_utf8_lossy(bytes).trim())
+        };
         match output.status.success() {
             true => Ok(text(&output.stdout)),
             false => {
@@ -153,12 +156,16 @@ struct End {
     notes: Vec<String>,
 }
 
-/// Enhances the video of an entry. None if the server stops: the entry is in the queue again after a restart.
+/// Enhances the video of an entry, and replaces its earlier output if that succeeds. None if the server stops: the entry
+/// is in the queue again after a restart.
 async fn work(queue: &Queue, program: &Program, entry: &Entry) -> io::Result<Option<End>> {
-    let folder = queue.folder_of(entry.id);
-    let mut command = program.command([folder.join(&entry.input), folder.join(&entry.output)]);
-    // Of a video that has not been started, there is nothing to resume.
-    command.args(["--resume", "--progress", "json"]).args(settings::flags(&entry.settings));
+    let run_folder = queue.run_folder_of(entry.id);
+    let output = run_folder.join(settings::output(&entry.settings));
+    let resumes = run_folder.exists();
+    fs::create_dir_all(&run_folder)?;
+    let mut command = program.command([&queue.folder_of(entry.id).join(&entry.input), &output]);
+    command.args(resumes.then_some("--resume")).args(["--progress", "json"]);
+    command.args(settings::flags(&entry.settings));
     let mut child = command.spawn()?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let reading = async { tokio::join!(read_output(queue, entry.id, stdout), read_notes(stderr)) };
@@ -182,21 +189,39 @@ async fn work(queue: &Queue, program: &Program, entry: &Entry) -> io::Result<Opt
         return Ok(None);
     }
     let (notes, failure) = split_failure(notes);
-    let [summary, failure] = [summary, failure].map(|text| for_user(queue, entry, &text));
-    let notes = notes.iter().map(|note| for_user(queue, entry, note)).collect();
-    let exists = folder.join(&entry.output).is_file();
+    let for_user = |text: &str| for_user(queue, entry, &output, text);
+    let (summary, failure) = (for_user(&summary), for_user(&failure));
+    let notes = notes.iter().map(|note| for_user(note)).collect();
     let exit_code = status.code();
     let end = |state, message| Ok(Some(End { state, exit_code, message, notes }));
     match exit_code {
-        Some(0) => end(State::Done, summary),
+        Some(0) => {
+            publish(queue, entry, &output)?;
+            end(State::Done, summary)
+        }
         // Of a damaged video, what could be read is there.
-        Some(code) if code == Kind::Input as i32 && exists => {
+        Some(code) if code == Kind::Input as i32 && output.is_file() => {
+            publish(queue, entry, &output)?;
             end(State::Done, format!("{summary}\n{failure}"))
         }
         _ if cancelled => end(State::Cancelled, failure),
         Some(_) => end(State::Failed, failure),
         None => end(State::Failed, crashed(status, &failure)),
     }
+}
+
+/// Puts the output of a run in the place of the earlier one.
+fn publish(queue: &Queue, entry: &Entry, output: &Path) -> io::Result<()> {
+    let (folder, name) = (queue.folder_of(entry.id), settings::output(&entry.settings));
+    fs::rename(output, folder.join(&name))?;
+    queue.change(entry.id, |entry| {
+        entry.output = Some(name.clone());
+        true
+    })?;
+    if let Some(earlier) = entry.output.as_ref().filter(|earlier| **earlier != name) {
+        fs::remove_file(folder.join(earlier))?;
+    }
+    queue.clear_run(entry.id)
 }
 
 fn crashed(status: ExitStatus, failure: &str) -> String {
@@ -262,16 +287,15 @@ fn split_failure(mut lines: Vec<String>) -> (Vec<String>, String) {
 }
 
 /// A text of the program with the user's names for the files.
-fn for_user(queue: &Queue, entry: &Entry, text: &str) -> String {
-    let folder = queue.folder_of(entry.id);
-    let path = |file: &str| folder.join(file).display().to_string();
-    text.replace(&path(&entry.input), &entry.name)
-        .replace(&path(&entry.output), &output_name(entry))
+fn for_user(queue: &Queue, entry: &Entry, output: &Path, text: &str) -> String {
+    let input = queue.folder_of(entry.id).join(&entry.input);
+    text.replace(&input.display().to_string(), &entry.name)
+        .replace(&output.display().to_string(), &output_name(entry, output))
 }
 
-/// What the user calls the output.
-pub fn output_name(entry: &Entry) -> String {
+/// What the user calls an output.
+pub fn output_name(entry: &Entry, output: &Path) -> String {
     let stem = Path::new(&entry.name).file_stem().unwrap_or_default().to_string_lossy();
-    let extension = Path::new(&entry.output).extension().unwrap_or_default().to_string_lossy();
+    let extension = output.extension().unwrap_or_default().to_string_lossy();
     format!("{stem}-enhanced.{extension}")
 }

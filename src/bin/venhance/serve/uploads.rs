@@ -11,7 +11,7 @@ use tokio::{fs::File, io::AsyncWriteExt};
 use super::{
     queue::{Entry, Queue, State},
     routes::Refusal,
-    settings::{self, Settings},
+    settings::Settings,
 };
 use crate::folder::VIDEO_EXTENSIONS;
 
@@ -65,14 +65,13 @@ pub async fn receive(
         return Err(Refusal(StatusCode::UNPROCESSABLE_ENTITY, text));
     }
     file.sync_all().await?;
-    let settings = Settings::new();
     let entry = Entry {
         id,
         name,
         input,
         bytes,
-        output: settings::output(&settings),
-        settings,
+        settings: Settings::new(),
+        output: None,
         state: State::Ready,
         exit_code: None,
         message: String::new(),
