@@ -122,17 +122,25 @@ fn the_page_gets_every_property_with_its_description() {
 }
 
 #[test]
-fn values_that_are_none_are_refused() {
+fn settings_that_cannot_be_used_are_refused() {
     let scratch = Scratch::new();
     let video = scratch.make("in.mp4", VIDEO, "mp4mux", &[]);
     let server = Server::start(&scratch.path("data"), &[]);
     let id = server.upload("in.mp4", &video);
+    server.start_video(id, larger());
+    server.wait(id, "done");
+    let output = || server.request("GET", &format!("/api/videos/{id}/output"), b"").body;
+    let finished = output();
     for (settings, why) in [
         (json!({ "up-scale": "9" }), "out of range: use 1 to 8"),
         (json!({ "model": "v3" }), "use one of auto, v1, v2, lite"),
         (json!({ "format": "../../x" }), "use one of mp4, webm, mkv, mov"),
         (json!({ "overwrite": "true" }), "there is no such setting"),
         (json!({ "encoder": "filesink location=/tmp/x" }), "there is no such setting"),
+        (json!({ "format": "mp4", "quality": "60" }), "--quality 60: x264enc takes 0 to 51"),
+        (json!({ "format": "webm", "quality": "70" }), "use a whole number from 0 to 63"),
+        (json!({ "model": "lite", "device": "cuda:0" }), "model lite runs on the CPU only"),
+        (json!({ "model": "v1", "device": "foo" }), "unknown device “foo”"),
     ] {
         for action in ["plan", "start"] {
             let path = format!("/api/videos/{id}/{action}");
@@ -141,7 +149,8 @@ fn values_that_are_none_are_refused() {
             assert!(reply.text().contains(why), "{settings}: {}", reply.text());
         }
     }
-    assert_eq!(server.entry(id)["state"], "ready");
+    assert_eq!(server.entry(id)["state"], "done");
+    assert_eq!(output(), finished);
 }
 
 #[test]
@@ -520,6 +529,7 @@ fn a_video_starts_over_with_other_settings() {
     assert_eq!(decode(&folder.join("output.webm")).info().width(), 288);
 }
 
+/// Takes as long as a run that can be interrupted.
 #[test]
 fn a_finished_output_is_planned_again_and_stays_until_another_one_is_finished() {
     let scratch = Scratch::new();

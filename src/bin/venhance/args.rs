@@ -401,7 +401,8 @@ fn with_own_suggestion(mut error: clap::Error) -> clap::Error {
     error
 }
 
-fn quality(text: &str) -> Result<u32, String> {
+/// The value of `--quality`.
+pub fn quality(text: &str) -> Result<u32, String> {
     let quality = text.parse().ok().filter(|quality| *quality <= 63);
     quality.ok_or_else(|| "use a whole number from 0 to 63; fewer with some encoders".into())
 }

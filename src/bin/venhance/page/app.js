@@ -390,11 +390,12 @@ byId("fields").oninput = () => {
   for (const radio of byId("presets").querySelectorAll("input")) radio.checked = false;
   planAll();
 };
-byId("start-all").onclick = () => attempt(async () => {
+byId("start-all").onclick = async () => {
   for (const card of cards.values()) {
-    if (card.entry.state === "ready") await call("POST", `api/videos/${card.entry.id}/start`, settings());
+    // A video that is refused does not hold up the others.
+    if (card.entry.state === "ready") await attempt(() => call("POST", `api/videos/${card.entry.id}/start`, settings()));
   }
-});
+};
 acceptFiles();
 attempt(async () => {
   await loadSettings();

@@ -160,8 +160,9 @@ async fn start(
     Path(id): Path<Id>,
     body: Bytes,
 ) -> Result<Response, Refusal> {
+    let entry = find(&server.queue, id)?;
     let settings = parse(&body)?;
-    find(&server.queue, id)?;
+    server.program.check(&server.queue, &entry, &settings).await?;
     let mut cleared = Ok(());
     let started = server.queue.change(id, |entry| {
         if entry.state.is_active() {

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
-    sync::Semaphore,
+    sync::{AcquireError, Semaphore},
     time::timeout,
 };
 
@@ -30,6 +30,8 @@ use crate::failure::Kind;
 
 /// Longest time for a plan.
 const PLAN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest time to check the settings of a start.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for a process to end after the stop signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(45);
 /// Of the lines that a process prints, the last ones are kept.
@@ -58,11 +60,20 @@ pub struct Program {
     path: PathBuf,
     /// A plan reads the video.
     planning: Semaphore,
+    /// A start does not wait for plans.
+    checking: Semaphore,
+}
+
+/// What a process that plans a video has printed.
+struct Planned {
+    exit_code: Option<i32>,
+    plan: String,
+    failure: String,
 }
 
 impl Program {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, planning: Semaphore::new(1) }
+        Self { path, planning: Semaphore::new(1), checking: Semaphore::new(1) }
     }
 
     fn command<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Command {
@@ -88,30 +99,64 @@ impl Program {
         entry: &Entry,
         settings: &Settings,
     ) -> Result<String, Refusal> {
-        let busy = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "the server stops".to_owned());
-        let _turn = self.planning.acquire().await.map_err(busy)?;
+        let _turn = self.planning.acquire().await.map_err(stopping)?;
+        let planned = timeout(PLAN_TIMEOUT, self.run_plan(queue, entry, settings, true));
+        let Planned { exit_code, plan, failure } = planned.await.map_err(|_| {
+            let text = format!("{}: it takes more than a minute to read", entry.name);
+            Refusal(StatusCode::UNPROCESSABLE_ENTITY, text)
+        })??;
+        match exit_code {
+            Some(0) => Ok(plan),
+            _ => Err(Refusal(StatusCode::UNPROCESSABLE_ENTITY, failure)),
+        }
+    }
+
+    /// Refuses settings that this program cannot use for a video.
+    pub async fn check(
+        &self,
+        queue: &Queue,
+        entry: &Entry,
+        settings: &Settings,
+    ) -> Result<(), Refusal> {
+        let _turn = self.checking.acquire().await.map_err(stopping)?;
+        // The search for shots would decode the whole video.
+        let mut settings = settings.clone();
+        settings.insert("shot-detection".to_owned(), "false".to_owned());
+        let planned = self.run_plan(queue, entry, &settings, false);
+        // What takes longer, or fails for another reason, is left to the run: there are videos that can be enhanced but
+        // not planned.
+        let Ok(planned) = timeout(CHECK_TIMEOUT, planned).await else { return Ok(()) };
+        let Planned { exit_code, failure, .. } = planned?;
+        let refused = [Kind::Usage, Kind::Plugin, Kind::Model].map(|kind| Some(kind as i32));
+        match refused.contains(&exit_code) {
+            true => Err(Refusal(StatusCode::UNPROCESSABLE_ENTITY, failure)),
+            false => Ok(()),
+        }
+    }
+
+    async fn run_plan(
+        &self,
+        queue: &Queue,
+        entry: &Entry,
+        settings: &Settings,
+        measure: bool,
+    ) -> io::Result<Planned> {
         let folder = queue.folder_of(entry.id);
         let output_path = folder.join(settings::output(settings));
         let mut command = self.command([&folder.join(&entry.input), &output_path]);
         // As a start does, which replaces an earlier output.
-        command.args(["--plan", "--measure", "--overwrite"]).args(settings::flags(settings));
-        let output = command.output();
-        let output = timeout(PLAN_TIMEOUT, output).await.map_err(|_| {
-            let text = format!("{}: it takes more than a minute to read", entry.name);
-            Refusal(StatusCode::UNPROCESSABLE_ENTITY, text)
-        })??;
+        command.args(["--plan", "--overwrite"]).args(measure.then_some("--measure"));
+        let output = command.args(settings::flags(settings)).output().await?;
         let text = |bytes: &[u8]| {
             for_user(queue, entry, &output_path, String::from_utf8_lossy(bytes).trim())
         };
-        match output.status.success() {
-            true => Ok(text(&output.stdout)),
-            false => {
-                let lines = text(&output.stderr).lines().map(str::to_owned).collect();
-                let (_, why) = split_failure(lines);
-                Err(Refusal(StatusCode::UNPROCESSABLE_ENTITY, why))
-            }
-        }
+        let (_, failure) = split_failure(text(&output.stderr).lines().map(str::to_owned).collect());
+        Ok(Planned { exit_code: output.status.code(), plan: text(&output.stdout), failure })
     }
+}
+
+fn stopping(_: AcquireError) -> Refusal {
+    Refusal(StatusCode::SERVICE_UNAVAILABLE, "the server stops".to_owned())
 }
 
 /// Runs the videos of the queue until the server stops.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, ffi::OsString};
 use gst::prelude::*;
 use serde_json::{Value, json};
 
-use crate::properties;
+use crate::{args::quality, properties};
 
 /// Values by name. What is missing has its default.
 pub type Settings = BTreeMap<String, String>;
@@ -91,8 +91,7 @@ pub fn check(settings: &Settings) -> Result<(), String> {
         let checked = match name.as_str() {
             FORMAT if FORMATS.contains(&value.as_str()) => Ok(()),
             FORMAT => Err(format!("use one of {}", FORMATS.join(", "))),
-            QUALITY if value.parse::<u32>().is_ok() => Ok(()),
-            QUALITY => Err("use a whole number".to_owned()),
+            QUALITY => quality(value).map(drop),
             _ => match properties.iter().find(|pspec| pspec.name() == name) {
                 Some(pspec) => properties::parse(pspec, value).map(drop),
                 None => Err("there is no such setting".to_owned()),
