@@ -27,6 +27,7 @@ static gpointer feed(gpointer source) {
 
 /* Prints a frame's time, size and first value. */
 static GstFlowReturn show(GstAppSink *sink, gpointer data) {
+  (void)data;
   GstSample *sample = gst_app_sink_pull_sample(sink);
   GstVideoInfo info;
   guint8 value = 0;

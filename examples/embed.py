@@ -15,7 +15,7 @@ import gi
 gi.require_version("Gst", "1.0")
 gi.require_version("GstApp", "1.0")
 gi.require_version("GstVideo", "1.0")
-from gi.repository import Gst, GstApp, GstVideo  # noqa: E402, F401
+from gi.repository import GLib, Gst, GstApp, GstVideo  # noqa: E402, F401
 
 FRAMES = 24
 RATE = 12
@@ -85,4 +85,7 @@ def main():
         feeder.join()
 
 
-sys.exit(main())
+try:
+    sys.exit(main())
+except GLib.Error as error:
+    sys.exit(error.message)

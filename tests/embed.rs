@@ -51,6 +51,7 @@ fn assert_embeds(program: &Path, dir: &Path) {
         assert_eq!(output.status.code(), Some(1));
         let messages = text(&output.stderr);
         assert!(messages.contains(said), "{messages}");
+        assert!(!messages.contains("Traceback"), "{messages}");
     }
 }
 
@@ -70,7 +71,7 @@ fn a_python_program_embeds_the_element() {
 fn a_c_program_embeds_the_element() {
     let dir = tempfile::tempdir().unwrap();
     let compile = format!(
-        "cc -Wall -Werror {:?} -o embed $(pkg-config --cflags --libs gstreamer-app-1.0 gstreamer-video-1.0)",
+        "cc -Wall -Wextra -Werror {:?} -o embed $(pkg-config --cflags --libs gstreamer-app-1.0 gstreamer-video-1.0)",
         example("embed.c")
     );
     let status = command("sh", dir.path()).args(["-c", &compile]).status().unwrap();
