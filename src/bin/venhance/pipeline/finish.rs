@@ -10,6 +10,7 @@ use super::{
     edit_list,
     parts::{add, chain, link_to_muxer, read_partial, running_time, static_pad},
     streams::copy_other_streams,
+    times::demuxed_time,
 };
 use crate::{
     failure::{Failure, WRITER, make},
@@ -55,7 +56,10 @@ impl Finish<'_> {
         let sink = static_pad(&video, "sink")?;
         keep_times(&sink);
         let caps = self.content.caps.clone();
-        read_partial(&pipeline, partial, &sink, move |pad| complete_caps(pad, caps.clone()))?;
+        read_partial(&pipeline, partial, &sink, move |pad| {
+            complete_caps(pad, caps.clone());
+            complete_times(pad);
+        })?;
         copy_other_streams(&pipeline, self.source, self.container, &muxer)?;
         Ok(pipeline)
     }
@@ -113,6 +117,19 @@ fn complete_caps(demuxer: &gst::Pad, encoded: gst::Caps) {
         {
             let caps = completed(demuxed.caps_owned(), &encoded);
             *event = gst::event::Caps::builder(&caps).seqnum(event.seqnum()).build();
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// Gives every packet a timestamp.
+fn complete_times(demuxer: &gst::Pad) {
+    demuxer.add_probe(gst::PadProbeType::BUFFER, |pad, info| {
+        if let Some(buffer) = info.buffer_mut()
+            && buffer.pts().is_none()
+        {
+            let time = demuxed_time(pad, buffer);
+            buffer.make_mut().set_pts(time);
         }
         gst::PadProbeReturn::Ok
     });

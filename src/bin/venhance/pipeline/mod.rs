@@ -23,6 +23,7 @@ mod scan;
 mod shots;
 mod state;
 mod streams;
+mod times;
 mod work;
 
 pub use finish::Finish;

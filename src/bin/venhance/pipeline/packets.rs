@@ -6,7 +6,10 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 use gst::{ClockTime, prelude::*};
 use parking_lot::Mutex;
 
-use super::parts::{add, bin, static_pad};
+use super::{
+    parts::{add, bin, static_pad},
+    times::demuxed_time,
+};
 use crate::{
     demuxers::hide_duration,
     failure::{Failure, READER, make},
@@ -97,7 +100,7 @@ impl Contents {
     fn add(&mut self, pad: &gst::Pad, buffer: &gst::BufferRef) {
         let segment = pad.sticky_event::<gst::event::Segment>(0);
         let segment = segment.as_ref().and_then(|event| event.segment().downcast_ref());
-        let time = buffer.pts().or(buffer.dts());
+        let time = demuxed_time(pad, buffer);
         let shown = segment.and_then(|segment: &gst::FormattedSegment<ClockTime>| {
             // A frame that begins where the segment ends is not shown.
             let before_end = segment.stop().is_none_or(|stop| time.is_some_and(|time| time < stop));

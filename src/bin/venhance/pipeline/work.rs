@@ -12,6 +12,7 @@ use super::{
     parts::{Form, add, decoder, drop_if, link, link_to_muxer, read, running_time, static_pad},
     state::State,
     streams::copy_other_streams,
+    times::restore_encoded_times,
 };
 use crate::{
     failure::{ENCODER, Failure, WRITER, make},
@@ -275,6 +276,7 @@ pub(super) fn add_input(
 pub fn add_encoder(pipeline: &gst::Pipeline, encoder: &Encoder) -> Result<gst::Element, Failure> {
     let bin = target::parse(&encoder.description)?;
     bin.set_property("name", ENCODER);
+    restore_encoded_times(&bin)?;
     add(pipeline, &[bin.upcast_ref()])?;
     Ok(bin.upcast())
 }
