@@ -70,6 +70,9 @@ impl Failure {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 "use an output folder with write permission"
             }
+            io::ErrorKind::NotFound if folder_exists(path) => {
+                "its folder takes no new files, use another output"
+            }
             io::ErrorKind::NotFound => "create its folder first",
             io::ErrorKind::InvalidFilename => "use a shorter name",
             io::ErrorKind::IsADirectory => "remove this folder or use another output",
@@ -183,6 +186,11 @@ impl Failure {
     }
 }
 
+fn folder_exists(path: &Path) -> bool {
+    // The folder of a bare name is empty.
+    path.parent().is_some_and(|folder| Path::new(".").join(folder).is_dir())
+}
+
 /// The Debian package that contains an element, if known.
 fn package(factory: &str) -> Option<&'static str> {
     Some(match factory {
@@ -196,7 +204,9 @@ fn package(factory: &str) -> Option<&'static str> {
         factory if factory.starts_with("audio") || factory.starts_with("video") => {
             "gstreamer1.0-plugins-base"
         }
-        "appsink" | "appsrc" | "parsebin" => "gstreamer1.0-plugins-base",
+        "appsink" | "appsrc" | "parsebin" | "decodebin" | "uridecodebin" => {
+            "gstreamer1.0-plugins-base"
+        }
         _ => return None,
     })
 }

@@ -11,7 +11,12 @@ use std::{
 use gst::{ClockTime, glib, prelude::*};
 use gst_pbutils::prelude::*;
 
-use crate::{chapters::Chapters, demuxers::hide_duration, failure::Failure, local};
+use crate::{
+    chapters::Chapters,
+    demuxers::hide_duration,
+    failure::{Failure, make},
+    local,
+};
 
 /// A stream of the file.
 #[derive(Debug, Clone)]
@@ -69,6 +74,8 @@ impl Source {
             Failure::input(&path, format!("cannot read a video from it: {error}"))
         };
         let uri = glib::filename_to_uri(&path, None).map_err(broken)?;
+        // Without it, there is no discoverer either.
+        make("uridecodebin")?;
         let discoverer = gst_pbutils::Discoverer::new(TIMEOUT).map_err(broken)?;
         let mut info = discoverer.discover_uri(&uri).map_err(broken)?;
         let duration = info.duration();
