@@ -6,7 +6,7 @@ use std::path::Path;
 use gst::prelude::*;
 
 use crate::{
-    failure::Failure,
+    failure::{Failure, Kind},
     source::{Stream, UNKNOWN_SUBTITLES},
 };
 
@@ -65,6 +65,12 @@ pub enum Treatment {
 
 impl Container {
     pub fn of(path: &Path) -> Result<&'static Self, Failure> {
+        if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+            return Err(Failure::new(
+                Kind::Output,
+                format!("the folder {} does not exist: create it first", path.display()),
+            ));
+        }
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         match extension.as_str() {
             "mp4" | "m4v" => Ok(&MP4),
@@ -72,7 +78,8 @@ impl Container {
             "mkv" => Ok(&MATROSKA),
             "webm" => Ok(&WEBM),
             _ => Err(Failure::usage(format!(
-                "unknown output format {}: use a name that ends in .mp4, .m4v, .mov, .mkv or .webm",
+                "unknown output format {}: use a name that ends in .mp4, .m4v, .mov, .mkv or .webm, \
+                 or a folder that exists",
                 path.display()
             ))),
         }
