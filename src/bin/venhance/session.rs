@@ -301,8 +301,9 @@ impl Session {
                 let expected = expected
                     .filter(|_| !source.elementary && until.is_none())
                     .map(|expected| expected.saturating_sub(offset));
-                let early = ended_early(source, work.state.read_until(), expected, failure);
                 let content = work.state.complete()?;
+                let read_until = work.state.read_until();
+                let early = ended_early(source, read_until, expected, content.end, failure);
                 let format = work.output_info().as_ref().map_or(String::new(), format_of);
                 Ok(Made { content, frames, format, early })
             }
@@ -410,19 +411,21 @@ pub fn conversions(source: &Source, container: &Container) -> Result<Vec<String>
     Ok(notes)
 }
 
-/// Why the input is read to `end` only, although it should be as long as `expected`.
+/// Why the input is read to `read_until` only, although it should be as long as `expected`. The video of the output ends at
+/// `end`.
 fn ended_early(
     source: &Source,
-    end: ClockTime,
+    read_until: ClockTime,
     expected: Option<ClockTime>,
+    end: ClockTime,
     failure: Option<Failure>,
 ) -> Option<Failure> {
-    let short = expected.filter(|expected| end + DURATION_ROUNDING < *expected);
-    let (end, why) = match (short, failure) {
+    let short = expected.filter(|expected| read_until + DURATION_ROUNDING < *expected);
+    let why = match (short, failure) {
         (Some(expected), _) => {
-            (end, format!(" of {:.1} s; the file is damaged or truncated", expected.seconds_f64()))
+            format!(" of {:.1} s; the file is damaged or truncated", expected.seconds_f64())
         }
-        (None, Some(failure)) => (end, format!(": {failure}")),
+        (None, Some(failure)) => format!(": {failure}"),
         (None, None) => return None,
     };
     let end = end.seconds_f64();
