@@ -209,6 +209,20 @@ fn what_a_damaged_file_gives_is_kept_and_the_rest_is_missed() {
         assert!((4..16).contains(&frames), "{frames}");
     }
 
+    // Subtitles that are shown for longer than the video are not counted.
+    std::fs::write(scratch.path("a.srt"), "1\n00:00:00,000 --> 00:00:01,400\nHello\n\n").unwrap();
+    let subtitles = format!(
+        "filesrc location={} ! subparse ! text/x-raw,format=utf8 ! queue",
+        scratch.path("a.srt").display()
+    );
+    let whole = scratch.make("subtitled.mkv", VIDEO, "matroskamux", &[subtitles]);
+    let bytes = std::fs::read(&whole).unwrap();
+    std::fs::write(&whole, &bytes[..bytes.len() * 2 / 3]).unwrap();
+    let run = fast(&scratch, &whole, "subtitled.mp4");
+    let frames = decode(&scratch.path("subtitled.mp4")).times.len();
+    assert!((1..10).contains(&frames), "{frames}");
+    fails(&run, 3, &format!("the output has {:.1} s of 2.0 s", frames as f64 / 8.0));
+
     // In a folder, it counts as enhanced.
     std::fs::create_dir(scratch.path("folder")).unwrap();
     std::fs::copy(scratch.path("cut.mkv"), scratch.path("folder/a.mkv")).unwrap();
