@@ -63,9 +63,9 @@ impl Degradation {
             degradation.noise = random.log_uniform(0.5, 8.0) / 255.0;
         }
         match random.below(20) {
-            0..3 => degradation.codec = Some(Codec::H264 { crf: 18 + random.below(21) as u32 }),
-            3 => degradation.codec = Some(Codec::Jpeg { quality: 30 + random.below(66) as u32 }),
-            4..8 => degradation.quantization = random.log_uniform(0.006, 0.03),
+            0..4 => degradation.codec = Some(Codec::H264 { crf: 18 + random.below(21) as u32 }),
+            4 => degradation.codec = Some(Codec::Jpeg { quality: 30 + random.below(66) as u32 }),
+            5..8 => degradation.quantization = random.log_uniform(0.006, 0.03),
             _ => {}
         }
         degradation

@@ -39,13 +39,14 @@ struct Sample {
     residual: Plane,
 }
 
-/// An image of a scene as a camera records it.
-fn render(canvases: &[Arc<Canvas>], random: &mut Random) -> Plane {
+/// An image of a scene as a camera records it, for a network of `factor`. The blur grows with the factor, so that the input
+/// of each network is as soft.
+fn render(canvases: &[Arc<Canvas>], factor: usize, random: &mut Random) -> Plane {
     let size = (IMAGE_SIDE, IMAGE_SIDE);
     let image = Scene::new(canvases, size, 0.0, random).frame(size, 0.0);
     // Lenses and earlier compression leave less detail than the sensor resolves.
     match random.chance(0.8) {
-        true => image.blur(random.uniform(0.3, 1.4)),
+        true => image.blur(random.log_uniform(0.3, factor as f32)),
         false => image,
     }
 }
@@ -153,7 +154,8 @@ pub fn train(
 ) -> Result<()> {
     let mut pool = Pool::new(seed, 160, move |canvases, random| {
         let degradation = Degradation::random(random);
-        degrade(&render(canvases, random), degradation, upscaler.factor, random)
+        let image = render(canvases, upscaler.factor, random);
+        degrade(&image, degradation, upscaler.factor, random)
     })?;
     let validation = Validation::new(upscaler, device)?;
     validation.print(trainee)?;
@@ -197,7 +199,8 @@ impl Validation {
         ];
         let mut random = Random::new(0x7A11);
         let canvases: Vec<_> = (0..6).map(|_| Arc::new(Canvas::new(random.seed()))).collect();
-        let images: Vec<_> = (0..24).map(|_| render(&canvases, &mut random)).collect();
+        let images: Vec<_> =
+            (0..24).map(|_| render(&canvases, upscaler.factor, &mut random)).collect();
         let batches = degradations.into_iter().map(|(name, degradation)| {
             let sample = |image: &Plane| {
                 let image = degrade(image, degradation, upscaler.factor, &mut random)?;

@@ -45,7 +45,7 @@ pub const UPSCALERS: [Upscaler; 3] = [
     Upscaler {
         factor: 2,
         fold: 2,
-        network: NetworkShape { name: "x2", channels: &[6, 32, 32, 32, 16] },
+        network: NetworkShape { name: "x2", channels: &[6, 32, 32, 16] },
     },
     Upscaler {
         factor: 3,
