@@ -39,8 +39,8 @@ struct Sample {
     residual: Plane,
 }
 
-/// An image of a scene as a camera records it, for a network of `factor`. The blur grows with the factor, so that the input
-/// of each network is as soft.
+/// An image of a scene as a camera records it. The blur grows with the `factor` of the network, so that the inputs of all
+/// networks are equally soft.
 fn render(canvases: &[Arc<Canvas>], factor: usize, random: &mut Random) -> Plane {
     let size = (IMAGE_SIDE, IMAGE_SIDE);
     let image = Scene::new(canvases, size, 0.0, random).frame(size, 0.0);

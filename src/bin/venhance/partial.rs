@@ -172,7 +172,7 @@ pub struct Partial {
     stream: Option<String>,
     /// Whether to drop the muxer's header because the file has one.
     appends: bool,
-    /// Whether the files go away, see [`discard`](Self::discard).
+    /// Whether [`close`](Self::close) removes the files.
     discarded: bool,
     closed: bool,
     settings: Settings,
@@ -414,8 +414,8 @@ impl Partial {
         self.discarded = true;
     }
 
-    /// Ends the run: removes the files if they were discarded or nothing has been written. The next run may open them, so
-    /// nothing may be written any more.
+    /// Ends the run: removes the files if they were discarded or nothing has been written. Nothing may be written after
+    /// this, because another run may open the files.
     pub fn close(&mut self) {
         let unwritten = || self.video.metadata().is_ok_and(|video| video.len() == 0);
         if !self.closed && (self.discarded || self.is_empty() && unwritten()) {

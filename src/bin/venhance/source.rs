@@ -74,7 +74,7 @@ impl Source {
             Failure::input(&path, format!("cannot read a video from it: {error}"))
         };
         let uri = glib::filename_to_uri(&path, None).map_err(broken)?;
-        // Without it, there is no discoverer either.
+        // The discoverer needs this element; its own error does not say what to install.
         make("uridecodebin")?;
         let discoverer = gst_pbutils::Discoverer::new(TIMEOUT).map_err(broken)?;
         let mut info = discoverer.discover_uri(&uri).map_err(broken)?;

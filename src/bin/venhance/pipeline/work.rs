@@ -198,7 +198,7 @@ impl Drop for Work {
         self.enhancer.set_locked_state(true);
         let _ = self.enhancer.set_state(gst::State::Ready);
         let _ = self.pipeline.set_state(gst::State::Null);
-        // GStreamer may keep an element, and with it the state, for longer than the process lasts.
+        // GStreamer can hold a reference to an element, and with it the state, until the process ends.
         self.state.partial().close();
         let _ = self.pipeline.remove(&self.enhancer);
         self.enhancer.set_locked_state(false);
