@@ -53,7 +53,7 @@ fn write_upscaled(
     cancel: &Cancel,
 ) -> Result<(), Error> {
     let Upscaler { factor, fold, .. } = upscaler;
-    let statistics = Upscaler::statistics_input(Statistics::of(luma));
+    let chain = chain.with_constants(&Upscaler::statistics_input(Statistics::of(luma)));
     let size = (luma.width.div_ceil(fold), luma.height.div_ceil(fold));
     let block = fold * factor;
     let stride = large.width() * Frame::COMPONENTS;
@@ -66,8 +66,7 @@ fn write_upscaled(
             let first = band * band_rows;
             resizer.write_rows(first * block, pixels, cancel)?;
             let rows = first..(first + band_rows).min(height.div_ceil(block));
-            let input =
-                |y: usize, row: &mut [f32]| write_input(luma, &upscaler, statistics, y, row);
+            let input = |y: usize, row: &mut [f32]| write_input(luma, fold, y, row);
             let output = |y: usize, row: &[f32]| {
                 cancel.check()?;
                 let lines = pixels.chunks_exact_mut(stride).skip((y - first) * block).take(block);
@@ -81,18 +80,16 @@ fn write_upscaled(
     )
 }
 
-/// Row y of the network's input, [ceil(w/fold), fold² + 2]: the luma (pixels beyond the border repeat it), then the
-/// statistics.
-fn write_input(luma: &Plane, upscaler: &Upscaler, statistics: [f32; 2], y: usize, row: &mut [f32]) {
-    let (Plane { width, height, values }, fold) = (luma, upscaler.fold);
-    for (x, block) in row.chunks_exact_mut(upscaler.input_channels()).enumerate() {
+/// Row y of the network's input without the statistics, [ceil(w/fold), fold²]: pixels beyond the border repeat it.
+fn write_input(luma: &Plane, fold: usize, y: usize, row: &mut [f32]) {
+    let Plane { width, height, values } = luma;
+    for (x, block) in row.chunks_exact_mut(fold * fold).enumerate() {
         for dy in 0..fold {
             let line = &values[(y * fold + dy).min(height - 1) * width..][..*width];
             for dx in 0..fold {
                 block[dy * fold + dx] = line[(x * fold + dx).min(width - 1)];
             }
         }
-        block[fold * fold..].copy_from_slice(&statistics);
     }
 }
 

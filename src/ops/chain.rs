@@ -427,6 +427,28 @@ impl ConvChain {
         Ok(Self { layers: layers.collect::<Result<_>>()? })
     }
 
+    /// The chain for images whose last input channels have one value each in all pixels: they become a part of the bias, and
+    /// the other channels are the input.
+    pub fn with_constants(&self, values: &[f32]) -> Self {
+        let mut chain = self.clone();
+        let layer = &mut chain.layers[0];
+        let inputs = layer.in_channels;
+        layer.in_channels -= values.len();
+        for group in &mut layer.groups {
+            // This point is the sum of a kernel row, over −6.
+            let rows = group.weights[3 * inputs..6 * inputs].chunks_exact(inputs);
+            for (Lanes(weights), value) in
+                rows.flat_map(|row| row[layer.in_channels..].iter().zip(values))
+            {
+                let lanes = group.bias.0.iter_mut().zip(weights);
+                lanes.for_each(|(bias, weight)| *bias -= 6.0 * weight * value);
+            }
+            let rows = group.weights.chunks_exact(inputs);
+            group.weights = rows.flat_map(|row| &row[..layer.in_channels]).copied().collect();
+        }
+        chain
+    }
+
     /// Computes `rows` of the output for an image of `size` (w, h), in order. `input` is called to write row y
     /// of the input, [w, in]; `output` gets row y of the output, [w, out].
     ///
@@ -522,6 +544,40 @@ mod tests {
                 Ok::<_, ()>(())
             };
             chain.run(&mut Scratch::default(), (w, h), 0..h, read, check).unwrap();
+        }
+    }
+
+    #[test]
+    fn constants_equal_channels_of_one_value() {
+        let (w, h) = (9, 6);
+        let value = |n: usize| (n * 7919 % 1009) as f32 / 1009.0 - 0.5;
+        let layer = |inputs: usize, outputs: usize| {
+            let weights: Vec<_> = (0..outputs * inputs * 9).map(|n| value(n + inputs)).collect();
+            let weight = Tensor::from_slice(&weights, (outputs, inputs, 3, 3), &Device::Cpu);
+            let biases: Vec<_> = (0..outputs).map(value).collect();
+            (weight.unwrap(), Tensor::new(biases, &Device::Cpu).unwrap())
+        };
+        let chain = ConvChain::new(&[layer(5, 20), layer(20, 3)]).unwrap();
+        let constants = [0.3, -0.8];
+        let output = |chain: &ConvChain, constants: &[f32]| {
+            let input = |y: usize, row: &mut [f32]| {
+                for (x, pixel) in row.chunks_exact_mut(3 + constants.len()).enumerate() {
+                    pixel[..3].iter_mut().zip(y * w + x..).for_each(|(c, n)| *c = value(n));
+                    pixel[3..].copy_from_slice(constants);
+                }
+            };
+            let mut rows = Vec::new();
+            let write = |_: usize, row: &[f32]| {
+                rows.extend_from_slice(row);
+                Ok::<_, ()>(())
+            };
+            chain.run(&mut Scratch::default(), (w, h), 0..h, input, write).unwrap();
+            rows
+        };
+        let expected = output(&chain, &constants);
+        let found = output(&chain.with_constants(&constants), &[]);
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-5, "{found}, {expected}");
         }
     }
 
