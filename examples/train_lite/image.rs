@@ -56,19 +56,13 @@ impl Filter {
         (0..to)
             .map(|n| {
                 let centre = (n as f32 + 0.5) * ratio - 0.5;
-                let first = (centre - radius).ceil() as i32;
-                let last = (centre + radius).floor() as i32;
-                let begin = first.clamp(0, from as i32 - 1) as usize;
-                let end = last.clamp(0, from as i32 - 1) as usize;
-                // Borders are replicated: weights outside are added to the outermost pixel.
-                let mut weights = vec![0.0; end - begin + 1];
-                for position in first..=last {
-                    let weight = self.weight((position as f32 - centre) / widen);
-                    weights[position.clamp(begin as i32, end as i32) as usize - begin] += weight;
-                }
+                // At a border, the filter is cut off, as it is in the plugin.
+                let first = (centre - radius).ceil().max(0.0) as usize;
+                let end = ((centre + radius).floor() as usize + 1).min(from);
+                let weight = |at: usize| self.weight((at as f32 - centre) / widen);
+                let weights: Vec<_> = (first..end).map(weight).collect();
                 let sum: f32 = weights.iter().sum();
-                weights.iter_mut().for_each(|weight| *weight /= sum);
-                (begin, weights)
+                (first, weights.iter().map(|weight| weight / sum).collect())
             })
             .collect()
     }

@@ -19,7 +19,8 @@ use super::{
 
 /// Samples per batch.
 const BATCH: usize = 16;
-/// Pixels at the border of a low-resolution image that are excluded from the loss.
+/// Pixels at the border of a sample, unless it is the border of the image, that are excluded from the loss: what lies
+/// beyond is unknown.
 const BORDER: usize = 4;
 /// Steps between two new images in the pool.
 const RENEWAL_STEPS: usize = 8;
@@ -37,6 +38,8 @@ struct Sample {
     statistics: Statistics,
     /// The target: the original minus the Lanczos upscale of `low`.
     residual: Plane,
+    /// A weight per pixel of `low`, 0 where the loss leaves out its error. The mean of their squares is 1.
+    weights: Plane,
 }
 
 /// An image of a scene as a camera records it. The blur grows with the `factor` of the network, so that the inputs of all
@@ -62,24 +65,46 @@ fn degrade(
     let lanczos = low.resample((high.width, high.height), Filter::Lanczos3);
     let mut residual = high;
     residual.values.iter_mut().zip(&lanczos.values).for_each(|(x, y)| *x -= y);
-    Ok(Sample { statistics: Statistics::of(&low), low, residual })
+    let mut weights = Plane::new(low.width, low.height);
+    weights.values.fill(1.0);
+    Ok(Sample { statistics: Statistics::of(&low), low, residual, weights })
 }
 
-/// A random part of an image, flipped at random.
+/// A random part of an image, flipped at random. A third of them touch the left or right border of the image, as many the top
+/// or bottom.
 fn crop(image: &Sample, upscaler: Upscaler, random: &mut Random) -> Sample {
     let side = sample_side(upscaler);
-    let mut at = || random.below(image.low.width - side + 1);
+    let last = image.low.width - side;
+    let beyond = last / 4;
+    let mut at = || random.below(last + 2 * beyond + 1).saturating_sub(beyond).min(last);
     let (x, y) = (at(), at());
     let factor = upscaler.factor;
     let mut sample = Sample {
         low: image.low.crop((x, y), (side, side)),
         statistics: image.statistics,
         residual: image.residual.crop((x * factor, y * factor), (side * factor, side * factor)),
+        weights: weights([x, y], side, last),
     };
     let flips = std::array::from_fn(|_| random.chance(0.5));
-    sample.low.flip(flips);
-    sample.residual.flip(flips);
+    for plane in [&mut sample.low, &mut sample.residual, &mut sample.weights] {
+        plane.flip(flips);
+    }
     sample
+}
+
+/// The weights of the sample at (x, y), where `last` is the largest x and y.
+fn weights(at: [usize; 2], side: usize, last: usize) -> Plane {
+    let [columns, rows] = at.map(|at| {
+        let begin = if at == 0 { 0 } else { BORDER };
+        let end = if at == last { side } else { side - BORDER };
+        begin..end
+    });
+    let mut weights = Plane::new(side, side);
+    let weight = ((side * side) as f32 / (columns.len() * rows.len()) as f32).sqrt();
+    for row in weights.values.chunks_exact_mut(side).skip(rows.start).take(rows.len()) {
+        row[columns.clone()].fill(weight);
+    }
+    weights
 }
 
 /// Space to depth: [h, w] to [h/fold, w/fold, fold²].
@@ -97,8 +122,18 @@ fn space_to_depth(plane: &Plane, fold: usize) -> Vec<f32> {
     values
 }
 
-/// Stacks samples: inputs [n, h, w, fold² + 2], and targets without the border.
-fn batch(samples: &[Sample], upscaler: Upscaler, device: &Device) -> Result<(Tensor, Tensor)> {
+/// Samples as tensors.
+struct Batch {
+    /// [n, h, w, fold² + 2].
+    input: Tensor,
+    /// The residual times the weights, [n, h, w, (fold·factor)²].
+    target: Tensor,
+    /// [n, h, w, 1].
+    weights: Tensor,
+}
+
+/// Stacks samples.
+fn batch(samples: &[Sample], upscaler: Upscaler, device: &Device) -> Result<Batch> {
     let Upscaler { factor, fold, .. } = upscaler;
     let side = sample_side(upscaler) / fold;
     let mut low = Vec::new();
@@ -110,24 +145,23 @@ fn batch(samples: &[Sample], upscaler: Upscaler, device: &Device) -> Result<(Ten
     }
     let residual: Vec<_> =
         samples.iter().flat_map(|sample| space_to_depth(&sample.residual, fold * factor)).collect();
-    let low =
-        Tensor::from_vec(low, (samples.len(), side, side, upscaler.input_channels()), device)?;
-    let channels = fold * fold * factor * factor;
-    let residual = Tensor::from_vec(residual, (samples.len(), side, side, channels), device)?;
-    let border = BORDER / fold;
-    let inner = |x: &Tensor| {
-        x.narrow(1, border, side - 2 * border)?.narrow(2, border, side - 2 * border)?.contiguous()
-    };
-    Ok((low, inner(&residual)?))
+    let weights: Vec<_> = samples
+        .iter()
+        .flat_map(|sample| space_to_depth(&sample.weights, fold).into_iter().step_by(fold * fold))
+        .collect();
+    let tensor =
+        |values, channels| Tensor::from_vec(values, (samples.len(), side, side, channels), device);
+    let weights = tensor(weights, 1)?;
+    let residual = tensor(residual, fold * fold * factor * factor)?;
+    let target = residual.broadcast_mul(&weights)?;
+    Ok(Batch { input: tensor(low, upscaler.input_channels())?, target, weights })
 }
 
-/// The prediction minus the target, without the border.
-fn error(trainee: &Trainee, low: &Tensor, residual: &Tensor) -> Result<Tensor> {
-    let output = trainee.forward(low)?;
-    let side = residual.dim(1)?;
-    let border = (output.dim(1)? - side) / 2;
-    let output = output.narrow(1, border, side)?.narrow(2, border, side)?;
-    (output - residual)?.contiguous()
+impl Batch {
+    /// The weighted error of the prediction.
+    fn error(&self, trainee: &Trainee) -> Result<Tensor> {
+        trainee.forward(&self.input)?.broadcast_mul(&self.weights)? - &self.target
+    }
 }
 
 /// The log of the mean square error of each sample, [n]: the negative PSNR, so that soft images count as much as sharp
@@ -166,9 +200,9 @@ pub fn train(
         }
         let samples: Vec<_> =
             (0..BATCH).map(|_| crop(random.pick(pool.items()), upscaler, &mut random)).collect();
-        let (low, residual) = batch(&samples, upscaler, device)?;
-        let error = log_error(&error(trainee, &low, &residual)?)?;
-        let loss = (&error + harm(&error, &log_error(&residual)?)?)?.mean_all()?;
+        let batch = batch(&samples, upscaler, device)?;
+        let error = log_error(&batch.error(trainee)?)?;
+        let loss = (&error + harm(&error, &log_error(&batch.target)?)?)?.mean_all()?;
         run.learn(&loss, loss.to_scalar()?, &[trainee])?;
         if (step + 1) % 2000 == 0 {
             validation.print(trainee)?;
@@ -179,8 +213,8 @@ pub fn train(
 
 /// Images that no network is trained on, degraded in different ways.
 struct Validation {
-    /// The name of each degradation, the input of the network, and the target.
-    batches: Vec<(&'static str, Tensor, Tensor)>,
+    /// By degradation.
+    batches: Vec<(&'static str, Batch)>,
 }
 
 impl Validation {
@@ -207,8 +241,7 @@ impl Validation {
                 Ok(crop(&image, upscaler, &mut random))
             };
             let samples: Vec<_> = images.iter().map(sample).collect::<Result<_>>()?;
-            let (low, residual) = batch(&samples, upscaler, device)?;
-            Ok((name, low, residual))
+            Ok((name, batch(&samples, upscaler, device)?))
         });
         Ok(Self { batches: batches.collect::<Result<_>>()? })
     }
@@ -218,11 +251,30 @@ impl Validation {
         let psnr = |error: &Tensor| {
             (log_error(error)?.mean_all()? * (-10.0 / 10f64.ln()))?.to_scalar::<f32>()
         };
-        for (name, low, residual) in &self.batches {
-            let (before, after) = (psnr(residual)?, psnr(&error(trainee, low, residual)?)?);
+        for (name, batch) in &self.batches {
+            let (before, after) = (psnr(&batch.target)?, psnr(&batch.error(trainee)?)?);
             print!(" {name} {before:.2} {:+.2}", after - before);
         }
         println!();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_lies_next_to_an_unknown_pixel_is_left_out() {
+        let (side, last) = (32, 88);
+        for (at, columns, rows) in [([40, 3], 4..28, 4..28), ([0, 88], 0..28, 4..32)] {
+            let weights = weights(at, side, last);
+            for (n, weight) in weights.values.iter().enumerate() {
+                let inside = columns.contains(&(n % side)) && rows.contains(&(n / side));
+                assert_eq!(*weight > 0.0, inside, "{at:?}: pixel {n}");
+            }
+            let square: f32 = weights.values.iter().map(|weight| weight * weight).sum();
+            assert!((square / (side * side) as f32 - 1.0).abs() < 1e-5, "{at:?}: {square}");
+        }
     }
 }
