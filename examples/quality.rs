@@ -162,19 +162,31 @@ fn compare(clip: &Path, args: &Args, folder: &Path) -> Result<Vec<[f64; FIGURES]
         small = compress(&small, &path("compressed"), low, crf)?;
     }
 
-    let mut results = Vec::new();
+    let (mut outputs, mut speeds) = (Vec::new(), Vec::new());
+    // Some methods leave out the last frames: only the frames of all are compared.
+    let count = |path: &Path| -> Result<usize> {
+        Ok(std::fs::metadata(path)?.len() as usize / large.frame_bytes())
+    };
+    let mut compared = count(&reference)?;
     for n in 0..METHODS.len() {
         let output = path(&format!("method{n}"));
         let start = Instant::now();
         run(n, &small, &output, [low, large], args.scale)?;
         let took = start.elapsed().as_secs_f64();
-        let (mut figures, count) = measure(&reference, &output, large)?;
+        let count = count(&output)?;
+        compared = compared.min(count);
+        outputs.push(output);
+        speeds.push(count as f64 / took);
+    }
+    let mut results = Vec::new();
+    for (n, (output, fps)) in outputs.iter().zip(speeds).enumerate() {
+        let mut figures = measure([&reference, output], large, compared)?;
         if args.noise > 0.0 {
             let without = path("without-noise");
             run(n, &clean, &without, [low, large], args.scale)?;
-            figures[FIGURES - 1] = difference(&output, &without, large)?;
+            figures[FIGURES - 1] = difference([output, &without], large, compared)?;
         }
-        results.push((figures, count as f64 / took));
+        results.push((figures, fps));
     }
     let lanczos = results[LANCZOS].0[FIGURES - 1];
     for (method, (figures, fps)) in METHODS.iter().zip(&mut results) {
@@ -224,32 +236,31 @@ fn compress(input: &Path, output: &Path, raw: Raw, crf: u32) -> Result<PathBuf> 
     Ok(output.into())
 }
 
-/// Reads two raw videos frame by frame, and calls `compare` with the index and the luma of both.
+/// Reads `frames` frames of two raw videos, and calls `compare` with the index and the luma of both.
 fn for_each_luma(
     paths: [&Path; 2],
     raw: Raw,
+    frames: usize,
     mut compare: impl FnMut(usize, [&[u8]; 2]),
 ) -> Result<()> {
     let [mut first, mut second] =
         [File::open(paths[0])?, File::open(paths[1])?].map(BufReader::new);
-    let mut frames = [vec![0; raw.frame_bytes()], vec![0; raw.frame_bytes()]];
-    for n in 0.. {
-        let [a, b] = &mut frames;
-        if first.read_exact(a).is_err() || second.read_exact(b).is_err() {
-            break;
-        }
+    let [mut a, mut b] = [vec![0; raw.frame_bytes()], vec![0; raw.frame_bytes()]];
+    for n in 0..frames {
+        first.read_exact(&mut a)?;
+        second.read_exact(&mut b)?;
         let luma = raw.width * raw.height;
         compare(n, [&a[..luma], &b[..luma]]);
     }
     Ok(())
 }
 
-/// Compares an output with the reference: the figures but the noise, and the number of frames.
-fn measure(reference: &Path, output: &Path, raw: Raw) -> Result<([f64; FIGURES], usize)> {
+/// Compares frames of an output with those of the reference: the figures but the noise.
+fn measure(paths: [&Path; 2], raw: Raw, frames: usize) -> Result<[f64; FIGURES]> {
     let (mut psnrs, mut ssims, mut counts) = ([0.0; 2], [0.0; 2], [0.0_f64; 2]);
     // Energies of the Laplacian: of the reference, and of the output.
     let mut energies = [[0.0; 2]; 2];
-    for_each_luma([reference, output], raw, |n, [a, b]| {
+    for_each_luma(paths, raw, frames, |n, [a, b]| {
         let kind = n % 2;
         psnrs[kind] += psnr(a, b);
         ssims[kind] += ssim(a, b, raw.width);
@@ -259,7 +270,7 @@ fn measure(reference: &Path, output: &Path, raw: Raw) -> Result<([f64; FIGURES],
     })?;
     let mean = |sums: [f64; 2], kind: usize| sums[kind] / counts[kind].max(1.0);
     let sharpness = |kind: usize| energies[kind][1] / energies[kind][0].max(1.0);
-    let figures = [
+    Ok([
         mean(psnrs, 0),
         mean(psnrs, 1),
         mean(ssims, 0),
@@ -267,14 +278,13 @@ fn measure(reference: &Path, output: &Path, raw: Raw) -> Result<([f64; FIGURES],
         sharpness(0),
         sharpness(1),
         0.0,
-    ];
-    Ok((figures, (counts[0] + counts[1]) as usize))
+    ])
 }
 
 /// The root of the mean square difference of the luma of input frames.
-fn difference(a: &Path, b: &Path, raw: Raw) -> Result<f64> {
+fn difference(paths: [&Path; 2], raw: Raw, frames: usize) -> Result<f64> {
     let (mut sum, mut count) = (0.0, 0.0_f64);
-    for_each_luma([a, b], raw, |n, [a, b]| {
+    for_each_luma(paths, raw, frames, |n, [a, b]| {
         if n % 2 == 0 {
             sum += square_error(a, b);
             count += 1.0;

@@ -48,7 +48,7 @@ struct Args {
 }
 
 /// Training steps of each upscaler.
-const UPSCALER_STEPS: [usize; UPSCALERS.len()] = [28_000, 12_000, 20_000];
+const UPSCALER_STEPS: [usize; UPSCALERS.len()] = [28_000, 12_000, 14_000];
 /// Training steps of the flow.
 const FLOW_STEPS: usize = 30_000;
 /// Name of the part that is the flow; those of the upscalers are the names of their networks.
