@@ -6,7 +6,8 @@
 //!
 //! Needs `ffmpeg`. Prints, of the luma, each over input frames ("input") and over interpolated frames ("interp."):
 //! the mean PSNR in dB, the mean SSIM, and the sharpness: the energy of the Laplacian relative to that of the clip. With
-//! `--noise` also how much of the noise is in the output, relative to Lanczos.
+//! `--noise` also how much of the noise is in the output, relative to Lanczos. Only frames that every method outputs are
+//! compared: ffmpeg's interpolation drops the last ones.
 //! `train_lite --clips DIR` makes clips with subtitles, fades and other things that are hard.
 
 use std::{
@@ -163,7 +164,7 @@ fn compare(clip: &Path, args: &Args, folder: &Path) -> Result<Vec<[f64; FIGURES]
     }
 
     let (mut outputs, mut speeds) = (Vec::new(), Vec::new());
-    // Some methods leave out the last frames: only the frames of all are compared.
+    // Frames that every method outputs.
     let count = |path: &Path| -> Result<usize> {
         Ok(std::fs::metadata(path)?.len() as usize / large.frame_bytes())
     };
@@ -177,6 +178,9 @@ fn compare(clip: &Path, args: &Args, folder: &Path) -> Result<Vec<[f64; FIGURES]
         compared = compared.min(count);
         outputs.push(output);
         speeds.push(count as f64 / took);
+    }
+    if compared < 2 {
+        return Err(format!("{}: too short, 5 frames are needed", clip.display()).into());
     }
     let mut results = Vec::new();
     for (n, (output, fps)) in outputs.iter().zip(speeds).enumerate() {
@@ -255,7 +259,7 @@ fn for_each_luma(
     Ok(())
 }
 
-/// Compares frames of an output with those of the reference: the figures but the noise.
+/// Compares the first `frames` frames of two raw videos: all figures except the noise.
 fn measure(paths: [&Path; 2], raw: Raw, frames: usize) -> Result<[f64; FIGURES]> {
     let (mut psnrs, mut ssims, mut counts) = ([0.0; 2], [0.0; 2], [0.0_f64; 2]);
     // Energies of the Laplacian: of the reference, and of the output.

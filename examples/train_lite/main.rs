@@ -3,7 +3,7 @@
 //!
 //!     cargo run --release --example train_lite
 //!
-//! Without arguments it trains every part, which takes about three hours of one core. Processes for one part each
+//! Without arguments it trains every part, which takes two to three hours of one core. Processes for one part each
 //! can run at the same time: `train_lite x4`. An interrupted run resumes from its last checkpoint. The loss curve goes to
 //! standard output.
 

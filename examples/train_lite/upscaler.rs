@@ -19,8 +19,8 @@ use super::{
 
 /// Samples per batch.
 const BATCH: usize = 16;
-/// Pixels at the border of a sample, unless it is the border of the image, that are excluded from the loss: what lies
-/// beyond is unknown.
+/// Pixels at the sides of a low-resolution sample that the loss ignores, unless they are sides of the image: the network
+/// sees replicated pixels there.
 const BORDER: usize = 4;
 /// Steps between two new images in the pool.
 const RENEWAL_STEPS: usize = 8;
@@ -30,15 +30,22 @@ fn sample_side(upscaler: Upscaler) -> usize {
     if upscaler.fold == 1 { 32 } else { 48 }
 }
 
-/// A degraded image, or a part of it.
-struct Sample {
+/// A degraded image.
+struct Degraded {
     /// The low-resolution luma.
     low: Plane,
-    /// The statistics of the whole image.
     statistics: Statistics,
     /// The target: the original minus the Lanczos upscale of `low`.
     residual: Plane,
-    /// A weight per pixel of `low`, 0 where the loss leaves out its error. The mean of their squares is 1.
+}
+
+/// A part of a degraded image.
+struct Sample {
+    low: Plane,
+    /// Those of the whole image.
+    statistics: Statistics,
+    residual: Plane,
+    /// A weight per pixel of `low`, 0 where the loss ignores it. The mean of their squares is 1.
     weights: Plane,
 }
 
@@ -60,19 +67,16 @@ fn degrade(
     degradation: Degradation,
     factor: usize,
     random: &mut Random,
-) -> Result<Sample> {
+) -> Result<Degraded> {
     let Pair { high, low } = degradation.apply(image, factor, random)?;
     let lanczos = low.resample((high.width, high.height), Filter::Lanczos3);
     let mut residual = high;
     residual.values.iter_mut().zip(&lanczos.values).for_each(|(x, y)| *x -= y);
-    let mut weights = Plane::new(low.width, low.height);
-    weights.values.fill(1.0);
-    Ok(Sample { statistics: Statistics::of(&low), low, residual, weights })
+    Ok(Degraded { statistics: Statistics::of(&low), low, residual })
 }
 
-/// A random part of an image, flipped at random. A third of them touch the left or right border of the image, as many the top
-/// or bottom.
-fn crop(image: &Sample, upscaler: Upscaler, random: &mut Random) -> Sample {
+/// A random part of an image, flipped at random. About a third touch the left or right border, and a third the top or bottom.
+fn crop(image: &Degraded, upscaler: Upscaler, random: &mut Random) -> Sample {
     let side = sample_side(upscaler);
     let last = image.low.width - side;
     let beyond = last / 4;
@@ -122,7 +126,7 @@ fn space_to_depth(plane: &Plane, fold: usize) -> Vec<f32> {
     values
 }
 
-/// Samples as tensors.
+/// A batch of samples.
 struct Batch {
     /// [n, h, w, fold² + 2].
     input: Tensor,
@@ -213,7 +217,7 @@ pub fn train(
 
 /// Images that no network is trained on, degraded in different ways.
 struct Validation {
-    /// By degradation.
+    /// One per degradation, with its name.
     batches: Vec<(&'static str, Batch)>,
 }
 
@@ -265,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_lies_next_to_an_unknown_pixel_is_left_out() {
+    fn the_loss_ignores_pixels_next_to_unknown_ones() {
         let (side, last) = (32, 88);
         for (at, columns, rows) in [([40, 3], 4..28, 4..28), ([0, 88], 0..28, 4..32)] {
             let weights = weights(at, side, last);

@@ -80,7 +80,7 @@ fn write_upscaled(
     )
 }
 
-/// Row y of the network's input without the statistics, [ceil(w/fold), fold²]: pixels beyond the border repeat it.
+/// Row y of the network's input without the statistics, [ceil(w/fold), fold²]. The border is replicated.
 fn write_input(luma: &Plane, fold: usize, y: usize, row: &mut [f32]) {
     let Plane { width, height, values } = luma;
     for (x, block) in row.chunks_exact_mut(fold * fold).enumerate() {

@@ -427,15 +427,19 @@ impl ConvChain {
         Ok(Self { layers: layers.collect::<Result<_>>()? })
     }
 
-    /// The chain for images whose last input channels have one value each in all pixels: they become a part of the bias, and
-    /// the other channels are the input.
+    /// Folds constant input channels into the bias: the last channels have these `values` in every pixel. The input of the
+    /// returned chain is the other channels.
+    ///
+    /// # Panics
+    /// If no other channel is left.
     pub fn with_constants(&self, values: &[f32]) -> Self {
         let mut chain = self.clone();
         let layer = &mut chain.layers[0];
         let inputs = layer.in_channels;
+        assert!(values.len() < inputs, "{} constants for {inputs} input channels", values.len());
         layer.in_channels -= values.len();
         for group in &mut layer.groups {
-            // This point is the sum of a kernel row, over −6.
+            // Point 1 of the transform is the sum of a kernel row, divided by −6.
             let rows = group.weights[3 * inputs..6 * inputs].chunks_exact(inputs);
             for (Lanes(weights), value) in
                 rows.flat_map(|row| row[layer.in_channels..].iter().zip(values))
@@ -576,6 +580,7 @@ mod tests {
         };
         let expected = output(&chain, &constants);
         let found = output(&chain.with_constants(&constants), &[]);
+        assert_eq!(found.len(), expected.len());
         for (found, expected) in found.iter().zip(expected) {
             assert!((found - expected).abs() < 1e-5, "{found}, {expected}");
         }
