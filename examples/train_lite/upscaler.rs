@@ -278,7 +278,7 @@ mod tests {
                 assert_eq!(*weight > 0.0, inside, "{at:?}: pixel {n}");
             }
             let square: f32 = weights.values.iter().map(|weight| weight * weight).sum();
-            assert!((square / (side * side) as f32 - 1.0).abs() < 1e-5, "{at:?}: {square}");
+            assert!((square / (side * side) as f32 - 1.0).abs() < 1e-4, "{at:?}: {square}");
         }
     }
 }
