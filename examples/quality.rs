@@ -47,7 +47,7 @@ struct Args {
     /// Keep the videos in this folder.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// Reference clips.
+    /// Reference clips of at least 5 frames.
     #[arg(required = true)]
     clips: Vec<PathBuf>,
 }
@@ -358,8 +358,11 @@ fn size(clip: &Path) -> Result<(usize, usize)> {
     let entries =
         ["-select_streams", "v:0", "-show_entries", "stream=width,height", "-of", "csv=p=0"];
     let out = Command::new("ffprobe").args(["-v", "error"]).args(entries).arg(clip).output()?;
-    let out = String::from_utf8(out.stdout)?;
-    let (width, height) = out.trim().split_once(',').ok_or("ffprobe found no video stream")?;
+    let text = String::from_utf8(out.stdout)?;
+    let (width, height) = text.trim().split_once(',').ok_or_else(|| {
+        let why = String::from_utf8_lossy(&out.stderr).trim().to_string();
+        format!("ffprobe found no video in {}: {why}", clip.display())
+    })?;
     Ok((width.parse()?, height.trim_end_matches(',').parse()?))
 }
 

@@ -593,7 +593,7 @@ mod tests {
             return;
         }
         let value = |n: usize| (n * 7919 % 1009) as f32 / 1009.0 - 0.5;
-        for (channels, tiles) in [(1, 6), (4, 12), (27, 18), (32, 30)] {
+        for (channels, tiles) in [(1, 6), (3, 6), (4, 12), (6, 12), (27, 18), (32, 30)] {
             let row = |n: usize| (0..tiles * channels).map(|at| value(at + 97 * n)).collect();
             let rows: [Vec<f32>; 3] = std::array::from_fn(row);
             let rows = rows.each_ref().map(|row| &row[..]);
