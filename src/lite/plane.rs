@@ -74,7 +74,7 @@ impl Plane {
     /// Samples at every combination of the horizontal taps `xs` (stride 1) and the vertical taps `ys` (stride
     /// `width`): the result is indexed [y][x]. There are at most [`MAX_GRID`] of each, in ascending or descending order;
     /// together, the horizontal ones read at most eight columns.
-    #[inline]
+    #[inline(always)]
     pub(super) fn sample_grid(
         &self,
         xs: &[LinearTap],

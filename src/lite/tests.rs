@@ -270,8 +270,8 @@ fn the_output_is_bit_equal_to_the_recorded_hash() {
     }
     let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
     let expected = match has_avx2 {
-        true => "9b77d5593ebc7a7d318c629559353a7cae132a0ff709170e164d068e4e8ad973",
-        false => "7f5045b88474f6c55a41dbe062ba030d16e088d4944fe424cbbc02b8b2fdf672",
+        true => "56f1a27655c4113f593433e07e07468bf8d8cc2bb218a667db4637f86006ef64",
+        false => "18bae9c4031d679c97ca77738961b07afebdc3c5c0549b62dc9d6a778294fc5c",
     };
     assert_eq!(format!("{:x}", hash.finalize()), expected);
 }

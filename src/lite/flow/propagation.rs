@@ -6,9 +6,10 @@
 //! The networks search a small window on each level. Where they miss a fast object in a part of it, they often find it in
 //! another.
 
+use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::{LinearTap, Plane};
+use super::{LinearTap, MAX_GRID, Plane};
 use crate::engine::{Cancel, Error, zeroed};
 
 /// Each round spreads vectors over at most the largest distance.
@@ -17,6 +18,8 @@ const ROUNDS: usize = 2;
 const DISTANCES: [isize; 4] = [4, 10, 20, 40];
 /// Side of a block: its centre chooses a vector, and each of its pixels takes it or keeps its own.
 const BLOCK: usize = 4;
+/// The rows and columns of a patch, relative to its centre.
+const OFFSETS: [f32; 3] = [-2.0, 0.0, 2.0];
 /// Patches whose mean difference is at least this do not match.
 const MISMATCH: f32 = 0.015;
 /// A vector replaces another one if its difference is less than this fraction of the other's.
@@ -38,24 +41,30 @@ pub(super) fn propagate(
         before.flow.copy_from_slice(flow);
         flow.par_chunks_mut(BLOCK * width).enumerate().try_for_each(|(row, flow)| {
             cancel.check()?;
-            let top = row * BLOCK;
-            for left in (0..width).step_by(BLOCK) {
-                let centre = ((left + BLOCK / 2).min(width - 1), (top + BLOCK / 2).min(height - 1));
-                let Some(better) = before.better_nearby(centre) else { continue };
-                for (n, row) in flow.chunks_exact_mut(width).enumerate() {
-                    let right = (left + BLOCK).min(width);
-                    for (x, vector) in (left..right).zip(&mut row[left..right]) {
-                        let difference = |vector| before.difference((x, top + n), vector);
-                        if difference(better) < MAX_REST * difference(*vector) {
-                            *vector = better;
-                        }
-                    }
-                }
-            }
+            propagate_row(&before, row * BLOCK, flow);
             Ok::<_, Error>(())
         })?;
     }
     Ok(())
+}
+
+/// Replaces vectors of a row of blocks, `flow` from row `top` on.
+#[multiversion(targets("x86_64+avx2+fma"))]
+fn propagate_row(before: &Field, top: usize, flow: &mut [[f32; 2]]) {
+    let (width, height) = (before.neighbours[0].width, before.neighbours[0].height);
+    for left in (0..width).step_by(BLOCK) {
+        let centre = ((left + BLOCK / 2).min(width - 1), (top + BLOCK / 2).min(height - 1));
+        let Some(better) = before.better_nearby(centre) else { continue };
+        for (n, row) in flow.chunks_exact_mut(width).enumerate() {
+            let right = (left + BLOCK).min(width);
+            for (x, vector) in (left..right).zip(&mut row[left..right]) {
+                let difference = |vector| before.difference((x, top + n), vector);
+                if difference(better) < MAX_REST * difference(*vector) {
+                    *vector = better;
+                }
+            }
+        }
+    }
 }
 
 /// A flow [h, w] at `time` between two planes.
@@ -68,6 +77,7 @@ struct Field<'a> {
 impl Field<'_> {
     /// Of the vectors nearby, the one along which the planes match best around the pixel; `None` if the pixel's own is
     /// good enough or none is better.
+    #[inline(always)]
     fn better_nearby(&self, (x, y): (usize, usize)) -> Option<[f32; 2]> {
         let (width, height) = (self.neighbours[0].width, self.neighbours[0].height);
         let own = self.difference((x, y), self.flow[y * width + x]);
@@ -91,16 +101,12 @@ impl Field<'_> {
     }
 
     /// The mean difference of both planes along `vector` in the patch around a pixel.
+    #[inline(always)]
     fn difference(&self, (x, y): (usize, usize), [vx, vy]: [f32; 2]) -> f32 {
-        const OFFSETS: [f32; 3] = [-2.0, 0.0, 2.0];
-        let samples = |plane: &Plane, time: f32| {
-            let (x, y) = (x as f32 + time * vx, y as f32 + time * vy);
-            let xs = OFFSETS.map(|dx| LinearTap::new(x + dx, plane.width, 1));
-            let ys = OFFSETS.map(|dy| LinearTap::new(y + dy, plane.height, plane.width));
-            plane.sample_grid(&xs, &ys)
-        };
         let [first, second] = self.neighbours;
-        let (a, b) = (samples(first, -self.time), samples(second, 1.0 - self.time));
+        let a = samples(first, (x as f32 - self.time * vx, y as f32 - self.time * vy));
+        let rest = 1.0 - self.time;
+        let b = samples(second, (x as f32 + rest * vx, y as f32 + rest * vy));
         let mut sum = 0.0;
         for (a, b) in a.iter().zip(&b).take(OFFSETS.len()) {
             for (a, b) in a.iter().zip(b).take(OFFSETS.len()) {
@@ -109,6 +115,14 @@ impl Field<'_> {
         }
         sum / (OFFSETS.len() * OFFSETS.len()) as f32
     }
+}
+
+/// Samples the patch around (x, y).
+#[inline(always)]
+fn samples(plane: &Plane, (x, y): (f32, f32)) -> [[f32; MAX_GRID]; MAX_GRID] {
+    let xs = OFFSETS.map(|dx| LinearTap::new(x + dx, plane.width, 1));
+    let ys = OFFSETS.map(|dy| LinearTap::new(y + dy, plane.height, plane.width));
+    plane.sample_grid(&xs, &ys)
 }
 
 #[cfg(test)]
