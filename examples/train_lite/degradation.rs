@@ -5,7 +5,7 @@ use candle_core::Result;
 
 use super::{
     codec::Codec,
-    image::{Filter, Image, Plane},
+    image::{Border, Filter, Image, Plane},
     random::Random,
 };
 
@@ -97,7 +97,8 @@ impl Degradation {
     }
 
     fn downscale(self, high: &Plane, factor: usize, random: &mut Random) -> Plane {
-        let mut low = high.resample((high.width / factor, high.height / factor), self.filter);
+        let size = (high.width / factor, high.height / factor);
+        let mut low = high.resample(size, self.filter, Border::Replicated);
         if self.noise > 0.0 {
             low.add_noise(self.noise, random);
         }

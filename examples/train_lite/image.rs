@@ -19,6 +19,15 @@ pub enum Filter {
     Lanczos3,
 }
 
+/// What a filter does at the border of an image.
+#[derive(Debug, Clone, Copy)]
+pub enum Border {
+    /// The outermost pixels repeat, as in FFmpeg.
+    Replicated,
+    /// The filter is cut off and normalized, as in the plugin.
+    Cut,
+}
+
 impl Filter {
     /// Radius in pixels.
     fn radius(self) -> f32 {
@@ -48,7 +57,7 @@ impl Filter {
     }
 
     /// The taps of each of `to` output pixels: the first of the `from` input pixels, and the weights from there on.
-    fn weights(self, from: usize, to: usize) -> Vec<(usize, Vec<f32>)> {
+    fn weights(self, from: usize, to: usize, border: Border) -> Vec<(usize, Vec<f32>)> {
         let ratio = from as f32 / to as f32;
         // Downscaling widens the filter to avoid aliasing.
         let widen = ratio.max(1.0);
@@ -56,13 +65,18 @@ impl Filter {
         (0..to)
             .map(|n| {
                 let centre = (n as f32 + 0.5) * ratio - 0.5;
-                // At a border, the filter is cut off, as it is in the plugin.
-                let first = (centre - radius).ceil().max(0.0) as usize;
-                let end = ((centre + radius).floor() as usize + 1).min(from);
-                let weight = |at: usize| self.weight((at as f32 - centre) / widen);
-                let weights: Vec<_> = (first..end).map(weight).collect();
+                let (begin, end) = ((centre - radius).ceil() as i32, (centre + radius) as i32 + 1);
+                let (first, last) = (begin.max(0), end.min(from as i32) - 1);
+                let mut weights = vec![0.0; (last - first) as usize + 1];
+                for at in begin..end {
+                    let inside = at.clamp(first, last);
+                    if at == inside || matches!(border, Border::Replicated) {
+                        let weight = self.weight((at as f32 - centre) / widen);
+                        weights[(inside - first) as usize] += weight;
+                    }
+                }
                 let sum: f32 = weights.iter().sum();
-                (first, weights.iter().map(|weight| weight / sum).collect())
+                (first as usize, weights.iter().map(|weight| weight / sum).collect())
             })
             .collect()
     }
@@ -73,13 +87,13 @@ pub trait Image {
     /// The part of `size` (w, h) at `at` (x, y).
     fn crop(&self, at: (usize, usize), size: (usize, usize)) -> Self;
     /// Resizes to `size` (w, h).
-    fn resample(&self, size: (usize, usize), filter: Filter) -> Self;
+    fn resample(&self, size: (usize, usize), filter: Filter, border: Border) -> Self;
     /// Gaussian blur; `std` is in pixels.
     fn blur(&self, std: f32) -> Self;
     /// Adds Gaussian noise.
     fn add_noise(&mut self, std: f32, random: &mut Random);
-    /// Quantizes the DCT coefficients of 8×8 blocks, as JPEG does. `step` is that of the DC coefficient; high
-    /// frequencies have larger ones.
+    /// Quantizes the DCT coefficients of 8×8 blocks, as JPEG does; the outermost pixels repeat in blocks beyond the border.
+    /// `step` is that of the DC coefficient; high frequencies have larger ones.
     fn quantize_dct(&mut self, step: f32);
     /// Rounds to multiples of 1/255, and clamps to 0..=1.
     fn round_to_8_bits(&mut self);
@@ -107,9 +121,9 @@ impl Image for Plane {
         Self { width: w, height: h, values: rows.copied().collect() }
     }
 
-    fn resample(&self, (w, h): (usize, usize), filter: Filter) -> Self {
+    fn resample(&self, (w, h): (usize, usize), filter: Filter, border: Border) -> Self {
         let mut wide = Self::new(w, self.height);
-        let columns = filter.weights(self.width, w);
+        let columns = filter.weights(self.width, w, border);
         for (row, out) in self.values.chunks_exact(self.width).zip(wide.values.chunks_exact_mut(w))
         {
             for (out, (first, weights)) in out.iter_mut().zip(&columns) {
@@ -117,7 +131,7 @@ impl Image for Plane {
             }
         }
         let mut out = Self::new(w, h);
-        let rows = filter.weights(self.height, h);
+        let rows = filter.weights(self.height, h, border);
         for (row, (first, weights)) in out.values.chunks_exact_mut(w).zip(&rows) {
             for (source, weight) in wide.values[first * w..].chunks_exact(w).zip(weights) {
                 row.iter_mut().zip(source).for_each(|(sum, x)| *sum += x * weight);
@@ -158,19 +172,21 @@ impl Image for Plane {
             let scale = if k == 0 { 0.125_f32.sqrt() } else { 0.5 };
             std::array::from_fn(|n| scale * (PI * (n as f32 + 0.5) * k as f32 / 8.0).cos())
         });
-        for top in (0..self.height / 8 * 8).step_by(8) {
-            for left in (0..self.width / 8 * 8).step_by(8) {
-                let at = |y: usize| (top + y) * self.width + left;
-                let pixels: Block =
-                    std::array::from_fn(|y| std::array::from_fn(|x| self.values[at(y) + x]));
+        for top in (0..self.height).step_by(8) {
+            for left in (0..self.width).step_by(8) {
+                let row = |y: usize| (top + y).min(self.height - 1) * self.width;
+                let pixel =
+                    |y: usize, x: usize| self.values[row(y) + (left + x).min(self.width - 1)];
+                let pixels: Block = std::array::from_fn(|y| std::array::from_fn(|x| pixel(y, x)));
                 let mut coefficients = product(&product(&basis, &pixels), &transpose(&basis));
                 for (n, coefficient) in coefficients.as_flattened_mut().iter_mut().enumerate() {
                     let step = step * (1.0 + 0.25 * (n / 8 + n % 8) as f32);
                     *coefficient = (*coefficient / step).round() * step;
                 }
                 let pixels = product(&product(&transpose(&basis), &coefficients), &basis);
-                for (y, row) in pixels.iter().enumerate() {
-                    self.values[at(y)..][..8].copy_from_slice(row);
+                let rows = self.values.chunks_exact_mut(self.width).skip(top);
+                for (row, pixels) in rows.zip(&pixels) {
+                    row[left..].iter_mut().zip(pixels).for_each(|(out, pixel)| *out = *pixel);
                 }
             }
         }
@@ -194,5 +210,55 @@ impl Image for Plane {
                 *value = old[n % self.width * self.width + n / self.width];
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plane(width: usize, height: usize) -> Plane {
+        let mut random = Random::new(3);
+        let mut plane = Plane::new(width, height);
+        plane.values.iter_mut().for_each(|value| *value = random.uniform(0.0, 1.0));
+        plane
+    }
+
+    /// Repeats the outermost pixels: `before` times on the left and at the top, `after` times on the right and at the
+    /// bottom.
+    fn pad(plane: &Plane, before: usize, after: usize) -> Plane {
+        let mut padded = Plane::new(plane.width + before + after, plane.height + before + after);
+        let width = padded.width;
+        for (n, value) in padded.values.iter_mut().enumerate() {
+            let x = (n % width).saturating_sub(before).min(plane.width - 1);
+            let y = (n / width).saturating_sub(before).min(plane.height - 1);
+            *value = plane.values[y * plane.width + x];
+        }
+        padded
+    }
+
+    fn assert_near(a: &Plane, b: &Plane) {
+        assert_eq!((a.width, a.height), (b.width, b.height));
+        let errors = a.values.iter().zip(&b.values).map(|(a, b)| (a - b).abs());
+        assert!(errors.fold(0.0, f32::max) < 1e-5);
+    }
+
+    #[test]
+    fn a_downscale_repeats_the_border_as_ffmpeg_does() {
+        let image = plane(36, 24);
+        for filter in [Filter::Cubic(-0.6), Filter::Lanczos3, Filter::Gauss(0.7), Filter::Box] {
+            let expected = pad(&image, 12, 12).resample((30, 24), filter, Border::Replicated);
+            let found = image.resample((18, 12), filter, Border::Replicated);
+            assert_near(&found, &expected.crop((6, 6), (18, 12)));
+        }
+    }
+
+    #[test]
+    fn blocks_beyond_the_border_are_quantized() {
+        let mut image = plane(20, 13);
+        let mut padded = pad(&image, 0, 12);
+        image.quantize_dct(0.1);
+        padded.quantize_dct(0.1);
+        assert_near(&image, &padded.crop((0, 0), (20, 13)));
     }
 }

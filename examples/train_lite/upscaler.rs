@@ -10,7 +10,7 @@ use gstvenhance::lite::{network::Upscaler, statistics::Statistics};
 use super::{
     codec::Codec,
     degradation::{Degradation, IMAGE_SIDE, Pair},
-    image::{Filter, Image, Plane},
+    image::{Border, Filter, Image, Plane},
     pool::Pool,
     random::Random,
     scene::{Canvas, Scene},
@@ -19,15 +19,18 @@ use super::{
 
 /// Samples per batch.
 const BATCH: usize = 16;
-/// Pixels at the sides of a low-resolution sample that the loss ignores, unless they are sides of the image: the network
-/// sees replicated pixels there.
-const BORDER: usize = 4;
 /// Steps between two new images in the pool.
 const RENEWAL_STEPS: usize = 8;
 
 /// Side of a low-resolution sample.
 fn sample_side(upscaler: Upscaler) -> usize {
     if upscaler.fold == 1 { 32 } else { 48 }
+}
+
+/// Pixels at the sides of a low-resolution sample that the loss ignores, unless they are sides of the image: the network
+/// sees replicated pixels there. Each layer reads one pixel, of `fold` pixels of the image, beyond the sides of its output.
+fn border(upscaler: Upscaler) -> usize {
+    upscaler.fold * (upscaler.network.channels.len() - 1)
 }
 
 /// A degraded image.
@@ -69,7 +72,7 @@ fn degrade(
     random: &mut Random,
 ) -> Result<Degraded> {
     let Pair { high, low } = degradation.apply(image, factor, random)?;
-    let lanczos = low.resample((high.width, high.height), Filter::Lanczos3);
+    let lanczos = low.resample((high.width, high.height), Filter::Lanczos3, Border::Cut);
     let mut residual = high;
     residual.values.iter_mut().zip(&lanczos.values).for_each(|(x, y)| *x -= y);
     Ok(Degraded { statistics: Statistics::of(&low), low, residual })
@@ -87,7 +90,7 @@ fn crop(image: &Degraded, upscaler: Upscaler, random: &mut Random) -> Sample {
         low: image.low.crop((x, y), (side, side)),
         statistics: image.statistics,
         residual: image.residual.crop((x * factor, y * factor), (side * factor, side * factor)),
-        weights: weights([x, y], side, last),
+        weights: weights([x, y], last, upscaler),
     };
     let flips = std::array::from_fn(|_| random.chance(0.5));
     for plane in [&mut sample.low, &mut sample.residual, &mut sample.weights] {
@@ -97,10 +100,11 @@ fn crop(image: &Degraded, upscaler: Upscaler, random: &mut Random) -> Sample {
 }
 
 /// The weights of the sample at (x, y), where `last` is the largest x and y.
-fn weights(at: [usize; 2], side: usize, last: usize) -> Plane {
+fn weights(at: [usize; 2], last: usize, upscaler: Upscaler) -> Plane {
+    let (side, border) = (sample_side(upscaler), border(upscaler));
     let [columns, rows] = at.map(|at| {
-        let begin = if at == 0 { 0 } else { BORDER };
-        let end = if at == last { side } else { side - BORDER };
+        let begin = if at == 0 { 0 } else { border };
+        let end = if at == last { side } else { side - border };
         begin..end
     });
     let mut weights = Plane::new(side, side);
@@ -266,19 +270,27 @@ impl Validation {
 
 #[cfg(test)]
 mod tests {
+    use gstvenhance::lite::network::UPSCALERS;
+
     use super::*;
 
     #[test]
     fn the_loss_ignores_pixels_next_to_unknown_ones() {
-        let (side, last) = (32, 88);
-        for (at, columns, rows) in [([40, 3], 4..28, 4..28), ([0, 88], 0..28, 4..32)] {
-            let weights = weights(at, side, last);
-            for (n, weight) in weights.values.iter().enumerate() {
-                let inside = columns.contains(&(n % side)) && rows.contains(&(n / side));
-                assert_eq!(*weight > 0.0, inside, "{at:?}: pixel {n}");
+        for (upscaler, border) in UPSCALERS.into_iter().zip([6, 3, 4]) {
+            let side = sample_side(upscaler);
+            let last = 240 / upscaler.factor - side;
+            for (at, columns, rows) in [
+                ([last - 1, 3], border..side - border, border..side - border),
+                ([0, last], 0..side - border, border..side),
+            ] {
+                let weights = weights(at, last, upscaler);
+                for (n, weight) in weights.values.iter().enumerate() {
+                    let inside = columns.contains(&(n % side)) && rows.contains(&(n / side));
+                    assert_eq!(*weight > 0.0, inside, "{at:?}: pixel {n}");
+                }
+                let square: f32 = weights.values.iter().map(|weight| weight * weight).sum();
+                assert!((square / (side * side) as f32 - 1.0).abs() < 1e-4, "{at:?}: {square}");
             }
-            let square: f32 = weights.values.iter().map(|weight| weight * weight).sum();
-            assert!((square / (side * side) as f32 - 1.0).abs() < 1e-4, "{at:?}: {square}");
         }
     }
 }
