@@ -25,9 +25,6 @@ impl Statistics {
     }
 }
 
-/// The most rows of a frame that its statistics are measured on. They are spread evenly.
-const MAX_ROWS: usize = 256;
-
 /// The sharpness of a plane without detail.
 const TYPICAL_SHARPNESS: f32 = 0.5;
 
@@ -44,7 +41,7 @@ fn sharpness(luma: &Plane) -> f32 {
 fn mean_second_difference(luma: &Plane, distance: usize) -> f32 {
     let (width, height) = (luma.width, luma.height);
     let line = |y: usize| &luma.values[y * width..][..width];
-    let rows = (0..height).into_par_iter().step_by(height.div_ceil(MAX_ROWS).max(1)).map(|y| {
+    let rows = (0..height).into_par_iter().map(|y| {
         let middle = line(y);
         let by_x = match middle.get(2 * distance..) {
             Some(after) => sum_of_second_differences(middle, &middle[distance..], after),
@@ -59,8 +56,8 @@ fn mean_second_difference(luma: &Plane, distance: usize) -> f32 {
         f64::from(by_x + by_y)
     });
     // The order of the additions must not depend on the number of threads.
-    let sums: Vec<f64> = rows.collect();
-    (sums.iter().sum::<f64>() / (2 * width * sums.len()) as f64) as f32
+    let sum: f64 = rows.collect::<Vec<_>>().into_iter().sum();
+    (sum / (2 * width * height) as f64) as f32
 }
 
 /// The sum of |a − 2b + c|, as long as the shortest slice.
@@ -91,9 +88,8 @@ const QUANTILE: usize = 10;
 /// estimation", 1996.
 fn noise_level(luma: &Plane) -> f32 {
     let rows = luma.height.saturating_sub(2) / BLOCK;
-    let step = rows.div_ceil(MAX_ROWS / BLOCK).max(1);
-    let rows = (0..rows).into_par_iter().step_by(step);
-    let mut levels: Vec<f32> = rows.flat_map_iter(|row| block_levels(luma, row)).collect();
+    let mut levels: Vec<f32> =
+        (0..rows).into_par_iter().flat_map_iter(|row| block_levels(luma, row)).collect();
     if levels.is_empty() {
         return 0.0;
     }

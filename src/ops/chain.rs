@@ -87,7 +87,7 @@ fn grow<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T) {
 }
 
 impl RowRing {
-    /// Sets the size and the offset of the tiles. The contents are undefined.
+    /// Sets the size and the place of the tiles. The contents are undefined.
     fn reset(&mut self, (width, height): (usize, usize), channels: usize, above: usize) {
         (self.width, self.height, self.channels, self.above) = (width, height, channels, above);
         let len = self.blocks() * self.span();
@@ -103,35 +103,30 @@ impl RowRing {
         winograd::span(tiles(self.width))
     }
 
-    /// Whether a row of tiles has rows of the image.
-    fn has_tiles(&self, tiles: usize) -> bool {
-        TILE * (tiles + 1) > self.above && TILE * tiles < self.above + self.height
-    }
-
     /// The rows of the image in a row of tiles.
-    fn rows(&self, tiles: usize) -> Range<usize> {
+    fn rows(&self, tile_row: usize) -> Range<usize> {
         let row = |at: usize| at.saturating_sub(self.above).min(self.height);
-        row(TILE * tiles)..row(TILE * (tiles + 1))
+        row(TILE * tile_row)..row(TILE * (tile_row + 1))
     }
 
     /// The lines of a row of tiles.
-    fn lines_mut(&mut self, tiles: usize) -> &mut [Vec<Pixel>] {
-        &mut self.lines[tiles % 2 * TILE..][..TILE]
+    fn lines_mut(&mut self, tile_row: usize) -> &mut [Vec<Pixel>] {
+        &mut self.lines[tile_row % 2 * TILE..][..TILE]
     }
 
     /// The lines of the six rows that a row of tiles of the next image reads, clamped to the image.
-    fn neighbourhood(&self, tiles: usize) -> [&[Pixel]; SIDE] {
+    fn neighbourhood(&self, tile_row: usize) -> [&[Pixel]; SIDE] {
         std::array::from_fn(|n| {
-            let at = (TILE * tiles + n).clamp(self.above, self.above + self.height - 1);
+            let at = (TILE * tile_row + n).clamp(self.above, self.above + self.height - 1);
             &self.lines[at % (2 * TILE)][..self.blocks() * self.span()]
         })
     }
 
     /// The blocks of row y.
     fn blocks_mut(&mut self, y: usize) -> impl Iterator<Item = &mut [Pixel]> {
-        let span = self.span();
+        let (blocks, span) = (self.blocks(), self.span());
         let line = &mut self.lines[(y + self.above) % (2 * TILE)];
-        line.chunks_exact_mut(span).take(self.channels.div_ceil(DEPTH))
+        line.chunks_exact_mut(span).take(blocks)
     }
 
     /// Replicates the left and right border of row y.
@@ -170,7 +165,10 @@ impl RowRing {
 impl Layer {
     /// Transforms the weights. `weight` is [out, in, 3, 3], `bias` \[out\].
     fn new(weight: &Tensor, bias: &Tensor, activation: bool) -> Result<Self> {
-        let (out_channels, in_channels, ..) = weight.dims4()?;
+        let (out_channels, in_channels, height, width) = weight.dims4()?;
+        if (height, width, bias.dims()) != (3, 3, &[out_channels]) {
+            candle_core::bail!("weight {:?} with bias {:?}", weight.dims(), bias.dims());
+        }
         let (weight, bias) = (Host::new(weight)?, Host::new(bias)?);
         let (weight, bias) = (weight.values()?, bias.values()?);
         let kernels = weight.chunks(LANES * in_channels * 9).zip(bias.chunks(LANES));
@@ -206,7 +204,7 @@ impl ConvChain {
     /// A chain of layers, each with a weight [out, in, 3, 3] and a bias \[out\].
     ///
     /// # Errors
-    /// If a weight does not have four dimensions, or is not a float tensor.
+    /// If a weight or a bias has another shape, or is not a float tensor.
     pub fn new(layers: &[(Tensor, Tensor)]) -> Result<Self> {
         let last = layers.len().saturating_sub(1);
         let layers = layers.iter().enumerate();
@@ -258,23 +256,31 @@ impl ConvChain {
         for layer in &self.layers {
             super::count(rows.len() * width, layer.out_channels, 9 * layer.in_channels);
         }
-        // The rows of tiles of the output. Each earlier image needs one more below.
+        // The rows of tiles of the output. Each earlier image needs one more below, although few rows of it are read: in a
+        // row of tiles, all six input rows are part of every sum and cancel only up to rounding.
         let needed = rows.start / TILE..rows.end.div_ceil(TILE);
-        // The last row of the input that is needed is the second one of its last row of tiles.
-        let inputs = 0..(TILE * (needed.end + depth - 1) + 2).saturating_sub(depth);
-        // A pipeline: layer n computes a row of tiles one step after the next one of its input is there.
+        // Of the last row of tiles of the input, two rows are read.
+        let input_end = (TILE * (needed.end + depth - 1) + 2).saturating_sub(depth);
+        // A pipeline: each layer is one row of tiles behind its input.
         for step in needed.start..needed.end + depth {
-            for y in rings[0].rows(step).filter(|y| inputs.contains(y)) {
+            for y in rings[0].rows(step).filter(|y| *y < input_end) {
                 input(y, &mut row[..width * rings[0].channels]);
                 rings[0].write(y, row);
             }
             for (n, layer) in self.layers.iter().enumerate() {
+                let Some(tile_row) = step.checked_sub(n + 1).filter(|row| *row >= needed.start)
+                else {
+                    break;
+                };
                 let (before, after) = rings.split_at_mut(n + 1);
                 let (source, target) = (&before[n], &mut after[0]);
-                let is_needed = |tiles: &usize| *tiles >= needed.start && target.has_tiles(*tiles);
-                let Some(tiles) = step.checked_sub(n + 1).filter(is_needed) else { continue };
-                layer.run(source.neighbourhood(tiles), width, chunk, target.lines_mut(tiles));
-                for y in target.rows(tiles) {
+                let target_rows = target.rows(tile_row);
+                if target_rows.is_empty() {
+                    continue;
+                }
+                let lines = target.lines_mut(tile_row);
+                layer.run(source.neighbourhood(tile_row), width, chunk, lines);
+                for y in target_rows {
                     if n + 1 < depth {
                         target.replicate(y);
                     } else if rows.contains(&y) {
@@ -294,52 +300,121 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn any_number_of_output_channels_is_computed() {
-        let (w, h, inputs) = (11, 5, 6);
-        let value = |n: usize| (n * 7919 % 1009) as f32 / 1009.0 - 0.5;
-        let image: Vec<f32> = (0..w * h * inputs).map(value).collect();
-        for outputs in [1, 8, 16, 24, 32, 40, 48] {
-            let weights: Vec<f32> = (0..outputs * inputs * 9).map(|n| value(n + 5)).collect();
-            let biases: Vec<f32> = (0..outputs).map(|n| value(n + 77)).collect();
-            let weight = Tensor::from_slice(&weights, (outputs, inputs, 3, 3), &Device::Cpu);
-            let bias = Tensor::from_slice(&biases, outputs, &Device::Cpu);
-            let chain = ConvChain::new(&[(weight.unwrap(), bias.unwrap())]).unwrap();
-            let read = |y: usize, row: &mut [f32]| {
-                row.copy_from_slice(&image[y * w * inputs..][..w * inputs]);
-            };
-            let check = |y: usize, row: &[f32]| {
-                for (n, got) in row.iter().enumerate() {
-                    let (x, out) = (n / outputs, n % outputs);
-                    let mut expected = biases[out];
-                    for (k, channel) in (0..9).flat_map(|k| (0..inputs).map(move |c| (k, c))) {
-                        let x = (x + k % 3).saturating_sub(1).min(w - 1);
-                        let y = (y + k / 3).saturating_sub(1).min(h - 1);
-                        let weight = weights[(out * inputs + channel) * 9 + k];
-                        expected += image[(y * w + x) * inputs + channel] * weight;
+    fn value(n: usize) -> f32 {
+        (n * 7919 % 1009) as f32 / 1009.0 - 0.5
+    }
+
+    fn tensors(inputs: usize, outputs: usize) -> (Tensor, Tensor) {
+        let scale = 2.0 / (inputs as f32).sqrt();
+        let weights: Vec<_> =
+            (0..outputs * inputs * 9).map(|n| scale * value(n + inputs)).collect();
+        let biases: Vec<_> = (0..outputs).map(|n| value(n + 77)).collect();
+        let weight = Tensor::from_slice(&weights, (outputs, inputs, 3, 3), &Device::Cpu);
+        (weight.unwrap(), Tensor::new(biases, &Device::Cpu).unwrap())
+    }
+
+    /// The output of a chain, [h, w, out], of an image, [h, w, in].
+    fn direct(layers: &[(Tensor, Tensor)], (w, h): (usize, usize), image: &[f32]) -> Vec<f32> {
+        let mut image = image.to_vec();
+        for (n, (weight, bias)) in layers.iter().enumerate() {
+            let (outputs, inputs, ..) = weight.dims4().unwrap();
+            let weight = weight.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let bias = bias.to_vec1::<f32>().unwrap();
+            let convolve = |at: usize| {
+                let (x, y, out) = (at / outputs % w, at / outputs / w, at % outputs);
+                let mut sum = bias[out];
+                for k in 0..9 {
+                    let x = (x + k % 3).saturating_sub(1).min(w - 1);
+                    let y = (y + k / 3).saturating_sub(1).min(h - 1);
+                    for channel in 0..inputs {
+                        let weight = weight[(out * inputs + channel) * 9 + k];
+                        sum += image[(y * w + x) * inputs + channel] * weight;
                     }
-                    assert!(
-                        (got - expected).abs() < 1e-4,
-                        "{outputs} channels, ({x}, {y}): {got}, {expected}"
-                    );
                 }
-                Ok::<_, ()>(())
+                let last = n + 1 == layers.len();
+                if sum < 0.0 && !last { sum * LEAKY_SLOPE } else { sum }
             };
-            chain.run(&mut Scratch::default(), (w, h), 0..h, read, check).unwrap();
+            image = (0..w * h * outputs).map(convolve).collect();
+        }
+        image
+    }
+
+    /// Rows of the output of a chain, computed with `scratch`.
+    fn run(
+        chain: &ConvChain,
+        scratch: &mut Scratch,
+        (w, h): (usize, usize),
+        rows: Range<usize>,
+        image: &[f32],
+    ) -> Vec<f32> {
+        let stride = image.len() / h;
+        let read = |y: usize, row: &mut [f32]| row.copy_from_slice(&image[y * stride..][..stride]);
+        let mut out = Vec::new();
+        let write = |_: usize, row: &[f32]| {
+            out.extend_from_slice(row);
+            Ok::<_, ()>(())
+        };
+        chain.run(scratch, (w, h), rows, read, write).unwrap();
+        out
+    }
+
+    /// What an earlier run may have left in the buffers.
+    fn poison(scratch: &mut Scratch) {
+        scratch.row.fill(f32::NAN);
+        let lines = scratch.rings.iter_mut().flat_map(|ring| &mut ring.lines);
+        lines.for_each(|line| line.fill([f32::NAN; DEPTH]));
+        scratch.chunk.values.as_flattened_mut().as_flattened_mut().fill([f32::NAN; DEPTH]);
+        let products = scratch.chunk.products.as_flattened_mut().as_flattened_mut();
+        products.fill(winograd::Lanes([f32::NAN; LANES]));
+    }
+
+    #[test]
+    fn a_chain_equals_convolutions_in_any_bands() {
+        let mut scratch = Scratch::default();
+        let sizes = [(1, 1), (2, 1), (1, 5), (3, 2), (5, 3), (8, 8), (9, 4), (49, 13), (101, 6)];
+        for channels in [&[3, 1][..], &[9, 17, 5], &[4, 40, 33, 3], &[27, 16, 8, 24, 16]] {
+            let layers: Vec<_> = channels
+                .array_windows()
+                .map(|[inputs, outputs]| tensors(*inputs, *outputs))
+                .collect();
+            let chain = ConvChain::new(&layers).unwrap();
+            for (w, h) in sizes {
+                let image: Vec<f32> = (0..w * h * channels[0]).map(value).collect();
+                let expected = direct(&layers, (w, h), &image);
+                let found = run(&chain, &mut scratch, (w, h), 0..h, &image);
+                assert_eq!(found.len(), expected.len());
+                for (n, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let error = (found - expected).abs();
+                    assert!(error < 1e-4, "{channels:?}, {w}×{h}: {n}: {found}, {expected}");
+                }
+                for band in [1, 3, 4, 7] {
+                    let bands = (0..h).step_by(band).map(|first| first..(first + band).min(h));
+                    let rows = bands.flat_map(|rows| {
+                        poison(&mut scratch);
+                        run(&chain, &mut scratch, (w, h), rows, &image)
+                    });
+                    assert!(rows.eq(found.iter().copied()), "{channels:?}, {w}×{h}: {band}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_match_are_an_error() {
+        let (weight, bias) = tensors(4, 8);
+        for (weight, bias) in [
+            (weight.narrow(2, 0, 2).unwrap(), bias.clone()),
+            (weight.clone(), bias.narrow(0, 0, 7).unwrap()),
+            (weight.flatten_all().unwrap(), bias),
+        ] {
+            assert!(ConvChain::new(&[(weight, bias)]).is_err());
         }
     }
 
     #[test]
     fn constants_equal_channels_of_one_value() {
         let (w, h) = (9, 6);
-        let value = |n: usize| (n * 7919 % 1009) as f32 / 1009.0 - 0.5;
-        let layer = |inputs: usize, outputs: usize| {
-            let weights: Vec<_> = (0..outputs * inputs * 9).map(|n| value(n + inputs)).collect();
-            let weight = Tensor::from_slice(&weights, (outputs, inputs, 3, 3), &Device::Cpu);
-            let biases: Vec<_> = (0..outputs).map(value).collect();
-            (weight.unwrap(), Tensor::new(biases, &Device::Cpu).unwrap())
-        };
-        let chain = ConvChain::new(&[layer(5, 20), layer(20, 3)]).unwrap();
+        let chain = ConvChain::new(&[tensors(5, 20), tensors(20, 3)]).unwrap();
         let constants = [0.3, -0.8];
         let output = |chain: &ConvChain, constants: &[f32]| {
             let input = |y: usize, row: &mut [f32]| {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The algorithm with AVX2 and FMA.
 //!
-//! No closures: they do not inherit the target features, so they would not be inlined.
+//! No closures for `map` and `from_fn`: those functions do not have the target features, so closures are not inlined in them.
 
 use std::{arch::x86_64::*, ops::Range};
 
@@ -92,8 +92,7 @@ pub fn multiply(values: &[Values], group: &Group, tiles: usize, out: &mut Produc
         let weights = group.point(point);
         let mut first = 0;
         while first < tiles {
-            // The sums of six tiles and the weights fill the 16 registers. Eight sums still hide the latency of the
-            // additions.
+            // 12 sums of six tiles and the weights fill the 16 registers. Eight sums still hide the latency of the additions.
             first += match tiles - first {
                 4 | 8 => multiply_tiles::<4>(values, weights, (point, first), &mut out[first..]),
                 6.. => multiply_tiles::<6>(values, weights, (point, first), &mut out[first..]),
@@ -178,8 +177,8 @@ pub fn transform_output(
     }
 }
 
-/// Transforms the products of column x of half of the channels of a tile. Adds `bias` to the second one: that of the second
-/// column is part of all outputs of the tile.
+/// Transforms the products of column x of half of the channels of a tile. `bias` is added to that of row 1: that of row 1
+/// and column 1 is part of each output once.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn transform_column(

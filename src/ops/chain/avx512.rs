@@ -12,7 +12,7 @@ pub fn multiply(values: &[Values], groups: &[Group], tiles: usize, out: &mut [Pr
     match (groups, out) {
         ([a, b], [first, second]) => multiply_groups(values, [a, b], tiles, [first, second]),
         ([group], [out]) => multiply_groups(values, [group], tiles, [out]),
-        _ => {}
+        (groups, out) => unreachable!("{} groups for {} sums", groups.len(), out.len()),
     }
 }
 
@@ -31,9 +31,9 @@ fn multiply_groups<const GROUPS: usize>(
         let mut first = 0;
         while first < tiles {
             let (at, out) = ((point, first), &mut out);
-            // At least eight sums hide the latency of the additions.
+            // With two groups, the sums of at least four tiles hide the latency of the additions.
             first += match tiles - first {
-                12 | 16.. => multiply_tiles::<12, _>(values, weights, at, out),
+                12 => multiply_tiles::<12, _>(values, weights, at, out),
                 4 | 8 => multiply_tiles::<4, _>(values, weights, at, out),
                 6.. => multiply_tiles::<6, _>(values, weights, at, out),
                 _ => multiply_tiles::<2, _>(values, weights, at, out),

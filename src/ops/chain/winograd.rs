@@ -24,7 +24,7 @@ pub const POINTS: usize = SIDE * SIDE;
 /// The most tiles that are transformed and multiplied at a time: with the weights of a group, they fit in the level 2
 /// cache.
 pub const CHUNK: usize = 12;
-/// One more, so that the points of a tile are not in the same set of the cache.
+/// One more, so that the points of a tile are in different sets of the level 1 cache.
 const STRIDE: usize = CHUNK + 1;
 /// Input channels per block: an AVX register.
 pub const DEPTH: usize = 8;
@@ -106,19 +106,42 @@ fn transform_weights(g: [f32; 3]) -> [f32; SIDE] {
     ]
 }
 
+/// A value for each of eight channels.
+#[inline(always)]
+fn pixel(value: impl Fn(usize) -> f32) -> Pixel {
+    std::array::from_fn(value)
+}
+
 /// The transform of six input values (Bᵀd of Lavin and Gray).
-fn transform_values(d: [f32; SIDE]) -> [f32; SIDE] {
-    let (a, b) = (d[4] - 4.0 * d[2], d[3] - 4.0 * d[1]);
-    let (e, f) = (d[4] - d[2], 2.0 * (d[3] - d[1]));
-    let ends = [0, 1].map(|n| 4.0 * d[n] - 5.0 * d[n + 2] + d[n + 4]);
-    [ends[0], a + b, a - b, e + f, e - f, ends[1]]
+#[inline(always)]
+fn transform_values(d: &[Pixel; SIDE]) -> [Pixel; SIDE] {
+    let a = pixel(|k| d[4][k] - 4.0 * d[2][k]);
+    let b = pixel(|k| d[3][k] - 4.0 * d[1][k]);
+    let e = pixel(|k| d[4][k] - d[2][k]);
+    let f = pixel(|k| 2.0 * (d[3][k] - d[1][k]));
+    [
+        pixel(|k| 4.0 * d[0][k] - 5.0 * d[2][k] + d[4][k]),
+        pixel(|k| a[k] + b[k]),
+        pixel(|k| a[k] - b[k]),
+        pixel(|k| e[k] + f[k]),
+        pixel(|k| e[k] - f[k]),
+        pixel(|k| 4.0 * d[1][k] - 5.0 * d[3][k] + d[5][k]),
+    ]
 }
 
 /// The transform of six products to four outputs (Aᵀm of Lavin and Gray).
-fn transform_products(m: [f32; SIDE]) -> [f32; TILE] {
-    let (a, b) = (m[1] + m[2], m[3] + m[4]);
-    let (e, f) = (m[1] - m[2], m[3] - m[4]);
-    [m[0] + a + b, e + 2.0 * f, a + 4.0 * b, e + 8.0 * f + m[5]]
+#[inline(always)]
+fn transform_products(m: &[Pixel; SIDE]) -> [Pixel; TILE] {
+    let a = pixel(|k| m[1][k] + m[2][k]);
+    let b = pixel(|k| m[3][k] + m[4][k]);
+    let e = pixel(|k| m[1][k] - m[2][k]);
+    let f = pixel(|k| m[3][k] - m[4][k]);
+    [
+        pixel(|k| m[0][k] + a[k] + b[k]),
+        pixel(|k| e[k] + 2.0 * f[k]),
+        pixel(|k| a[k] + 4.0 * b[k]),
+        pixel(|k| e[k] + 8.0 * f[k] + m[5][k]),
+    ]
 }
 
 /// Whether the CPU supports AVX2 and FMA.
@@ -146,14 +169,13 @@ pub fn transform_input_portable(rows: [&[Pixel]; SIDE], tiles: Range<usize>, out
     let span = rows[0].len() / out.len();
     for (block, out) in out.iter_mut().enumerate() {
         for (n, tile) in tiles.clone().enumerate() {
-            let rows = rows.map(|row| &row[block * span + TILE * tile..][..SIDE]);
-            for k in 0..DEPTH {
-                let points = rows.map(|row| transform_values(std::array::from_fn(|x| row[x][k])));
-                for x in 0..SIDE {
-                    let column = transform_values(points.map(|row| row[x]));
-                    for (y, point) in column.into_iter().enumerate() {
-                        out[y * SIDE + x][n][k] = point;
-                    }
+            let at = block * span + TILE * tile;
+            let rows: [_; SIDE] =
+                std::array::from_fn(|y| transform_values(&rows[y][at..].as_chunks::<SIDE>().0[0]));
+            for x in 0..SIDE {
+                let column = transform_values(&std::array::from_fn(|y| rows[y][x]));
+                for (y, point) in column.iter().enumerate() {
+                    out[y * SIDE + x][n] = *point;
                 }
             }
         }
@@ -183,12 +205,14 @@ fn multiply_group(values: &[Values], group: &Group, tiles: usize, out: &mut Prod
 
 pub fn multiply_portable(values: &[Values], group: &Group, tiles: usize, out: &mut Products) {
     for (point, out) in out.iter_mut().enumerate() {
-        for (tile, sum) in out[..tiles].iter_mut().enumerate() {
-            *sum = Lanes::ZERO;
-            let values = values.iter().flat_map(|values| &values[point][tile]);
-            for (value, weights) in values.zip(group.point(point)) {
-                sum.0.iter_mut().zip(weights.0).for_each(|(sum, weight)| *sum += value * weight);
+        for (tile, out) in out[..tiles].iter_mut().enumerate() {
+            let mut sums = Lanes::ZERO;
+            for (values, weights) in values.iter().zip(group.point(point).chunks(DEPTH)) {
+                for (value, Lanes(weights)) in values[point][tile].iter().zip(weights) {
+                    sums.0.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += value * weight);
+                }
             }
+            *out = sums;
         }
     }
 }
@@ -220,19 +244,18 @@ pub fn transform_output_portable(
     lines: &mut [Vec<Pixel>],
 ) {
     for (half, block) in blocks.enumerate() {
+        let part = |lanes: &Lanes| lanes.0.as_chunks::<DEPTH>().0[half];
+        let bias = part(&group.bias);
         for (n, tile) in tiles.clone().enumerate() {
-            for k in 0..DEPTH {
-                let lane = half * DEPTH + k;
-                let columns: [_; SIDE] = std::array::from_fn(|x| {
-                    transform_products(std::array::from_fn(|y| products[y * SIDE + x][n].0[lane]))
-                });
-                for (y, line) in lines.iter_mut().enumerate() {
-                    let outputs = transform_products(columns.map(|column| column[y]));
-                    let pixels = &mut line[block * span + TILE * tile + 1..];
-                    for (pixel, output) in pixels.iter_mut().zip(outputs) {
-                        let sum = output + group.bias.0[lane];
-                        pixel[k] = sum.max(sum * slope);
-                    }
+            let columns: [_; SIDE] = std::array::from_fn(|x| {
+                transform_products(&std::array::from_fn(|y| part(&products[y * SIDE + x][n])))
+            });
+            for (y, line) in lines.iter_mut().enumerate() {
+                let outputs = transform_products(&std::array::from_fn(|x| columns[x][y]));
+                let pixels = &mut line[block * span + TILE * tile + 1..];
+                for (out, output) in pixels.iter_mut().zip(outputs) {
+                    let sum = pixel(|k| output[k] + bias[k]);
+                    *out = pixel(|k| sum[k].max(sum[k] * slope));
                 }
             }
         }
