@@ -28,7 +28,8 @@ fn sample_side(upscaler: Upscaler) -> usize {
 }
 
 /// Pixels at the sides of a low-resolution sample that the loss ignores, unless they are sides of the image: the network
-/// sees replicated pixels there. Each layer reads one pixel, of `fold` pixels of the image, beyond the sides of its output.
+/// sees replicated pixels there. Each layer reads one pixel of its input, which is `fold` pixels of the image wide, beyond
+/// the sides of its output.
 fn border(upscaler: Upscaler) -> usize {
     upscaler.fold * (upscaler.network.channels.len() - 1)
 }
@@ -50,6 +51,14 @@ struct Sample {
     residual: Plane,
     /// A weight per pixel of `low`, 0 where the loss ignores it. The mean of their squares is 1.
     weights: Plane,
+}
+
+impl Sample {
+    /// Lets the image have one luma. In such samples, the network learns to add no pattern to flat areas.
+    fn flatten(&mut self, luma: f32) {
+        self.low.values.fill(luma);
+        self.residual.values.fill(0.0);
+    }
 }
 
 /// An image of a scene as a camera records it. The blur grows with the `factor` of the network, so that the inputs of all
@@ -206,8 +215,9 @@ pub fn train(
         if step % RENEWAL_STEPS == 0 {
             pool.renew()?;
         }
-        let samples: Vec<_> =
+        let mut samples: Vec<_> =
             (0..BATCH).map(|_| crop(random.pick(pool.items()), upscaler, &mut random)).collect();
+        samples[0].flatten(random.uniform(0.0, 1.0));
         let batch = batch(&samples, upscaler, device)?;
         let error = log_error(&batch.error(trainee)?)?;
         let loss = (&error + harm(&error, &log_error(&batch.target)?)?)?.mean_all()?;
@@ -272,13 +282,13 @@ impl Validation {
 mod tests {
     use gstvenhance::lite::network::UPSCALERS;
 
-    use super::*;
+    use super::{super::degradation::SIDE, *};
 
     #[test]
     fn the_loss_ignores_pixels_next_to_unknown_ones() {
         for (upscaler, border) in UPSCALERS.into_iter().zip([6, 3, 4]) {
             let side = sample_side(upscaler);
-            let last = 240 / upscaler.factor - side;
+            let last = SIDE / upscaler.factor - side;
             for (at, columns, rows) in [
                 ([last - 1, 3], border..side - border, border..side - border),
                 ([0, last], 0..side - border, border..side),

@@ -165,7 +165,7 @@ pub fn transform_input(rows: [&[Pixel]; SIDE], tiles: Range<usize>, out: &mut [V
     transform_input_portable(rows, tiles, out);
 }
 
-pub fn transform_input_portable(rows: [&[Pixel]; SIDE], tiles: Range<usize>, out: &mut [Values]) {
+fn transform_input_portable(rows: [&[Pixel]; SIDE], tiles: Range<usize>, out: &mut [Values]) {
     let span = rows[0].len() / out.len();
     for (block, out) in out.iter_mut().enumerate() {
         for (n, tile) in tiles.clone().enumerate() {
@@ -203,7 +203,7 @@ fn multiply_group(values: &[Values], group: &Group, tiles: usize, out: &mut Prod
     multiply_portable(values, group, tiles, out);
 }
 
-pub fn multiply_portable(values: &[Values], group: &Group, tiles: usize, out: &mut Products) {
+fn multiply_portable(values: &[Values], group: &Group, tiles: usize, out: &mut Products) {
     for (point, out) in out.iter_mut().enumerate() {
         for (tile, out) in out[..tiles].iter_mut().enumerate() {
             let mut sums = Lanes::ZERO;
@@ -235,7 +235,7 @@ pub fn transform_output(
     transform_output_portable(products, group, slope, tiles, blocks, lines);
 }
 
-pub fn transform_output_portable(
+fn transform_output_portable(
     products: &Products,
     group: &Group,
     slope: f32,
