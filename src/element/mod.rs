@@ -125,7 +125,7 @@ glib::wrapper! {
     ///
     /// # Memory
     /// It does not grow with the length of the video, but with the size of its frames, of which the element
-    /// holds several at 16 bits per component. 1920×1080 with `model=lite up-scale=2` takes 290 MB, 450 MB
+    /// holds several at 16 bits per component. 1920×1080 with `model=lite up-scale=2` takes 320 MB, 500 MB
     /// with an interpolated frame.
     pub struct VEnhance(ObjectSubclass<imp::VEnhance>)
         @extends gst_base::BaseTransform, gst::Element, gst::Object;
