@@ -247,10 +247,24 @@ mod tests {
     fn a_downscale_repeats_the_border_as_ffmpeg_does() {
         let image = plane(36, 24);
         for filter in [Filter::Cubic(-0.6), Filter::Lanczos3, Filter::Gauss(0.7), Filter::Box] {
-            let expected = pad(&image, 12, 12).resample((30, 24), filter, Border::Replicated);
-            let found = image.resample((18, 12), filter, Border::Replicated);
-            assert_near(&found, &expected.crop((6, 6), (18, 12)));
+            for factor in [2, 3, 4] {
+                let size = |border: usize| ((36 + border) / factor, (24 + border) / factor);
+                let padded = pad(&image, 12, 12).resample(size(24), filter, Border::Replicated);
+                let expected = padded.crop((12 / factor, 12 / factor), size(0));
+                assert_near(&image.resample(size(0), filter, Border::Replicated), &expected);
+            }
         }
+    }
+
+    #[test]
+    fn an_upscale_ignores_what_is_beyond_the_border() {
+        let mut image = Plane::new(8, 1);
+        image.values[0] = 1.0;
+        let weight = |x| Filter::Lanczos3.weight(x);
+        // The first output pixel is a quarter of a pixel before the first input pixel.
+        let sum: f32 = (0..3).map(|n| weight(n as f32 + 0.25)).sum();
+        let found = image.resample((16, 2), Filter::Lanczos3, Border::Cut);
+        assert!((found.values[0] - weight(0.25) / sum).abs() < 1e-6, "{:?}", found.values);
     }
 
     #[test]
