@@ -18,8 +18,9 @@ use winograd::{CHUNK, DEPTH, Group, LANES, Pixel, Products, SIDE, TILE, Values};
 /// Negative slope of the leaky ReLU.
 pub const LEAKY_SLOPE: f32 = 0.1;
 
-/// Rows per band for an image of `height`, so that every thread gets about two bands. Smaller bands compute
-/// more rows twice at their borders; larger ones take longer to cancel. The result does not depend on it.
+/// Rows per band for an image of `height`, so that every thread gets about two bands of whole rows of tiles.
+/// Smaller bands compute more rows twice at their borders; larger ones take longer to cancel. The result does not depend on
+/// it.
 pub fn band_rows(height: usize) -> usize {
     height.div_ceil(2 * rayon::current_num_threads()).next_multiple_of(TILE).clamp(8, 64)
 }

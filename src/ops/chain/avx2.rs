@@ -51,6 +51,7 @@ fn element<const N: usize>(arrays: &[[__m256; N]; SIDE], n: usize) -> [__m256; S
     [a[n], b[n], c[n], d[n], e[n], f[n]]
 }
 
+/// The transform of six input values (Bᵀd of Lavin and Gray).
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn transform_values(d: [__m256; SIDE]) -> [__m256; SIDE] {
@@ -69,6 +70,7 @@ fn transform_values(d: [__m256; SIDE]) -> [__m256; SIDE] {
     ]
 }
 
+/// The transform of six products to four outputs (Aᵀm of Lavin and Gray).
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn transform_products(m: [__m256; SIDE]) -> [__m256; TILE] {
@@ -114,6 +116,7 @@ fn multiply_tiles<const N: usize>(
     let mut sums = [[_mm256_setzero_ps(); LANES / 8]; N];
     for (values, weights) in values.iter().zip(weights.chunks(DEPTH)) {
         let values = &values[point][first..][..N];
+        // A constant number of channels lets the compiler unroll the loop.
         match weights.as_array::<DEPTH>() {
             Some(weights) => add_products(values, weights, &mut sums),
             None => add_products(values, weights, &mut sums),

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::winograd::{DEPTH, Group, Lanes, POINTS, Products, Values};
+use super::winograd::{DEPTH, Group, Lanes, POINTS, Pixel, Products, Values};
 
 /// [`multiply`](super::winograd::multiply). Each sum adds the same products in the same order as with AVX2, so the
 /// results are equal.
@@ -59,6 +59,7 @@ fn multiply_tiles<const N: usize, const GROUPS: usize>(
         for weights in &mut weights {
             *weights = &weights[block * DEPTH..][..channels];
         }
+        // A constant number of channels lets the compiler unroll the loop.
         if channels == DEPTH {
             add_products(values, weights, DEPTH, &mut sums);
         } else {
@@ -77,7 +78,7 @@ fn multiply_tiles<const N: usize, const GROUPS: usize>(
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn add_products<const N: usize, const GROUPS: usize>(
-    values: &[[f32; DEPTH]],
+    values: &[Pixel],
     weights: [&[Lanes]; GROUPS],
     channels: usize,
     sums: &mut [[__m512; N]; GROUPS],

@@ -33,9 +33,11 @@ pub const DEPTH: usize = 8;
 pub type Pixel = [f32; DEPTH];
 /// Eight input channels of transformed tiles, [36, tiles, 8].
 pub type Values = [[Pixel; STRIDE]; POINTS];
+/// The initial contents of a buffer.
 pub static NO_VALUES: Values = [[[0.0; DEPTH]; STRIDE]; POINTS];
 /// Sixteen output channels of transformed tiles, [36, tiles].
 pub type Products = [[Lanes; STRIDE]; POINTS];
+/// The initial contents of a buffer.
 pub static NO_PRODUCTS: Products = [[Lanes::ZERO; STRIDE]; POINTS];
 
 /// 16 output channels of a convolution, padded with zeros.
