@@ -19,7 +19,7 @@ use super::{
 
 /// Size of the clips.
 const SIZE: (usize, usize) = (384, 192);
-/// Number of frames. A scene moves from time 0 to 1.
+/// Number of frames. The time of a clip goes from 0 to 1.
 const FRAMES: usize = 41;
 /// Luma of the limited range, and what a clip with superwhites fills.
 const NOMINAL: (f32, f32) = (16.0, 235.0);
@@ -59,7 +59,12 @@ pub fn write_clips(folder: &Path, seed: u64) -> Result<()> {
     let credits = Scene::black(SIZE).with_text((0.0, -100.0), 0.3, &mut random);
     write(folder, "credits", NOMINAL, |time| credits.frame(SIZE, time))?;
     let rods = Scene::pan(&canvases, SIZE, (40.0, 0.0), &mut random).with_rods(&mut random);
-    write(folder, "rods", NOMINAL, |time| rods.frame(SIZE, time))
+    write(folder, "rods", NOMINAL, |time| rods.frame(SIZE, time))?;
+    // A unit of the time of the scene is a frame.
+    let steps = (FRAMES - 1) as f32;
+    let figure = Scene::pan(&canvases, SIZE, (1.5, 0.0), &mut random);
+    let figure = figure.with_figure(&canvases, (-3.0, 0.5), &mut random);
+    write(folder, "figure", NOMINAL, |time| figure.frame(SIZE, steps * (time - 0.5)))
 }
 
 /// Writes a clip; `frame` renders the luma at a time from 0 to 1, whose black and white are the code values of

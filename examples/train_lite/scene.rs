@@ -3,7 +3,7 @@
 //!
 //! Random shapes that occlude each other and whose sizes follow a power law have the statistics of natural images
 //! (Lee, Mumford, Huang: "Occlusion models for natural images", 2001). Layers of them that rotate, scale and move
-//! over each other give scenes whose flow and occlusion are known exactly.
+//! over each other give scenes whose flow and occlusion are known exactly. Layers that are joined make figures with limbs.
 
 use std::{f32::consts::TAU, sync::Arc};
 
@@ -252,9 +252,12 @@ struct Layer {
     canvas: Arc<Canvas>,
     /// The shape and its half width and height; `None` for the background.
     outline: Option<(Outline, f32, f32)>,
+    /// What moves a limb, instead of `centre` and `velocity`.
+    joint: Option<Joint>,
     centre: (f32, f32),
     /// Pixels per unit of time.
     velocity: (f32, f32),
+    /// Relative to the layer that it is joined to, if any. So is the spin.
     angle: f32,
     /// Radians per unit of time.
     spin: f32,
@@ -267,9 +270,21 @@ struct Layer {
     bias: f32,
 }
 
+/// What joins a limb to another layer.
+struct Joint {
+    /// Number of layers from the limb back to the other layer.
+    distance: usize,
+    /// The joint in coordinates of the other layer.
+    anchor: (f32, f32),
+    /// The joint in coordinates of the limb.
+    end: (f32, f32),
+}
+
 /// The position and orientation of a layer at a time.
 struct Pose {
     centre: (f32, f32),
+    /// Radians, in the frame.
+    angle: f32,
     inverse: Rotation,
     forward: Rotation,
 }
@@ -280,6 +295,7 @@ impl Layer {
         Self {
             canvas,
             outline: None,
+            joint: None,
             centre,
             velocity: (0.0, 0.0),
             angle: 0.0,
@@ -292,14 +308,22 @@ impl Layer {
         }
     }
 
-    fn pose(&self, time: f32) -> Pose {
-        let angle = self.angle + self.spin * time;
+    /// The pose at a time. `behind` are the poses of the layers behind this one, from the back.
+    fn pose(&self, time: f32, behind: &[Pose]) -> Pose {
         let scale = self.scale * (1.0 + self.growth * time);
+        let mut angle = self.angle + self.spin * time;
+        let mut centre =
+            (self.centre.0 + self.velocity.0 * time, self.centre.1 + self.velocity.1 * time);
+        if let Some(joint) = &self.joint {
+            let other = &behind[behind.len() - joint.distance];
+            angle += other.angle;
+            let (x, y) = other.to_frame(joint.anchor);
+            let (dx, dy) = Rotation::new(angle, scale).apply(joint.end.0, joint.end.1);
+            centre = (x - dx, y - dy);
+        }
         Pose {
-            centre: (
-                self.centre.0 + self.velocity.0 * time,
-                self.centre.1 + self.velocity.1 * time,
-            ),
+            centre,
+            angle,
             inverse: Rotation::new(-angle, 1.0 / scale),
             forward: Rotation::new(angle, scale),
         }
@@ -370,6 +394,7 @@ impl Scene {
                 Layer {
                     canvas: random.pick(canvases).clone(),
                     outline,
+                    joint: None,
                     centre: match background {
                         true => (w / 2.0, h / 2.0),
                         false => (random.uniform(0.0, w), random.uniform(0.0, h)),
@@ -455,15 +480,59 @@ impl Scene {
         self
     }
 
+    /// The scene with a figure in front whose four limbs bend at two joints each. Its body moves by `velocity` pixels per
+    /// unit of time.
+    pub fn with_figure(
+        mut self,
+        canvases: &[Arc<Canvas>],
+        velocity: (f32, f32),
+        random: &mut Random,
+    ) -> Self {
+        let (x, y) = self.layers[self.layers.len() - 1].centre;
+        // Half of the length of the body and of each part of a limb.
+        let length = 0.3 * y;
+        let part = |thickness: f32, random: &mut Random| {
+            let outline = if random.chance(0.5) { Outline::Box } else { Outline::Ellipse };
+            let gain = random.uniform(0.3, 1.0);
+            Layer {
+                outline: Some((outline, length, thickness * length)),
+                angle: random.uniform(0.0, TAU),
+                spin: random.uniform(-0.15, 0.15),
+                offset: (random.uniform(0.0, 768.0), random.uniform(0.0, 768.0)),
+                gain,
+                bias: random.uniform(0.0, 1.0 - gain),
+                ..Layer::still(random.pick(canvases).clone(), (x, y))
+            }
+        };
+        let body = Layer { velocity, ..part(0.5, random) };
+        self.layers.insert(0, body);
+        for n in 0..4 {
+            let thickness = random.uniform(0.08, 0.3);
+            let shoulder = (if n < 2 { length } else { -length }, 0.0);
+            for (distance, anchor) in [(1 + 2 * n, shoulder), (1, (length, 0.0))] {
+                let joint = Joint { distance, anchor, end: (-length, 0.0) };
+                let limb = Layer { joint: Some(joint), ..part(thickness, random) };
+                self.layers.insert(0, limb);
+            }
+        }
+        self
+    }
+
+    /// The poses of the layers at a time, front to back.
+    fn poses(&self, time: f32) -> Vec<Pose> {
+        let mut poses: Vec<Pose> = Vec::new();
+        for layer in self.layers.iter().rev() {
+            poses.push(layer.pose(time, &poses));
+        }
+        poses.reverse();
+        poses
+    }
+
     /// Renders the luma at a time, with 4 samples per pixel.
     pub fn frame(&self, (w, h): (usize, usize), time: f32) -> Plane {
         const SUB: [(f32, f32); 4] = [(0.25, 0.25), (0.75, 0.75), (0.75, 0.25), (0.25, 0.75)];
-        let poses: Vec<Vec<_>> = (0..4)
-            .map(|n| {
-                let time = time + self.shutter * (n as f32 - 1.5) / 4.0;
-                self.layers.iter().map(|layer| layer.pose(time)).collect()
-            })
-            .collect();
+        let poses: [_; 4] =
+            std::array::from_fn(|n| self.poses(time + self.shutter * (n as f32 - 1.5) / 4.0));
         let mut frame = Plane::new(w, h);
         for (n, value) in frame.values.iter_mut().enumerate() {
             let (x, y) = ((n % w) as f32, (n / w) as f32);
@@ -484,8 +553,7 @@ impl Scene {
 
     /// The true flow at a time: how far the surface visible at each pixel moves from time 0 to time 1, in x and y.
     pub fn flow(&self, (w, h): (usize, usize), time: f32) -> [Plane; 2] {
-        let poses = |time| self.layers.iter().map(|layer| layer.pose(time)).collect::<Vec<_>>();
-        let (before, now, after) = (poses(0.0), poses(time), poses(1.0));
+        let (before, now, after) = (self.poses(0.0), self.poses(time), self.poses(1.0));
         let mut flow = [Plane::new(w, h), Plane::new(w, h)];
         for n in 0..w * h {
             let (x, y) = ((n % w) as f32 + 0.5, (n / w) as f32 + 0.5);
@@ -556,6 +624,28 @@ mod tests {
                 }
             }
             assert!(matches * 10 > count * 7, "seed {seed}: {matches} of {count}");
+        }
+    }
+
+    #[test]
+    fn limbs_stay_joined() {
+        let (canvases, size) = ([Arc::new(Canvas::new(1))], (128, 128));
+        for seed in 0..4 {
+            let mut random = Random::new(seed);
+            let scene = Scene::pan(&canvases, size, (5.0, 0.0), &mut random);
+            let scene = scene.with_figure(&canvases, (2.0, 1.0), &mut random);
+            for poses in [0.0, 3.0, 40.0].map(|time| scene.poses(time)) {
+                let mut anchors = Vec::new();
+                for (n, layer) in scene.layers.iter().enumerate() {
+                    let Some(joint) = &layer.joint else { continue };
+                    let (x, y) = poses[n].to_frame(joint.end);
+                    let (u, v) = poses[n + joint.distance].to_frame(joint.anchor);
+                    assert!((x - u).hypot(y - v) < 1e-3, "seed {seed}, layer {n}");
+                    anchors.push(n + joint.distance);
+                }
+                // The body is layer 8, behind four limbs: a lower part is joined to the upper one behind it.
+                assert_eq!(anchors, [1, 8, 3, 8, 5, 8, 7, 8]);
+            }
         }
     }
 }
