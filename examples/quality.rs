@@ -41,6 +41,9 @@ struct Args {
     /// Compress the input with x264 at this constant rate factor.
     #[arg(long, value_name = "CRF")]
     crf: Option<u32>,
+    /// Compress the input as Motion JPEG at this quantizer scale, 2 to 31.
+    #[arg(long, value_name = "SCALE", conflicts_with = "crf")]
+    mjpeg: Option<u32>,
     /// Maximum number of frames per clip.
     #[arg(long, default_value_t = 120)]
     frames: usize,
@@ -160,7 +163,10 @@ fn compare(clip: &Path, args: &Args, folder: &Path) -> Result<Vec<[f64; FIGURES]
     }
     let mut small = if args.noise > 0.0 { noisy } else { clean.clone() };
     if let Some(crf) = args.crf {
-        small = compress(&small, &path("compressed"), low, crf)?;
+        small = compress(&small, &path("compressed"), low, ["libx264", "-crf"], crf)?;
+    }
+    if let Some(scale) = args.mjpeg {
+        small = compress(&small, &path("compressed"), low, ["mjpeg", "-q:v"], scale)?;
     }
 
     let (mut outputs, mut speeds) = (Vec::new(), Vec::new());
@@ -229,14 +235,23 @@ fn add_noise(input: &Path, output: &Path, raw: Raw, std: f32) -> Result<()> {
     Ok(std::fs::write(output, bytes)?)
 }
 
-/// Compresses a raw video with x264 and decompresses it to `output`.
-fn compress(input: &Path, output: &Path, raw: Raw, crf: u32) -> Result<PathBuf> {
+/// Compresses a raw video and decompresses it to `output`. `codec` names the encoder and the option that `quality` is for.
+fn compress(
+    input: &Path,
+    output: &Path,
+    raw: Raw,
+    codec: [&str; 2],
+    quality: u32,
+) -> Result<PathBuf> {
     let encoded = output.with_extension("mp4");
+    let [encoder, option] = codec;
     let mut command = Command::new("ffmpeg");
     command.args(["-v", "error", "-y"]).args(raw.input(12)).arg("-i").arg(input);
-    command.args(["-c:v", "libx264", "-crf", &crf.to_string()]).arg(&encoded).stdin(Stdio::null());
+    command.args(["-c:v", encoder, option, &quality.to_string()]).arg(&encoded);
+    command.stdin(Stdio::null());
     check(command)?;
-    ffmpeg(&["-i", &text(&encoded)], output)?;
+    // MJPEG has the full range.
+    ffmpeg(&["-i", &text(&encoded), "-pix_fmt", "yuv420p"], output)?;
     Ok(output.into())
 }
 
