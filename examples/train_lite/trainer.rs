@@ -157,15 +157,38 @@ impl Run {
     }
 }
 
-/// The tensors of a network for the plugin: weight [out, in, 3, 3] and bias \[out\] of each layer, in f16.
-pub fn export_layers(network: NetworkShape, parameters: &Tensor) -> Result<Vec<(String, Tensor)>> {
+/// The tensors of a network for the plugin: weight [out, in, 3, 3] and bias \[out\] of each layer, in f16. The output is
+/// multiplied by `gain`.
+pub fn export_layers(
+    network: NetworkShape,
+    parameters: &Tensor,
+    gain: f64,
+) -> Result<Vec<(String, Tensor)>> {
     let mut tensors = Vec::new();
     let layers = split_layers(parameters, network.channels)?;
+    let last = layers.len() - 1;
     for (n, (weight, bias)) in layers.into_iter().enumerate() {
+        let gain = if n == last { gain } else { 1.0 };
         for (kind, tensor) in [("weight", weight), ("bias", bias)] {
             let name = format!("{}.{n}.{kind}", network.name);
-            tensors.push((name, tensor.to_dtype(DType::F16)?));
+            tensors.push((name, (tensor * gain)?.to_dtype(DType::F16)?));
         }
     }
     Ok(tensors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gain_of_an_export_is_that_of_the_output() {
+        let network = NetworkShape { name: "test", channels: &[1, 2, 1] };
+        let parameters = Tensor::ones(9 * 2 + 2 + 9 * 2 + 1, DType::F32, &Device::Cpu).unwrap();
+        for (name, tensor) in export_layers(network, &parameters, 0.5).unwrap() {
+            let expected = if name.starts_with("test.1") { 0.5 } else { 1.0 };
+            let values = tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap();
+            assert!(values.to_vec1::<f32>().unwrap().iter().all(|x| *x == expected), "{name}");
+        }
+    }
 }
