@@ -41,8 +41,8 @@ struct Args {
     /// Compress the input with x264 at this constant rate factor.
     #[arg(long, value_name = "CRF")]
     crf: Option<u32>,
-    /// Compress the input as Motion JPEG at this quantizer scale, 2 to 31.
-    #[arg(long, value_name = "SCALE", conflicts_with = "crf")]
+    /// Compress the input as Motion JPEG at this quantizer scale. Luma outside 16–235 is clipped.
+    #[arg(long, value_name = "SCALE", conflicts_with = "crf", value_parser = clap::value_parser!(u32).range(2..=31))]
     mjpeg: Option<u32>,
     /// Maximum number of frames per clip.
     #[arg(long, default_value_t = 120)]
@@ -250,7 +250,7 @@ fn compress(
     command.args(["-c:v", encoder, option, &quality.to_string()]).arg(&encoded);
     command.stdin(Stdio::null());
     check(command)?;
-    // MJPEG has the full range.
+    // ffmpeg encodes MJPEG in the full range. This converts it back.
     ffmpeg(&["-i", &text(&encoded), "-pix_fmt", "yuv420p"], output)?;
     Ok(output.into())
 }

@@ -49,9 +49,9 @@ struct Args {
 
 /// Training steps of each upscaler.
 const UPSCALER_STEPS: [usize; UPSCALERS.len()] = [28_000, 12_000, 14_000];
-/// Scale of the residuals of the exported upscalers. They are trained on scenes and overestimate the detail of films. A
-/// residual that is the best estimate keeps 1 − 0.15² = 98 % of its gain in squared error.
-const CONFIDENCE: f64 = 0.85;
+/// Factor on the residuals that the exported upscalers predict. They are trained on scenes and overestimate the detail of
+/// films. A residual that is the best estimate keeps 1 − 0.15² = 98 % of its gain in squared error.
+const RESIDUAL_SCALE: f64 = 0.85;
 /// Training steps of the flow.
 const FLOW_STEPS: usize = 30_000;
 /// Name of the part that is the flow; those of the upscalers are the names of their networks.
@@ -116,18 +116,16 @@ fn export(args: &Args) -> Result<()> {
         ("created by".to_string(), "examples/train_lite of gst-plugin-venhance".to_string()),
         ("data".into(), "dead leaves in layered motion, drawn by the same program".into()),
         ("seed".into(), args.seed.to_string()),
-        ("scale of the residuals".into(), CONFIDENCE.to_string()),
+        ("scale of the residuals".into(), RESIDUAL_SCALE.to_string()),
     ]);
     let networks = UPSCALERS.map(|upscaler| upscaler.network);
-    let exported: Vec<_> = (networks.map(|network| (network, CONFIDENCE)).into_iter())
-        .chain([COARSE, FINE].map(|refiner| (refiner.network, 1.0)))
-        .collect();
     for part in networks.map(|network| network.name).into_iter().chain([FLOW]) {
         let (saved, step) = trainer::load(&checkpoint(part, args))?;
         metadata.insert(format!("steps of {part}"), step.to_string());
-        for &(network, gain) in &exported {
+        let scale = if part == FLOW { 1.0 } else { RESIDUAL_SCALE };
+        for network in networks.iter().chain([&COARSE.network, &FINE.network]) {
             if let Some(parameters) = saved.get(network.name) {
-                tensors.extend(trainer::export_layers(network, parameters, gain)?);
+                tensors.extend(trainer::export_layers(*network, parameters, scale)?);
             }
         }
         if step == 0 {

@@ -634,12 +634,15 @@ mod tests {
             let mut random = Random::new(seed);
             let scene = Scene::pan(&canvases, size, (5.0, 0.0), &mut random);
             let scene = scene.with_figure(&canvases, (2.0, 1.0), &mut random);
-            for poses in [0.0, 3.0, 40.0].map(|time| scene.poses(time)) {
+            for (time, poses) in [0.0, 3.0, 40.0].map(|time| (time, scene.poses(time))) {
                 let mut anchors = Vec::new();
                 for (n, layer) in scene.layers.iter().enumerate() {
                     let Some(joint) = &layer.joint else { continue };
+                    let other = &poses[n + joint.distance];
+                    let bend = poses[n].angle - other.angle;
+                    assert!((bend - layer.angle - layer.spin * time).abs() < 1e-4);
                     let (x, y) = poses[n].to_frame(joint.end);
-                    let (u, v) = poses[n + joint.distance].to_frame(joint.anchor);
+                    let (u, v) = other.to_frame(joint.anchor);
                     assert!((x - u).hypot(y - v) < 1e-3, "seed {seed}, layer {n}");
                     anchors.push(n + joint.distance);
                 }

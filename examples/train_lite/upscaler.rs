@@ -264,7 +264,8 @@ impl Validation {
         Ok(Self { batches: batches.collect::<Result<_>>()? })
     }
 
-    /// Prints the PSNR of Lanczos and the gain of the network in dB, by degradation. An export scales its residual.
+    /// Prints the PSNR of Lanczos and the gain of the network in dB, by degradation, without the scale of
+    /// the export.
     fn print(&self, trainee: &Trainee) -> Result<()> {
         let psnr = |error: &Tensor| {
             (log_error(error)?.mean_all()? * (-10.0 / 10f64.ln()))?.to_scalar::<f32>()
