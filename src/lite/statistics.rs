@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Statistics of a whole frame: the upscalers read them, so that they sharpen neither noise nor sharp detail.
+//! Statistics of a whole frame: by noise and sharpness, the upscalers sharpen neither noise nor sharp detail; by blockiness,
+//! their residuals are scaled.
 
 use std::f32::consts::FRAC_PI_2;
 
@@ -16,12 +17,20 @@ pub struct Statistics {
     /// How much the finest detail weighs, relative to that of twice its size: 0.4 in soft or strongly compressed
     /// frames, 0.5 in sharp ones, up to 1 with noise.
     pub sharpness: f32,
+    /// How much the borders of 8×8 blocks stand out: 1 in uncompressed frames, 1 to 1.05 after H.264, whose decoder
+    /// smooths them, 1.1 and more after JPEG.
+    pub blockiness: f32,
 }
 
 impl Statistics {
     /// The statistics of a frame.
     pub fn of(luma: &Plane) -> Self {
-        Self { noise: noise_level(luma), sharpness: sharpness(luma) }
+        let [fine, coarse] = [1, 2].map(|distance| SecondDifferences::of(luma, distance));
+        Self {
+            noise: noise_level(luma),
+            sharpness: sharpness(&fine, &coarse),
+            blockiness: blockiness(&fine),
+        }
     }
 }
 
@@ -29,54 +38,110 @@ impl Statistics {
 const TYPICAL_SHARPNESS: f32 = 0.5;
 
 /// The mean magnitude of the second differences of neighbours, relative to those of pixels at twice the distance.
-fn sharpness(luma: &Plane) -> f32 {
-    let fine = mean_second_difference(luma, 1);
-    let coarse = mean_second_difference(luma, 2);
+fn sharpness(fine: &SecondDifferences, coarse: &SecondDifferences) -> f32 {
     // Less is rounding.
     const LEAST: f32 = 1e-5;
+    let (fine, coarse) = (fine.mean(), coarse.mean());
     if coarse > LEAST { fine / coarse } else { TYPICAL_SHARPNESS }
 }
 
-/// The mean magnitude of the second differences by x and y of pixels at `distance`.
-fn mean_second_difference(luma: &Plane, distance: usize) -> f32 {
-    let (width, height) = (luma.width, luma.height);
-    let line = |y: usize| &luma.values[y * width..][..width];
-    let rows = (0..height).into_par_iter().map(|y| {
-        let middle = line(y);
-        let by_x = match middle.get(2 * distance..) {
-            Some(after) => sum_of_second_differences(middle, &middle[distance..], after),
-            None => 0.0,
+/// The mean magnitude of the second differences of neighbours at the borders of blocks, relative to that elsewhere, by x or
+/// by y: the smaller one, because black bars and stripes may lie on borders in one direction. Magnitudes are limited to
+/// [`LIMIT`].
+fn blockiness(fine: &SecondDifferences) -> f32 {
+    // Added to both, so that flat planes give 1.
+    const LEAST: f64 = 1e-4;
+    let height = fine.rows.len();
+    let mut ratios = [0, 1].map(|direction| {
+        // The sum and the number of the differences at borders, and elsewhere.
+        let (mut borders, mut others) = ((0.0, 0.0), (0.0, 0.0));
+        let mut add = |at: usize, sum: f32, count: usize| {
+            let part = if matches!(at % BLOCK, 0 | 7) { &mut borders } else { &mut others };
+            part.0 += f64::from(sum);
+            part.1 += count as f64;
         };
-        let by_y = match (y.checked_sub(distance), y + distance < height) {
-            (Some(above), true) => {
-                sum_of_second_differences(line(above), middle, line(y + distance))
+        for (y, sums) in fine.rows.iter().map(|row| &row[direction].limited).enumerate() {
+            match direction {
+                // The first difference is that of column 1.
+                0 => sums.iter().enumerate().for_each(|(n, sum)| {
+                    add(n + 1, *sum, fine.width.saturating_sub(2 + n).div_ceil(BLOCK));
+                }),
+                _ if y == 0 || y + 1 == height => {}
+                _ => add(y, sums.iter().sum(), fine.width),
             }
-            _ => 0.0,
-        };
-        f64::from(by_x + by_y)
+        }
+        match borders.1 > 0.0 {
+            true => (borders.0 / borders.1 + LEAST) / (others.0 / others.1 + LEAST),
+            false => 1.0,
+        }
     });
-    // The order of the additions must not depend on the number of threads.
-    let sum: f64 = rows.collect::<Vec<_>>().into_iter().sum();
-    (sum / (2 * width * height) as f64) as f32
+    ratios.sort_by(f64::total_cmp);
+    ratios[0] as f32
 }
 
-/// The sum of |a − 2b + c|, as long as the shortest slice.
+/// The side of the blocks in which noise is measured, and of those of codecs.
+const BLOCK: usize = 8;
+/// In units of the luma, 3 of 255 steps: the edges of objects must not outweigh the borders of blocks.
+const LIMIT: f32 = 0.012;
+
+/// The magnitudes of the second differences of the pixels of a plane at some distance.
+struct SecondDifferences {
+    width: usize,
+    /// Sums by x and by y of each row.
+    rows: Vec<[Sums; 2]>,
+}
+
+/// Sums of magnitudes n, n + [`BLOCK`], n + 2·[`BLOCK`] and so on in lane n.
+#[derive(Default)]
+struct Sums {
+    total: [f32; BLOCK],
+    /// The same with each magnitude limited to [`LIMIT`].
+    limited: [f32; BLOCK],
+}
+
+impl SecondDifferences {
+    fn of(luma: &Plane, distance: usize) -> Self {
+        let line = |y: usize| &luma.values[y * luma.width..][..luma.width];
+        let row = |y: usize| {
+            let middle = line(y);
+            let by_x = match middle.get(2 * distance..) {
+                Some(after) => sum_second_differences(middle, &middle[distance..], after),
+                None => Sums::default(),
+            };
+            let by_y = match (y.checked_sub(distance), y + distance < luma.height) {
+                (Some(above), true) => {
+                    sum_second_differences(line(above), middle, line(y + distance))
+                }
+                _ => Sums::default(),
+            };
+            [by_x, by_y]
+        };
+        Self { width: luma.width, rows: (0..luma.height).into_par_iter().map(row).collect() }
+    }
+
+    fn mean(&self) -> f32 {
+        let sums = self.rows.iter().flatten().map(|sums| f64::from(sums.total.iter().sum::<f32>()));
+        // The order of the additions does not depend on the number of threads.
+        (sums.sum::<f64>() / (2 * self.width * self.rows.len()) as f64) as f32
+    }
+}
+
+/// The sums of |a − 2b + c|, as long as the shortest slice.
 #[multiversion(targets("x86_64+avx2+fma"))]
-fn sum_of_second_differences(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
-    /// Sums side by side.
-    const LANES: usize = 8;
-    let mut sums = [0.0_f32; LANES];
-    let parts = a.chunks(LANES).zip(b.chunks(LANES)).zip(c.chunks(LANES));
+fn sum_second_differences(a: &[f32], b: &[f32], c: &[f32]) -> Sums {
+    let mut sums = Sums::default();
+    let parts = a.chunks(BLOCK).zip(b.chunks(BLOCK)).zip(c.chunks(BLOCK));
     for ((a, b), c) in parts {
-        for (((sum, a), b), c) in sums.iter_mut().zip(a).zip(b).zip(c) {
-            *sum += (a - 2.0 * b + c).abs();
+        let lanes = sums.total.iter_mut().zip(&mut sums.limited);
+        for ((((total, limited), a), b), c) in lanes.zip(a).zip(b).zip(c) {
+            let magnitude = (a - 2.0 * b + c).abs();
+            *total += magnitude;
+            *limited += magnitude.min(LIMIT);
         }
     }
-    sums.iter().sum()
+    sums
 }
 
-/// Side of the blocks.
-const BLOCK: usize = 8;
 /// Blocks darker than this do not count: black bars have no noise.
 const MIN_LUMA: f32 = 0.02;
 /// One block in so many has less noise than the estimate: most others have texture as well.
@@ -169,7 +234,7 @@ mod tests {
             let mut plane = Plane::new(60, 40);
             let values = plane.values.iter_mut().enumerate();
             values.for_each(|(n, luma)| *luma = value(n % 60));
-            sharpness(&plane)
+            Statistics::of(&plane).sharpness
         };
         let noise = plane(&mut |_| normal.sample(&mut random));
         assert!((0.95..1.05).contains(&noise), "{noise}");
@@ -180,11 +245,42 @@ mod tests {
         assert!((0.2..0.35).contains(&blurred), "{blurred}");
     }
 
+    /// A chessboard of blocks of 8×8 that differ by 4 of 255 steps, in noise. The first block ends in column and row
+    /// `8 − offset`.
+    fn chessboard([dx, dy]: [usize; 2], (width, height): (usize, usize)) -> Plane {
+        let mut random = ChaCha8Rng::seed_from_u64(3);
+        let noise = Normal::new(0.0, 0.002).unwrap();
+        let mut plane = Plane::new(width, height);
+        for (n, luma) in plane.values.iter_mut().enumerate() {
+            let (x, y) = (n % width + dx, n / width + dy);
+            let step = if (x / 8 + y / 8).is_multiple_of(2) { 0.0 } else { 4.0 / 255.0 };
+            *luma = 0.4 + step + noise.sample(&mut random);
+        }
+        plane
+    }
+
+    #[test]
+    fn only_steps_at_the_borders_of_blocks_in_both_directions_are_blocks() {
+        let measure = |offset, size| Statistics::of(&chessboard(offset, size)).blockiness;
+        let blocks = measure([0, 0], (123, 77));
+        assert!(blocks > 2.5, "{blocks}");
+        for offset in [[0, 4], [4, 0], [0, 1], [0, 7], [1, 0], [7, 0], [4, 4]] {
+            let ratio = measure(offset, (123, 77));
+            assert!(ratio < 0.7 * blocks, "{offset:?}: {ratio}, {blocks}");
+        }
+        assert!(measure([4, 4], (123, 77)) < 1.0);
+        // Too small for a border in both directions.
+        for size in [(3, 1), (1, 3), (3, 3), (8, 8)] {
+            assert_eq!(measure([0, 0], size), 1.0);
+        }
+    }
+
     #[test]
     fn planes_without_a_block_have_no_noise_and_flat_ones_are_typical() {
         for size in [(1, 1), (2, 1), (9, 40), (40, 9), (16, 16)] {
-            let Statistics { noise, sharpness } = Statistics::of(&Plane::new(size.0, size.1));
-            assert_eq!((noise, sharpness), (0.0, TYPICAL_SHARPNESS));
+            let statistics = Statistics::of(&Plane::new(size.0, size.1));
+            let Statistics { noise, sharpness, blockiness } = statistics;
+            assert_eq!((noise, sharpness, blockiness), (0.0, TYPICAL_SHARPNESS, 1.0));
         }
     }
 }

@@ -53,13 +53,16 @@ fn write_upscaled(
     cancel: &Cancel,
 ) -> Result<(), Error> {
     let Upscaler { factor, fold, .. } = upscaler;
-    let chain = chain.with_constants(&Upscaler::statistics_input(Statistics::of(luma)));
+    let statistics = Statistics::of(luma);
+    let chain = chain.with_constants(&Upscaler::statistics_input(statistics));
+    let scale = Upscaler::residual_scale(statistics);
     let size = (luma.width.div_ceil(fold), luma.height.div_ceil(fold));
     let block = fold * factor;
     let stride = large.width() * Frame::COMPONENTS;
     // Blocks may extend beyond a side that is not a multiple of the block size.
     let height = large.height();
-    let components = large.components();
+    let (count, units) = luma_components(large.components());
+    let luma_units = (count, scale * units);
     let band_rows = band_rows(size.1);
     large.pixels_mut().par_chunks_mut(band_rows * block * stride).enumerate().try_for_each(
         |(band, pixels)| {
@@ -71,7 +74,7 @@ fn write_upscaled(
                 cancel.check()?;
                 let lines = pixels.chunks_exact_mut(stride).skip((y - first) * block).take(block);
                 for (dy, line) in lines.enumerate() {
-                    add_blocks(line, row, (block, dy), components);
+                    add_blocks(line, row, (block, dy), luma_units);
                 }
                 Ok(())
             };
@@ -102,33 +105,33 @@ fn luma_components(components: Components) -> (usize, f32) {
 }
 
 /// Adds row `dy` of each block of `side` to the luma of the pixels below it: the depth-to-space transform of
-/// one line. `blocks` is [n, side, side], `line` is [w, 4].
+/// one line. `blocks` is [n, side, side], `line` is [w, 4]. The first `count` components get `units` for a unit of
+/// `blocks`.
 fn add_blocks(
     line: &mut [u16],
     blocks: &[f32],
     (side, dy): (usize, usize),
-    components: Components,
+    (count, units): (usize, f32),
 ) {
     #[cfg(target_arch = "x86_64")]
     if side == avx2::SIDE && is_x86_feature_detected!("avx2") {
         // SAFETY: the CPU supports AVX2.
-        return unsafe { avx2::add_blocks(line, blocks, dy, components) };
+        return unsafe { avx2::add_blocks(line, blocks, dy, (count, units)) };
     }
-    add_blocks_portable(line, blocks, (side, dy), components);
+    add_blocks_portable(line, blocks, (side, dy), (count, units));
 }
 
 fn add_blocks_portable(
     line: &mut [u16],
     blocks: &[f32],
     (side, dy): (usize, usize),
-    components: Components,
+    (count, units): (usize, f32),
 ) {
-    let (count, scale) = luma_components(components);
     let blocks = blocks.chunks_exact(side * side);
     for (pixels, block) in line.chunks_mut(side * Frame::COMPONENTS).zip(blocks) {
         let pixels = pixels.as_chunks_mut::<{ Frame::COMPONENTS }>().0;
         for (pixel, value) in pixels.iter_mut().zip(&block[dy * side..][..side]) {
-            let residual = (value.clamp(-1.0, 1.0) * scale).round_ties_even() as i32;
+            let residual = (value.clamp(-1.0, 1.0) * units).round_ties_even() as i32;
             for component in &mut pixel[..count] {
                 *component = (i32::from(*component) + residual).clamp(0, 65535) as u16;
             }
@@ -141,14 +144,18 @@ fn add_blocks_portable(
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{Components, Frame, add_blocks_portable, luma_components};
+    use super::{Frame, add_blocks_portable};
 
     /// Side of the blocks that this code supports.
     pub(super) const SIDE: usize = 4;
 
     #[target_feature(enable = "avx2")]
-    pub(super) fn add_blocks(line: &mut [u16], blocks: &[f32], dy: usize, components: Components) {
-        let (count, scale) = luma_components(components);
+    pub(super) fn add_blocks(
+        line: &mut [u16],
+        blocks: &[f32],
+        dy: usize,
+        (count, units): (usize, f32),
+    ) {
         // The index of both bytes of a value for each component that holds luma; others get 0.
         let pixel = |n: i64| match count {
             1 => 0x8080_8080_8080_0100_u64 as i64 + 0x0202 * n,
@@ -160,7 +167,7 @@ mod avx2 {
         for (pixels, block) in whole.iter_mut().zip(blocks) {
             let values: __m128 = bytemuck::cast(block.as_chunks::<SIDE>().0[dy]);
             let values = _mm_max_ps(_mm_min_ps(values, _mm_set1_ps(1.0)), _mm_set1_ps(-1.0));
-            let residual = _mm_cvtps_epi32(_mm_mul_ps(values, _mm_set1_ps(scale)));
+            let residual = _mm_cvtps_epi32(_mm_mul_ps(values, _mm_set1_ps(units)));
             // There is no saturating addition of i32 to u16: the positive parts (lower half) are added, the
             // negative parts (upper half) subtracted. Packing sets the other ones to zero.
             let parts = _mm_packus_epi32(residual, _mm_sub_epi32(_mm_setzero_si128(), residual));
@@ -171,7 +178,7 @@ mod avx2 {
         }
         // The last block may extend beyond the line.
         if let Some(last) = blocks.get(whole.len()) {
-            add_blocks_portable(rest, last, (SIDE, dy), components);
+            add_blocks_portable(rest, last, (SIDE, dy), (count, units));
         }
     }
 
@@ -191,12 +198,12 @@ mod tests {
     fn add_blocks_equals_the_portable_code() {
         let blocks: Vec<_> = (0..10 * 16).map(|n| (n * 7919 % 401) as f32 / 150.0 - 1.3).collect();
         let values = |n: usize| (n * 40_503 % 65_536) as u16;
-        let ycbcr = Components::Ycbcr { black: 4112, white: 60_395, neutral: 32_896 };
-        for (dy, components) in (0..4).zip([ycbcr, Components::Rgb].into_iter().cycle()) {
+        let luma_units = [(1, 56_283.0), (3, 65_535.0)];
+        for (dy, luma_units) in (0..4).zip(luma_units.into_iter().cycle()) {
             let mut line: Vec<_> = (0..37 * Frame::COMPONENTS).map(values).collect();
             let mut expected = line.clone();
-            add_blocks(&mut line, &blocks, (4, dy), components);
-            add_blocks_portable(&mut expected, &blocks, (4, dy), components);
+            add_blocks(&mut line, &blocks, (4, dy), luma_units);
+            add_blocks_portable(&mut expected, &blocks, (4, dy), luma_units);
             assert_eq!(line, expected);
         }
     }
