@@ -12,8 +12,8 @@ pub struct NetworkShape {
     pub channels: &'static [usize],
 }
 
-/// A super-resolution network for an integer factor. It predicts the luma residual: the original minus its
-/// Lanczos resize.
+/// A super-resolution network for an integer factor. It is trained to predict the luma residual, the original minus its
+/// Lanczos resize. The embedded weights predict a part of it: `RESIDUAL_SCALE` in `examples/train_lite`.
 ///
 /// The input is the luma with `fold`×`fold` pixels folded into channels (space to depth) and, in one channel each,
 /// the [`Statistics`] of the frame: [h/fold, w/fold, fold² + 2]. The output has (fold·factor)² channels, unfolded by depth to

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Statistics of a whole frame: by noise and sharpness, the upscalers sharpen neither noise nor sharp detail; by blockiness,
-//! their residuals are scaled.
+//! Statistics of a whole frame. The upscalers read noise and sharpness, so that they sharpen neither noise nor sharp detail;
+//! blockiness scales their residuals.
 
 use std::f32::consts::FRAC_PI_2;
 
@@ -17,8 +17,8 @@ pub struct Statistics {
     /// How much the finest detail weighs, relative to that of twice its size: 0.4 in soft or strongly compressed
     /// frames, 0.5 in sharp ones, up to 1 with noise.
     pub sharpness: f32,
-    /// How much the borders of 8×8 blocks stand out: 1 in uncompressed frames, 1 to 1.05 after H.264, whose decoder
-    /// smooths them, 1.1 and more after JPEG.
+    /// How much the borders of 8×8 blocks stand out: 1 in uncompressed frames, mostly 1 to 1.05 after H.264, whose
+    /// decoder smooths them, 1.1 and more after JPEG.
     pub blockiness: f32,
 }
 
@@ -52,7 +52,7 @@ fn blockiness(fine: &SecondDifferences) -> f32 {
     // Added to both, so that flat planes give 1.
     const LEAST: f64 = 1e-4;
     let height = fine.rows.len();
-    let mut ratios = [0, 1].map(|direction| {
+    let [by_x, by_y] = [0, 1].map(|direction| {
         // The sum and the number of the differences at borders, and elsewhere.
         let (mut borders, mut others) = ((0.0, 0.0), (0.0, 0.0));
         let mut add = |at: usize, sum: f32, count: usize| {
@@ -75,8 +75,7 @@ fn blockiness(fine: &SecondDifferences) -> f32 {
             false => 1.0,
         }
     });
-    ratios.sort_by(f64::total_cmp);
-    ratios[0] as f32
+    f64::min(by_x, by_y) as f32
 }
 
 /// The side of the blocks in which noise is measured, and of those of codecs.
